@@ -1,0 +1,522 @@
+/*
+ * Descriptors and the contents of /tmp (part of the extractor).
+ *
+ * What a descriptor is, is read from /proc/PID/fdinfo and from a duplicate of it (pidfd_getfd). dup'ed descriptors
+ * share one description, and epoll may hold entries whose descriptor is closed or means another file by now: both are
+ * told apart with kcmp. Kinds that are not listed here are refused with their name.
+ */
+#include "extractor.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/kcmp.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <linux/unix_diag.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <arpa/inet.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define FDS_MAX 4096
+#define QUEUE_BYTES_MAX (1 << 20)
+#define TMP_BYTES_MAX (64ULL << 20)
+#define TMP_ENTRIES_MAX 4096
+#define TMP_DEPTH_MAX 32
+#define SOCKETS_MAX 1024
+
+struct descriptor {
+	int fd, mine, same;
+	uint64_t flags, pos;
+	char link[512];
+	char info[8192];
+	struct stat is;
+};
+
+static struct descriptor *descriptors;
+static int descriptor_count;
+static pid_t pid;
+static uint64_t stored_bytes; /* in the image's `tmp` file */
+static int tmp_file = -1;
+
+static struct {
+	uint32_t inode, peer;
+} sockets[SOCKETS_MAX];
+static int socket_count = -1;
+
+static uint64_t info_number(const struct descriptor *d, const char *name, int base)
+{
+	const char *at = strstr(d->info, name);
+	return at ? strtoull(at + strlen(name), NULL, base) : 0;
+}
+
+static void read_descriptors(const struct target *target)
+{
+	char path[64];
+	pid = target->pid;
+	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (pidfd < 0)
+		die("pidfd_open: %s", strerror(errno));
+	snprintf(path, sizeof path, "/proc/%d/fd", pid);
+	DIR *list = opendir(path);
+	if (!list)
+		die("cannot list descriptors: %s", strerror(errno));
+	descriptors = calloc(FDS_MAX, sizeof *descriptors);
+	if (!descriptors)
+		die("out of memory");
+	for (struct dirent *entry; (entry = readdir(list));) {
+		if (entry->d_name[0] == '.')
+			continue;
+		if (descriptor_count == FDS_MAX)
+			refuse("it has more than %d open descriptors", FDS_MAX);
+		struct descriptor *d = &descriptors[descriptor_count++];
+		d->fd = d->same = atoi(entry->d_name);
+		ssize_t got = readlinkat(dirfd(list), entry->d_name, d->link, sizeof d->link - 1);
+		d->mine = (int)syscall(SYS_pidfd_getfd, pidfd, d->fd, 0);
+		if (got < 0 || d->mine < 0 || fstat(d->mine, &d->is) != 0)
+			die("cannot look at descriptor %d: %s", d->fd, strerror(errno));
+		d->link[got] = 0;
+		snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", pid, d->fd);
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		size_t have = 0;
+		while (fd >= 0 && have < sizeof d->info - 1 && (got = read(fd, d->info + have, sizeof d->info - 1 - have)) > 0)
+			have += (size_t)got;
+		if (fd < 0 || got < 0)
+			die("cannot read %s: %s", path, strerror(errno));
+		if (have == sizeof d->info - 1)
+			refuse("descriptor %d has too many entries to list", d->fd);
+		close(fd);
+		d->flags = info_number(d, "flags:\t", 8);
+		d->pos = info_number(d, "pos:\t", 10);
+	}
+	closedir(list);
+	close(pidfd);
+	for (int i = 0; i < descriptor_count; i++) {
+		for (int j = 0; j < i; j++) {
+			struct descriptor *a = &descriptors[j], *b = &descriptors[i];
+			if (a->same != a->fd || a->is.st_ino != b->is.st_ino || a->is.st_dev != b->is.st_dev)
+				continue;
+			if (syscall(SYS_kcmp, pid, pid, KCMP_FILE, a->fd, b->fd) == 0) {
+				b->same = a->fd;
+				break;
+			}
+		}
+	}
+}
+
+static void open_tmp_file(int image_dir)
+{
+	tmp_file = openat(image_dir, "tmp", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (tmp_file < 0)
+		die("cannot make the image's tmp file: %s", strerror(errno));
+}
+
+static int image_directory = -1;
+
+/* Appends a file's bytes to the image's `tmp` file; writes where they are. */
+static void store_contents(int from, uint64_t bytes, const char *what)
+{
+	static char copy[65536];
+	if (stored_bytes + bytes > TMP_BYTES_MAX)
+		refuse("%s: more than %llu MiB of temporary files", what, TMP_BYTES_MAX >> 20);
+	json_int("at", (int64_t)stored_bytes);
+	json_int("bytes", (int64_t)bytes);
+	uint64_t done = 0;
+	while (done < bytes) {
+		size_t part = bytes - done < sizeof copy ? (size_t)(bytes - done) : sizeof copy;
+		ssize_t got = pread(from, copy, part, (off_t)done);
+		if (got <= 0)
+			die("cannot read %s: %s", what, strerror(errno));
+		if (tmp_file < 0)
+			open_tmp_file(image_directory);
+		if (pwrite(tmp_file, copy, (size_t)got, (off_t)stored_bytes) != got)
+			die("cannot write the image's tmp file: %s", strerror(errno));
+		done += (uint64_t)got;
+		stored_bytes += (uint64_t)got;
+	}
+}
+
+/* ---- kinds ---- */
+
+static void write_pipe(const struct descriptor *d)
+{
+	json_string("kind", "pipe");
+	json_int("inode", (int64_t)d->is.st_ino);
+	bool reads = (d->flags & O_ACCMODE) == O_RDONLY;
+	json_string("end", reads ? "read" : "write");
+	json_int("capacity", fcntl(d->mine, F_GETPIPE_SZ));
+	if (!reads)
+		return;
+	static uint8_t bytes[QUEUE_BYTES_MAX];
+	int copy[2];
+	if (pipe2(copy, O_CLOEXEC | O_NONBLOCK) != 0)
+		die("pipe: %s", strerror(errno));
+	fcntl(copy[1], F_SETPIPE_SZ, QUEUE_BYTES_MAX);
+	/* tee copies what lies in the pipe and leaves it there */
+	ssize_t teed = tee(d->mine, copy[1], QUEUE_BYTES_MAX, SPLICE_F_NONBLOCK);
+	ssize_t got = teed > 0 ? read(copy[0], bytes, sizeof bytes) : 0;
+	if ((teed < 0 && errno != EAGAIN) || got < 0)
+		die("cannot read the pipe behind descriptor %d: %s", d->fd, strerror(errno));
+	json_bytes("bytes", bytes, (size_t)got);
+	close(copy[0]);
+	close(copy[1]);
+}
+
+static void write_epoll(const struct descriptor *d)
+{
+	json_string("kind", "epoll");
+	json_open("entries", '[');
+	uint32_t seen[FDS_MAX][2];
+	int seen_count = 0;
+	for (const char *at = d->info; (at = strstr(at, "tfd:")); at++) {
+		int fd;
+		unsigned int events;
+		uint64_t data;
+		if (sscanf(at, "tfd: %d events: %x data: %" SCNx64, &fd, &events, &data) != 3)
+			continue;
+		/* the n-th entry with this number: stale entries repeat numbers */
+		uint32_t nth = 0;
+		for (int i = 0; i < seen_count; i++)
+			if (seen[i][0] == (uint32_t)fd)
+				nth = ++seen[i][1];
+		if (nth == 0 && seen_count < FDS_MAX) {
+			seen[seen_count][0] = (uint32_t)fd;
+			seen[seen_count++][1] = 0;
+		}
+		struct kcmp_epoll_slot slot = { .efd = (uint32_t)d->fd, .tfd = (uint32_t)fd, .toff = nth };
+		int file = -1;
+		for (int i = 0; i < descriptor_count; i++) {
+			const struct descriptor *other = &descriptors[i];
+			if (syscall(SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, other->fd, &slot) != 0)
+				continue;
+			if (file < 0 || other->fd == fd)
+				file = other->fd;
+		}
+		if (file < 0) {
+			note("an epoll entry for descriptor %d refers to a file that is open nowhere; it is left out", fd);
+			continue;
+		}
+		json_open(NULL, '{');
+		json_int("fd", fd);
+		json_int("file", file);
+		json_int("events", events);
+		json_hex("data", data);
+		json_close('}');
+	}
+	json_close(']');
+}
+
+static void write_timerfd(const struct descriptor *d)
+{
+	long long seconds, nanoseconds, every_s, every_ns;
+	const char *value = strstr(d->info, "it_value:"), *interval = strstr(d->info, "it_interval:");
+	if (!value || !interval || sscanf(value, "it_value: (%lld, %lld)", &seconds, &nanoseconds) != 2 ||
+	    sscanf(interval, "it_interval: (%lld, %lld)", &every_s, &every_ns) != 2)
+		die("cannot read timer descriptor %d", d->fd);
+	json_string("kind", "timerfd");
+	json_int("clock", (int64_t)info_number(d, "clockid: ", 10));
+	json_int("ticks", (int64_t)info_number(d, "ticks: ", 10));
+	json_open("value", '[');
+	json_int(NULL, seconds);
+	json_int(NULL, nanoseconds);
+	json_close(']');
+	json_open("interval", '[');
+	json_int(NULL, every_s);
+	json_int(NULL, every_ns);
+	json_close(']');
+}
+
+static void find_sockets(void)
+{
+	char path[64];
+	socket_count = 0;
+	snprintf(path, sizeof path, "/proc/%d/ns/net", pid);
+	int ns = open(path, O_RDONLY | O_CLOEXEC), home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (ns < 0 || home < 0 || setns(ns, CLONE_NEWNET) != 0)
+		die("cannot enter the network namespace: %s", strerror(errno));
+	int diag = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+	int result = setns(home, CLONE_NEWNET);
+	close(ns);
+	close(home);
+	struct {
+		struct nlmsghdr header;
+		struct unix_diag_req request;
+	} ask = { .header = { .nlmsg_len = sizeof ask, .nlmsg_type = SOCK_DIAG_BY_FAMILY, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP },
+		  .request = { .sdiag_family = AF_UNIX, .udiag_states = UINT32_MAX, .udiag_show = UDIAG_SHOW_PEER } };
+	if (diag < 0 || result != 0 || send(diag, &ask, sizeof ask, 0) != sizeof ask)
+		die("cannot ask for unix sockets: %s (a kernel without CONFIG_UNIX_DIAG?)", strerror(errno));
+	static char answer[65536] __attribute__((aligned(8)));
+	for (bool more = true; more;) {
+		ssize_t got = recv(diag, answer, sizeof answer, 0);
+		if (got <= 0)
+			die("cannot read the list of unix sockets: %s", strerror(errno));
+		int left = (int)got;
+		for (struct nlmsghdr *h = (struct nlmsghdr *)answer; NLMSG_OK(h, left); h = NLMSG_NEXT(h, left)) {
+			if (h->nlmsg_type == NLMSG_DONE || h->nlmsg_type == NLMSG_ERROR) {
+				more = false;
+				break;
+			}
+			struct unix_diag_msg *message = NLMSG_DATA(h);
+			if (socket_count == SOCKETS_MAX)
+				refuse("more than %d unix sockets", SOCKETS_MAX);
+			sockets[socket_count].inode = message->udiag_ino;
+			sockets[socket_count].peer = 0;
+			int rest = (int)(h->nlmsg_len - NLMSG_LENGTH(sizeof *message));
+			for (struct rtattr *a = (struct rtattr *)(message + 1); RTA_OK(a, rest); a = RTA_NEXT(a, rest))
+				if (a->rta_type == UNIX_DIAG_PEER)
+					sockets[socket_count].peer = *(uint32_t *)RTA_DATA(a);
+			socket_count++;
+		}
+	}
+	close(diag);
+}
+
+static int socket_option(int fd, int option)
+{
+	int value = 0;
+	socklen_t bytes = sizeof value;
+	if (getsockopt(fd, SOL_SOCKET, option, &value, &bytes) != 0)
+		die("getsockopt: %s", strerror(errno));
+	return value;
+}
+
+static void write_unix(const struct descriptor *d, int type)
+{
+	if (socket_option(d->mine, SO_ACCEPTCONN))
+		refuse("it listens on a unix socket (descriptor %d)", d->fd);
+	if (socket_count < 0)
+		find_sockets();
+	uint32_t peer = 0;
+	for (int i = 0; i < socket_count; i++)
+		if (sockets[i].inode == d->is.st_ino)
+			peer = sockets[i].peer;
+	bool peer_is_here = false;
+	for (int i = 0; i < descriptor_count; i++)
+		peer_is_here |= peer != 0 && descriptors[i].is.st_ino == peer && S_ISSOCK(descriptors[i].is.st_mode);
+	static uint8_t bytes[QUEUE_BYTES_MAX];
+	if (type != SOCK_STREAM && recv(d->mine, bytes, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 && peer_is_here)
+		refuse("unread datagrams lie in a unix socket (descriptor %d)", d->fd);
+	ssize_t got = type == SOCK_STREAM ? recv(d->mine, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT) : 0;
+	json_string("kind", "unix");
+	json_int("type", type);
+	json_int("inode", (int64_t)d->is.st_ino);
+	json_int("peer", peer_is_here ? peer : 0);
+	json_bytes("bytes", bytes, got > 0 ? (size_t)got : 0);
+	if (peer && !peer_is_here)
+		note("a unix socket to another process (descriptor %d) will be seen as closed", d->fd);
+}
+
+static void address_text(const struct sockaddr_storage *address, char *text, size_t room)
+{
+	char ip[INET6_ADDRSTRLEN] = "?";
+	uint16_t port = 0;
+	if (address->ss_family == AF_INET) {
+		const struct sockaddr_in *in = (const struct sockaddr_in *)address;
+		inet_ntop(AF_INET, &in->sin_addr, ip, sizeof ip);
+		port = ntohs(in->sin_port);
+	} else if (address->ss_family == AF_INET6) {
+		const struct sockaddr_in6 *in = (const struct sockaddr_in6 *)address;
+		inet_ntop(AF_INET6, &in->sin6_addr, ip, sizeof ip);
+		port = ntohs(in->sin6_port);
+	}
+	snprintf(text, room, "%s:%u", ip, port);
+}
+
+static void write_inet(const struct descriptor *d, int domain, int type)
+{
+	struct sockaddr_storage local = { 0 }, remote = { 0 };
+	socklen_t local_bytes = sizeof local, remote_bytes = sizeof remote;
+	char from[80], to[80];
+	getsockname(d->mine, (struct sockaddr *)&local, &local_bytes);
+	bool connected = getpeername(d->mine, (struct sockaddr *)&remote, &remote_bytes) == 0;
+	address_text(&local, from, sizeof from);
+	address_text(&remote, to, sizeof to);
+	if (type == SOCK_STREAM && socket_option(d->mine, SO_ACCEPTCONN))
+		refuse("it listens on TCP %s (descriptor %d)", from, d->fd);
+	if (type != SOCK_STREAM && type != SOCK_DGRAM)
+		refuse("it holds a raw network socket (descriptor %d)", d->fd);
+	struct tcp_info info = { 0 };
+	socklen_t info_bytes = sizeof info;
+	bool open_connection = false;
+	if (type == SOCK_STREAM && getsockopt(d->mine, IPPROTO_TCP, TCP_INFO, &info, &info_bytes) == 0)
+		open_connection = info.tcpi_state != TCP_CLOSE;
+	json_string("kind", "inet");
+	json_int("domain", domain);
+	json_int("type", type);
+	json_string("state", type == SOCK_STREAM ? (open_connection ? "connection" : "idle") : "datagram");
+	json_bytes("local", &local, local_bytes);
+	if (connected && type == SOCK_DGRAM)
+		json_bytes("remote", &remote, remote_bytes);
+	if (open_connection)
+		note("TCP connection %s → %s (descriptor %d) will be seen as reset", from, connected ? to : "?", d->fd);
+}
+
+static void write_socket(const struct descriptor *d)
+{
+	int domain = socket_option(d->mine, SO_DOMAIN), type = socket_option(d->mine, SO_TYPE);
+	if (domain == AF_UNIX)
+		write_unix(d, type);
+	else if (domain == AF_INET || domain == AF_INET6)
+		write_inet(d, domain, type);
+	else
+		refuse("it holds a socket of address family %d (descriptor %d)", domain, d->fd);
+}
+
+static void write_file(const struct descriptor *d)
+{
+	bool deleted = d->is.st_nlink == 0;
+	json_string("kind", S_ISDIR(d->is.st_mode) ? "directory" : "file");
+	json_string("path", d->link);
+	json_int("mode", d->is.st_mode & 07777);
+	if (!deleted)
+		return;
+	if (S_ISDIR(d->is.st_mode))
+		refuse("it holds a deleted directory open (%s)", d->link);
+	json_int("deleted", 1);
+	json_int("memfd", strncmp(d->link, "/memfd:", 7) == 0);
+	store_contents(d->mine, (uint64_t)d->is.st_size, d->link);
+}
+
+static void write_descriptor(const struct target *target, const struct descriptor *d)
+{
+	json_open(NULL, '{');
+	json_int("fd", d->fd);
+	json_int("flags", (int64_t)d->flags);
+	json_int("pos", (int64_t)d->pos);
+	if (d->fd == target->control_fd) {
+		json_string("kind", "control");
+	} else if (d->same != d->fd) {
+		json_string("kind", "same");
+		json_int("as", d->same);
+	} else if (S_ISFIFO(d->is.st_mode)) {
+		if (d->is.st_nlink > 0 && d->link[0] == '/')
+			refuse("it holds a named pipe open (%s)", d->link);
+		write_pipe(d);
+	} else if (S_ISSOCK(d->is.st_mode)) {
+		write_socket(d);
+	} else if (S_ISREG(d->is.st_mode) && d->link[0] == '/') {
+		write_file(d);
+	} else if (S_ISDIR(d->is.st_mode)) {
+		write_file(d);
+	} else if (S_ISCHR(d->is.st_mode) && major(d->is.st_rdev) == 1) {
+		json_string("kind", "device");
+		json_string("path", d->link);
+	} else if (strcmp(d->link, "anon_inode:[eventfd]") == 0) {
+		json_string("kind", "eventfd");
+		json_hex("count", info_number(d, "eventfd-count: ", 16));
+		json_int("semaphore", (int64_t)info_number(d, "eventfd-semaphore: ", 10));
+	} else if (strcmp(d->link, "anon_inode:[eventpoll]") == 0) {
+		write_epoll(d);
+	} else if (strcmp(d->link, "anon_inode:[timerfd]") == 0) {
+		write_timerfd(d);
+	} else if (strcmp(d->link, "anon_inode:[signalfd]") == 0) {
+		json_string("kind", "signalfd");
+		json_hex("mask", info_number(d, "sigmask:\t", 16));
+	} else {
+		refuse("it holds %s (descriptor %d)", d->link, d->fd);
+	}
+	json_close('}');
+}
+
+void write_descriptors(const struct target *target, int image_dir)
+{
+	image_directory = image_dir;
+	read_descriptors(target);
+	json_open("descriptors", '[');
+	for (int i = 0; i < descriptor_count; i++)
+		write_descriptor(target, &descriptors[i]);
+	json_close(']');
+}
+
+/* ---- /tmp ---- */
+
+static int tmp_entries;
+
+static void write_tree(int dir, const char *prefix, int depth)
+{
+	DIR *list = fdopendir(dir);
+	if (!list)
+		die("cannot list /tmp of the process: %s", strerror(errno));
+	if (depth > TMP_DEPTH_MAX)
+		refuse("/tmp is nested deeper than %d directories", TMP_DEPTH_MAX);
+	for (struct dirent *entry; (entry = readdir(list));) {
+		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+			continue;
+		struct stat is;
+		char path[4096], target[4096];
+		if (snprintf(path, sizeof path, "%s/%s", prefix, entry->d_name) >= (int)sizeof path)
+			refuse("a path under /tmp is too long");
+		if (fstatat(dir, entry->d_name, &is, AT_SYMLINK_NOFOLLOW) != 0)
+			die("cannot look at %s: %s", path, strerror(errno));
+		if (++tmp_entries > TMP_ENTRIES_MAX)
+			refuse("/tmp holds more than %d files", TMP_ENTRIES_MAX);
+		json_open(NULL, '{');
+		json_string("path", path);
+		json_int("mode", is.st_mode & 07777);
+		json_int("mtimeS", is.st_mtim.tv_sec);
+		json_int("mtimeNs", is.st_mtim.tv_nsec);
+		int fd = -1;
+		if (S_ISDIR(is.st_mode)) {
+			json_string("type", "directory");
+			json_close('}');
+			fd = openat(dir, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+			if (fd < 0)
+				die("cannot open %s: %s", path, strerror(errno));
+			write_tree(fd, path, depth + 1);
+			continue;
+		}
+		if (S_ISLNK(is.st_mode)) {
+			ssize_t got = readlinkat(dir, entry->d_name, target, sizeof target - 1);
+			if (got < 0)
+				die("cannot read %s: %s", path, strerror(errno));
+			target[got] = 0;
+			json_string("type", "link");
+			json_string("target", target);
+		} else if (S_ISREG(is.st_mode)) {
+			json_string("type", "file");
+			fd = openat(dir, entry->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+			if (fd < 0)
+				die("cannot open %s: %s", path, strerror(errno));
+			store_contents(fd, (uint64_t)is.st_size, path);
+			close(fd);
+		} else {
+			refuse("%s is neither a file, a directory nor a link", path);
+		}
+		json_close('}');
+	}
+	closedir(list);
+}
+
+void write_tmp(const struct target *target)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/root/tmp", target->pid);
+	int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		die("cannot open /tmp of the process: %s", strerror(errno));
+	json_open("tmp", '[');
+	write_tree(dir, "/tmp", 0);
+	json_close(']');
+	snprintf(path, sizeof path, "/proc/%d/root/dev/shm", target->pid);
+	DIR *shm = opendir(path);
+	for (struct dirent *entry; shm && (entry = readdir(shm));)
+		if (entry->d_name[0] != '.')
+			refuse("it holds POSIX shared memory (/dev/shm/%s)", entry->d_name);
+	if (shm)
+		closedir(shm);
+}
+
+void store_tmp(void)
+{
+	if (tmp_file >= 0 && fdatasync(tmp_file) != 0)
+		die("cannot write the image's tmp file: %s", strerror(errno));
+}

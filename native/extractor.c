@@ -1,0 +1,442 @@
+/*
+ * extractor: turns a parked process into facts and pages.
+ *
+ *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
+ *   extractor verify PAGES                                    prints the digest of a page space
+ *   extractor scan PID [PAGES]                                prints the present pages of a process by source
+ *
+ * Theory of operation. It decides nothing about the image: it reports what is, and TypeScript compiles that
+ * (src/image). While the process is stopped it only copies, into memory that was faulted in before; files are
+ * written after the process goes on.
+ *
+ *   stage       when                          what it does
+ *   prepare     process running               buffer of the size of its anonymous memory, faulted in
+ *   stop        main thread parked in read    seize all threads (ptrace), suspend seccomp
+ *   read        stopped                       registers, signals, mappings, descriptors, /tmp, pages → buffer
+ *   release     end of the stop               registers restored, threads detached
+ *   store       process running again         pages → sparse page space, zero pages left out, digest, fsync
+ *
+ * Whatever cannot be frozen is refused with its name before anything of the process was changed. The last line on
+ * stdout is one JSON object: {"ok":true,…} or {"ok":false,"code":"refused"|"failed","why":…}.
+ */
+#include "extractor.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+FILE *facts;
+static struct target target;
+static bool need_comma;
+static char notes[64][256];
+static int note_count;
+
+uint64_t clock_ns(int clock)
+{
+	struct timespec now;
+	clock_gettime(clock, &now);
+	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+}
+
+/* ---- JSON ---- */
+
+static void json_text(FILE *out, const char *text)
+{
+	fputc('"', out);
+	for (const unsigned char *at = (const unsigned char *)text; *at; at++) {
+		if (*at == '"' || *at == '\\')
+			fprintf(out, "\\%c", *at);
+		else if (*at < 0x20 || *at >= 0x7f)
+			fprintf(out, "\\u%04x", *at);
+		else
+			fputc(*at, out);
+	}
+	fputc('"', out);
+}
+
+static void json_key(const char *key)
+{
+	if (need_comma)
+		fputc(',', facts);
+	need_comma = true;
+	if (key) {
+		json_text(facts, key);
+		fputc(':', facts);
+	}
+}
+
+void json_open(const char *key, char bracket)
+{
+	json_key(key);
+	fputc(bracket, facts);
+	need_comma = false;
+}
+
+void json_close(char bracket)
+{
+	fputc(bracket, facts);
+	need_comma = true;
+}
+
+void json_string(const char *key, const char *value)
+{
+	json_key(key);
+	json_text(facts, value);
+}
+
+void json_bytes(const char *key, const void *bytes, size_t count)
+{
+	static const char digits[] = "0123456789abcdef";
+	const uint8_t *at = bytes;
+	json_key(key);
+	fputc('"', facts);
+	for (size_t i = 0; i < count; i++) {
+		fputc(digits[at[i] >> 4], facts);
+		fputc(digits[at[i] & 15], facts);
+	}
+	fputc('"', facts);
+}
+
+void json_hex(const char *key, uint64_t value)
+{
+	json_key(key);
+	fprintf(facts, "\"0x%" PRIx64 "\"", value);
+}
+
+void json_int(const char *key, int64_t value)
+{
+	json_key(key);
+	fprintf(facts, "%" PRId64, value);
+}
+
+/* ---- refusals ---- */
+
+static _Noreturn void end_with(const char *code, const char *format, va_list args)
+{
+	char text[1024];
+	vsnprintf(text, sizeof text, format, args);
+	release_all(&target);
+	printf("{\"ok\":false,\"code\":\"%s\",\"why\":", code);
+	json_text(stdout, text);
+	printf("}\n");
+	fflush(stdout);
+	exit(1);
+}
+
+void refuse(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	end_with("refused", format, args);
+}
+
+void die(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	end_with(errno == ENOSPC || errno == EDQUOT || errno == ENOMEM ? "exhausted" : "failed", format, args);
+}
+
+void note(const char *format, ...)
+{
+	if (note_count == (int)(sizeof notes / sizeof notes[0]))
+		return;
+	va_list args;
+	va_start(args, format);
+	vsnprintf(notes[note_count++], sizeof notes[0], format, args);
+	va_end(args);
+}
+
+/* ---- facts about the process as a whole ---- */
+
+static void write_clocks(void)
+{
+	json_open("clock", '{');
+	json_hex("monotonicNs", clock_ns(CLOCK_MONOTONIC));
+	json_hex("boottimeNs", clock_ns(CLOCK_BOOTTIME));
+	json_hex("realtimeNs", clock_ns(CLOCK_REALTIME));
+	json_close('}');
+}
+
+/* Addresses that prctl(PR_SET_MM_MAP) sets again; brk itself is asked of the process. */
+static void write_mm(void)
+{
+	char path[64], text[2048];
+	snprintf(path, sizeof path, "/proc/%d/stat", target.pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (got <= 0)
+		die("cannot read %s: %s", path, strerror(errno));
+	close(fd);
+	text[got] = 0;
+	uint64_t field[53] = { 0 };
+	char *at = strrchr(text, ')');
+	int index = 2;
+	for (char *word = strtok(at ? at + 1 : text, " "); word && index < 52; word = strtok(NULL, " "))
+		field[++index] = strtoull(word, NULL, 10);
+	json_open("mm", '{');
+	json_hex("startCode", field[26]);
+	json_hex("endCode", field[27]);
+	json_hex("startStack", field[28]);
+	json_hex("startData", field[45]);
+	json_hex("endData", field[46]);
+	json_hex("startBrk", field[47]);
+	json_hex("argStart", field[48]);
+	json_hex("argEnd", field[49]);
+	json_hex("envStart", field[50]);
+	json_hex("envEnd", field[51]);
+	json_hex("brk", (uint64_t)inject(&target, &target.threads[0], 12 /* brk */, (uint64_t[6]){ 0 }));
+	json_close('}');
+}
+
+static uint64_t status_hex(const char *status, const char *name, int base)
+{
+	const char *at = strstr(status, name);
+	return at ? strtoull(at + strlen(name), NULL, base) : 0;
+}
+
+/*
+ * Signal dispositions live in the kernel only; the process itself is asked (rt_sigaction), but only for
+ * signals that are caught or ignored. The answer goes below the main thread's stack, which is put back.
+ */
+static void write_signals(void)
+{
+	char path[64], text[4096];
+	snprintf(path, sizeof path, "/proc/%d/status", target.pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (got <= 0)
+		die("cannot read %s: %s", path, strerror(errno));
+	close(fd);
+	text[got] = 0;
+	if (status_hex(text, "SigPnd:", 16) | status_hex(text, "ShdPnd:", 16))
+		refuse("a signal is pending (SigPnd %llx, ShdPnd %llx)", (unsigned long long)status_hex(text, "SigPnd:", 16),
+		       (unsigned long long)status_hex(text, "ShdPnd:", 16));
+	uint64_t wanted = status_hex(text, "SigCgt:", 16) | status_hex(text, "SigIgn:", 16);
+	json_int("umask", (int64_t)status_hex(text, "Umask:", 8));
+
+	uint64_t scratch = (target.threads[0].regs[19] - 4096) & ~15ULL; /* rsp, well below the red zone */
+	uint64_t saved[4], answer[4];
+	snprintf(path, sizeof path, "/proc/%d/mem", target.pid);
+	int mem = open(path, O_RDWR | O_CLOEXEC);
+	if (mem < 0 || pread(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
+		die("cannot read the stack of the process: %s", strerror(errno));
+	json_open("sigactions", '[');
+	for (int signal = 1; signal <= 64; signal++) {
+		if (!(wanted & (1ULL << (signal - 1))) || signal == SIGKILL || signal == SIGSTOP)
+			continue;
+		long result = inject(&target, &target.threads[0], 13 /* rt_sigaction */,
+				     (uint64_t[6]){ (uint64_t)signal, 0, scratch, 8, 0, 0 });
+		if (result < 0 || pread(mem, answer, sizeof answer, (off_t)scratch) != sizeof answer)
+			die("cannot read the action of signal %d: %s", signal, strerror((int)-result));
+		json_open(NULL, '{');
+		json_int("signal", signal);
+		json_hex("handler", answer[0]);
+		json_hex("flags", answer[1]);
+		json_hex("restorer", answer[2]);
+		json_hex("mask", answer[3]);
+		json_close('}');
+	}
+	json_close(']');
+	json_open("itimers", '[');
+	for (int which = 0; which < 3; which++) {
+		long result = inject(&target, &target.threads[0], 36 /* getitimer */,
+				     (uint64_t[6]){ (uint64_t)which, scratch, 0, 0, 0, 0 });
+		if (result < 0 || pread(mem, answer, sizeof answer, (off_t)scratch) != sizeof answer)
+			die("cannot read interval timer %d: %s", which, strerror((int)-result));
+		json_open(NULL, '[');
+		for (int i = 0; i < 4; i++)
+			json_int(NULL, (int64_t)answer[i]);
+		json_close(']');
+	}
+	json_close(']');
+	if (pwrite(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
+		die("cannot put back the stack of the process: %s", strerror(errno));
+	close(mem);
+
+	snprintf(path, sizeof path, "/proc/%d/timers", target.pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	got = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	if (got > 0)
+		refuse("it holds a POSIX timer (timer_create)");
+}
+
+static void write_limits_and_place(void)
+{
+	json_open("rlimits", '[');
+	for (int resource = 0; resource < 16; resource++) {
+		uint64_t limit[2];
+		if (syscall(302 /* prlimit64 */, target.pid, resource, NULL, limit) != 0)
+			die("cannot read resource limit %d: %s", resource, strerror(errno));
+		json_open(NULL, '[');
+		json_hex(NULL, limit[0]);
+		json_hex(NULL, limit[1]);
+		json_close(']');
+	}
+	json_close(']');
+	char path[64], cwd[4096];
+	snprintf(path, sizeof path, "/proc/%d/cwd", target.pid);
+	ssize_t got = readlink(path, cwd, sizeof cwd - 1);
+	if (got < 0)
+		die("cannot read the working directory: %s", strerror(errno));
+	cwd[got] = 0;
+	json_string("cwd", cwd);
+}
+
+/* Another process in the sandbox cannot be part of the image: name it. */
+static void refuse_company(void)
+{
+	char path[64], line[256];
+	snprintf(path, sizeof path, "/proc/%d/task/%d/children", target.pid, target.pid);
+	pid_t parent = 0;
+	char stat_path[64];
+	snprintf(stat_path, sizeof stat_path, "/proc/%d/stat", target.pid);
+	FILE *stat = fopen(stat_path, "re");
+	if (stat) {
+		if (!fgets(line, sizeof line, stat))
+			line[0] = 0;
+		fclose(stat);
+		char *at = strrchr(line, ')');
+		if (at)
+			sscanf(at + 1, " %*c %d", &parent);
+	}
+	pid_t owners[THREADS_MAX + 1];
+	int owner_count = 0;
+	for (int i = 0; i < target.thread_count; i++)
+		owners[owner_count++] = target.threads[i].tid;
+	owners[owner_count++] = parent;
+	for (int i = 0; i < owner_count; i++) {
+		pid_t group = i == owner_count - 1 ? parent : target.pid;
+		snprintf(path, sizeof path, "/proc/%d/task/%d/children", group, owners[i]);
+		FILE *list = fopen(path, "re");
+		if (!list)
+			die("cannot read %s: %s (a kernel without CONFIG_PROC_CHILDREN?)", path, strerror(errno));
+		int child;
+		while (fscanf(list, "%d", &child) == 1) {
+			if (child == target.pid)
+				continue;
+			char name[32] = "?";
+			snprintf(stat_path, sizeof stat_path, "/proc/%d/comm", child);
+			FILE *comm = fopen(stat_path, "re");
+			if (comm) {
+				if (fgets(name, sizeof name, comm))
+					name[strcspn(name, "\n")] = 0;
+				fclose(comm);
+			}
+			fclose(list);
+			refuse("it has a live child process (%s)", name);
+		}
+		fclose(list);
+	}
+}
+
+/* ---- xstate: what the kernel itself puts into a signal frame says how large a frame may be here ---- */
+
+static volatile uint32_t frame_magic, frame_extended, frame_bytes;
+static volatile uint64_t frame_features;
+
+static void look_at_frame(int signal, siginfo_t *info, void *context)
+{
+	(void)signal;
+	(void)info;
+	const ucontext_t *uc = context;
+	const uint8_t *reserved = (const uint8_t *)uc->uc_mcontext.fpregs + 464;
+	frame_magic = *(const uint32_t *)reserved;
+	frame_extended = *(const uint32_t *)(reserved + 4);
+	frame_features = *(const uint64_t *)(reserved + 8);
+	frame_bytes = *(const uint32_t *)(reserved + 16);
+}
+
+static void write_frame_shape(void)
+{
+	struct sigaction action = { .sa_sigaction = look_at_frame, .sa_flags = SA_SIGINFO };
+	sigaction(SIGUSR1, &action, NULL);
+	raise(SIGUSR1);
+	if (frame_magic != 0x46505853)
+		die("the kernel's signal frame has no extended state");
+	json_open("frame", '{');
+	json_int("extendedBytes", frame_extended);
+	json_int("stateBytes", frame_bytes);
+	json_hex("features", frame_features);
+	json_close('}');
+}
+
+static int freeze(int argc, char **argv)
+{
+	if (argc < 5)
+		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]");
+	target.pid = atoi(argv[2]);
+	target.control_fd = atoi(argv[4]);
+	int dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		die("cannot open %s: %s", argv[3], strerror(errno));
+	char *text = NULL;
+	size_t text_bytes = 0;
+	facts = open_memstream(&text, &text_bytes);
+	if (!facts)
+		die("out of memory");
+	json_open(NULL, '{');
+	write_frame_shape();
+	struct dump *dump = dump_prepare(&target, argc > 5 && argv[5][0] ? argv[5] : NULL);
+
+	uint64_t stopped_at = stop_all(&target);
+	refuse_company();
+	write_clocks();
+	read_threads(&target);
+	write_signals();
+	write_mm();
+	write_limits_and_place();
+	write_threads(&target);
+	write_descriptors(&target, dir);
+	write_tmp(&target);
+	uint64_t facts_at = clock_ns(CLOCK_MONOTONIC);
+	dump_copy(dump, &target);
+	release_all(&target);
+	uint64_t released_at = clock_ns(CLOCK_MONOTONIC);
+
+	uint64_t stored_pages, anonymous_pages;
+	store_tmp();
+	dump_store(dump, dir, &stored_pages, &anonymous_pages);
+	dump_write_regions(dump);
+	json_open("notes", '[');
+	for (int i = 0; i < note_count; i++)
+		json_string(NULL, notes[i]);
+	json_close(']');
+	json_close('}');
+	fclose(facts);
+	int fd = openat(dir, "facts.json", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	size_t written = 0;
+	while (fd >= 0 && written < text_bytes) {
+		ssize_t put = write(fd, text + written, text_bytes - written);
+		if (put <= 0)
+			die("cannot write facts.json: %s", strerror(errno));
+		written += (size_t)put;
+	}
+	if (fd < 0 || close(fd) != 0)
+		die("cannot write facts.json: %s", strerror(errno));
+	printf("{\"ok\":true,\"stoppedUs\":%" PRIu64 ",\"factsUs\":%" PRIu64 ",\"storeUs\":%" PRIu64
+	       ",\"storedPages\":%" PRIu64 ",\"anonymousPages\":%" PRIu64 "}\n",
+	       (released_at - stopped_at) / 1000, (facts_at - stopped_at) / 1000,
+	       (clock_ns(CLOCK_MONOTONIC) - released_at) / 1000, stored_pages, anonymous_pages);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (argc > 1 && strcmp(argv[1], "freeze") == 0)
+		return freeze(argc, argv);
+	if (argc == 3 && strcmp(argv[1], "verify") == 0)
+		return verify_pages(argv[2]);
+	if (argc > 2 && strcmp(argv[1], "scan") == 0)
+		return scan_pages(atoi(argv[2]), argc > 3 ? argv[3] : NULL);
+	die("usage: extractor freeze|verify|scan …");
+}

@@ -1,0 +1,77 @@
+/* What the parts of the extractor share. See extractor.c for the theory of operation. */
+#pragma once
+#define _GNU_SOURCE
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+#include "abi.h"
+
+#define PAGE ((uint64_t)4096)
+
+/* extractor.c: one sentence of refusal or failure, then the end. The stopped process goes on (see release_all). */
+_Noreturn void refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* A plain sentence for the image report. */
+void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* The facts file: JSON, written with these few. `key` may be NULL inside an array. */
+extern FILE *facts;
+void json_open(const char *key, char bracket);
+void json_close(char bracket);
+void json_string(const char *key, const char *value);
+void json_bytes(const char *key, const void *bytes, size_t count);
+void json_hex(const char *key, uint64_t value);
+void json_int(const char *key, int64_t value);
+
+uint64_t clock_ns(int clock);
+
+/* stop.c */
+#define THREADS_MAX 256
+struct thread {
+	pid_t tid;
+	uint64_t regs[27]; /* struct user_regs_struct, system calls in progress made restartable */
+	uint64_t original_regs[27];
+	uint8_t *xstate;
+	size_t xstate_bytes;
+	uint64_t sigmask;
+	uint64_t altstack[3];
+	uint64_t robust_list, robust_bytes;
+	uint64_t rseq, rseq_bytes, rseq_signature;
+	uint64_t tid_address;
+	char name[17];
+};
+struct target {
+	pid_t pid;
+	int control_fd;
+	struct thread threads[THREADS_MAX];
+	int thread_count;
+	uint64_t vdso, syscall_at;
+};
+/* Stops every thread while the main one waits for a request; refuses when it never does.
+   Returns when the stop began, CLOCK_MONOTONIC nanoseconds. */
+uint64_t stop_all(struct target *target);
+/* Reads registers and everything that only the threads themselves know. */
+void read_threads(struct target *target);
+void write_threads(const struct target *target);
+/* Lets the process go on as if nothing had been. */
+void release_all(struct target *target);
+/* Runs one system call in the stopped main thread. */
+long inject(struct target *target, struct thread *thread, long nr, const uint64_t args[6]);
+
+/* descriptors.c */
+void write_descriptors(const struct target *target, int image_dir);
+void write_tmp(const struct target *target);
+/* Makes what write_tmp copied durable; the process runs again by then. */
+void store_tmp(void);
+
+/* memory.c */
+struct dump;
+struct dump *dump_prepare(const struct target *target, const char *parent_pages);
+void dump_copy(struct dump *dump, const struct target *target);
+void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);
+void dump_write_regions(const struct dump *dump);
+int verify_pages(const char *path);
+int scan_pages(pid_t pid, const char *pages_path);

@@ -1,0 +1,510 @@
+/*
+ * husk: an empty process that becomes a function.
+ *
+ * Theory of operation. The keeper executes this program inside a finished sandbox. It moves its vdso out of the
+ * way, drops every mapping outside its own zone of addresses (HUSK_ZONE_START..END), and then executes
+ * programs: flat lists of system calls that TypeScript compiled from an image's manifest (src/image/program.ts).
+ * Each arrives on the channel with the descriptors that it uses. One ends in OP_RESUME, which turns this process
+ * into the frozen one by rt_sigreturn, or in execve, which boots an interpreter.
+ *
+ *   stage        who runs it                 takes away
+ *   start        _start → husk_main          the kernel's stack, all signals (blocked)
+ *   programs     run_program, any number     nothing; a pooled husk waits between two of them
+ *   threads      OP_THREAD → thread_main     –
+ *   resume       OP_RESUME                   the channel and all temporary descriptors (closed by the program), this code
+ *
+ * There is no libc, no allocation, and no state but the arrays below, whose bounds are constants. Every failed
+ * system call is reported with the index of its operation, and ends the process: a half-made function never runs.
+ */
+#include <stdbool.h>
+#include <asm/unistd.h>
+#include <linux/time_types.h>
+#include "abi.h"
+
+#define EPERM_ 1
+#define EIO_ 5
+#define EINVAL_ 22
+#define E2BIG_ 7
+#define ESTALE_ 116
+#define EPROTO_ 71
+#define ERRNO_MAX 4095UL
+
+#define O_RDONLY_ 0
+#define O_CLOEXEC_ 02000000
+#define F_SETFD_ 2
+#define FD_CLOEXEC_ 1
+#define F_DUPFD_CLOEXEC_ 1030
+#define PROT_RW_ 3
+#define MAP_PRIVATE_ 2
+#define MAP_FIXED_ 0x10
+#define MAP_ANONYMOUS_ 0x20
+#define MREMAP_FIXED_MAYMOVE_ 3
+#define SIG_BLOCK_ 0
+#define CLOCK_MONOTONIC_ 1
+#define ARCH_SET_GS_ 0x1001
+#define ARCH_SET_FS_ 0x1002
+#define PR_SET_NAME_ 15
+#define SOL_SOCKET_ 1
+#define SCM_RIGHTS_ 1
+#define MSG_NOSIGNAL_ 0x4000
+#define MSG_CMSG_CLOEXEC_ 0x40000000
+#define CLONE_THREAD_FLAGS_ 0x00050f00 /* VM FS FILES SIGHAND THREAD SYSVSEM */
+#define CLONE_PARENT_CHILD_TID_ 0x01200000 /* CHILD_CLEARTID, CHILD_SETTID */
+
+/* ---- system calls: raw, returning -errno ---- */
+
+static inline long raw6(long nr, long a, long b, long c, long d, long e, long f)
+{
+	long result;
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+#define raw(nr, ...) RAW_PICK(__VA_ARGS__, 6, 5, 4, 3, 2, 1)(nr, __VA_ARGS__)
+#define RAW_PICK(a, b, c, d, e, f, n, ...) RAW_##n
+#define RAW_1(nr, a) raw6(nr, (long)(a), 0, 0, 0, 0, 0)
+#define RAW_2(nr, a, b) raw6(nr, (long)(a), (long)(b), 0, 0, 0, 0)
+#define RAW_3(nr, a, b, c) raw6(nr, (long)(a), (long)(b), (long)(c), 0, 0, 0)
+#define RAW_4(nr, a, b, c, d) raw6(nr, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
+#define RAW_5(nr, a, b, c, d, e) raw6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+#define RAW_6(nr, a, b, c, d, e, f) raw6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+static inline bool failed(long result)
+{
+	return (unsigned long)result >= -ERRNO_MAX;
+}
+
+/* The compiler may call these even when freestanding. */
+void *memcpy(void *to, const void *from, size_t bytes)
+{
+	void *start = to;
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
+	return start;
+}
+
+void *memset(void *to, int value, size_t bytes)
+{
+	void *start = to;
+	__asm__ volatile("rep stosb" : "+D"(to), "+c"(bytes) : "a"(value) : "memory");
+	return start;
+}
+
+/* ---- state ---- */
+
+static uint64_t slots[HUSK_SLOTS];
+static struct husk_report report;
+static long channel = HUSK_CHANNEL_FD;
+static unsigned int threads_made;
+static char boot_stack[16384] __attribute__((used, aligned(16)));
+
+static uint64_t now_ns(void)
+{
+	struct __kernel_timespec now = { 0, 0 };
+	raw(__NR_clock_gettime, CLOCK_MONOTONIC_, &now);
+	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+}
+
+static void send_report(long status, uint32_t op, uint32_t resuming)
+{
+	report.magic = HUSK_REPORT_MAGIC;
+	report.status = (int32_t)status;
+	report.failed_op = op;
+	report.resuming = resuming;
+	raw(__NR_sendto, channel, &report, sizeof report, MSG_NOSIGNAL_, 0, 0);
+}
+
+static _Noreturn void give_up(long status, uint32_t op)
+{
+	send_report(status, op, 0);
+	for (;;)
+		raw(__NR_exit_group, 113);
+}
+
+/* ---- start: make room ---- */
+
+static uint64_t parse_hex(const char **at)
+{
+	uint64_t value = 0;
+	for (;; (*at)++) {
+		char c = **at;
+		if (c >= '0' && c <= '9')
+			value = value * 16 + (uint64_t)(c - '0');
+		else if (c >= 'a' && c <= 'f')
+			value = value * 16 + (uint64_t)(c - 'a' + 10);
+		else
+			return value;
+	}
+}
+
+static bool has_prefix(const char *text, const char *end, const char *prefix)
+{
+	while (*prefix) {
+		if (text >= end || *text++ != *prefix++)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Moves [vvar*] and [vdso] to HUSK_VDSO_AT, keeping their distances (they are one block, and an image knows
+ * its own by the same distances), and unmaps all else outside the zone. [vsyscall] belongs to the kernel.
+ */
+static void clear_address_space(void)
+{
+	static char text[16384];
+	long fd = raw(__NR_open, "/proc/self/maps", O_RDONLY_ | O_CLOEXEC_, 0);
+	if (failed(fd))
+		give_up(fd, 0);
+	long bytes = 0;
+	for (;;) {
+		long got = raw(__NR_read, fd, text + bytes, sizeof text - 1 - (size_t)bytes);
+		if (failed(got))
+			give_up(got, 0);
+		if (got == 0)
+			break;
+		bytes += got;
+		if (bytes == (long)sizeof text - 1)
+			give_up(-E2BIG_, 0);
+	}
+	raw(__NR_close, fd);
+	text[bytes] = 0;
+	uint64_t block = 0;
+	const char *at = text, *end = text + bytes;
+	while (at < end) {
+		uint64_t from = parse_hex(&at);
+		at++;
+		uint64_t to = parse_hex(&at);
+		const char *name = at;
+		while (at < end && *at != '\n') {
+			if (*at == '[' || *at == '/')
+				break;
+			at++;
+		}
+		name = at;
+		const char *line_end = at;
+		while (line_end < end && *line_end != '\n')
+			line_end++;
+		at = line_end + 1;
+		if (from >= HUSK_ZONE_START && from < HUSK_ZONE_END)
+			continue;
+		if (has_prefix(name, line_end, "[vsyscall]"))
+			continue;
+		long result;
+		if (has_prefix(name, line_end, "[vvar") || has_prefix(name, line_end, "[vdso]")) {
+			if (block == 0)
+				block = from;
+			result = raw(__NR_mremap, from, to - from, to - from, MREMAP_FIXED_MAYMOVE_,
+				     HUSK_VDSO_AT + (from - block));
+		} else {
+			result = raw(__NR_munmap, from, to - from);
+		}
+		if (failed(result))
+			give_up(result, 0);
+	}
+}
+
+/* ---- operations ---- */
+
+static void set_thread_facts(const struct thread_state *state)
+{
+	raw(__NR_arch_prctl, ARCH_SET_FS_, state->fs_base);
+	if (state->gs_base)
+		raw(__NR_arch_prctl, ARCH_SET_GS_, state->gs_base);
+	if (state->robust_list)
+		raw(__NR_set_robust_list, state->robust_list, state->robust_bytes);
+	if (state->rseq) {
+		long result = raw(__NR_rseq, state->rseq, state->rseq_bytes, 0, state->rseq_signature);
+		if (failed(result))
+			give_up(result, 0);
+	}
+	raw(__NR_prctl, PR_SET_NAME_, state->name);
+}
+
+static _Noreturn void become(uint64_t frame)
+{
+	__asm__ volatile("mov %0, %%rsp\n\tmov %1, %%eax\n\tsyscall\n\tud2" : : "r"(frame + 8), "i"(__NR_rt_sigreturn) : "memory");
+	__builtin_unreachable();
+}
+
+__attribute__((used)) static _Noreturn void thread_main(const struct thread_state *state)
+{
+	set_thread_facts(state);
+	become(state->frame);
+}
+
+struct background {
+	const struct program_op *ops;
+	uint64_t count;
+};
+
+static long run_syscall(const struct program_op *op)
+{
+	long args[6];
+	for (int i = 0; i < 6; i++) {
+		uint64_t value = op->args[i];
+		if (op->slot_mask & (1u << i))
+			value = slots[value & (HUSK_SLOTS - 1)] + (value >> 8);
+		args[i] = (long)value;
+	}
+	return raw6(op->nr, args[0], args[1], args[2], args[3], args[4], args[5]);
+}
+
+/* Prefetching is help, not state: what fails here costs a fault later, so results are not looked at. */
+__attribute__((used)) static _Noreturn void background_main(const struct background *work)
+{
+	for (uint64_t i = 0; i < work->count; i++)
+		run_syscall(&work->ops[i]);
+	for (;;)
+		raw(__NR_exit, 0);
+}
+
+/*
+ * clone(2) for a thread that starts in `entry(argument)` on its own small stack and never returns.
+ * A function call cannot cross the stack switch, hence the assembly.
+ */
+static long start_thread(uint64_t flags, uint64_t tid_address, void (*entry)(void), const void *argument)
+{
+	if (threads_made >= HUSK_THREADS_MAX)
+		return -E2BIG_;
+	uint64_t top = HUSK_STACKS_AT + (uint64_t)++threads_made * HUSK_STACK_BYTES - 64;
+	uint64_t *stack = (uint64_t *)top;
+	stack[0] = (uint64_t)entry;
+	stack[1] = (uint64_t)argument;
+	long result;
+	register long r10 __asm__("r10") = (long)tid_address;
+	register long r8 __asm__("r8") = 0;
+	__asm__ volatile("syscall\n\t"
+			 "test %%rax, %%rax\n\t"
+			 "jnz 1f\n\t"
+			 "pop %%rax\n\t"
+			 "pop %%rdi\n\t"
+			 "xor %%ebp, %%ebp\n\t"
+			 "sub $8, %%rsp\n\t"
+			 "jmp *%%rax\n"
+			 "1:"
+			 : "=a"(result)
+			 : "a"((long)__NR_clone), "D"(flags), "S"(stack), "d"(0), "r"(r10), "r"(r8)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+
+/* struct stat of x86-64, the fields that identify a file. */
+struct kernel_stat {
+	uint64_t dev, inode, links;
+	uint32_t mode, uid, gid, pad;
+	uint64_t rdev;
+	int64_t size, block_bytes, blocks;
+	int64_t atime_s, atime_ns, mtime_s, mtime_ns, ctime_s, ctime_ns;
+	int64_t unused[3];
+};
+_Static_assert(sizeof(struct kernel_stat) == 144, "struct stat");
+
+static long check_identity(long fd, const struct file_identity *want)
+{
+	struct kernel_stat is;
+	long result = raw(__NR_fstat, fd, &is);
+	if (failed(result))
+		return result;
+	bool same = is.inode == want->inode && (uint64_t)is.size == want->size && is.mtime_s == want->mtime_s &&
+		    is.mtime_ns == want->mtime_ns && is.ctime_s == want->ctime_s && is.ctime_ns == want->ctime_ns;
+	return same ? 0 : -ESTALE_;
+}
+
+static long install(long fd, long target, bool cloexec)
+{
+	if (fd == target)
+		return raw(__NR_fcntl, fd, F_SETFD_, cloexec ? FD_CLOEXEC_ : 0);
+	long result = raw(__NR_dup3, fd, target, cloexec ? O_CLOEXEC_ : 0);
+	if (failed(result))
+		return result;
+	return raw(__NR_close, fd);
+}
+
+static uint64_t argument(const struct program_op *op, int index)
+{
+	uint64_t value = op->args[index];
+	if (op->slot_mask & (1u << index))
+		return slots[value & (HUSK_SLOTS - 1)] + (value >> 8);
+	return value;
+}
+
+static long run_op(const struct program_op *ops, const struct program_op *op, uint32_t index)
+{
+	switch (op->kind) {
+	case OP_SYSCALL:
+		return run_syscall(op);
+	case OP_STAMP:
+		report.stamps[op->args[0] & (HUSK_STAMPS - 1)] = now_ns();
+		return 0;
+	case OP_INSTALL:
+		return install((long)argument(op, 0), (long)argument(op, 1), op->args[2] != 0);
+	case OP_POKE:
+		if (op->args[2] == 4)
+			*(volatile uint32_t *)argument(op, 0) = (uint32_t)argument(op, 1);
+		else
+			*(volatile uint64_t *)argument(op, 0) = argument(op, 1);
+		return 0;
+	case OP_COPY:
+		memcpy((void *)argument(op, 0), (const void *)argument(op, 1), argument(op, 2));
+		return 0;
+	case OP_LOAD:
+		return *(volatile int32_t *)argument(op, 0);
+	case OP_IDENTITY:
+		return check_identity((long)argument(op, 0), (const struct file_identity *)argument(op, 1));
+	case OP_THREAD: {
+		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
+		return start_thread(CLONE_THREAD_FLAGS_ | CLONE_PARENT_CHILD_TID_, state->tid_address,
+				    (void (*)(void))thread_main, state);
+	}
+	case OP_BACKGROUND: {
+		static struct background work;
+		work.ops = ops + op->args[0];
+		work.count = op->args[1];
+		return start_thread(CLONE_THREAD_FLAGS_, 0, (void (*)(void))background_main, &work);
+	}
+	case OP_REPORT:
+		send_report(0, index, 1);
+		return 0;
+	case OP_RESUME: {
+		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
+		long tid = raw(__NR_set_tid_address, state->tid_address);
+		*(volatile int32_t *)state->tid_address = (int32_t)tid;
+		set_thread_facts(state);
+		become(state->frame);
+	}
+	default:
+		return -EINVAL_;
+	}
+}
+
+static void run_program(const struct husk_run *run)
+{
+	const struct program_header *header = (const struct program_header *)HUSK_PROGRAM_AT;
+	if (header->magic != PROGRAM_MAGIC || header->version != HUSK_VERSION || header->total_bytes > run->program_bytes ||
+	    header->ops_at + (uint64_t)header->op_count * sizeof(struct program_op) > header->total_bytes)
+		give_up(-EPROTO_, 0);
+	const struct program_op *ops = (const struct program_op *)(HUSK_PROGRAM_AT + header->ops_at);
+	for (uint32_t i = 0; i < header->op_count; i++) {
+		const struct program_op *op = &ops[i];
+		if (op->kind == OP_BACKGROUND && op->args[0] + op->args[1] > header->op_count)
+			give_up(-EPROTO_, i);
+		long result = run_op(ops, op, i);
+		if (failed(result) && !(op->flags & OP_FLAG_MAY_FAIL))
+			give_up(result, i);
+		if ((op->flags & OP_FLAG_EXPECT) && result != (long)op->expect)
+			give_up(-EIO_, i);
+		if (op->result_slot != NO_SLOT)
+			slots[op->result_slot & (HUSK_SLOTS - 1)] = (uint64_t)result;
+		if (op->kind == OP_BACKGROUND)
+			i = (uint32_t)(op->args[0] + op->args[1]) - 1;
+	}
+}
+
+/* ---- the channel ---- */
+
+struct io_vector {
+	void *base;
+	uint64_t bytes;
+};
+struct message_header {
+	void *name;
+	uint32_t name_bytes, pad1;
+	struct io_vector *vectors;
+	uint64_t vector_count;
+	void *control;
+	uint64_t control_bytes;
+	int32_t flags, pad2;
+};
+struct control_message {
+	uint64_t bytes;
+	int32_t level, type;
+	int32_t fds[HUSK_FDS_MAX + 1];
+	int32_t pad;
+};
+
+/* Receives one run; its descriptors go to fd_base and above, where no program wants its own. Returns the program's. */
+static long receive_run(struct husk_run *run)
+{
+	static struct control_message control;
+	struct io_vector vector = { run, sizeof *run };
+	struct message_header header = { 0, 0, 0, &vector, 1, &control, sizeof control, 0, 0 };
+	long got = raw(__NR_recvmsg, channel, &header, MSG_CMSG_CLOEXEC_);
+	if (got == 0) /* the keeper let this husk go */
+		for (;;)
+			raw(__NR_exit_group, 0);
+	if (failed(got))
+		give_up(got, 0);
+	if (got != sizeof *run || run->magic != HUSK_RUN_MAGIC || run->fd_count > HUSK_FDS_MAX)
+		give_up(-EPROTO_, 0);
+	uint64_t count = (control.bytes - 16) / sizeof(int32_t);
+	if (header.control_bytes == 0 || control.level != SOL_SOCKET_ || control.type != SCM_RIGHTS_ || count != run->fd_count + 1ULL)
+		give_up(-EPROTO_, 0);
+	if (channel < (long)run->fd_base) {
+		long moved = raw(__NR_fcntl, channel, F_DUPFD_CLOEXEC_, run->fd_base);
+		if (failed(moved))
+			give_up(moved, 0);
+		raw(__NR_close, channel);
+		channel = moved;
+	}
+	long program = control.fds[0];
+	for (uint64_t i = 1; i < count; i++) {
+		long fd = control.fds[i];
+		if (fd < (long)run->fd_base) {
+			long moved = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC_, run->fd_base);
+			if (failed(moved))
+				give_up(moved, 0);
+			raw(__NR_close, fd);
+			fd = moved;
+		}
+		slots[i - 1] = (uint64_t)fd;
+	}
+	for (int i = 0; i < HUSK_PARAMS; i++)
+		slots[HUSK_FDS_MAX + i] = run->params[i];
+	return program;
+}
+
+__attribute__((used)) static _Noreturn void husk_main(void)
+{
+	uint64_t all = ~0ULL;
+	raw(__NR_rt_sigprocmask, SIG_BLOCK_, &all, 0, sizeof all);
+	clear_address_space();
+	long result = raw(__NR_mmap, HUSK_STACKS_AT, HUSK_STACK_BYTES * HUSK_THREADS_MAX, PROT_RW_,
+			  MAP_PRIVATE_ | MAP_FIXED_ | MAP_ANONYMOUS_, -1, 0);
+	if (failed(result))
+		give_up(result, 0);
+	uint64_t mapped = 0;
+	for (;;) {
+		struct husk_run run;
+		long program = receive_run(&run);
+		memset(&report, 0, sizeof report);
+		report.stamps[0] = now_ns();
+		if (run.program_bytes == 0 || run.program_bytes > HUSK_PROGRAM_BYTES_MAX)
+			give_up(-EPROTO_, 0);
+		if (mapped > run.program_bytes)
+			raw(__NR_munmap, HUSK_PROGRAM_AT, mapped);
+		result = raw(__NR_mmap, HUSK_PROGRAM_AT, run.program_bytes, PROT_RW_, MAP_PRIVATE_ | MAP_FIXED_, program, 0);
+		if (failed(result))
+			give_up(result, 0);
+		mapped = run.program_bytes;
+		raw(__NR_close, program);
+		run_program(&run);
+		if (!(run.flags & RUN_QUIET))
+			send_report(0, 0, 0);
+	}
+}
+
+__attribute__((naked, used, section(".text.start"))) void _start(void)
+{
+	__asm__ volatile("lea boot_stack(%%rip), %%rsp\n\t"
+			 "add %0, %%rsp\n\t"
+			 "xor %%ebp, %%ebp\n\t"
+			 "call husk_main\n\t"
+			 "ud2"
+			 :
+			 : "i"(sizeof boot_stack));
+}

@@ -1,0 +1,49 @@
+/* One instance as the keeper's main loop sees it, and the loop's services that it uses. */
+#pragma once
+#include "keeper.h"
+
+enum watch_kind { WATCH_SERVER, WATCH_BUILDER, WATCH_STATUS, WATCH_CHANNEL, WATCH_CONTROL, WATCH_LOG, WATCH_PIDFD, WATCH_HELPER_OUTPUT, WATCH_HELPER_PIDFD };
+
+/* A descriptor in the epoll set; `fd` is -1 once it is closed, so that a late event of the same turn is known. */
+struct watch {
+	int fd;
+	enum watch_kind kind;
+	void *owner;
+	bool paused;
+};
+void watch_open(struct watch *w, enum watch_kind kind, int fd, void *owner);
+void watch_events(struct watch *w, uint32_t events);
+void watch_pause(struct watch *w);
+void watch_resume(struct watch *w);
+void watch_close(struct watch *w);
+
+enum instance_state { INSTANCE_QUEUED, INSTANCE_CLONED, INSTANCE_READY, INSTANCE_ENDED };
+
+struct instance {
+	uint32_t id, husk_tag, slot;
+	enum instance_state state;
+	bool killed, failed, has_end;
+	pid_t init_pid;
+	uint32_t wait_status;
+	uint64_t started_ns, oom_base;
+	struct watch pidfd, status, channel, control, log;
+	int peak;			/* v2: memory.peak, reset when the instance began */
+	uint32_t stage_tags[STAGES_MAX];
+	unsigned stage_first, stage_count;
+	struct bytes sending;
+	struct instance *next_dead;
+};
+
+extern struct cgroups cgroups;
+/* -1 when there is no such file. */
+int file_descriptor(uint32_t id);
+bool outbound_full(void);
+
+void instance_cloned(struct instance *it, const struct job_answer *answer, const int fds[3]);
+void instance_event(struct instance *it, enum watch_kind kind, uint32_t events);
+void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, size_t count);
+void instance_send(struct instance *it, const uint8_t *payload, size_t count);
+void instance_limits(struct instance *it, uint32_t tag, const char *payload, size_t count);
+void instance_kill(struct instance *it);
+/* Called once everything of it is gone; keeper.c frees it and its cgroup. */
+void instance_gone(struct instance *it);

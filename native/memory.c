@@ -1,0 +1,754 @@
+/*
+ * Mappings and pages (part of the extractor).
+ *
+ * Layout of a page space. Every region (mappings of the same kind that touch and have the same protection are one
+ * region, so that generations do not multiply them) that holds pages gets a slot of the sparse file: a linear range,
+ * page at slot + (address - start). Slots are far larger than regions: a mapping that grows (mremap) finds
+ * holes, which read as zeros, and never another region's bytes. Zero pages are holes. A private file mapping that was
+ * written to keeps its file, and gets an overlay for each run of changed pages; gaps of at most OVERLAY_GAP_PAGES
+ * clean pages are stored with them, because a mapping costs a start more than a page costs the disk.
+ *
+ * Digest: over (offset, content) of every page that is not zero, in order of offset. Any change within one
+ * 8-byte word changes it for certain (each step is a bijection of the state), others with probability 1 - 2^-64.
+ */
+#include "extractor.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define OVERLAY_GAP_PAGES 32
+#define SLOT_SHIFT_MAX 34
+#define SLOT_SHIFT_MIN 28
+#define PAGE_SPACE_BYTES_MAX (15ULL << 40)
+#define VMAS_MAX 32768
+#define CHUNK_BYTES (64ULL << 20)
+#define COPY_BYTES (1ULL << 20)
+#define IOV_COUNT 512
+
+/* Not in the headers of older distributions. */
+struct scan_region {
+	uint64_t start, end, categories;
+};
+struct scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
+enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5 };
+
+enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
+static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso" };
+
+struct vma {
+	uint64_t start, end, offset, inode, parent_offset;
+	uint32_t major, minor;
+	int prot;
+	bool shared, wipe, from_parent;
+	enum kind kind;
+	char *path;
+	bool identified;
+	struct stat file;
+};
+
+struct run {
+	uint64_t address, pages;
+	const uint8_t *bytes; /* NULL: in the parent's page space at parent_offset */
+	uint64_t parent_offset;
+};
+
+struct region {
+	uint64_t start, end, offset, slot;
+	int prot;
+	enum kind kind;
+	bool wipe, has_pages;
+	const struct vma *vma; /* the file, for kinds that have one */
+	struct run *runs;
+	size_t run_count, run_room;
+	/* what was stored: page index within the region, count */
+	uint64_t (*stored)[2];
+	size_t stored_count, stored_room;
+};
+
+struct dump {
+	int parent_fd;
+	dev_t parent_dev;
+	ino_t parent_ino;
+	uint8_t *buffer;
+	size_t buffer_bytes, buffer_used;
+	struct vma *vmas;
+	size_t vma_count;
+	struct region *regions;
+	size_t region_count;
+	uint64_t anonymous_pages;
+	uint64_t file_bytes, digest;
+};
+
+static void *grow(void *list, size_t count, size_t *room, size_t item)
+{
+	if (count < *room)
+		return list;
+	*room = *room ? *room * 2 : 16;
+	list = realloc(list, *room * item);
+	if (!list) {
+		errno = ENOMEM;
+		die("out of memory");
+	}
+	return list;
+}
+
+/* ---- digest ---- */
+
+static uint64_t rotate(uint64_t value, int by)
+{
+	return value << by | value >> (64 - by);
+}
+
+static uint64_t page_digest(const uint8_t *page)
+{
+	const uint64_t *words = (const uint64_t *)page;
+	uint64_t lanes[4] = { 1, 2, 3, 4 };
+	for (size_t i = 0; i < PAGE / 8; i += 4)
+		for (int lane = 0; lane < 4; lane++)
+			lanes[lane] = rotate((lanes[lane] ^ words[i + (size_t)lane]) * 0x9e3779b97f4a7c15ULL, 29);
+	uint64_t digest = lanes[0];
+	for (int lane = 1; lane < 4; lane++)
+		digest = rotate(digest * 0xbf58476d1ce4e5b9ULL, 31) ^ lanes[lane];
+	return digest;
+}
+
+static void digest_page(uint64_t *digest, uint64_t offset, const uint8_t *page)
+{
+	*digest = rotate((*digest ^ (offset / PAGE)) * 0x94d049bb133111ebULL, 27);
+	*digest = rotate((*digest ^ page_digest(page)) * 0x9e3779b97f4a7c15ULL, 33);
+}
+
+static bool is_zero(const uint8_t *page)
+{
+	const uint64_t *words = (const uint64_t *)page;
+	for (size_t i = 0; i < PAGE / 8; i += 8)
+		if (words[i] | words[i + 1] | words[i + 2] | words[i + 3] | words[i + 4] | words[i + 5] | words[i + 6] | words[i + 7])
+			return false;
+	return true;
+}
+
+/* ---- mappings ---- */
+
+static uint64_t rollup_anonymous(pid_t pid)
+{
+	char path[64], line[256];
+	unsigned long kib = 0;
+	snprintf(path, sizeof path, "/proc/%d/smaps_rollup", pid);
+	FILE *file = fopen(path, "re");
+	if (!file)
+		die("cannot read %s: %s", path, strerror(errno));
+	while (fgets(line, sizeof line, file))
+		if (sscanf(line, "Anonymous: %lu", &kib) == 1)
+			break;
+	fclose(file);
+	return kib * 1024ULL;
+}
+
+/* Reads every mapping outside the husk's zone with its flags. `strict` refuses what cannot be frozen. */
+static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
+{
+	char path[64], *line = NULL;
+	size_t line_room = 0, count = 0, room = 0;
+	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
+	FILE *file = fopen(path, "re");
+	if (!file)
+		die("cannot read %s: %s", path, strerror(errno));
+	struct vma *vmas = NULL, *current = NULL;
+	while (getline(&line, &line_room, file) > 0) {
+		uint64_t start, end, offset, inode;
+		unsigned int major, minor;
+		char perms[8];
+		int name_at = 0;
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %x:%x %" SCNu64 " %n", &start, &end, perms, &offset, &major,
+			   &minor, &inode, &name_at) >= 7 && name_at > 0) {
+			line[strcspn(line, "\n")] = 0;
+			current = NULL;
+			const char *name = line + name_at;
+			if ((start >= HUSK_ZONE_START && start < HUSK_ZONE_END) || strcmp(name, "[vsyscall]") == 0)
+				continue;
+			if (count == VMAS_MAX)
+				refuse("it has more than %d mappings", VMAS_MAX);
+			vmas = grow(vmas, count, &room, sizeof *vmas);
+			current = &vmas[count++];
+			memset(current, 0, sizeof *current);
+			*current = (struct vma){ .start = start, .end = end, .offset = offset, .inode = inode, .major = major, .minor = minor };
+			current->prot = (perms[0] == 'r' ? 1 : 0) | (perms[1] == 'w' ? 2 : 0) | (perms[2] == 'x' ? 4 : 0);
+			current->shared = perms[3] == 's';
+			current->path = strdup(name);
+			if (strncmp(name, "[vvar", 5) == 0 || strcmp(name, "[vdso]") == 0)
+				current->kind = VDSO;
+			else if (strcmp(name, "[heap]") == 0)
+				current->kind = HEAP;
+			else if (inode != 0)
+				current->kind = current->shared ? FILE_SHARED : FILE_PRIVATE;
+			else
+				current->kind = ANON;
+		} else if (current && strncmp(line, "VmFlags:", 8) == 0) {
+			bool writable_ever = strstr(line, " mw") != NULL;
+			if (strstr(line, " gd"))
+				current->kind = STACK;
+			current->wipe = strstr(line, " wf") != NULL;
+			if (!strict)
+				continue;
+			if (current->shared && (writable_ever || current->inode == 0))
+				refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB)",
+				       current->path[0] ? current->path : "anonymous", (current->end - current->start) / 1024);
+			if (strstr(line, " pf") || strstr(line, " io"))
+				if (current->kind != VDSO)
+					refuse("it maps a device (%s)", current->path);
+			if (strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui"))
+				refuse("it uses userfaultfd");
+			if (strstr(line, " ss"))
+				refuse("it uses a shadow stack");
+		} else if (current && strict && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
+			refuse("it maps memory with a protection key");
+		}
+	}
+	fclose(file);
+	free(line);
+	*list = vmas;
+	return count;
+}
+
+/* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
+static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
+		 void (*each)(void *context, const struct scan_region *range), void *context)
+{
+	static struct scan_region ranges[1024];
+	how.size = sizeof how;
+	how.start = start;
+	how.end = end;
+	how.vec = (uint64_t)ranges;
+	how.vec_len = sizeof ranges / sizeof ranges[0];
+	while (how.start < end) {
+		long got = ioctl(pagemap, IOCTL_PAGEMAP_SCAN, &how);
+		if (got < 0)
+			die("cannot scan pages: %s (PAGEMAP_SCAN needs Linux 6.7)", strerror(errno));
+		for (long i = 0; i < got; i++)
+			each(context, &ranges[i]);
+		if (how.walk_end <= how.start)
+			die("scanning pages made no progress");
+		how.start = how.walk_end;
+	}
+}
+
+struct dump *dump_prepare(const struct target *target, const char *parent_pages)
+{
+	struct dump *dump = calloc(1, sizeof *dump);
+	if (!dump)
+		die("out of memory");
+	dump->parent_fd = -1;
+	if (parent_pages) {
+		struct stat is;
+		dump->parent_fd = open(parent_pages, O_RDONLY | O_CLOEXEC);
+		if (dump->parent_fd < 0 || fstat(dump->parent_fd, &is) != 0)
+			die("cannot open the parent image's pages %s: %s", parent_pages, strerror(errno));
+		dump->parent_dev = is.st_dev;
+		dump->parent_ino = is.st_ino;
+	}
+	uint64_t bytes = rollup_anonymous(target->pid);
+	dump->buffer_bytes = (bytes + bytes / 8 + (8ULL << 20)) & ~((2ULL << 20) - 1);
+	dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (dump->buffer == MAP_FAILED)
+		die("cannot allocate %zu MiB to copy into: %s", dump->buffer_bytes >> 20, strerror(errno));
+	madvise(dump->buffer, dump->buffer_bytes, MADV_HUGEPAGE);
+	madvise(dump->buffer, dump->buffer_bytes, 23 /* MADV_POPULATE_WRITE: a hint here, faults do the same later */);
+	return dump;
+}
+
+static uint8_t *take_buffer(struct dump *dump, size_t bytes)
+{
+	if (dump->buffer_used + bytes > dump->buffer_bytes) { /* grew since it was measured: slower, never wrong */
+		dump->buffer_bytes = bytes > CHUNK_BYTES ? bytes : CHUNK_BYTES;
+		dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (dump->buffer == MAP_FAILED)
+			die("cannot allocate %zu MiB to copy into: %s", dump->buffer_bytes >> 20, strerror(errno));
+		dump->buffer_used = 0;
+	}
+	uint8_t *at = dump->buffer + dump->buffer_used;
+	dump->buffer_used += bytes;
+	return at;
+}
+
+static void add_run(struct region *region, struct run run)
+{
+	region->runs = grow(region->runs, region->run_count, &region->run_room, sizeof run);
+	region->runs[region->run_count++] = run;
+	region->has_pages = true;
+}
+
+static struct region *add_region(struct dump *dump, size_t *room)
+{
+	dump->regions = grow(dump->regions, dump->region_count, room, sizeof *dump->regions);
+	struct region *region = &dump->regions[dump->region_count++];
+	memset(region, 0, sizeof *region);
+	return region;
+}
+
+struct collect {
+	struct dump *dump;
+	struct region *region;
+	const struct vma *vma;
+	size_t *room;
+};
+
+static void collect_anonymous(void *context, const struct scan_region *range)
+{
+	struct collect *collect = context;
+	add_run(collect->region, (struct run){ .address = range->start, .pages = (range->end - range->start) / PAGE });
+}
+
+/* Changed pages of a private file mapping: overlays, small gaps included. */
+static void collect_overlay(void *context, const struct scan_region *range)
+{
+	struct collect *collect = context;
+	struct region *last = collect->region;
+	if (!last || range->start - last->end > OVERLAY_GAP_PAGES * PAGE) {
+		last = add_region(collect->dump, collect->room);
+		last->start = range->start;
+		last->kind = OVERLAY;
+		last->prot = collect->vma->prot;
+		last->vma = collect->vma;
+		add_run(last, (struct run){ .address = range->start });
+		collect->region = last;
+	}
+	last->end = range->end;
+	last->runs[0].pages = (last->end - last->start) / PAGE;
+}
+
+static bool joins(const struct region *last, const struct vma *vma)
+{
+	return last && last->end == vma->start && last->prot == vma->prot && last->kind == vma->kind && vma->kind == ANON &&
+	       last->wipe == vma->wipe;
+}
+
+static int by_address(const void *left, const void *right)
+{
+	const struct run *a = left, *b = right;
+	return a->address < b->address ? -1 : a->address > b->address;
+}
+
+static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *region)
+{
+	struct iovec local[IOV_COUNT], remote[IOV_COUNT];
+	size_t pending = 0;
+	uint64_t bytes = 0;
+	for (size_t i = 0; i <= region->run_count; i++) {
+		struct run *run = i < region->run_count ? &region->runs[i] : NULL;
+		if (run) {
+			uint8_t *at = take_buffer(dump, run->pages * PAGE);
+			run->bytes = at;
+			local[pending] = (struct iovec){ at, run->pages * PAGE };
+			remote[pending] = (struct iovec){ (void *)run->address, run->pages * PAGE };
+			bytes += run->pages * PAGE;
+			pending++;
+		}
+		if (pending == 0 || (run && pending < IOV_COUNT && bytes < (256ULL << 20)))
+			continue;
+		/* process_vm_readv respects protections; /proc/PID/mem does not, and is slower */
+		if (!(region->prot & 1) ||
+		    process_vm_readv(pid, local, pending, remote, pending, 0) != (ssize_t)bytes) {
+			for (size_t j = 0; j < pending; j++) {
+				size_t done = 0;
+				while (done < local[j].iov_len) {
+					ssize_t got = pread(mem, (uint8_t *)local[j].iov_base + done, local[j].iov_len - done,
+							    (off_t)((uint64_t)remote[j].iov_base + done));
+					if (got <= 0)
+						die("cannot read memory at %p: %s", remote[j].iov_base, strerror(errno));
+					done += (size_t)got;
+				}
+			}
+		}
+		pending = 0;
+		bytes = 0;
+	}
+}
+
+void dump_copy(struct dump *dump, const struct target *target)
+{
+	char path[96];
+	dump->vma_count = read_vmas(target->pid, &dump->vmas, true);
+	snprintf(path, sizeof path, "/proc/%d/pagemap", target->pid);
+	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
+	int mem = open(path, O_RDONLY | O_CLOEXEC);
+	if (pagemap < 0 || mem < 0)
+		die("cannot open the memory of the process: %s", strerror(errno));
+	const struct scan_arg anonymous = { .category_inverted = IS_FILE | IS_ZERO,
+					    .category_mask = IS_FILE | IS_ZERO,
+					    .category_anyof_mask = IS_PRESENT | IS_SWAPPED };
+	size_t room = 0, last_index = SIZE_MAX;
+	for (size_t i = 0; i < dump->vma_count; i++) {
+		struct vma *vma = &dump->vmas[i];
+		if (vma->kind == FILE_PRIVATE && dump->parent_fd >= 0 && vma->inode == dump->parent_ino &&
+		    makedev(vma->major, vma->minor) == dump->parent_dev) {
+			vma->kind = ANON;
+			vma->from_parent = true;
+			vma->parent_offset = vma->offset;
+		}
+		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
+			/* the kernel's own link to the file behind the mapping: no path that the function could have bent */
+			snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, target->pid, vma->start, vma->end);
+			vma->identified = stat(path, &vma->file) == 0;
+		}
+		struct region *last = last_index == SIZE_MAX ? NULL : &dump->regions[last_index];
+		if (joins(last, vma)) {
+			last->end = vma->end;
+		} else {
+			last = add_region(dump, &room);
+			last->start = vma->start;
+			last->end = vma->end;
+			last->prot = vma->prot;
+			last->kind = vma->kind;
+			last->wipe = vma->wipe;
+			last->offset = vma->offset;
+			last->vma = vma;
+			last_index = dump->region_count - 1;
+		}
+		struct collect collect = { dump, NULL, vma, &room };
+		if (vma->kind == FILE_PRIVATE) {
+			scan(pagemap, vma->start, vma->end, anonymous, collect_overlay, &collect);
+		} else if (vma->kind != VDSO && vma->kind != FILE_SHARED && !vma->wipe) {
+			collect.region = &dump->regions[last_index];
+			scan(pagemap, vma->start, vma->end, anonymous, collect_anonymous, &collect);
+		}
+	}
+	for (size_t i = 0; i < dump->region_count; i++) {
+		struct region *region = &dump->regions[i];
+		copy_runs(dump, target->pid, mem, region);
+		for (size_t j = 0; j < region->run_count; j++)
+			dump->anonymous_pages += region->runs[j].pages;
+	}
+	close(pagemap);
+	close(mem);
+}
+
+/* ---- storing ---- */
+
+static void remember_stored(struct region *region, uint64_t page)
+{
+	if (region->stored_count) {
+		uint64_t *last = region->stored[region->stored_count - 1];
+		if (last[0] + last[1] == page) {
+			last[1]++;
+			return;
+		}
+	}
+	region->stored = grow(region->stored, region->stored_count, &region->stored_room, sizeof *region->stored);
+	region->stored[region->stored_count][0] = page;
+	region->stored[region->stored_count++][1] = 1;
+}
+
+static void write_all(int fd, const uint8_t *bytes, size_t count, uint64_t offset)
+{
+	while (count > 0) {
+		ssize_t put = pwrite(fd, bytes, count, (off_t)offset);
+		if (put < 0 && errno == EINTR)
+			continue;
+		if (put <= 0)
+			die("cannot write the page space: %s", strerror(errno));
+		bytes += put;
+		count -= (size_t)put;
+		offset += (uint64_t)put;
+	}
+}
+
+/* Writes `pages` pages that stand at `address`, leaving out zero pages. */
+static void store_pages(struct dump *dump, int fd, struct region *region, uint64_t address, const uint8_t *bytes, uint64_t pages)
+{
+	uint64_t offset = region->slot + (address - region->start);
+	uint64_t from = 0;
+	for (uint64_t i = 0; i <= pages; i++) {
+		bool keep = i < pages && !is_zero(bytes + i * PAGE);
+		if (keep) {
+			digest_page(&dump->digest, offset + i * PAGE, bytes + i * PAGE);
+			remember_stored(region, (address - region->start) / PAGE + i);
+			continue;
+		}
+		if (i > from)
+			write_all(fd, bytes + from * PAGE, (i - from) * PAGE, offset + from * PAGE);
+		from = i + 1;
+	}
+}
+
+/*
+ * A page of the parent counts only where the process has no copy of its own: cuts the process's runs (sorted, first
+ * `own` of them) out of the parent's.
+ */
+static void subtract_own(struct region *region, size_t own, struct run parent)
+{
+	uint64_t at = parent.address, end = parent.address + parent.pages * PAGE;
+	for (size_t i = 0; i <= own && at < end; i++) {
+		uint64_t until = i < own ? region->runs[i].address : end;
+		if (until > end)
+			until = end;
+		if (until > at)
+			add_run(region, (struct run){ .address = at,
+						      .pages = (until - at) / PAGE,
+						      .parent_offset = parent.parent_offset + (at - parent.address) });
+		uint64_t own_end = i < own ? region->runs[i].address + region->runs[i].pages * PAGE : end;
+		if (own_end > at)
+			at = own_end;
+	}
+}
+
+static void store_region(struct dump *dump, int fd, struct region *region)
+{
+	static uint8_t copy[COPY_BYTES] __attribute__((aligned(4096)));
+	qsort(region->runs, region->run_count, sizeof *region->runs, by_address);
+	for (size_t i = 0; i < region->run_count; i++) {
+		const struct run *run = &region->runs[i];
+		if (run->bytes) {
+			store_pages(dump, fd, region, run->address, run->bytes, run->pages);
+			continue;
+		}
+		uint64_t bytes = run->pages * PAGE;
+		for (uint64_t done = 0; done < bytes;) {
+			size_t part = bytes - done < COPY_BYTES ? bytes - done : COPY_BYTES;
+			ssize_t got = pread(dump->parent_fd, copy, part, (off_t)(run->parent_offset + done));
+			if (got < 0)
+				die("cannot read the parent image: %s", strerror(errno));
+			memset(copy + got, 0, part - (size_t)got);
+			store_pages(dump, fd, region, run->address + done, copy, part / PAGE);
+			done += part;
+		}
+	}
+}
+
+static void add_parent_pages(struct dump *dump, struct region *region)
+{
+	size_t own = region->run_count;
+	qsort(region->runs, own, sizeof *region->runs, by_address);
+	for (size_t i = 0; i < dump->vma_count; i++) {
+		const struct vma *vma = &dump->vmas[i];
+		if (!vma->from_parent || vma->start < region->start || vma->start >= region->end)
+			continue;
+		uint64_t at = vma->parent_offset, end = at + (vma->end - vma->start);
+		while (at < end) {
+			off_t data = lseek(dump->parent_fd, (off_t)at, SEEK_DATA);
+			if (data < 0 && errno != ENXIO)
+				die("cannot read the parent image: %s", strerror(errno));
+			if (data < 0 || (uint64_t)data >= end)
+				break;
+			off_t hole = lseek(dump->parent_fd, data, SEEK_HOLE);
+			uint64_t from = (uint64_t)data & ~(PAGE - 1);
+			uint64_t to = hole < 0 || (uint64_t)hole > end ? end : ((uint64_t)hole + PAGE - 1) & ~(PAGE - 1);
+			subtract_own(region, own, (struct run){ .address = vma->start + (from - vma->parent_offset),
+								.pages = (to - from) / PAGE,
+								.parent_offset = from });
+			at = to;
+		}
+	}
+}
+
+/* Slots as large as the file system and the number of regions allow. */
+static int lay_out(struct dump *dump, int fd)
+{
+	size_t holding = 0;
+	for (size_t i = 0; i < dump->region_count; i++)
+		holding += dump->regions[i].has_pages;
+	for (int shift = SLOT_SHIFT_MAX; shift >= SLOT_SHIFT_MIN; shift--) {
+		uint64_t next = 0, slot_bytes = 1ULL << shift;
+		for (size_t i = 0; i < dump->region_count; i++) {
+			struct region *region = &dump->regions[i];
+			if (!region->has_pages)
+				continue;
+			region->slot = next;
+			next += (region->end - region->start + slot_bytes - 1) & ~(slot_bytes - 1);
+		}
+		if (next <= PAGE_SPACE_BYTES_MAX && ftruncate(fd, (off_t)next) == 0) {
+			dump->file_bytes = next;
+			return shift;
+		}
+	}
+	die("the page space of %zu regions does not fit into one file here: %s", holding, strerror(errno));
+}
+
+void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages)
+{
+	int fd = openat(image_dir, "pages", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0)
+		die("cannot make the page space: %s", strerror(errno));
+	for (size_t i = 0; i < dump->region_count; i++)
+		if (dump->parent_fd >= 0 && dump->regions[i].kind != FILE_PRIVATE)
+			add_parent_pages(dump, &dump->regions[i]);
+	lay_out(dump, fd);
+	*stored_pages = 0;
+	for (size_t i = 0; i < dump->region_count; i++) {
+		store_region(dump, fd, &dump->regions[i]);
+		for (size_t j = 0; j < dump->regions[i].stored_count; j++)
+			*stored_pages += dump->regions[i].stored[j][1];
+	}
+	if (fdatasync(fd) != 0 || close(fd) != 0)
+		die("cannot write the page space: %s", strerror(errno));
+	*anonymous_pages = dump->anonymous_pages;
+}
+
+static void write_file_of(const struct vma *vma)
+{
+	json_string("path", vma->path);
+	if (!vma->identified)
+		return; /* the compiler refuses a file without identity, and names it */
+	json_open("identity", '{');
+	json_hex("inode", vma->file.st_ino);
+	json_hex("size", (uint64_t)vma->file.st_size);
+	json_int("mtimeS", vma->file.st_mtim.tv_sec);
+	json_int("mtimeNs", vma->file.st_mtim.tv_nsec);
+	json_int("ctimeS", vma->file.st_ctim.tv_sec);
+	json_int("ctimeNs", vma->file.st_ctim.tv_nsec);
+	json_close('}');
+}
+
+void dump_write_regions(const struct dump *dump)
+{
+	json_hex("pageSpaceBytes", dump->file_bytes);
+	json_hex("digest", dump->digest);
+	json_open("regions", '[');
+	for (size_t i = 0; i < dump->region_count; i++) {
+		const struct region *region = &dump->regions[i];
+		json_open(NULL, '{');
+		json_string("kind", kind_names[region->kind]);
+		json_hex("start", region->start);
+		json_hex("end", region->end);
+		json_int("prot", region->prot);
+		if (region->wipe)
+			json_int("wipe", 1);
+		if (region->kind == FILE_PRIVATE || region->kind == FILE_SHARED) {
+			json_hex("offset", region->offset);
+			write_file_of(region->vma);
+		}
+		if (region->kind == VDSO)
+			json_string("path", region->vma->path);
+		if (region->has_pages) {
+			json_hex("slot", region->slot);
+			json_open("runs", '[');
+			for (size_t j = 0; j < region->stored_count; j++) {
+				json_int(NULL, (int64_t)region->stored[j][0]);
+				json_int(NULL, (int64_t)region->stored[j][1]);
+			}
+			json_close(']');
+		}
+		json_close('}');
+	}
+	json_close(']');
+}
+
+/* ---- verify: the digest of a page space on disk ---- */
+
+int verify_pages(const char *path)
+{
+	static uint8_t copy[COPY_BYTES] __attribute__((aligned(4096)));
+	struct stat is;
+	uint64_t digest = 0, pages = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &is) != 0)
+		die("cannot open %s: %s", path, strerror(errno));
+	for (off_t at = 0; at < is.st_size;) {
+		off_t data = lseek(fd, at, SEEK_DATA);
+		if (data < 0 && errno == ENXIO)
+			break;
+		off_t hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+		if (data < 0 || hole < 0)
+			die("cannot read %s: %s", path, strerror(errno));
+		data &= ~(off_t)(PAGE - 1);
+		while (data < hole) {
+			size_t part = (uint64_t)(hole - data) < COPY_BYTES ? (size_t)(hole - data) : COPY_BYTES;
+			ssize_t got = pread(fd, copy, part, data);
+			if (got <= 0)
+				die("cannot read %s: %s", path, got == 0 ? "it ends early" : strerror(errno));
+			memset(copy + got, 0, (PAGE - (size_t)got % PAGE) % PAGE);
+			for (size_t i = 0; i < (size_t)got; i += PAGE) {
+				if (is_zero(copy + i))
+					continue;
+				digest_page(&digest, (uint64_t)data + i, copy + i);
+				pages++;
+			}
+			data += got;
+		}
+		at = hole;
+	}
+	printf("{\"ok\":true,\"digest\":\"0x%" PRIx64 "\",\"bytes\":\"0x%" PRIx64 "\",\"pages\":%" PRIu64 "}\n", digest,
+	       (uint64_t)is.st_size, pages);
+	return 0;
+}
+
+/* ---- scan: what is present, by source ---- */
+
+struct tally {
+	uint64_t written, image, file, zero;
+	bool in_image;
+	FILE *lists[3]; /* written, image, file */
+	uint64_t last[3][2];
+};
+
+static void flush_tally(struct tally *tally, int list)
+{
+	uint64_t *last = tally->last[list];
+	if (last[1] > last[0])
+		fprintf(tally->lists[list], "%s\"0x%" PRIx64 "\",%" PRIu64, ftell(tally->lists[list]) ? "," : "", last[0],
+			(last[1] - last[0]) / PAGE);
+	last[0] = last[1] = 0;
+}
+
+static void tally_range(void *context, const struct scan_region *range)
+{
+	struct tally *tally = context;
+	uint64_t pages = (range->end - range->start) / PAGE;
+	if (range->categories & IS_ZERO) {
+		tally->zero += pages;
+		return;
+	}
+	int list = !(range->categories & IS_FILE) ? 0 : tally->in_image ? 1 : 2;
+	*(list == 0 ? &tally->written : list == 1 ? &tally->image : &tally->file) += pages;
+	if (tally->last[list][1] != range->start) {
+		flush_tally(tally, list);
+		tally->last[list][0] = range->start;
+	}
+	tally->last[list][1] = range->end;
+}
+
+int scan_pages(pid_t pid, const char *pages_path)
+{
+	struct stat is = { 0 };
+	if (pages_path && stat(pages_path, &is) != 0)
+		die("cannot look at %s: %s", pages_path, strerror(errno));
+	struct vma *vmas;
+	size_t count = read_vmas(pid, &vmas, false);
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
+	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	if (pagemap < 0)
+		die("cannot open %s: %s", path, strerror(errno));
+	struct tally tally = { 0 };
+	char *text[3];
+	size_t bytes[3];
+	for (int i = 0; i < 3; i++)
+		tally.lists[i] = open_memstream(&text[i], &bytes[i]);
+	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO };
+	for (size_t i = 0; i < count; i++) {
+		if (vmas[i].kind == VDSO)
+			continue;
+		tally.in_image = pages_path && vmas[i].inode == is.st_ino && makedev(vmas[i].major, vmas[i].minor) == is.st_dev;
+		scan(pagemap, vmas[i].start, vmas[i].end, present, tally_range, &tally);
+	}
+	for (int i = 0; i < 3; i++) {
+		flush_tally(&tally, i);
+		fclose(tally.lists[i]);
+	}
+	printf("{\"ok\":true,\"counts\":{\"written\":%" PRIu64 ",\"image\":%" PRIu64 ",\"file\":%" PRIu64 ",\"zero\":%" PRIu64
+	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s]}\n",
+	       tally.written, tally.image, tally.file, tally.zero, text[0], text[1], text[2]);
+	return 0;
+}

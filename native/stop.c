@@ -1,0 +1,331 @@
+/*
+ * Stopping a process, reading what only its threads know, and letting it go (part of the extractor).
+ *
+ * Threads are seized, not attached: no signal is sent. PTRACE_O_EXITKILL: should the extractor die in the middle,
+ * the process dies too rather than run on with foreign registers. PTRACE_O_SUSPEND_SECCOMP: the function's own filter
+ * would answer EPERM to the system calls that are run on its behalf (DESIGN: traps).
+ */
+#include "extractor.h"
+#include <dirent.h>
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef PTRACE_GET_RSEQ_CONFIGURATION
+#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
+#endif
+#define PARK_TRIES 400
+#define PARK_WAIT_NS 500000
+#define SEIZE_ROUNDS 16
+#define XSTATE_BYTES_MAX 32768
+
+/* Indexes into struct user_regs_struct. */
+enum { R_RAX = 10, R_RCX = 11, R_RDX = 12, R_RSI = 13, R_RDI = 14, R_ORIG_RAX = 15, R_RIP = 16, R_CS = 17, R_RSP = 19, R_SS = 20 };
+enum { R_R10 = 7, R_R9 = 8, R_R8 = 9 };
+
+/* Errors with which the kernel marks a system call to be restarted. */
+enum { E_RESTARTSYS = 512, E_RESTARTNOINTR = 513, E_RESTARTNOHAND = 514, E_RESTART_RESTARTBLOCK = 516 };
+
+static bool parked(const struct target *target)
+{
+	char path[64], text[256], want[32];
+	snprintf(path, sizeof path, "/proc/%d/syscall", target->pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		die("cannot look at process %d: %s", target->pid, strerror(errno));
+	ssize_t got = read(fd, text, sizeof text - 1);
+	close(fd);
+	if (got <= 0)
+		return false;
+	text[got] = 0;
+	snprintf(want, sizeof want, "0 0x%x ", (unsigned)target->control_fd);
+	return strncmp(text, want, strlen(want)) == 0;
+}
+
+static void wait_parked(const struct target *target)
+{
+	for (int i = 0; i < PARK_TRIES; i++) {
+		if (parked(target))
+			return;
+		nanosleep(&(struct timespec){ 0, PARK_WAIT_NS }, NULL);
+	}
+	refuse("its main thread does not wait for a request (it never returned to the runtime)");
+}
+
+static bool known(const struct target *target, pid_t tid)
+{
+	for (int i = 0; i < target->thread_count; i++)
+		if (target->threads[i].tid == tid)
+			return true;
+	return false;
+}
+
+static void wait_stop(pid_t tid)
+{
+	int status;
+	for (;;) {
+		pid_t got = waitpid(tid, &status, __WALL);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status))
+			refuse("a thread ended while it was being stopped");
+		return;
+	}
+}
+
+static void seize(struct target *target, pid_t tid)
+{
+	if (target->thread_count == THREADS_MAX)
+		refuse("it has more than %d threads", THREADS_MAX);
+	long options = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
+	if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)options) != 0) {
+		if (errno == ESRCH)
+			return;
+		die("cannot stop thread %d: %s", tid, strerror(errno));
+	}
+	struct thread *thread = &target->threads[target->thread_count++];
+	memset(thread, 0, sizeof *thread);
+	thread->tid = tid;
+	if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0)
+		die("cannot interrupt thread %d: %s", tid, strerror(errno));
+	wait_stop(tid);
+}
+
+/* New threads may appear while others are being stopped: repeat until a round finds none. */
+static void seize_all(struct target *target)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/task", target->pid);
+	seize(target, target->pid);
+	for (int round = 0; round < SEIZE_ROUNDS; round++) {
+		int before = target->thread_count;
+		DIR *tasks = opendir(path);
+		if (!tasks)
+			die("cannot list threads: %s", strerror(errno));
+		for (struct dirent *entry; (entry = readdir(tasks));) {
+			pid_t tid = atoi(entry->d_name);
+			if (tid > 0 && !known(target, tid))
+				seize(target, tid);
+		}
+		closedir(tasks);
+		if (target->thread_count == before)
+			return;
+	}
+	refuse("it keeps making threads");
+}
+
+static void get_regs(struct thread *thread)
+{
+	struct iovec vector = { thread->original_regs, sizeof thread->original_regs };
+	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot read registers: %s", strerror(errno));
+	memcpy(thread->regs, thread->original_regs, sizeof thread->regs);
+	if (thread->regs[R_CS] != 0x33)
+		refuse("a thread runs 32-bit code");
+	if ((int64_t)thread->regs[R_ORIG_RAX] < 0)
+		return;
+	switch (-(int64_t)thread->regs[R_RAX]) {
+	case E_RESTARTSYS:
+	case E_RESTARTNOINTR:
+	case E_RESTARTNOHAND:
+		thread->regs[R_RIP] -= 2;
+		thread->regs[R_RAX] = thread->regs[R_ORIG_RAX];
+		break;
+	case E_RESTART_RESTARTBLOCK: /* the kernel's note of the remaining time cannot be carried over */
+		thread->regs[R_RAX] = (uint64_t)-EINTR;
+		break;
+	}
+	thread->regs[R_ORIG_RAX] = (uint64_t)-1;
+}
+
+uint64_t stop_all(struct target *target)
+{
+	uint64_t began;
+	for (int attempt = 0;; attempt++) {
+		wait_parked(target);
+		began = clock_ns(CLOCK_MONOTONIC);
+		seize_all(target);
+		get_regs(&target->threads[0]);
+		const uint64_t *regs = target->threads[0].original_regs;
+		if (regs[R_ORIG_RAX] == SYS_read && regs[R_RDI] == (uint64_t)target->control_fd)
+			break;
+		release_all(target);
+		if (attempt == 20)
+			refuse("its main thread does not wait for a request");
+	}
+	for (int i = 1; i < target->thread_count; i++)
+		get_regs(&target->threads[i]);
+	return began;
+}
+
+void release_all(struct target *target)
+{
+	for (int i = target->thread_count - 1; i >= 0; i--) {
+		struct thread *thread = &target->threads[i];
+		struct iovec vector = { thread->regs, sizeof thread->regs };
+		if (thread->regs[R_RSP] != 0)
+			ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector);
+		ptrace(PTRACE_DETACH, thread->tid, NULL, NULL);
+		free(thread->xstate);
+		thread->xstate = NULL;
+	}
+	target->thread_count = 0;
+}
+
+/* ---- injected system calls ---- */
+
+static void find_syscall(struct target *target)
+{
+	char path[64], line[512];
+	snprintf(path, sizeof path, "/proc/%d/maps", target->pid);
+	FILE *maps = fopen(path, "re");
+	unsigned long from = 0, to = 0;
+	while (maps && fgets(line, sizeof line, maps)) {
+		if (strstr(line, "[vdso]") && sscanf(line, "%lx-%lx", &from, &to) == 2)
+			break;
+		from = 0;
+	}
+	if (maps)
+		fclose(maps);
+	if (!from)
+		refuse("it has no vdso");
+	static uint8_t code[65536];
+	size_t bytes = to - from < sizeof code ? to - from : sizeof code;
+	struct iovec local = { code, bytes }, remote = { (void *)from, bytes };
+	if (process_vm_readv(target->pid, &local, 1, &remote, 1, 0) != (ssize_t)bytes)
+		die("cannot read the vdso: %s", strerror(errno));
+	for (size_t i = 0; i + 1 < bytes; i++) {
+		if (code[i] == 0x0f && code[i + 1] == 0x05) {
+			target->vdso = from;
+			target->syscall_at = from + i;
+			return;
+		}
+	}
+	refuse("its vdso holds no system call instruction");
+}
+
+static void step_to_syscall(pid_t tid)
+{
+	if (ptrace(PTRACE_SYSCALL, tid, NULL, NULL) != 0)
+		die("cannot run a system call in the process: %s", strerror(errno));
+	wait_stop(tid);
+}
+
+long inject(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
+{
+	if (!target->syscall_at)
+		find_syscall(target);
+	uint64_t regs[27];
+	memcpy(regs, thread->regs, sizeof regs);
+	regs[R_RIP] = target->syscall_at;
+	regs[R_RAX] = (uint64_t)nr;
+	regs[R_RDI] = args[0];
+	regs[R_RSI] = args[1];
+	regs[R_RDX] = args[2];
+	regs[R_R10] = args[3];
+	regs[R_R8] = args[4];
+	regs[R_R9] = args[5];
+	regs[R_ORIG_RAX] = (uint64_t)-1;
+	struct iovec vector = { regs, sizeof regs };
+	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot set registers: %s", strerror(errno));
+	step_to_syscall(thread->tid); /* entry */
+	step_to_syscall(thread->tid); /* exit */
+	vector.iov_len = sizeof regs;
+	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot read registers: %s", strerror(errno));
+	long result = (long)regs[R_RAX];
+	vector = (struct iovec){ thread->regs, sizeof thread->regs };
+	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot put back registers: %s", strerror(errno));
+	return result;
+}
+
+/* ---- what only threads know ---- */
+
+static void read_thread(struct target *target, struct thread *thread)
+{
+	thread->xstate = malloc(XSTATE_BYTES_MAX);
+	struct iovec vector = { thread->xstate, XSTATE_BYTES_MAX };
+	if (!thread->xstate || ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_X86_XSTATE, &vector) != 0)
+		die("cannot read extended state: %s", strerror(errno));
+	thread->xstate_bytes = vector.iov_len;
+	if (ptrace(PTRACE_GETSIGMASK, thread->tid, (void *)8, &thread->sigmask) != 0)
+		die("cannot read a signal mask: %s", strerror(errno));
+	struct {
+		uint64_t address;
+		uint32_t bytes, signature, flags, pad;
+	} rseq = { 0 };
+	if (ptrace((enum __ptrace_request)PTRACE_GET_RSEQ_CONFIGURATION, thread->tid, (void *)sizeof rseq, &rseq) < 0)
+		die("cannot read the rseq area: %s", strerror(errno));
+	thread->rseq = rseq.address;
+	thread->rseq_bytes = rseq.bytes;
+	thread->rseq_signature = rseq.signature;
+	if (syscall(SYS_get_robust_list, thread->tid, &thread->robust_list, &thread->robust_bytes) != 0)
+		die("cannot read a robust list: %s", strerror(errno));
+
+	uint64_t scratch = (target->threads[0].regs[R_RSP] - 4096) & ~15ULL;
+	uint64_t saved[3];
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
+	int mem = open(path, O_RDWR | O_CLOEXEC);
+	if (mem < 0 || pread(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
+		die("cannot read the stack of the process: %s", strerror(errno));
+	long result = inject(target, thread, SYS_prctl, (uint64_t[6]){ 40 /* PR_GET_TID_ADDRESS */, scratch, 0, 0, 0, 0 });
+	if (result < 0 || pread(mem, &thread->tid_address, 8, (off_t)scratch) != 8)
+		die("cannot read a thread's id address: %s (a kernel without CONFIG_CHECKPOINT_RESTORE?)", strerror((int)-result));
+	result = inject(target, thread, SYS_sigaltstack, (uint64_t[6]){ 0, scratch, 0, 0, 0, 0 });
+	if (result < 0 || pread(mem, thread->altstack, 24, (off_t)scratch) != 24)
+		die("cannot read a signal stack: %s", strerror((int)-result));
+	if (pwrite(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
+		die("cannot put back the stack of the process: %s", strerror(errno));
+	close(mem);
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/comm", target->pid, thread->tid);
+	FILE *comm = fopen(path, "re");
+	if (!comm || !fgets(thread->name, sizeof thread->name, comm))
+		die("cannot read a thread's name: %s", strerror(errno));
+	fclose(comm);
+	thread->name[strcspn(thread->name, "\n")] = 0;
+}
+
+void read_threads(struct target *target)
+{
+	for (int i = 0; i < target->thread_count; i++)
+		read_thread(target, &target->threads[i]);
+}
+
+void write_threads(const struct target *target)
+{
+	json_open("threads", '[');
+	for (int i = 0; i < target->thread_count; i++) {
+		const struct thread *thread = &target->threads[i];
+		json_open(NULL, '{');
+		json_int("tid", thread->tid);
+		json_string("name", thread->name);
+		json_bytes("regs", thread->regs, sizeof thread->regs);
+		json_bytes("xstate", thread->xstate, thread->xstate_bytes);
+		json_hex("sigmask", thread->sigmask);
+		json_open("altstack", '[');
+		for (int j = 0; j < 3; j++)
+			json_hex(NULL, thread->altstack[j]);
+		json_close(']');
+		json_hex("robustList", thread->robust_list);
+		json_hex("robustBytes", thread->robust_bytes);
+		json_hex("rseq", thread->rseq);
+		json_int("rseqBytes", (int64_t)thread->rseq_bytes);
+		json_int("rseqSignature", (int64_t)thread->rseq_signature);
+		json_hex("tidAddress", thread->tid_address);
+		json_close('}');
+	}
+	json_close(']');
+}

@@ -1,0 +1,33 @@
+// Builds everything: TypeScript into dist/, the shared layouts into native/build/abi.h, the C helpers into
+// native/build/. Runs at the end of `npm ci`. Says plainly what is missing.
+import { execFileSync, spawnSync } from "node:child_process";
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const run = (command, args) => execFileSync(command, args, { cwd: root, stdio: "inherit" });
+
+run(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "-p", "tsconfig.json"]);
+chmodSync(join(root, "bin/thaw.mjs"), 0o755);
+
+const missing = ["gcc", "make"].filter((tool) => spawnSync(tool, ["--version"], { stdio: "ignore" }).status !== 0);
+if (process.platform !== "linux" || process.arch !== "x64") {
+  console.error(`thaw: not building the native helpers: they need Linux on x86-64, this is ${process.platform} on ${process.arch}.`);
+  console.error("thaw: nothing can be frozen here.");
+} else if (missing.length > 0) {
+  console.error(`thaw: cannot build the native helpers: ${missing.join(" and ")} not found.`);
+  console.error("thaw: install them (Debian: apt-get install gcc make libc6-dev) and run `npm run build`.");
+  process.exit(1);
+} else {
+  mkdirSync(join(root, "native/build"), { recursive: true });
+  const { abiHeader } = await import(join(root, "dist/linux/abi.js"));
+  const path = join(root, "native/build/abi.h");
+  const text = abiHeader();
+  let old = "";
+  try {
+    old = readFileSync(path, "utf8");
+  } catch {}
+  if (old !== text) writeFileSync(path, text);
+  run("make", ["--silent", "-C", "native", "-j2"]);
+}

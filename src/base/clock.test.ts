@@ -1,0 +1,43 @@
+import { describe, expect, it } from "vitest";
+import { nowMs, nowUs, Stopwatch, sleep } from "./clock.js";
+
+describe("a stopwatch", () => {
+  it("splits its time into consecutive phases that add up", () => {
+    const readings = [100, 130, 170, 250];
+    const watch = new Stopwatch(() => readings.shift() ?? 300);
+    expect(watch.mark("husk")).toBe(30);
+    expect(watch.mark("program")).toBe(40);
+    expect(watch.mark("reply")).toBe(80);
+    expect(watch.phases).toEqual([
+      { name: "husk", us: 30 },
+      { name: "program", us: 40 },
+      { name: "reply", us: 80 },
+    ]);
+    expect(watch.elapsedUs).toBe(200);
+  });
+});
+
+describe("the clock", () => {
+  it("gives microseconds and milliseconds of the same origin", () => {
+    const ms = nowMs();
+    const us = nowUs();
+    expect(us / 1000 - ms).toBeGreaterThanOrEqual(0);
+    expect(us / 1000 - ms).toBeLessThan(1000);
+  });
+
+  it("sleeps at least as long as asked", async () => {
+    const start = nowMs();
+    await sleep(20);
+    expect(nowMs() - start).toBeGreaterThanOrEqual(19);
+  });
+
+  it("wakes with the signal's reason when aborted, before or during the sleep", async () => {
+    const early = new AbortController();
+    early.abort(new Error("already over"));
+    await expect(sleep(60_000, early.signal)).rejects.toThrow("already over");
+    const late = new AbortController();
+    const sleeping = sleep(60_000, late.signal);
+    late.abort(new Error("stop now"));
+    await expect(sleeping).rejects.toThrow("stop now");
+  });
+});

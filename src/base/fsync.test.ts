@@ -1,0 +1,77 @@
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import {
+  fsyncTree,
+  mkdirDurably,
+  removeTemporaries,
+  renameDurably,
+  TEMPORARY_PREFIX,
+  temporaryPath,
+  writeFileDurably,
+} from "./fsync.js";
+
+let dir = "";
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "thaw-fsync-"));
+});
+afterEach(() => rmSync(dir, { recursive: true, force: true }));
+
+describe("writing a file durably", () => {
+  it("replaces the old content and leaves no temporary file", async () => {
+    const path = join(dir, "state");
+    await writeFileDurably(path, "old");
+    await writeFileDurably(path, Buffer.from("new"));
+    expect(readFileSync(path, "utf8")).toBe("new");
+    expect(readdirSync(dir)).toEqual(["state"]);
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+  });
+
+  it("keeps the old content and cleans up when the new one cannot be put in place", async () => {
+    const path = join(dir, "taken");
+    mkdirSync(path);
+    writeFileSync(join(path, "inside"), "kept");
+    await expect(writeFileDurably(path, "new")).rejects.toMatchObject({ code: "EISDIR" });
+    expect(readdirSync(dir)).toEqual(["taken"]);
+    expect(readFileSync(join(path, "inside"), "utf8")).toBe("kept");
+  });
+});
+
+describe("directories", () => {
+  it("are made with their parents, for the owner alone", async () => {
+    const path = join(dir, "a/b/c");
+    await mkdirDurably(path);
+    await mkdirDurably(path);
+    expect(statSync(path).isDirectory()).toBe(true);
+    expect(statSync(path).mode & 0o777).toBe(0o700);
+  });
+
+  it("are flushed whole, with dangling links inside, and renamed across parents", async () => {
+    await mkdirDurably(join(dir, "from/tree/deep"));
+    await mkdirDurably(join(dir, "to"));
+    writeFileSync(join(dir, "from/tree/deep/file"), "x");
+    symlinkSync("/nonexistent", join(dir, "from/tree/link"));
+    await fsyncTree(join(dir, "from/tree"));
+    await renameDurably(join(dir, "from/tree"), join(dir, "to/tree"));
+    expect(readFileSync(join(dir, "to/tree/deep/file"), "utf8")).toBe("x");
+    expect(readdirSync(join(dir, "from"))).toEqual([]);
+  });
+});
+
+describe("what an interrupted write left", () => {
+  it("is recognised by its name and removed, and nothing else is", async () => {
+    const left = temporaryPath(join(dir, "image"));
+    mkdirSync(left);
+    writeFileSync(join(left, "pages"), "half");
+    writeFileSync(join(dir, "image"), "whole");
+    const removed = await removeTemporaries(dir);
+    expect(removed).toHaveLength(1);
+    expect(removed[0]).toMatch(new RegExp(`^\\${TEMPORARY_PREFIX}image-[0-9a-f]{12}$`));
+    expect(readdirSync(dir)).toEqual(["image"]);
+  });
+
+  it("is nothing where there is no directory", async () => {
+    expect(await removeTemporaries(join(dir, "absent"))).toEqual([]);
+  });
+});

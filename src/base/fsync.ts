@@ -1,0 +1,82 @@
+/**
+ * Files that survive a crash whole or not at all. A rename is atomic, but it may reach the disk before the bytes
+ * it names, and the directory entry may be lost although the bytes are there. So: write under a temporary
+ * name, fsync the file, rename, fsync the directory (rename(2), fsync(2) "Notes").
+ */
+import { randomBytes } from "node:crypto";
+import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+
+/** What every temporary name begins with; a server that starts may remove whatever carries it. */
+export const TEMPORARY_PREFIX = ".tmp-";
+
+/** A fresh name beside `path`: on the same file system, and recognisable as temporary. */
+export function temporaryPath(path: string): string {
+  return join(dirname(path), `${TEMPORARY_PREFIX}${basename(path)}-${randomBytes(6).toString("hex")}`);
+}
+
+/** Flushes one file, or the entries of one directory, to disk. */
+export async function fsyncPath(path: string): Promise<void> {
+  const file = await open(path, "r");
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+/** Flushes every file and directory below `path`, and `path` itself. Symbolic links are part of their directory. */
+export async function fsyncTree(path: string): Promise<void> {
+  for (const entry of await readdir(path, { withFileTypes: true })) {
+    const child = join(path, entry.name);
+    if (entry.isDirectory()) await fsyncTree(child);
+    else if (entry.isFile()) await fsyncPath(child);
+  }
+  await fsyncPath(path);
+}
+
+/** Renames and flushes both directories concerned. The content must have been flushed before. */
+export async function renameDurably(from: string, to: string): Promise<void> {
+  await rename(from, to);
+  await fsyncPath(dirname(to));
+  if (dirname(from) !== dirname(to)) await fsyncPath(dirname(from));
+}
+
+/** Replaces `path` by `content` as one step: a reader, or a restart after a crash, sees the old or the new bytes. */
+export async function writeFileDurably(path: string, content: string | Uint8Array, mode = 0o600): Promise<void> {
+  const temporary = temporaryPath(path);
+  try {
+    const file = await open(temporary, "wx", mode);
+    try {
+      await file.writeFile(content);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await renameDurably(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+}
+
+/** Makes `path` and its missing parents, and flushes the directory of each one made. */
+export async function mkdirDurably(path: string, mode = 0o700): Promise<void> {
+  const first = await mkdir(path, { recursive: true, mode });
+  if (first === undefined) return;
+  for (let made = path; made.length >= first.length; made = dirname(made)) await fsyncPath(dirname(made));
+}
+
+/** Removes what interrupted writes left directly inside `dir`. Returns the names removed; a missing `dir` has none. */
+export async function removeTemporaries(dir: string): Promise<string[]> {
+  let names: string[];
+  try {
+    names = await readdir(dir);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
+    throw error;
+  }
+  const temporary = names.filter((name) => name.startsWith(TEMPORARY_PREFIX));
+  for (const name of temporary) await rm(join(dir, name), { recursive: true, force: true });
+  return temporary;
+}

@@ -1,0 +1,52 @@
+/**
+ * The server's own log: one JSON object a line on stderr, through pino. What a function prints is not here; it
+ * belongs to its request. Errors of ours are logged with code, what, why and fix.
+ */
+import { type DestinationStream, type Logger, destination as openDestination, pino } from "pino";
+import { ThawError } from "./errors.js";
+
+export type { Logger } from "pino";
+
+/** Levels that THAW_LOG and `--log-level` accept. */
+export const LOG_LEVELS = ["silent", "error", "warn", "info", "debug", "trace"] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+export interface LogOptions {
+  readonly level?: LogLevel;
+  /** Where lines go; default: stderr, written at once so that a crash loses none. */
+  readonly destination?: DestinationStream;
+}
+
+/** Makes the root logger; pass it, or a child of it, to whatever logs. */
+export function createLogger(options: LogOptions = {}): Logger {
+  return pino(
+    {
+      level: options.level ?? "info",
+      base: null,
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+      serializers: { err: serializeError },
+    },
+    options.destination ?? openDestination({ dest: 2, sync: true }),
+  );
+}
+
+/** A logger that writes nothing; for tests, and for the engine used as a library. */
+export function silentLogger(): Logger {
+  return pino({ level: "silent" });
+}
+
+/** The plain form of an error in a log line, its causes inside. */
+function serializeError(error: unknown): unknown {
+  if (error instanceof ThawError) {
+    return { ...error.toJSON(), ...(error.cause === undefined ? {} : { cause: serializeError(error.cause) }) };
+  }
+  if (!(error instanceof Error)) return String(error);
+  const code = (error as NodeJS.ErrnoException).code;
+  return {
+    message: error.message,
+    ...(code === undefined ? {} : { code }),
+    stack: error.stack,
+    ...(error.cause === undefined ? {} : { cause: serializeError(error.cause) }),
+  };
+}

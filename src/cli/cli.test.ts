@@ -1,0 +1,356 @@
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { ThawError } from "../base/errors.js";
+import { FakeEnd } from "../engine/fake.js";
+import { type Gateway, openGateway } from "../gateway/index.js";
+import { openTestPlatform, type TestPlatform } from "../gateway/testing.js";
+import { parseStart } from "./commands/invoke.js";
+import { type CliOptions, type CliRun, runCli } from "./testing.js";
+
+let test: TestPlatform;
+let gateway: Gateway;
+let cwd: string;
+
+beforeEach(async () => {
+  test = await openTestPlatform();
+  gateway = await openGateway({ platform: test.platform });
+  cwd = await mkdtemp(join(tmpdir(), "thaw-cli-"));
+  await mkdir(join(cwd, "hello"));
+  await writeFile(join(cwd, "hello", "index.mjs"), "export const handler = async () => null;\n");
+});
+afterEach(async () => {
+  await gateway.close();
+  await test.close();
+  await rm(cwd, { recursive: true, force: true });
+});
+
+const thaw = (args: readonly string[], options: CliOptions = {}): Promise<CliRun> =>
+  runCli(args, { url: gateway.url, cwd, ...options });
+
+describe("a function's life by hand", () => {
+  it("deploy, invoke, ls, logs, image inspect, rm", async () => {
+    const deployed = await thaw(["deploy", "hello", "--wait"]);
+    expect(deployed).toMatchObject({ code: 0, err: "" });
+    expect(deployed.out).toMatch(/^hello deployed: nodejs20\.x, index\.handler, 128 MB, .* of code\n/);
+    expect(deployed.out).toMatch(/\nhello is ready: image of 4 KiB, stopped for 2\.0 ms while it was made\n$/);
+
+    test.engine.handler = (event, context) => {
+      context.log("greeting\n");
+      return { hello: (event as { name: string }).name };
+    };
+    const invoked = await thaw(["invoke", "hello", "--payload", '{"name":"world"}']);
+    expect(invoked).toMatchObject({ code: 0, out: '{"hello":"world"}\n' });
+    expect(invoked.err).toMatch(/^thaw \(splice\), started in 1\.8 ms, answered in .*\n$/);
+
+    const listed = await thaw(["ls"]);
+    expect(listed.out.split("\n")).toEqual([
+      "NAME   RUNTIME     MEMORY  STATE   IMAGE  INSTANCES  LAST START",
+      "hello  nodejs20.x  128 MB  frozen  4 KiB  1 idle     thaw 1.8 ms",
+      "",
+    ]);
+
+    expect((await thaw(["logs", "hello"])).out).toContain("\ngreeting\n");
+    expect((await thaw(["image", "inspect", "hello"])).out).toMatch(/^state +ready\nimage +fake-1\n/);
+    expect(await thaw(["rm", "hello"])).toEqual({ code: 0, out: "hello removed\n", err: "" });
+    expect((await thaw(["ls"])).out).toBe("No functions. Deploy one: thaw deploy FOLDER\n");
+  });
+
+  it("the same for machines: JSON on stdout and nothing else", async () => {
+    const json = async (...args: string[]): Promise<Record<string, unknown>> => {
+      const run = await thaw([...args, "--json"]);
+      expect(run).toMatchObject({ code: 0, err: "" });
+      expect(run.out.trim().split("\n")).toHaveLength(1);
+      return JSON.parse(run.out) as Record<string, unknown>;
+    };
+    expect(await json("deploy", "hello", "--wait")).toMatchObject({ name: "hello", memoryMb: 128, image: { state: "ready" } });
+    const trace = { start: { kind: "thaw" }, pages: { written: 300 } };
+    expect(await json("invoke", "hello", "--trace", "--tail")).toMatchObject({
+      payload: { event: {}, function: "hello" },
+      executedVersion: "$LATEST",
+      start: { kind: "thaw", loader: "splice", generation: 0, us: 1800 },
+      log: expect.stringContaining("START RequestId"),
+      trace,
+    });
+    expect(await json("ls")).toMatchObject({ functions: [{ name: "hello", lastStart: { kind: "thaw" } }] });
+    expect(await json("image", "inspect", "hello")).toMatchObject({ state: "ready" });
+    expect(await json("doctor")).toMatchObject({
+      ok: true,
+      canFreeze: true,
+      checks: [{ name: "kernel" }],
+      server: { pid: process.pid },
+    });
+    expect(await json("rm", "hello")).toEqual({ removed: "hello" });
+  });
+
+  it("logs as JSON are one object a line", async () => {
+    await thaw(["deploy", "hello", "--wait"]);
+    test.engine.handler = (_event, context) => context.log("naïve\n");
+    await thaw(["invoke", "hello"]);
+    const lines = (await thaw(["logs", "hello", "--json"])).out.trim().split("\n");
+    expect(lines.map((line) => (JSON.parse(line) as { line: string }).line)).toContain("naïve");
+  });
+
+  it("logs --follow goes on until it is interrupted, which is no failure", async () => {
+    await thaw(["deploy", "hello", "--wait"]);
+    test.engine.handler = (event, context) => context.log(`got ${event}\n`);
+    const stop = new AbortController();
+    const following = thaw(["logs", "hello", "--follow"], { stop, onOut: (out) => out.includes("got 2\n") && stop.abort() });
+    await thaw(["invoke", "hello", "--payload", "1"]);
+    await thaw(["invoke", "hello", "--payload", "2"]);
+    const run = await following;
+    expect(run).toMatchObject({ code: 0, err: "" });
+    expect(run.out).toMatch(/got 1\n.*got 2\n/s);
+  });
+});
+
+describe("deploy", () => {
+  it("takes defaults from thaw.json, and options before them", async () => {
+    await writeFile(
+      join(cwd, "hello", "thaw.json"),
+      JSON.stringify({ name: "other", memory: 256, timeout: 5, env: { A: "file", B: "file" } }),
+    );
+    const run = await thaw([
+      "deploy",
+      "hello",
+      "--json",
+      "--memory",
+      "512",
+      "--env",
+      "A=option",
+      "--env",
+      "C=x=y",
+      "--max-instances",
+      "3",
+    ]);
+    expect(JSON.parse(run.out)).toMatchObject({
+      name: "other",
+      memoryMb: 512,
+      timeoutMs: 5000,
+      env: { A: "option", B: "file", C: "x=y" },
+      maxInstances: 3,
+    });
+  });
+
+  it("replaces only when told", async () => {
+    await thaw(["deploy", "hello"]);
+    const again = await thaw(["deploy", "hello"]);
+    expect(again.code).toBe(1);
+    expect(again.err).toMatch(/^error: .*"hello".*\n {2}(why|fix): /);
+    expect((await thaw(["deploy", "hello", "--update"])).code).toBe(0);
+  });
+
+  it("says when a function cannot have an image, and is no failure", async () => {
+    test.engine.failNext(
+      "freeze",
+      new ThawError("FREEZE_REFUSED", { what: "It cannot be frozen", why: "it holds an inotify descriptor" }),
+    );
+    const run = await thaw(["deploy", "hello", "--wait"]);
+    expect(run.code).toBe(0);
+    expect(run.out).toMatch(/hello has no image and will be booted at every start \(.*inotify descriptor.*\)\n$/);
+  });
+
+  it("fails when the function cannot be loaded", async () => {
+    test.engine.failNext(
+      "boot",
+      new ThawError("INIT_FAILED", { what: 'Function "hello" failed while it was loaded', why: "SyntaxError" }),
+    );
+    const run = await thaw(["deploy", "hello", "--wait"]);
+    expect(run.code).toBe(1);
+    expect(run.err).toMatch(/^error: Function "hello" failed while it was loaded\n {2}why: SyntaxError\n/);
+  });
+
+  it.each([
+    [["deploy", "nowhere"], /^error: .*nowhere cannot be deployed\n {2}why: It does not exist\n {2}fix: /],
+    [["deploy", "hello", "--handler", "app.handler"], /^error: Handler "app.handler" is not in .*\n {2}why: There is no app\.js/],
+    [["deploy", "hello", "--runtime", "cobol85"], /^error: .*cobol85/],
+    [["deploy", "hello", "--name", "he llo"], /^error: .*he llo/],
+    [["deploy", "hello", "--memory", "1"], /^error: .*\n {2}why: .*128/],
+  ])("%j fails", async (args, sentence) => {
+    const run = await thaw(args);
+    expect(run.code).toBe(1);
+    expect(run.out).toBe("");
+    expect(run.err).toMatch(sentence);
+  });
+
+  it.each([
+    [["deploy", "hello", "--memory", "lots"], /It must be a whole number of at least 1/],
+    [["deploy", "hello", "--timeout", "soon"], /It must be a number of seconds/],
+    [["deploy", "hello", "--env", "A"], /It must be NAME=VALUE/],
+    [["deploy"], /missing required argument 'path'/],
+    [["deploy", "hello", "--colour"], /unknown option '--colour'/],
+    [["explode"], /unknown command 'explode'/],
+    [["serve", "--port", "70000"], /It must be a whole number from 0 to 65535/],
+    [["serve", "--park", "sofa=1"], /It must be one of runtime, image, prefaulted/],
+  ])("%j is a usage error", async (args, sentence) => {
+    const run = await thaw(args);
+    expect(run.code).toBe(2);
+    expect(run.err).toMatch(sentence);
+  });
+});
+
+describe("invoke", () => {
+  beforeEach(() => thaw(["deploy", "hello", "--wait"]));
+
+  it("takes the payload from a file or from stdin", async () => {
+    await writeFile(join(cwd, "event.json"), "[1]");
+    expect(JSON.parse((await thaw(["invoke", "hello", "--payload", "@event.json"])).out).event).toEqual([1]);
+    expect(JSON.parse((await thaw(["invoke", "hello", "--payload", "-"], { input: "[2]" })).out).event).toEqual([2]);
+  });
+
+  it("exits with 3 when the function fails, its error on stdout", async () => {
+    test.engine.handler = () => {
+      throw new RangeError("too far");
+    };
+    const run = await thaw(["invoke", "hello"]);
+    expect(run.code).toBe(3);
+    expect(JSON.parse(run.out)).toMatchObject({ errorType: "RangeError", errorMessage: "too far" });
+    expect(run.err).toMatch(/\nerror: the function failed\n$/);
+  });
+
+  it("names what ended the function", async () => {
+    test.engine.handler = () => {
+      throw new FakeEnd("TIMEOUT");
+    };
+    expect((await thaw(["invoke", "hello"])).err).toContain("error: the function failed (TIMEOUT)\n");
+    const json = await thaw(["invoke", "hello", "--json"]);
+    expect(json.code).toBe(3);
+    expect(JSON.parse(json.out)).toMatchObject({ functionError: "Unhandled", platformError: "TIMEOUT" });
+  });
+
+  it("demands a kind of start", async () => {
+    expect((await thaw(["invoke", "hello", "--prefer", "boot;dispose"])).err).toMatch(/^boot, started in 90 ms/);
+  });
+
+  it("says when the start was not the intended one", async () => {
+    test.engine.failNext("thaw", new ThawError("IMAGE_DAMAGED", { what: "The image is damaged", why: "bit 7 is wrong" }));
+    expect((await thaw(["invoke", "hello"])).err).toMatch(/\nnot as intended: .*bit 7 is wrong/);
+  });
+
+  it.each([
+    [["invoke", "hello", "--payload", "{nope"], "INVALID_PAYLOAD", /^error: .*\n {2}why: .*JSON/],
+    [["invoke", "hello", "--payload", "@nowhere"], "INVALID_PAYLOAD", /^error: The payload cannot be read\n {2}why: ENOENT/],
+    [["invoke", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
+    [["invoke", "hello", "--prefer", "magic"], "INVALID_ARGUMENT", /fix: Use one of boot, thaw, parked, reuse/],
+    [["logs", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
+    [["logs", "nobody", "--follow"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
+    [["rm", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
+    [["image", "inspect", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
+    [["rm", "../server"], "INVALID_ARGUMENT", /^error: /],
+  ])("%j fails with its code", async (args, code, sentence) => {
+    const run = await thaw(args);
+    expect(run).toMatchObject({ code: 1, out: "" });
+    expect(run.err).toMatch(sentence);
+    const json = await thaw([...args, "--json"]);
+    expect(json).toMatchObject({ code: 1, out: "" });
+    expect(JSON.parse(json.err).error.code).toBe(code);
+  });
+});
+
+describe("without a server", () => {
+  it.each([["ls"], ["invoke", "hello"], ["deploy", "hello"], ["logs", "hello"], ["rm", "hello"], ["image", "inspect", "hello"]])(
+    "%s %s says how to start one",
+    async (...args) => {
+      // Port 1 needs a privileged listener that no test machine has.
+      const run = await thaw([...args, "--url", "http://127.0.0.1:1"]);
+      expect(run.code).toBe(1);
+      expect(run.err).toBe(
+        "error: No thaw server answers at http://127.0.0.1:1\n" +
+          "  why: The connection was refused: nothing listens there\n" +
+          "  fix: Start one with `thaw serve`, or name another with --url or THAW_URL\n",
+      );
+    },
+  );
+
+  it("doctor still reports", async () => {
+    const run = await thaw(["doctor", "--url", "http://127.0.0.1:1"]);
+    expect(run.code).toBe(0);
+    expect(run.out).toContain("At http://127.0.0.1:1: no server answers.");
+  });
+
+  it("a URL that is none is refused", async () => {
+    expect((await thaw(["ls", "--url", "nowhere"])).err).toMatch(
+      /^error: "nowhere" is not the URL of a server\n {2}fix: It looks like http:/,
+    );
+  });
+
+  it("a server that is not ours is recognised", async () => {
+    const other = createServer((_request, reply) => reply.writeHead(404).end("<h1>Not Found</h1>"));
+    await new Promise<void>((resolve) => {
+      other.listen(0, "127.0.0.1", resolve);
+    });
+    const url = `http://127.0.0.1:${(other.address() as AddressInfo).port}`;
+    const run = await thaw(["ls", "--url", url]);
+    other.close();
+    expect(run.code).toBe(1);
+    expect(run.err).toMatch(/^error: What answers at .* is not a thaw server\n {2}why: it replied with status 404 and no JSON\n/);
+  });
+
+  it("an interrupted command says so", async () => {
+    await thaw(["deploy", "hello", "--wait"]);
+    const stop = new AbortController();
+    test.engine.handler = () => new Promise(() => stop.abort());
+    expect(await thaw(["invoke", "hello"], { stop })).toEqual({ code: 130, out: "", err: "interrupted\n" });
+  });
+});
+
+describe("doctor", () => {
+  it("tells what fails and what to do, and exits non-zero", async () => {
+    const run = await thaw(["doctor"], {
+      machine: {
+        ok: false,
+        canFreeze: false,
+        checks: [
+          { name: "kernel", ok: true, required: true, says: "Linux 6.18" },
+          { name: "ptrace", ok: false, required: true, says: "not permitted", fix: "run as root" },
+          { name: "cgroups", ok: false, required: false, says: "no swap accounting" },
+        ],
+      },
+    });
+    expect(run.code).toBe(1);
+    expect(run.out.split("\n").slice(0, 9)).toEqual([
+      "       CHECK    FOUND",
+      "ok     kernel   Linux 6.18",
+      "FAILS  ptrace   not permitted",
+      "warns  cgroups  no swap accounting",
+      "",
+      "What to do:",
+      "  ptrace: run as root",
+      "",
+      "Functions cannot be frozen on this machine. `thaw serve --boot-only` runs them without images.",
+    ]);
+  });
+});
+
+describe("help", () => {
+  it("lists the commands and exits with 0", async () => {
+    const run = await thaw(["--help"]);
+    expect(run.code).toBe(0);
+    for (const command of ["serve", "deploy", "invoke", "ls", "logs", "rm", "image", "doctor"])
+      expect(run.out).toMatch(new RegExp(`^  ${command}\\b`, "m"));
+  });
+
+  it("is what a bare `thaw` shows", async () => {
+    const run = await thaw([]);
+    expect(run.code).toBe(2);
+    expect(run.err).toContain("Usage: thaw");
+  });
+});
+
+it("the start header is read back, whatever the reason holds", () => {
+  expect(parseStart("kind=thaw;loader=splice;generation=0;us=1840;wait=12")).toEqual({
+    kind: "thaw",
+    loader: "splice",
+    generation: 0,
+    us: 1840,
+    wait: 12,
+  });
+  expect(parseStart('kind=boot;us=1;fallback="a;fallback=\\"b\\" \\u00e9"')).toEqual({
+    kind: "boot",
+    us: 1,
+    fallback: 'a;fallback="b" é',
+  });
+});

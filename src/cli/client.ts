@@ -1,0 +1,164 @@
+/**
+ * HTTP to the server. Plain `node:http` rather than fetch: a function may take 15 minutes, and fetch gives up on a
+ * reply's headers after five. Errors of control routes come back as the ThawError that the server threw.
+ */
+import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders } from "node:http";
+import { request as httpsRequest } from "node:https";
+import { ERROR_CODES, type ErrorCode, errorText, ThawError } from "../base/errors.js";
+import { Interrupted } from "./io.js";
+
+/** Where the server listens unless told otherwise. */
+export const DEFAULT_PORT = 9470;
+export const DEFAULT_URL = `http://127.0.0.1:${DEFAULT_PORT}`;
+
+/** A complete reply. */
+export interface Reply {
+  readonly status: number;
+  readonly headers: IncomingMessage["headers"];
+  readonly body: Buffer;
+}
+
+/** What a request may carry. */
+export interface RequestParts {
+  readonly query?: Readonly<Record<string, string | readonly string[] | undefined>>;
+  readonly headers?: OutgoingHttpHeaders;
+  readonly body?: Buffer;
+}
+
+/** One server, one run of the CLI. */
+export class Client {
+  readonly url: string;
+  readonly #base: URL;
+  readonly #stop: AbortSignal;
+
+  /** INVALID_ARGUMENT when `url` is not one. */
+  constructor(url: string, stop: AbortSignal) {
+    this.#base = parseUrl(url);
+    this.url = url;
+    this.#stop = stop;
+  }
+
+  /** Sends a request and reads the whole reply, whatever its status. SERVER_UNREACHABLE when there is none. */
+  async send(method: string, path: string, parts: RequestParts = {}): Promise<Reply> {
+    const response = await this.#open(method, path, parts);
+    return { status: response.statusCode ?? 0, headers: response.headers, body: await this.#read(response) };
+  }
+
+  /** A control request whose reply is JSON. Throws what the server threw. */
+  async json<T>(method: string, path: string, parts: RequestParts = {}): Promise<T> {
+    const reply = await this.send(method, path, parts);
+    if (reply.status >= 400) throw errorFrom(reply, this.url);
+    if (reply.body.length === 0) return undefined as T;
+    try {
+      return JSON.parse(reply.body.toString()) as T;
+    } catch (error) {
+      throw notThaw(this.url, `the reply to ${path} is not JSON`, error);
+    }
+  }
+
+  /** A control request whose reply is text that arrives over time. */
+  async *stream(path: string, parts: RequestParts = {}): AsyncGenerator<Buffer> {
+    const response = await this.#open("GET", path, parts);
+    const status = response.statusCode ?? 0;
+    if (status >= 400) throw errorFrom({ status, headers: response.headers, body: await this.#read(response) }, this.url);
+    try {
+      for await (const chunk of response) yield chunk as Buffer;
+    } catch (error) {
+      if (!this.#stop.aborted) throw this.#unreachable(error);
+    }
+  }
+
+  async #read(response: IncomingMessage): Promise<Buffer> {
+    const chunks: Buffer[] = [];
+    try {
+      for await (const chunk of response) chunks.push(chunk as Buffer);
+    } catch (error) {
+      throw this.#unreachable(error);
+    }
+    return Buffer.concat(chunks);
+  }
+
+  #open(method: string, path: string, { query, headers, body }: RequestParts): Promise<IncomingMessage> {
+    const url = new URL(this.#base.pathname.replace(/\/$/, "") + path, this.#base);
+    for (const [name, value] of Object.entries(query ?? {})) {
+      for (const one of Array.isArray(value) ? value : [value]) if (one !== undefined) url.searchParams.append(name, one);
+    }
+    const open = url.protocol === "https:" ? httpsRequest : httpRequest;
+    return new Promise((done, failed) => {
+      const request = open(url, {
+        method,
+        // One command, one or two requests: nothing to keep alive, and no socket that delays the exit.
+        agent: false,
+        signal: this.#stop,
+        headers: { ...headers, ...(body === undefined ? {} : { "content-length": body.length }) },
+      });
+      request.on("response", done);
+      request.on("error", (error) => failed(this.#unreachable(error)));
+      request.end(body);
+    });
+  }
+
+  #unreachable(error: unknown): Error {
+    if (this.#stop.aborted) return new Interrupted();
+    const code = (error as NodeJS.ErrnoException).code;
+    return new ThawError("SERVER_UNREACHABLE", {
+      what: `No thaw server answers at ${this.url}`,
+      why: code === "ECONNREFUSED" ? "The connection was refused: nothing listens there" : errorText(error) || String(code),
+      fix: "Start one with `thaw serve`, or name another with --url or THAW_URL",
+      cause: error,
+    });
+  }
+}
+
+function parseUrl(text: string): URL {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url !== undefined && (url.protocol === "http:" || url.protocol === "https:")) return url;
+  throw new ThawError("INVALID_ARGUMENT", {
+    what: `${JSON.stringify(text)} is not the URL of a server`,
+    fix: `It looks like ${DEFAULT_URL}; check --url and THAW_URL`,
+  });
+}
+
+function notThaw(url: string, why: string, cause?: unknown): ThawError {
+  return new ThawError("SERVER_UNREACHABLE", {
+    what: `What answers at ${url} is not a thaw server`,
+    why,
+    fix: "Check --url and THAW_URL",
+    cause,
+  });
+}
+
+type PlainError = Partial<ReturnType<ThawError["toJSON"]>>;
+
+/** The error in a reply: that of a control route, that beside Lambda's shape, or that of some other server. */
+export function errorFrom(reply: Reply, url: string): Error {
+  const header = reply.headers["x-thaw-error"];
+  let plain: PlainError | undefined;
+  try {
+    plain = typeof header === "string" ? JSON.parse(header) : (JSON.parse(reply.body.toString()) as { error?: PlainError }).error;
+  } catch (error) {
+    return notThaw(url, `it replied with status ${reply.status} and no JSON`, error);
+  }
+  if (typeof plain?.what !== "string")
+    return lambdaError(reply) ?? notThaw(url, `it replied with status ${reply.status} and no error of ours`);
+  const { code, what, why, fix, details } = plain;
+  if (!isCode(code)) return new Error(what);
+  return new ThawError(code, {
+    what,
+    ...(why === undefined ? {} : { why }),
+    ...(fix === undefined ? {} : { fix }),
+    ...(details === undefined ? {} : { details: details as Record<string, unknown> }),
+  });
+}
+
+/** A refusal that has no code of ours, only Lambda's shape. */
+function lambdaError(reply: Reply): Error | undefined {
+  const { message, Message } = JSON.parse(reply.body.toString()) as { message?: unknown; Message?: unknown };
+  const exception = reply.headers["x-amzn-errortype"];
+  const what = message ?? Message;
+  return typeof what === "string" && typeof exception === "string" ? new Error(what) : undefined;
+}
+
+function isCode(code: unknown): code is ErrorCode {
+  return typeof code === "string" && Object.hasOwn(ERROR_CODES, code);
+}

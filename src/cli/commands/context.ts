@@ -1,0 +1,66 @@
+/** What every command gets, and the options that the client commands share. */
+import type { Command } from "commander";
+import type { Logger } from "../../base/log.js";
+import type { Engine } from "../../engine/types.js";
+import { Client, DEFAULT_URL } from "../client.js";
+import type { Io } from "../io.js";
+
+/** One finding about the machine. */
+export interface MachineCheck {
+  readonly name: string;
+  readonly ok: boolean;
+  /** Whether freezing depends on it. */
+  readonly required: boolean;
+  readonly says: string;
+  readonly fix?: string;
+}
+
+/** What the probe of the machine found. */
+export interface MachineReport {
+  readonly ok: boolean;
+  readonly canFreeze: boolean;
+  readonly checks: readonly MachineCheck[];
+}
+
+/** Opens an engine in a data directory. */
+export type OpenEngine = (options: { dataDir: string; bootOnly: boolean; log: Logger }) => Promise<Engine>;
+
+/** Parts loaded only by the commands that need them: `thaw ls` must not pay for an engine. Tests pass others. */
+export interface Parts {
+  probeMachine(): Promise<MachineReport>;
+  openEngine: OpenEngine;
+}
+
+/** Of every command. */
+export interface Context {
+  readonly io: Io;
+  readonly parts: Parts;
+}
+
+/** Of the commands that talk to a server. */
+export interface ClientOptions {
+  readonly url?: string;
+  readonly json?: boolean;
+}
+
+/** Adds `--url` and `--json`. */
+export function asClient(command: Command): Command {
+  return command
+    .option("--url <url>", `the server (default: THAW_URL, else ${DEFAULT_URL})`)
+    .option("--json", "print JSON, for machines");
+}
+
+/** The server that options and environment name. */
+export function clientOf(io: Io, options: ClientOptions): Client {
+  return new Client(options.url ?? (io.env.THAW_URL || DEFAULT_URL), io.stop);
+}
+
+/** The control route of a function. */
+export function functionPath(name: string, rest = ""): string {
+  return `/thaw/v1/functions/${encodeURIComponent(name)}${rest}`;
+}
+
+/** One JSON value on a line. */
+export function jsonLine(value: unknown): string {
+  return `${JSON.stringify(value)}\n`;
+}

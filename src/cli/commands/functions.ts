@@ -1,0 +1,117 @@
+/** `thaw ls`, `thaw logs`, `thaw rm`, `thaw image inspect`: what is deployed. */
+import type { Command } from "commander";
+import { formatBytes, formatUs } from "../../base/units.js";
+import type { FunctionView } from "../../gateway/index.js";
+import type { ImageState, ImageStatus } from "../../platform/types.js";
+import { formatPairs, formatTable, type Io, printable } from "../io.js";
+import { wholeNumber } from "../options.js";
+import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine } from "./context.js";
+
+/** Adds the commands. */
+export function addFunctionCommands(program: Command, { io }: Context): void {
+  asClient(program.command("ls"))
+    .description("list functions, their images and instances")
+    .action((options: ClientOptions) => list(io, options));
+  asClient(program.command("logs"))
+    .description("print what a function wrote")
+    .argument("<name>")
+    .option("-f, --follow", "go on printing as it comes")
+    .option("--bytes <n>", "at most so much of the past (default: 65536)", wholeNumber(1, 999_999_999))
+    .action((name: string, options: LogsOptions) => logs(io, name, options));
+  asClient(program.command("rm"))
+    .description("remove a function, its instances, images and logs")
+    .argument("<name>")
+    .action((name: string, options: ClientOptions) => remove(io, name, options));
+  const image = program.command("image").description("look at images");
+  asClient(image.command("inspect"))
+    .description("show a function's image: size, what freezing cost and what it found")
+    .argument("<name>")
+    .action((name: string, options: ClientOptions) => inspect(io, name, options));
+}
+
+/** The column STATE: how the next start without an idle instance would be. */
+const STATE_WORDS: Readonly<Record<ImageState, string>> = {
+  none: "boots",
+  pending: "freezing",
+  ready: "frozen",
+  refused: "boots (refused)",
+  failed: "failed",
+};
+
+async function list(io: Io, options: ClientOptions): Promise<void> {
+  const reply = await clientOf(io, options).json<{ functions: FunctionView[] }>("GET", "/thaw/v1/functions");
+  if (options.json === true) return io.out(jsonLine(reply));
+  if (reply.functions.length === 0) return io.out("No functions. Deploy one: thaw deploy FOLDER\n");
+  const rows = reply.functions.map(({ name, runtime, memoryMb, image, instances, lastStart }) => [
+    name,
+    runtime,
+    `${memoryMb} MB`,
+    STATE_WORDS[image.state],
+    image.image === undefined ? "-" : formatBytes(image.image.bytesOnDisk),
+    instanceText(instances),
+    lastStart === undefined ? "-" : `${lastStart.kind}${lastStart.us > 0 ? ` ${formatUs(lastStart.us)}` : ""}`,
+  ]);
+  await io.out(formatTable(["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "INSTANCES", "LAST START"], rows));
+}
+
+function instanceText({ running, idle, starting }: FunctionView["instances"]): string {
+  const counts: readonly (readonly [number, string])[] = [
+    [running, "running"],
+    [idle, "idle"],
+    [starting, "starting"],
+  ];
+  const parts = counts.filter(([count]) => count > 0).map(([count, what]) => `${count} ${what}`);
+  return parts.length === 0 ? "0" : parts.join(", ");
+}
+
+interface LogsOptions extends ClientOptions {
+  readonly follow?: boolean;
+  readonly bytes?: number;
+}
+
+async function logs(io: Io, name: string, options: LogsOptions): Promise<void> {
+  const query = options.follow === true ? { follow: "1" } : { bytes: options.bytes?.toString() };
+  const stream = clientOf(io, options).stream(functionPath(name, "/logs"), { query });
+  if (options.json !== true) {
+    for await (const chunk of stream) await io.out(chunk);
+    return;
+  }
+  // One JSON object a line of log. A chunk may end inside a line, and inside a character.
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const chunk of stream) {
+    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+    rest = lines.pop() ?? "";
+    if (lines.length > 0) await io.out(lines.map((line) => jsonLine({ line })).join(""));
+  }
+  if (rest !== "") await io.out(jsonLine({ line: rest }));
+}
+
+async function remove(io: Io, name: string, options: ClientOptions): Promise<void> {
+  await clientOf(io, options).json("DELETE", functionPath(name));
+  await io.out(options.json === true ? jsonLine({ removed: name }) : `${printable(name)} removed\n`);
+}
+
+async function inspect(io: Io, name: string, options: ClientOptions): Promise<void> {
+  const status = await clientOf(io, options).json<ImageStatus>("GET", functionPath(name, "/image"));
+  if (options.json === true) return io.out(jsonLine(status));
+  const { image } = status;
+  const pairs: [string, string][] = [["state", status.state]];
+  if (status.reason !== undefined) pairs.push(["reason", status.reason]);
+  if (image !== undefined) {
+    const { report } = image;
+    pairs.push(
+      ["image", image.id],
+      ["directory", image.dir],
+      ["generation", String(image.generation)],
+      ["heat", `${image.heat} requests before the freeze`],
+      ["on disk", formatBytes(image.bytesOnDisk)],
+      ["anonymous", `${formatBytes(report.anonymousBytes)}, ${formatBytes(report.storedBytes)} of it stored`],
+      ["hygiene", `${report.hygieneMs.toFixed(1)} ms`],
+      ["stopped", `${report.stoppedMs.toFixed(1)} ms`],
+      ["freezing", `${report.totalMs.toFixed(1)} ms in all`],
+      ...report.notes.map((note): [string, string] => ["note", note]),
+    );
+  }
+  await io.out(formatPairs(pairs));
+}

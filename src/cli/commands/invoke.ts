@@ -1,0 +1,144 @@
+/** `thaw invoke`: the reply goes to stdout as it is, everything about it to stderr. */
+import { readFile } from "node:fs/promises";
+import { resolve } from "node:path";
+import type { Command } from "commander";
+import { errorText, ThawError } from "../../base/errors.js";
+import { formatUs } from "../../base/units.js";
+import { errorFrom, type Reply } from "../client.js";
+import { EXIT, Exit, type Io, printable } from "../io.js";
+import { asClient, type ClientOptions, type Context, clientOf, jsonLine } from "./context.js";
+
+interface Options extends ClientOptions {
+  readonly payload?: string;
+  readonly qualifier?: string;
+  readonly prefer?: string;
+  readonly trace?: boolean;
+  readonly tail?: boolean;
+}
+
+/** What `--json` prints. */
+interface InvokeJson {
+  readonly payload: unknown;
+  readonly functionError?: string;
+  readonly platformError?: string;
+  readonly requestId: string;
+  readonly executedVersion: string;
+  /** Parts of X-Thaw-Start, numbers as numbers. */
+  readonly start: Readonly<Record<string, string | number>>;
+  readonly totalUs: number;
+  readonly log?: string;
+  readonly trace?: unknown;
+}
+
+/** Adds the command. */
+export function addInvoke(program: Command, { io }: Context): void {
+  asClient(program.command("invoke"))
+    .description("call a function and print its reply")
+    .argument("<name>", "name or ARN, with :QUALIFIER if need be")
+    .option("--payload <json>", "the event: JSON, @FILE, or - for stdin (default: {})")
+    .option("--qualifier <version>", "version or alias")
+    .option("--prefer <start>", "demand a kind of start, such as boot, thaw;loader=lazy, parked or reuse")
+    .option("--trace", "show the phases of the start, and pages by source")
+    .option("--tail", "show what the function logged")
+    .addHelpText("after", `\nExits with ${EXIT.functionError} when the function itself failed.`)
+    .action((name: string, options: Options) => invoke(io, name, options));
+}
+
+async function invoke(io: Io, name: string, options: Options): Promise<void> {
+  const client = clientOf(io, options);
+  const body = await readPayload(io, options.payload);
+  const began = performance.now();
+  const reply = await client.send("POST", `/2015-03-31/functions/${encodeURIComponent(name)}/invocations`, {
+    query: { Qualifier: options.qualifier },
+    headers: {
+      "content-type": "application/json",
+      ...(options.prefer === undefined ? {} : { "x-thaw-prefer": options.prefer }),
+      ...(options.trace === true ? { "x-thaw-trace": "1" } : {}),
+      ...(options.tail === true ? { "x-amz-log-type": "Tail" } : {}),
+    },
+    body,
+  });
+  const totalUs = Math.round((performance.now() - began) * 1000);
+  if (reply.status !== 200) throw errorFrom(reply, client.url);
+
+  const about = describe(reply, totalUs);
+  if (options.json === true) await io.out(jsonLine(about));
+  else await printForPeople(io, reply.body, about);
+  if (about.functionError !== undefined) throw new Exit(EXIT.functionError);
+}
+
+async function readPayload(io: Io, text = "{}"): Promise<Buffer> {
+  if (text === "-") return io.readInput();
+  if (!text.startsWith("@")) return Buffer.from(text);
+  const path = resolve(io.cwd, text.slice(1));
+  return readFile(path).catch((error: unknown) => {
+    throw new ThawError("INVALID_PAYLOAD", {
+      what: "The payload cannot be read",
+      why: errorText(error),
+      fix: "Check --payload",
+      cause: error,
+    });
+  });
+}
+
+function describe({ headers, body }: Reply, totalUs: number): InvokeJson {
+  const text = (name: string): string | undefined => {
+    const value = headers[name];
+    return typeof value === "string" ? value : undefined;
+  };
+  const functionError = text("x-amz-function-error");
+  const platformError = text("x-thaw-platform-error");
+  const log = text("x-amz-log-result");
+  const trace = text("x-thaw-trace");
+  return {
+    payload: parseReply(body),
+    ...(functionError === undefined ? {} : { functionError }),
+    ...(platformError === undefined ? {} : { platformError }),
+    requestId: text("x-amzn-requestid") ?? "",
+    executedVersion: text("x-amz-executed-version") ?? "",
+    start: parseStart(text("x-thaw-start") ?? ""),
+    totalUs,
+    ...(log === undefined ? {} : { log: Buffer.from(log, "base64").toString() }),
+    ...(trace === undefined ? {} : { trace: JSON.parse(trace) as unknown }),
+  };
+}
+
+/** JSON as a value, so that it is not JSON inside JSON; text if it should be none. */
+function parseReply(body: Buffer): unknown {
+  if (body.length === 0) return null;
+  try {
+    return JSON.parse(body.toString()) as unknown;
+  } catch {
+    return body.toString();
+  }
+}
+
+/** `kind=thaw;us=1840;fallback="…"` as an object. The fallback is last, and quoted as JSON because it may hold anything. */
+export function parseStart(header: string): Record<string, string | number> {
+  const [, plain = "", fallback] = /^(.*?)(?:;fallback=(".*"))?$/.exec(header) ?? [];
+  const start: Record<string, string | number> = {};
+  for (const part of plain.split(";")) {
+    const [name = "", value = ""] = part.split("=", 2);
+    if (name !== "") start[name] = /^\d+$/.test(value) ? Number(value) : value;
+  }
+  if (fallback !== undefined) start.fallback = String(JSON.parse(fallback));
+  return start;
+}
+
+async function printForPeople(io: Io, body: Buffer, about: InvokeJson): Promise<void> {
+  if (about.log !== undefined) io.err(about.log.endsWith("\n") ? about.log : `${about.log}\n`);
+  await io.out(Buffer.concat([body, Buffer.from("\n")]));
+  const { kind, loader, us, wait, fallback } = about.start;
+  const how = [
+    loader === undefined ? `${kind}` : `${kind} (${loader})`,
+    ...(typeof us === "number" && us > 0 ? [`started in ${formatUs(us)}`] : []),
+    ...(typeof wait === "number" ? [`waited ${formatUs(wait)}`] : []),
+    `answered in ${formatUs(about.totalUs)}`,
+  ];
+  io.err(`${printable(how.join(", "))}\n`);
+  if (fallback !== undefined) io.err(`not as intended: ${printable(String(fallback))}\n`);
+  if (about.functionError !== undefined) {
+    io.err(`error: the function failed${about.platformError === undefined ? "" : ` (${about.platformError})`}\n`);
+  }
+  if (about.trace !== undefined) io.err(`${JSON.stringify(about.trace, null, 2)}\n`);
+}

@@ -1,0 +1,113 @@
+/** `thaw serve`: the server, in the foreground, until a signal comes. */
+import { once } from "node:events";
+import { resolve } from "node:path";
+import type { Command } from "commander";
+import { ThawError } from "../../base/errors.js";
+import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
+import { LOADERS, type Loader } from "../../engine/types.js";
+import type { Gateway } from "../../gateway/index.js";
+import type { Platform, PlatformOptions } from "../../platform/types.js";
+import { DEFAULT_PORT } from "../client.js";
+import { levelCount, seconds, wholeNumber, word } from "../options.js";
+import type { Context, MachineReport } from "./context.js";
+
+const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
+
+interface Options {
+  readonly data: string;
+  readonly host: string;
+  readonly port: number;
+  readonly maxInstances?: number;
+  readonly keepAlive?: number;
+  readonly bootOnly?: boolean;
+  readonly pool?: number;
+  readonly park?: Partial<Record<(typeof PARKED_LEVELS)[number], number>>;
+  readonly parkLoader?: Loader;
+  readonly logLevel?: LogLevel;
+}
+
+/** Adds the command. */
+export function addServe(program: Command, context: Context): void {
+  program
+    .command("serve")
+    .description("run the server")
+    .option("--data <folder>", "where functions, images and logs are kept", "./data")
+    .option("--port <n>", "port to listen on; 0: any", wholeNumber(0, 65_535), DEFAULT_PORT)
+    .option("--host <address>", "address to listen on; clients are not authenticated", "127.0.0.1")
+    .option("--max-instances <n>", "instances that may run at once, over all functions", wholeNumber(1, 10_000))
+    .option("--keep-alive <seconds>", "how long an idle instance is kept before only its image remains", seconds)
+    .option("--boot-only", "run functions without images, where freezing cannot work")
+    .option("--pool <n>", "husks kept ready for any function", wholeNumber(0, 1000))
+    .option(
+      "--park <level=n>",
+      `husks kept parked for every image, at ${PARKED_LEVELS.join(", ")}; repeatable`,
+      levelCount(PARKED_LEVELS),
+    )
+    .option("--park-loader <loader>", `how parked husks are filled: ${LOADERS.join(", ")}`, word(LOADERS))
+    .option("--log-level <level>", "default: THAW_LOG, else warn", word(LOG_LEVELS))
+    .action((options: Options) => serve(context, options));
+}
+
+async function serve({ io, parts }: Context, options: Options): Promise<void> {
+  const bootOnly = options.bootOnly === true;
+  if (!bootOnly) {
+    const report = await parts.probeMachine();
+    if (!report.canFreeze) throw cannotFreeze(report);
+  }
+  const [{ openPlatform }, { isLoopback, openGateway }] = await Promise.all([
+    import("../../platform/index.js"),
+    import("../../gateway/index.js"),
+  ]);
+  const log = createLogger({ level: options.logLevel ?? levelFrom(io.env.THAW_LOG) });
+  const dataDir = resolve(io.cwd, options.data);
+  const engine = await parts.openEngine({ dataDir, bootOnly, log });
+  let platform: Platform | undefined;
+  let gateway: Gateway | undefined;
+  try {
+    platform = await openPlatform({ dataDir, engine, log, ...policies(options) });
+    gateway = await openGateway({ platform, host: options.host, port: options.port, log });
+    const modes = [engine.canFreeze ? "freezing" : "booting only", ...engine.runtimes.map(({ id }) => id)];
+    await io.out(`thaw listens on ${gateway.url} (${modes.join(", ")}), data in ${dataDir}\n`);
+    if (!isLoopback(options.host)) {
+      io.err("warning: whoever reaches this address can deploy and run code: requests are not authenticated\n");
+    }
+    if (!io.stop.aborted) await once(io.stop, "abort");
+    io.err("stopping; a second signal forces it\n");
+  } finally {
+    // In the order of dependence, each step even when one before it failed.
+    try {
+      await gateway?.close(() => platform?.close() ?? Promise.resolve());
+      await platform?.close();
+    } finally {
+      await engine.close();
+    }
+  }
+}
+
+function levelFrom(text = "warn"): LogLevel {
+  const level = LOG_LEVELS.find((known) => known === text);
+  if (level !== undefined) return level;
+  throw new ThawError("INVALID_ARGUMENT", {
+    what: `THAW_LOG is ${JSON.stringify(text)}`,
+    why: "There is no such level",
+    fix: `Use one of ${LOG_LEVELS.join(", ")}`,
+  });
+}
+
+function policies({ maxInstances, keepAlive, pool, park, parkLoader }: Options): Partial<PlatformOptions> {
+  return {
+    ...(maxInstances === undefined ? {} : { maxInstances }),
+    ...(keepAlive === undefined ? {} : { keepAliveMs: keepAlive * 1000 }),
+    ...(pool === undefined ? {} : { genericHusks: pool }),
+    ...(park === undefined ? {} : { parked: { ...park, ...(parkLoader === undefined ? {} : { loader: parkLoader }) } }),
+  };
+}
+
+function cannotFreeze({ checks }: MachineReport): ThawError {
+  const failed = checks.filter(({ ok, required }) => required && !ok);
+  return new ThawError("UNSUPPORTED_PLATFORM", {
+    what: "Functions cannot be frozen on this machine",
+    why: failed.map(({ name, says }) => `${name}: ${says}`).join("; "),
+    fix: "`thaw doctor` says what to do about it; `thaw serve --boot-only` runs functions without images",
+  });
+}

@@ -1,0 +1,46 @@
+import { describe, expect, it } from "vitest";
+import { ThawError } from "../base/errors.js";
+import { errorJson, formatError, formatPairs, formatTable } from "./io.js";
+
+describe("errors for people", () => {
+  it("say what, why and fix on lines of their own", () => {
+    const error = new ThawError("FUNCTION_NOT_FOUND", { what: "no function", why: "never deployed", fix: "deploy it" });
+    expect(formatError(error)).toBe("error: no function\n  why: never deployed\n  fix: deploy it\n");
+  });
+
+  it("leave out what is not known", () => {
+    expect(formatError(new ThawError("TIMEOUT", { what: "too late" }))).toBe("error: too late\n");
+    expect(formatError(new Error("plain"))).toBe("error: plain\n");
+  });
+});
+
+it("errors for machines are one JSON line with the code", () => {
+  expect(JSON.parse(errorJson(new ThawError("TIMEOUT", { what: "too late" })))).toEqual({
+    error: { code: "TIMEOUT", what: "too late", details: {} },
+  });
+});
+
+it("tables are aligned and have no space at line ends", () => {
+  expect(
+    formatTable(
+      ["NAME", "STATE"],
+      [
+        ["a", "ready"],
+        ["longer", ""],
+      ],
+    ),
+  ).toBe("NAME    STATE\na       ready\nlonger\n");
+});
+
+it("pairs have their values in one column", () => {
+  expect(
+    formatPairs([
+      ["name", "x"],
+      ["generation", "1"],
+    ]),
+  ).toBe("name        x\ngeneration  1\n");
+});
+
+it("control characters of a name do not reach the terminal", () => {
+  expect(formatTable(["NAME"], [["a\u001b[2Jb"]])).toBe("NAME\na [2Jb\n");
+});

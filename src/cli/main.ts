@@ -1,0 +1,44 @@
+/** Entry point of `thaw`: the real streams, signals and parts. */
+import { once } from "node:events";
+import { run } from "./program.js";
+
+const stop = new AbortController();
+
+// The first signal asks for an orderly end; a second one, of whatever kind, does not wait for it.
+for (const [signal, number] of [
+  ["SIGINT", 2],
+  ["SIGTERM", 15],
+  ["SIGHUP", 1],
+] as const) {
+  process.on(signal, () => {
+    if (stop.signal.aborted) process.exit(128 + number);
+    stop.abort();
+  });
+}
+
+// `thaw logs --follow | head` closes our output: a reason to end, not an error.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  process.exit(error.code === "EPIPE" ? 0 : 1);
+});
+
+process.exitCode = await run(process.argv.slice(2), {
+  io: {
+    async out(text) {
+      if (!process.stdout.write(text)) await once(process.stdout, "drain");
+    },
+    err: (text) => void process.stderr.write(text),
+    async readInput() {
+      const chunks: Buffer[] = [];
+      for await (const chunk of process.stdin) chunks.push(chunk as Buffer);
+      return Buffer.concat(chunks);
+    },
+    env: process.env,
+    cwd: process.cwd(),
+    stop: stop.signal,
+    interactive: process.stderr.isTTY === true,
+  },
+  parts: {
+    probeMachine: async () => (await import("../linux/doctor.js")).probeMachine(),
+    openEngine: async (options) => (await import("../engine/index.js")).openEngine(options),
+  },
+});

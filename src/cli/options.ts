@@ -1,0 +1,46 @@
+/** Readers of option values. They throw commander's own error, so that a wrong value is a usage error (exit code 2). */
+import { InvalidArgumentError } from "commander";
+
+/** A whole number from `min` to `max`. */
+export function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
+  return (text) => {
+    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+    if (value >= min && value <= max) return value;
+    throw new InvalidArgumentError(
+      max === Number.MAX_SAFE_INTEGER
+        ? `It must be a whole number of at least ${min}.`
+        : `It must be a whole number from ${min} to ${max}.`,
+    );
+  };
+}
+
+/** Seconds, with or without a fraction and a trailing `s`. */
+export function seconds(text: string): number {
+  const found = /^(\d+(?:\.\d{1,3})?)s?$/.exec(text);
+  if (found?.[1] === undefined) throw new InvalidArgumentError("It must be a number of seconds, such as 3 or 0.5.");
+  return Number(found[1]);
+}
+
+/** One of a few words. */
+export function word<T extends string>(words: readonly T[]): (text: string) => T {
+  return (text) => {
+    const found = words.find((known) => known === text);
+    if (found === undefined) throw new InvalidArgumentError(`It must be one of ${words.join(", ")}.`);
+    return found;
+  };
+}
+
+/** A repeatable `NAME=VALUE`; the last of a name wins. */
+export function setting(text: string, before: Readonly<Record<string, string>> = {}): Record<string, string> {
+  const at = text.indexOf("=");
+  if (at < 1) throw new InvalidArgumentError("It must be NAME=VALUE.");
+  return { ...before, [text.slice(0, at)]: text.slice(at + 1) };
+}
+
+/** A repeatable `LEVEL=COUNT`. */
+export function levelCount<T extends string>(levels: readonly T[]) {
+  return (text: string, before: Partial<Record<T, number>> = {}): Partial<Record<T, number>> => {
+    const [name = "", count = ""] = text.split("=", 2);
+    return { ...before, [word(levels)(name)]: wholeNumber(0, 1000)(count) };
+  };
+}

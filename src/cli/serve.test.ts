@@ -1,0 +1,135 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { ThawError } from "../base/errors.js";
+import { FakeEngine } from "../engine/fake.js";
+import { type CliOptions, runCli } from "./testing.js";
+
+const BAD_MACHINE = {
+  ok: false,
+  canFreeze: false,
+  checks: [
+    { name: "ptrace", ok: false, required: true, says: "not permitted", fix: "run as root" },
+    { name: "swap", ok: false, required: false, says: "off" },
+  ],
+};
+
+let cwd: string;
+let engine: FakeEngine;
+beforeEach(async () => {
+  cwd = await mkdtemp(join(tmpdir(), "thaw-serve-"));
+  engine = new FakeEngine({ dir: cwd });
+});
+afterEach(() => rm(cwd, { recursive: true, force: true }));
+
+/** Runs `thaw serve` until its first line is there, then `during`, then stops it with a signal. */
+async function serve(args: readonly string[], options: CliOptions = {}, during: (url: string) => Promise<void> = async () => {}) {
+  const stop = new AbortController();
+  let doing: Promise<void> | undefined;
+  const run = await runCli(["serve", "--port", "0", ...args], {
+    cwd,
+    stop,
+    openEngine: async () => engine,
+    onOut: (out) => {
+      const url = /http:\S+/.exec(out)?.[0];
+      if (url !== undefined) doing ??= during(url).finally(() => stop.abort());
+    },
+    ...options,
+  });
+  await doing;
+  return run;
+}
+
+describe("serve", () => {
+  it("says in one line where it listens, serves until a signal, and leaves nothing open", async () => {
+    let seen = "";
+    const run = await serve([], {}, async (url) => {
+      seen = (await runCli(["ls", "--url", url])).out;
+    });
+    expect(run.code).toBe(0);
+    expect(run.out).toMatch(
+      /^thaw listens on http:\/\/127\.0\.0\.1:\d+ \(freezing, nodejs20\.x, python3\.11\), data in .*\/data\n$/,
+    );
+    expect(run.err).toBe("stopping; a second signal forces it\n");
+    expect(seen).toContain("No functions.");
+    expect(engine.closed).toBe(true);
+  });
+
+  it("releases the data directory, so that the next server can have it", async () => {
+    await serve(["--data", "d"]);
+    engine = new FakeEngine({ dir: cwd });
+    expect((await serve(["--data", "d"])).code).toBe(0);
+  });
+
+  it("warns when others can reach it", async () => {
+    expect((await serve(["--host", "0.0.0.0"])).err).toMatch(/^warning: whoever reaches this address can deploy and run code/);
+  });
+
+  it("hands its policies to the platform", async () => {
+    await serve(["--pool", "5", "--max-instances", "7"], {}, async (url) => {
+      const reply = (await (await fetch(`${url}/thaw/v1/metrics`)).json()) as { instances: object; engine: object };
+      expect(reply).toMatchObject({ instances: { max: 7 }, engine: { husks: { generic: 5 } } });
+    });
+  });
+});
+
+describe("serve where freezing cannot work", () => {
+  it("says why, and offers to run without images", async () => {
+    const run = await serve([], { machine: BAD_MACHINE });
+    expect(run).toEqual({
+      code: 1,
+      out: "",
+      err:
+        "error: Functions cannot be frozen on this machine\n" +
+        "  why: ptrace: not permitted\n" +
+        "  fix: `thaw doctor` says what to do about it; `thaw serve --boot-only` runs functions without images\n",
+    });
+    expect(engine.calls).toEqual([]);
+  });
+
+  it("runs with --boot-only, and says so", async () => {
+    engine = new FakeEngine({ dir: cwd, canFreeze: false });
+    let bootOnly = false;
+    const run = await serve(["--boot-only"], {
+      machine: BAD_MACHINE,
+      openEngine: async (options) => {
+        bootOnly = options.bootOnly;
+        return engine;
+      },
+    });
+    expect(run.code).toBe(0);
+    expect(bootOnly).toBe(true);
+    expect(run.out).toContain("(booting only, ");
+  });
+});
+
+describe("serve that cannot start", () => {
+  it("says why the engine could not be opened", async () => {
+    const openEngine = async () => {
+      throw new ThawError("NATIVE_MISSING", { what: "The native helpers are missing", fix: "npm run build" });
+    };
+    expect(await serve([], { openEngine })).toEqual({
+      code: 1,
+      out: "",
+      err: "error: The native helpers are missing\n  fix: npm run build\n",
+    });
+  });
+
+  it("closes the engine when the port is taken", async () => {
+    await serve([], {}, async (url) => {
+      const second = new FakeEngine({ dir: cwd });
+      const port = new URL(url).port;
+      const run = await runCli(["serve", "--port", port, "--data", "second"], { cwd, openEngine: async () => second });
+      expect(run.code).toBe(1);
+      expect(run.err).toMatch(/^error: Cannot listen on 127\.0\.0\.1:\d+\n {2}why: Another program listens there/);
+      expect(second.closed).toBe(true);
+    });
+  });
+
+  it("refuses an unknown THAW_LOG", async () => {
+    expect((await serve([], { env: { THAW_LOG: "loud" } })).err).toMatch(
+      /^error: THAW_LOG is "loud"\n {2}why: There is no such level\n {2}fix: Use one of /,
+    );
+  });
+});

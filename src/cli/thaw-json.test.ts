@@ -1,0 +1,52 @@
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { readThawJson } from "./thaw-json.js";
+
+let dir: string;
+beforeEach(async () => {
+  dir = await mkdtemp(join(tmpdir(), "thaw-json-"));
+});
+afterEach(() => rm(dir, { recursive: true, force: true }));
+
+const write = (text: string) => writeFile(join(dir, "thaw.json"), text);
+
+it("thaw.json may be missing", async () => {
+  expect(await readThawJson(dir)).toEqual({});
+});
+
+it("thaw.json holds the settings of a deploy", async () => {
+  const settings = {
+    name: "a",
+    runtime: "nodejs20.x",
+    handler: "a.b",
+    memory: 256,
+    timeout: 2.5,
+    tmp: 512,
+    env: { A: "1" },
+    maxInstances: 2,
+  };
+  await write(JSON.stringify(settings));
+  expect(await readThawJson(dir)).toEqual(settings);
+});
+
+it.each([
+  [
+    '{"memroy": 256}',
+    /cannot be used\. unknown key "memroy"\. The keys are name, runtime, handler, memory, timeout, tmp, env, maxInstances$/,
+  ],
+  ['{"a": 1, "b": 2}', /unknown keys "a", "b"/],
+  ['{"memory": "lots"}', /memory: /],
+  ['{"env": {"A": 1}}', /env\.A: /],
+  ["[]", /the file: /],
+  ["{nope", /is not JSON/],
+])("thaw.json with %s is refused", async (text, sentence) => {
+  await write(text);
+  await expect(readThawJson(dir)).rejects.toThrow(sentence);
+});
+
+it("a thaw.json that cannot be read is not taken for a missing one", async () => {
+  await mkdir(join(dir, "thaw.json"));
+  await expect(readThawJson(dir)).rejects.toThrow(/thaw\.json cannot be read/);
+});

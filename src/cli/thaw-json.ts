@@ -1,0 +1,57 @@
+/** `thaw.json` in a function's folder: defaults for `thaw deploy`, which options on the command line override. */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { errorText, ThawError } from "../base/errors.js";
+
+/** Its name; the file describes the package and is not part of it. */
+export const THAW_JSON = "thaw.json";
+
+const SCHEMA = z.strictObject({
+  name: z.string().min(1).optional(),
+  runtime: z.string().min(1).optional(),
+  handler: z.string().min(1).optional(),
+  /** MB. */
+  memory: z.int().positive().optional(),
+  /** Seconds. */
+  timeout: z.number().positive().optional(),
+  /** MB of /tmp. */
+  tmp: z.int().positive().optional(),
+  env: z.record(z.string(), z.string()).optional(),
+  maxInstances: z.int().positive().optional(),
+});
+
+/** What the file may say. */
+export type ThawJson = z.infer<typeof SCHEMA>;
+
+/** Reads the folder's file; `{}` when there is none. INVALID_ARGUMENT names the key that is unknown or wrong. */
+export async function readThawJson(folder: string): Promise<ThawJson> {
+  const path = join(folder, THAW_JSON);
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return {};
+    throw new ThawError("INVALID_ARGUMENT", { what: `${path} cannot be read`, why: errorText(error), cause: error });
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new ThawError("INVALID_ARGUMENT", { what: `${path} is not JSON`, why: errorText(error), cause: error });
+  }
+  const result = SCHEMA.safeParse(value);
+  if (result.success) return result.data;
+  throw new ThawError("INVALID_ARGUMENT", {
+    what: `${path} cannot be used`,
+    why: result.error.issues.map(issueText).join("; "),
+    fix: `The keys are ${Object.keys(SCHEMA.shape).join(", ")}`,
+  });
+}
+
+function issueText(issue: z.core.$ZodIssue): string {
+  if (issue.code === "unrecognized_keys") {
+    return `unknown ${issue.keys.length === 1 ? "key" : "keys"} ${issue.keys.map((key) => JSON.stringify(key)).join(", ")}`;
+  }
+  return `${issue.path.length === 0 ? "the file" : issue.path.join(".")}: ${issue.message}`;
+}

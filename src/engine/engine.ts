@@ -1,0 +1,458 @@
+/**
+ * The engine: boots, freezes and thaws on this machine. It owns the keeper, the husk pools and the open images; what a function is
+ * for, and when it starts, is decided above.
+ */
+import { mkdirSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { ThawError, assert, isThawError } from "../base/errors.js";
+import { monotonicNs } from "../base/clock.js";
+import { faultPoint } from "../base/fault.js";
+import { removeTemporaries } from "../base/fsync.js";
+import { type Logger, silentLogger } from "../base/log.js";
+import { BOOT_FD_BASE, BOOT_PASSES, type PageRun, compileBase, compileBoot, imageFiles } from "../image/index.js";
+import { type CgroupLayout, type CgroupParents, limitWrites, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
+import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
+import { type Interpreter, findInterpreters } from "../linux/interpreters.js";
+import { planRoot } from "../linux/rootfs.js";
+import { launch } from "../runtime/launch.js";
+import { freezeInstance } from "./freeze.js";
+import { type Husk, HuskPool, type StageStep, runStage } from "./husk-pool.js";
+import { LoadedImage } from "./images.js";
+import { type InstanceOwner, LiveInstance } from "./instance.js";
+import { Keeper, type PassedFd } from "./keeper.js";
+import { type NativePaths, nativePaths, parseReply } from "./native.js";
+import { phasesOf } from "./phases.js";
+import type { BootOptions, Engine, EngineStats, FreezeOptions, FunctionSpec, HuskLevel, Image, Instance, Loader, PageCounts, PoolTarget, RuntimeInfo, StartResult, ThawOptions } from "./types.js";
+
+const SHIM_INSIDE = "/run/thaw/shim.so";
+const DEFAULT_TMP_MB = 512;
+const MB_PER_CPU = 1769;
+const PIDS_MAX = 1024;
+const READY_GRACE_MS = 30_000;
+const DEFAULT_GENERIC_HUSKS = 2;
+const NO_PIDS: ReadonlySet<number> = new Set();
+
+/** How the engine is opened. */
+export interface EngineOptions {
+  /** Directory of the server's data; images go to `images` below it. Made when missing. */
+  readonly dataDir: string;
+  /** Default: writes nothing. */
+  readonly log?: Logger;
+  /** Functions boot, nothing is frozen or thawed. */
+  readonly bootOnly?: boolean;
+}
+
+interface Template {
+  readonly id: number;
+  readonly interpreter: Interpreter;
+}
+
+function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: number): StageStep {
+  const fds: PassedFd[] = [];
+  fds[BOOT_PASSES.control] = { kind: "control" };
+  fds[BOOT_PASSES.log] = { kind: "log" };
+  fds[BOOT_PASSES.task] = { kind: "tree", file: task };
+  return { name: "boot", labels: program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
+}
+
+export class LocalEngine implements Engine, InstanceOwner {
+  readonly runtimes: readonly RuntimeInfo[];
+  readonly canFreeze: boolean;
+  private readonly templates = new Map<string, Template>();
+  private readonly images = new Map<string, LoadedImage>();
+  private readonly instances = new Set<LiveInstance>();
+  private readonly husks: HuskPool;
+  private readonly recording = new Set<string>();
+  private readonly imagesDir: string;
+  private readonly log: Logger;
+  private closing: Promise<void> | undefined;
+  private genericCount = DEFAULT_GENERIC_HUSKS;
+
+  private constructor(
+    options: EngineOptions,
+    private readonly paths: NativePaths,
+    private readonly keeper: Keeper,
+    private readonly layout: CgroupLayout,
+    private readonly parents: CgroupParents,
+    private readonly fingerprint: Fingerprint,
+    private readonly interpreters: readonly Interpreter[],
+  ) {
+    this.log = options.log ?? silentLogger();
+    this.imagesDir = join(options.dataDir, "images");
+    this.canFreeze = options.bootOnly !== true;
+    this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
+    const base = compileBase();
+    const file = keeper.fileBytes(base.bytes);
+    this.husks = new HuskPool(keeper, { name: "base", labels: base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) }, this.log);
+  }
+
+  static async open(options: EngineOptions): Promise<LocalEngine> {
+    const paths = nativePaths();
+    mkdirSync(join(options.dataDir, "images"), { recursive: true, mode: 0o700 });
+    await removeTemporaries(join(options.dataDir, "images"));
+    const layout = probeCgroups();
+    await sweepCgroups(layout);
+    const interpreters = await findInterpreters();
+    const parents = makeParents(layout, nextLabel());
+    const log = options.log ?? silentLogger();
+    let keeper: Keeper | undefined;
+    try {
+      keeper = await Keeper.start({
+        binary: paths.keeper,
+        onStderr: (text) => log.warn({ keeper: text.trimEnd() }, "the keeper says"),
+        onLost: (error) => log.error({ err: error }, "the keeper ended; no instance can run"),
+      });
+      await keeper.cgroups(parents);
+    } catch (error) {
+      await keeper?.close();
+      await removeParents(parents);
+      throw error;
+    }
+    return new LocalEngine(options, paths, keeper, layout, parents, readFingerprint(), interpreters);
+  }
+
+  async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
+    this.assertOpen();
+    const began = monotonicNs();
+    const template = await this.template(spec.runtime);
+    const key = genericKey(template.id);
+    const pooled = options.husk === "fresh" || spec.tmpMb !== DEFAULT_TMP_MB ? undefined : this.husks.take(key);
+    const husk = pooled ?? (await this.husks.make(template.id, [], "generic", NO_PIDS, spec.tmpMb));
+    const made = monotonicNs();
+    const start: StartResult = { kind: "boot", us: 0, phases: [], waitUs: 0, husk: pooled === undefined ? "fresh" : "generic", prefetchedPages: 0 };
+    const instance = this.adopt(new LiveInstance(this.keeper, this, husk, spec, start));
+    this.limit(husk, spec);
+    const program = compileBoot(
+      launch({ runtime: spec.runtime, interpreter: template.interpreter.path, name: spec.name, version: spec.version, handler: spec.handler, memoryMb: spec.memoryMb, env: spec.env, ...(template.interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) }),
+    );
+    const file = this.keeper.fileBytes(program.bytes);
+    let task: number | undefined;
+    try {
+      task = await this.keeper.openFile(spec.codeDir, "path");
+      await runStage(this.keeper, husk, bootStep(program, file, task));
+      const executed = monotonicNs();
+      await this.ready(instance);
+      const end = monotonicNs();
+      instance.start = { ...start, us: usBetween(began, end), phases: [
+        { name: "husk", us: usBetween(began, made) },
+        { name: "execute", us: usBetween(made, executed) },
+        { name: "load", us: usBetween(executed, end) },
+      ] };
+      return instance;
+    } catch (error) {
+      await instance.dispose();
+      throw error;
+    } finally {
+      this.keeper.closeFile(file);
+      if (task !== undefined) this.keeper.closeFile(task);
+    }
+  }
+
+  private async ready(instance: LiveInstance): Promise<void> {
+    const timer = setTimeout(
+      () => instance.fail(new ThawError("INIT_FAILED", { what: `function "${instance.spec.name}" did not finish loading`, why: `it took longer than ${READY_GRACE_MS / 1000} s`, fix: "do less at load" })),
+      READY_GRACE_MS,
+    );
+    try {
+      const { header, body } = await instance.expect("ready");
+      if (header.type !== "initError") return;
+      const { errorType = "Error", errorMessage = "" } = JSON.parse(body.toString("utf8")) as { errorType?: string; errorMessage?: string };
+      throw new ThawError("INIT_FAILED", {
+        what: `function "${instance.spec.name}" failed while it was loaded`,
+        why: `${errorType}: ${errorMessage}`,
+        details: { error: JSON.parse(body.toString("utf8")), logs: instance.takeLogs().toString("utf8") },
+      });
+    } catch (error) {
+      if (isThawError(error, "INSTANCE_EXITED") || isThawError(error, "OUT_OF_MEMORY") || isThawError(error, "PROTOCOL_VIOLATION")) {
+        throw new ThawError("INIT_FAILED", { what: `function "${instance.spec.name}" failed while it was loaded`, why: error.message, details: { code: error.code, logs: instance.takeLogs().toString("utf8") }, cause: error });
+      }
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
+    this.assertCanFreeze();
+    const asked = monotonicNs();
+    const loader = options.loader ?? "splice";
+    const loaded = this.loaded(image);
+    const verifying = loaded.verify();
+    if (verifying !== undefined) await verifying;
+    const chosen = await this.chooseHusk(loaded, loader, options);
+    faultPoint("thaw-husk-taken");
+    const { husk } = chosen;
+    const began = monotonicNs() - chosen.madeNs;
+    const generation = image.generation;
+    const start: StartResult = {
+      kind: chosen.parked ? "parked" : "thaw",
+      loader,
+      generation,
+      us: 0,
+      phases: [],
+      waitUs: chosen.waitUs,
+      husk: chosen.from,
+      prefetchedPages: chosen.from === "image" ? 0 : loaded.prefetchedPages(loader),
+    };
+    const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
+    instance.origin = image;
+    instance.lineagePids = [...loaded.lineagePids, husk.pid];
+    instance.announceThaw(generation);
+    const steps = this.remainingSteps(loaded, loader, husk);
+    // All stages are queued at once; the husk runs them back to back.
+    const stages = Promise.all(steps.map((step) => runStage(this.keeper, husk, step)));
+    faultPoint("thaw-stage-sent");
+    const started = stages.then((stamps) => {
+      instance.start = { ...start, ...phasesOf(began, chosen.madeNs, steps.map((step) => step.name), stamps) };
+      if (verifying !== undefined) instance.start = { ...instance.start, phases: [{ name: "verify", us: usBetween(asked, began) }, ...instance.start.phases] };
+    });
+    if (options.early === true) {
+      // The caller's request is queued behind the stages; what fails is told there.
+      started.catch((error: unknown) => instance.fail(error as ThawError));
+      return instance;
+    }
+    try {
+      await started;
+    } catch (error) {
+      await instance.dispose();
+      throw error;
+    }
+    return instance;
+  }
+
+  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk): StageStep[] {
+    const steps: StageStep[] = [];
+    if (husk.level === "generic") steps.push(loaded.runtimeStep());
+    if (husk.level === "generic" || husk.level === "runtime") steps.push(loaded.memoryStep(loader, (one) => this.limit(one, loaded.image.spec)));
+    const time = loaded.timeStep(this.fingerprint);
+    if (time !== undefined) steps.push(time);
+    steps.push(loaded.finishStep(loader === "splice" && husk.level !== "prefaulted" && loaded.recorded));
+    return steps;
+  }
+
+  private async chooseHusk(loaded: LoadedImage, loader: Loader, options: ThawOptions): Promise<{ husk: Husk; from: HuskLevel | "fresh"; parked: boolean; waitUs: number; madeNs: bigint }> {
+    const template = await this.template(loaded.image.spec.runtime);
+    const fits = (husk: Husk): boolean => !loaded.avoidPids.has(husk.pid);
+    const wanted = options.husk ?? "pooled";
+    const keys = wanted === "parked" ? [parkedKey(loaded, "prefaulted", loader), parkedKey(loaded, "image", loader)] : wanted === "pooled" ? [runtimePoolKey(loaded), genericKey(template.id)] : [];
+    const usable = loaded.image.spec.tmpMb === DEFAULT_TMP_MB || wanted === "parked" ? keys : [];
+    const waitFrom = monotonicNs();
+    for (const patient of [false, true]) {
+      for (const key of usable) {
+        if (patient && this.husks.targetCount(key) > 0) await this.husks.waitFor(key, options.waitMs ?? 0);
+        const husk = this.husks.take(key, fits);
+        if (husk !== undefined) return { husk, from: husk.level, parked: wanted === "parked", waitUs: patient ? usBetween(waitFrom, monotonicNs()) : 0, madeNs: 0n };
+      }
+      if ((options.waitMs ?? 0) <= 0) break;
+    }
+    if (wanted === "parked") {
+      throw new ThawError("PREFERENCE_UNAVAILABLE", {
+        what: `no husk is parked for function "${loaded.image.spec.name}" with loader ${loader}`,
+        why: this.husks.targetCount(keys[0] ?? "") + this.husks.targetCount(keys[1] ?? "") === 0 ? "none is configured" : `none was ready within ${options.waitMs ?? 0} ms`,
+        fix: "start the server with --parked, or ask for another kind of start",
+      });
+    }
+    const from = monotonicNs();
+    const husk = await this.husks.make(template.id, [], "generic", loaded.avoidPids, loaded.image.spec.tmpMb);
+    return { husk, from: "fresh", parked: false, waitUs: 0, madeNs: monotonicNs() - from };
+  }
+
+  async freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image> {
+    this.assertCanFreeze();
+    try {
+      const dir = await freezeInstance({ keeper: this.keeper, extractor: this.paths.extractor, fingerprint: this.fingerprint, imagesDir: this.imagesDir }, instance, options);
+      const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
+      this.images.set(dir, loaded);
+      return loaded.image;
+    } finally {
+      if (options.then === "end") await instance.dispose();
+      else if (instance.alive) instance.announceThaw((instance.origin?.generation ?? -1) + 1);
+    }
+  }
+
+  async openImage(dir: string): Promise<Image> {
+    this.assertCanFreeze();
+    const known = this.images.get(dir);
+    if (known !== undefined) return known.image;
+    const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
+    await this.template(loaded.image.spec.runtime);
+    this.images.set(dir, loaded);
+    return loaded.image;
+  }
+
+  async removeImage(image: Image): Promise<void> {
+    const loaded = this.images.get(image.dir);
+    if (loaded !== undefined) {
+      this.images.delete(image.dir);
+      for (const level of ["image", "prefaulted"] as const) for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
+      if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey)) this.dropPool(runtimePoolKey(loaded));
+      loaded.close();
+    }
+    await rm(image.dir, { recursive: true, force: true });
+  }
+
+  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader: Loader = "splice"): void {
+    const loaded = this.loaded(image);
+    const template = this.templates.get(image.spec.runtime);
+    assert(template !== undefined, "an open image has a template");
+    const limit = (husk: Husk): void => this.limit(husk, image.spec);
+    const steps = [loaded.runtimeStep()];
+    if (level !== "runtime") steps.push(loaded.memoryStep(loader, limit));
+    if (level === "prefaulted") steps.push(loaded.prefaultStep());
+    const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
+    this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
+  }
+
+  private dropPool(key: string): void {
+    if (this.husks.targetCount(key) > 0) this.husks.target(key, { level: "generic", template: 0, steps: [], avoid: NO_PIDS, count: 0 });
+  }
+
+  pool(target: PoolTarget): void {
+    this.genericCount = target.generic;
+    for (const template of this.templates.values()) this.poolGeneric(template.id);
+  }
+
+  private poolGeneric(template: number): void {
+    this.husks.target(genericKey(template), { level: "generic", template, steps: [], avoid: NO_PIDS, count: this.genericCount });
+  }
+
+  poolsFull(timeoutMs: number): Promise<void> {
+    return this.husks.full(timeoutMs);
+  }
+
+  async pages(instance: LiveInstance): Promise<PageCounts> {
+    return (await this.scan(instance)).counts;
+  }
+
+  /** After the first answer of an image that has no working set: what is present now is what it touched. */
+  firstAnswer(instance: LiveInstance): Promise<void> | undefined {
+    const { origin } = instance;
+    const loaded = origin === undefined ? undefined : this.images.get(origin.dir);
+    if (loaded === undefined || loaded.recorded || this.recording.has(loaded.image.dir) || instance.start.loader === "eager") return undefined;
+    this.recording.add(loaded.image.dir);
+    return this.record(instance, loaded).finally(() => this.recording.delete(loaded.image.dir));
+  }
+
+  private async record(instance: LiveInstance, loaded: LoadedImage): Promise<void> {
+    try {
+      const { written, read } = await this.scan(instance);
+      if (this.images.get(loaded.image.dir) !== loaded) return;
+      await loaded.record({ written, read });
+    } catch (error) {
+      this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be recorded; starts of this image take more faults until it is");
+    }
+  }
+
+  private async scan(instance: LiveInstance): Promise<{ counts: PageCounts; written: PageRun[]; read: PageRun[] }> {
+    const argv = [this.paths.extractor, "scan", String(instance.hostPid)];
+    if (instance.origin !== undefined) argv.push(imageFiles(instance.origin.dir).pages);
+    const { stdout } = await this.keeper.helper(argv);
+    const reply = parseReply(stdout);
+    if (!reply.ok) throw new ThawError("FREEZE_FAILED", { what: `the pages of instance ${instance.id} could not be counted`, why: String(reply.why) });
+    const runs = (value: unknown): PageRun[] => {
+      const list = value as (string | number)[];
+      const result: PageRun[] = [];
+      for (let index = 0; index + 1 < list.length; index += 2) result.push({ address: BigInt(list[index] ?? 0), pages: Number(list[index + 1]) });
+      return result;
+    };
+    return { counts: reply.counts as PageCounts, written: runs(reply.written), read: [...runs(reply.image), ...runs(reply.file)] };
+  }
+
+  ended(instance: LiveInstance): void {
+    this.instances.delete(instance);
+  }
+
+  stats(): EngineStats {
+    const { made, us } = this.husks.totals;
+    return { instances: this.instances.size, husks: this.husks.countByLevel(), husksMade: made, husksUs: us };
+  }
+
+  close(): Promise<void> {
+    this.closing ??= this.closeNow();
+    return this.closing;
+  }
+
+  private async closeNow(): Promise<void> {
+    this.husks.close();
+    await this.keeper.close();
+    await removeParents(this.parents);
+  }
+
+  private adopt(instance: LiveInstance): LiveInstance {
+    this.instances.add(instance);
+    return instance;
+  }
+
+  private limit(husk: Husk, spec: FunctionSpec): void {
+    this.keeper.limits(husk.id, limitWrites(this.layout, { memoryMb: spec.memoryMb, cpus: Math.max(1, spec.memoryMb / MB_PER_CPU), pids: PIDS_MAX }));
+  }
+
+  private loaded(image: Image): LoadedImage {
+    const loaded = this.images.get(image.dir);
+    if (loaded === undefined) throw new ThawError("IMAGE_NOT_READY", { what: `image ${image.id} is not open`, why: "it was removed, or belongs to another engine", fix: "open it with openImage" });
+    return loaded;
+  }
+
+  private readonly templatesInMaking = new Map<string, Promise<Template>>();
+
+  private template(runtime: string): Promise<Template> {
+    const made = this.templates.get(runtime);
+    if (made !== undefined) return Promise.resolve(made);
+    let making = this.templatesInMaking.get(runtime);
+    if (making === undefined) {
+      making = this.makeTemplate(runtime).finally(() => this.templatesInMaking.delete(runtime));
+      this.templatesInMaking.set(runtime, making);
+    }
+    return making;
+  }
+
+  private async makeTemplate(runtime: string): Promise<Template> {
+    const interpreter = this.interpreters.find((one) => one.id === runtime);
+    if (interpreter === undefined) {
+      throw new ThawError("RUNTIME_MISSING", {
+        what: `runtime ${runtime} is not on this machine`,
+        why: `found: ${this.interpreters.map((one) => one.id).join(", ") || "none"}`,
+        fix: "install its interpreter, or choose another runtime",
+      });
+    }
+    const plan = planRoot(interpreter, { huskPath: this.paths.husk, runtimeDir: this.paths.runtimeDir });
+    const id = await this.keeper.template([...plan, { kind: "bind", source: this.paths.shim, target: SHIM_INSIDE, flags: ["ro"] }]);
+    const template = { id, interpreter };
+    this.templates.set(runtime, template);
+    this.poolGeneric(id);
+    return template;
+  }
+
+  private assertOpen(): void {
+    if (this.closing !== undefined) throw new ThawError("SHUTTING_DOWN", { what: "the engine is closed" });
+  }
+
+  private assertCanFreeze(): void {
+    this.assertOpen();
+    if (this.canFreeze) return;
+    throw new ThawError("UNSUPPORTED_PLATFORM", { what: "this server runs functions without images", why: "it was started with --boot-only", fix: "start it without --boot-only" });
+  }
+}
+
+let labels = 0;
+function nextLabel(): string {
+  return String(++labels);
+}
+
+function usBetween(from: bigint, to: bigint): number {
+  return Number(to - from) / 1000;
+}
+
+function genericKey(template: number): string {
+  return `generic:${template}`;
+}
+
+function runtimePoolKey(loaded: LoadedImage): string {
+  return `runtime:${loaded.image.spec.runtime}:${loaded.runtimeKey}`;
+}
+
+function parkedKey(loaded: LoadedImage, level: "image" | "prefaulted", loader: Loader): string {
+  return `${level}:${loaded.image.id}:${loader}`;
+}
+

@@ -1,0 +1,389 @@
+/**
+ * An engine without processes: the same face as the real one (types.ts), deterministic, with failures on demand.
+ * Images are small directories with one `manifest.json`, so that restarts, sweeps and damage can be tested. It holds to
+ * what callers may rely on and fails loudly when they break it: a second request while one runs, use after dispose,
+ * freezing a dead instance.
+ */
+import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { assert, ThawError } from "../base/errors.js";
+import type {
+  BootOptions,
+  Engine,
+  EngineStats,
+  FreezeOptions,
+  FunctionSpec,
+  HuskLevel,
+  Image,
+  Instance,
+  InvokeOptions,
+  InvokeResult,
+  Loader,
+  PageCounts,
+  PoolTarget,
+  RuntimeInfo,
+  StartResult,
+  ThawOptions,
+} from "./types.js";
+
+/** Operations that can be told to fail. */
+export type FakeOperation = "boot" | "freeze" | "thaw" | "openImage" | "removeImage" | "invoke" | "pages";
+
+/** What a fake handler gets beside the event. */
+export interface FakeContext {
+  readonly spec: FunctionSpec;
+  readonly requestId: string;
+  readonly instanceId: number;
+  /** Requests that this instance answered before. */
+  readonly served: number;
+  /** Adds to the request's log. */
+  log(text: string): void;
+}
+
+/** Answers an event. What it throws becomes a function error; a {@link FakeEnd} ends the instance. */
+export type FakeHandler = (event: unknown, context: FakeContext) => unknown;
+
+/** Thrown by a fake handler: the platform ends the instance for that reason. */
+export class FakeEnd extends Error {
+  constructor(readonly platformError: NonNullable<InvokeResult["platformError"]>) {
+    super(platformError);
+  }
+}
+
+export interface FakeEngineOptions {
+  /** Where images go when `freeze` gets no directory. */
+  readonly dir?: string;
+  readonly canFreeze?: boolean;
+  readonly runtimes?: readonly string[];
+  /** Default: answers `{"event": …, "function": name}`. */
+  readonly handler?: FakeHandler;
+}
+
+interface Failure {
+  readonly error: Error;
+  times: number;
+}
+
+/** The fake. Its extra members are for tests. */
+export class FakeEngine implements Engine {
+  readonly runtimes: readonly RuntimeInfo[];
+  readonly canFreeze: boolean;
+  handler: FakeHandler;
+  /** Milliseconds that each operation takes; 0 resolves in a microtask. */
+  readonly delayMs: Record<"boot" | "thaw" | "freeze" | "dispose", number> = { boot: 0, thaw: 0, freeze: 0, dispose: 0 };
+  /** Every operation in order, such as `boot hello`. */
+  readonly calls: string[] = [];
+  readonly live = new Set<FakeInstance>();
+  /** Most instances that were ever alive at once. */
+  liveMax = 0;
+  /** Husks parked for each image directory and level. */
+  readonly parked = new Map<string, Map<HuskLevel, number>>();
+  generic = 0;
+  closed = false;
+  readonly #dir: string | undefined;
+  readonly #failures = new Map<FakeOperation, Failure>();
+  #nextInstance = 1;
+  #nextImage = 1;
+
+  constructor(options: FakeEngineOptions = {}) {
+    this.#dir = options.dir;
+    this.canFreeze = options.canFreeze ?? true;
+    this.runtimes = (options.runtimes ?? ["nodejs20.x", "python3.11"]).map((id) => ({
+      id,
+      interpreter: `/usr/bin/${id}`,
+      version: id.replace(/^[a-z]+/, ""),
+    }));
+    this.handler = options.handler ?? ((event, context) => ({ event, function: context.spec.name }));
+  }
+
+  /** Makes the next `times` calls of `operation` fail with `error`. */
+  failNext(operation: FakeOperation, error: Error, times = 1): void {
+    this.#failures.set(operation, { error, times });
+  }
+
+  /** Forgets failures that were asked for. */
+  heal(operation: FakeOperation): void {
+    this.#failures.delete(operation);
+  }
+
+  async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
+    this.note("boot", spec.name);
+    await delay(this.delayMs.boot);
+    this.failIfAsked("boot");
+    return this.#instance(spec, 0, {
+      kind: "boot",
+      us: 90_000,
+      phases: [{ name: "load", us: 90_000 }],
+      waitUs: 0,
+      husk: options.husk === "fresh" ? "fresh" : "generic",
+      prefetchedPages: 0,
+    });
+  }
+
+  async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
+    this.note("thaw", image.spec.name);
+    this.#needFreezing("thaw");
+    await delay(this.delayMs.thaw);
+    this.failIfAsked("thaw");
+    const manifest = await this.openImage(image.dir, true);
+    let husk: HuskLevel | "fresh" = options.husk === "fresh" ? "fresh" : "generic";
+    let waitUs = 0;
+    if (options.husk === "parked") {
+      const deadline = performance.now() + (options.waitMs ?? 0);
+      let taken = this.#takeParked(image.dir);
+      while (taken === undefined && performance.now() < deadline) {
+        await delay(1);
+        taken = this.#takeParked(image.dir);
+      }
+      waitUs = Math.max(0, Math.round((performance.now() - deadline + (options.waitMs ?? 0)) * 1000));
+      if (taken === undefined) {
+        throw new ThawError("PREFERENCE_UNAVAILABLE", {
+          what: `No husk is parked for function "${image.spec.name}"`,
+          why: `none was ready within ${options.waitMs ?? 0} ms`,
+        });
+      }
+      husk = taken;
+    }
+    const parkedFilled = husk === "image" || husk === "prefaulted";
+    return this.#instance(manifest.spec, manifest.heat, {
+      kind: parkedFilled ? "parked" : "thaw",
+      loader: options.loader ?? "splice",
+      generation: manifest.generation,
+      us: parkedFilled ? 300 : 1_800,
+      phases: [{ name: "map", us: parkedFilled ? 300 : 1_800 }],
+      waitUs,
+      husk,
+      prefetchedPages: 100,
+    });
+  }
+
+  async openImage(dir: string, quietly = false): Promise<Image> {
+    if (!quietly) {
+      this.note("openImage", dir.slice(dir.lastIndexOf("/") + 1));
+      this.failIfAsked("openImage");
+    }
+    try {
+      return { ...(JSON.parse(await readFile(join(dir, "manifest.json"), "utf8")) as Image), dir };
+    } catch (error) {
+      throw new ThawError("IMAGE_DAMAGED", {
+        what: `The image ${dir} cannot be used`,
+        why: "its manifest cannot be read",
+        cause: error,
+      });
+    }
+  }
+
+  async removeImage(image: Image): Promise<void> {
+    this.note("removeImage", image.spec.name);
+    this.failIfAsked("removeImage");
+    this.parked.delete(image.dir);
+    await rm(image.dir, { recursive: true, force: true });
+  }
+
+  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, _loader?: Loader): void {
+    const levels = this.parked.get(image.dir) ?? new Map<HuskLevel, number>();
+    levels.set(level, count);
+    this.parked.set(image.dir, levels);
+  }
+
+  pool(target: PoolTarget): void {
+    this.generic = target.generic;
+  }
+
+  async poolsFull(_timeoutMs: number): Promise<void> {}
+
+  stats(): EngineStats {
+    const husks = { generic: this.generic, runtime: 0, image: 0, prefaulted: 0 };
+    for (const levels of this.parked.values()) for (const [level, count] of levels) husks[level] += count;
+    return { instances: this.live.size, husks, husksMade: 0, husksUs: 0 };
+  }
+
+  async close(): Promise<void> {
+    this.closed = true;
+    await Promise.all([...this.live].map((instance) => instance.dispose()));
+  }
+
+  /** For the instances of this engine: records an operation. */
+  note(operation: FakeOperation | "dispose", subject: string): void {
+    assert(!this.closed || operation === "dispose", `${operation} after the engine was closed`);
+    this.calls.push(`${operation} ${subject}`);
+  }
+
+  /** For the instances of this engine: fails an operation that was told to fail. */
+  failIfAsked(operation: FakeOperation): void {
+    const failure = this.#failures.get(operation);
+    if (failure === undefined) return;
+    failure.times -= 1;
+    if (failure.times <= 0) this.#failures.delete(operation);
+    throw failure.error;
+  }
+
+  /** For the instances of this engine: writes an image directory as one step. */
+  async writeImage(spec: FunctionSpec, generation: number, heat: number, dir: string | undefined): Promise<Image> {
+    this.#needFreezing("freeze");
+    const id = `fake-${this.#nextImage++}`;
+    const target = dir ?? join(this.#dir ?? "/nonexistent", id);
+    const image: Image = {
+      id,
+      dir: target,
+      generation,
+      heat,
+      spec,
+      bytesOnDisk: 4096,
+      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: 8192, storedBytes: 4096, notes: [] },
+    };
+    const temporary = `${target}.partial`;
+    await mkdir(temporary);
+    await writeFile(join(temporary, "manifest.json"), JSON.stringify(image));
+    await rename(temporary, target);
+    return image;
+  }
+
+  #instance(spec: FunctionSpec, heat: number, start: StartResult): FakeInstance {
+    const instance = new FakeInstance(this, this.#nextInstance++, spec, heat, start);
+    this.live.add(instance);
+    this.liveMax = Math.max(this.liveMax, this.live.size);
+    return instance;
+  }
+
+  #takeParked(dir: string): HuskLevel | undefined {
+    for (const level of ["prefaulted", "image"] as const) {
+      const count = this.parked.get(dir)?.get(level) ?? 0;
+      if (count > 0) {
+        this.parked.get(dir)?.set(level, count - 1);
+        return level;
+      }
+    }
+    return undefined;
+  }
+
+  #needFreezing(operation: string): void {
+    if (this.canFreeze) return;
+    throw new ThawError("UNSUPPORTED_PLATFORM", { what: `Cannot ${operation}`, why: "this engine runs without images" });
+  }
+}
+
+/** An instance of {@link FakeEngine}. */
+export class FakeInstance implements Instance {
+  alive = true;
+  served = 0;
+  #busy = false;
+  #disposed: Promise<void> | undefined;
+  readonly #exitListeners: ((reason: string) => void)[] = [];
+
+  constructor(
+    readonly engine: FakeEngine,
+    readonly id: number,
+    readonly spec: FunctionSpec,
+    readonly heat: number,
+    readonly start: StartResult,
+  ) {}
+
+  async invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
+    assert(!this.#busy, `two requests at once in instance ${this.id}`);
+    assert(this.alive, `request to instance ${this.id}, which has ended`);
+    this.#busy = true;
+    try {
+      this.engine.failIfAsked("invoke");
+      return await this.#answer(payload, options);
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  async freeze(options: FreezeOptions = {}): Promise<Image> {
+    this.engine.note("freeze", this.spec.name);
+    assert(this.alive, `freeze of instance ${this.id}, which has ended`);
+    await delay(this.engine.delayMs.freeze);
+    this.engine.failIfAsked("freeze");
+    const generation = this.start.generation === undefined ? 0 : this.start.generation + 1;
+    const image = await this.engine.writeImage(this.spec, generation, this.heat + this.served, options.dir);
+    if (options.then === "end") await this.dispose();
+    return image;
+  }
+
+  async pages(): Promise<PageCounts> {
+    this.engine.failIfAsked("pages");
+    return { written: 300, image: 2_000, file: 1_500, zero: 10 };
+  }
+
+  async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
+    return { privateBytes: 1_228_800, sharedBytes: 14_336_000 };
+  }
+
+  dispose(): Promise<void> {
+    this.#disposed ??= this.#end("disposed");
+    return this.#disposed;
+  }
+
+  onExit(listener: (reason: string) => void): void {
+    this.#exitListeners.push(listener);
+  }
+
+  /** For tests: the process ends by itself, as when it is killed from outside. */
+  crash(reason: string): void {
+    if (!this.alive) return;
+    this.alive = false;
+    for (const listener of this.#exitListeners) listener(reason);
+  }
+
+  async #end(reason: string): Promise<void> {
+    this.engine.note("dispose", this.spec.name);
+    await delay(this.engine.delayMs.dispose);
+    this.crash(reason);
+    this.engine.live.delete(this);
+  }
+
+  async #answer(payload: Buffer | string, options: InvokeOptions): Promise<InvokeResult> {
+    const began = performance.now();
+    const logs: string[] = [];
+    const requestId = options.requestId ?? "";
+    const context: FakeContext = {
+      spec: this.spec,
+      requestId,
+      instanceId: this.id,
+      served: this.served,
+      log: (text) => logs.push(text),
+    };
+    const result = (value: unknown, rest: Partial<InvokeResult> = {}): InvokeResult => {
+      const ms = performance.now() - began;
+      return {
+        payload: Buffer.from(JSON.stringify(value) ?? "null"),
+        logs: Buffer.from(logs.join("")),
+        handlerMs: ms,
+        totalMs: ms,
+        maxMemoryMb: 40,
+        alive: true,
+        ...rest,
+      };
+    };
+    const ended = (platformError: NonNullable<InvokeResult["platformError"]>): InvokeResult => {
+      this.crash(platformError);
+      const errorMessage = `RequestId: ${requestId} Error: ${platformError}`;
+      return result({ errorType: platformError, errorMessage }, { functionError: "Unhandled", platformError, alive: false });
+    };
+    const limitMs = (options.deadlineMs ?? Date.now() + this.spec.timeoutMs) - Date.now();
+    let timer: NodeJS.Timeout | undefined;
+    const timeout = new Promise<"timeout">((resolve) => {
+      timer = setTimeout(() => resolve("timeout"), Math.max(0, limitMs));
+    });
+    try {
+      const event: unknown = JSON.parse(payload.toString());
+      const outcome = await Promise.race([Promise.resolve().then(() => this.engine.handler(event, context)), timeout]);
+      if (outcome === "timeout") return ended("TIMEOUT");
+      this.served += 1;
+      return result(outcome);
+    } catch (error) {
+      if (error instanceof FakeEnd) return ended(error.platformError);
+      if (!(error instanceof Error)) throw error;
+      this.served += 1;
+      return result({ errorType: error.name, errorMessage: error.message, trace: [] }, { functionError: "Unhandled" });
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+async function delay(ms: number): Promise<void> {
+  if (ms > 0) await new Promise((resolve) => setTimeout(resolve, ms));
+}

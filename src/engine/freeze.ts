@@ -1,0 +1,107 @@
+/**
+ * Freezing: hygiene, stop, copy, go on, store. The process is stopped only while the extractor copies (native/extractor.c); files are
+ * written, compiled and flushed while it runs again. The image appears by one rename, or not at all.
+ */
+import { randomUUID } from "node:crypto";
+import { mkdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { ThawError } from "../base/errors.js";
+import { nowMs } from "../base/clock.js";
+import { faultPoint } from "../base/fault.js";
+import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
+import { CONTROL_FD, type RawManifest, checkFacts, compileFinish, compileMemory, describeTmp, factsSchema, imageFiles, writeManifest } from "../image/index.js";
+import type { Fingerprint } from "../linux/fingerprint.js";
+import type { LiveInstance } from "./instance.js";
+import type { Keeper } from "./keeper.js";
+import { parseReply } from "./native.js";
+import type { FreezeOptions, FreezeReport } from "./types.js";
+
+const PAGE_BYTES = 4096;
+
+/** What freezing needs of the engine. */
+export interface FreezeTools {
+  readonly keeper: Keeper;
+  readonly extractor: string;
+  readonly fingerprint: Fingerprint;
+  /** Where images go when the caller names no directory. */
+  readonly imagesDir: string;
+}
+
+async function prepare(instance: LiveInstance): Promise<number> {
+  const answer = instance.expect("prepared");
+  instance.tell({ type: "prepare" });
+  const { header, body } = await answer;
+  if (header.type === "prepared") return header.hygieneMs;
+  throw new ThawError("FREEZE_REFUSED", {
+    what: `function "${instance.spec.name}" could not be frozen`,
+    why: `one of its before-snapshot hooks failed: ${body.toString("utf8").slice(0, 500)}`,
+    fix: "mend the hook",
+  });
+}
+
+function refusal(instance: LiveInstance, reply: Readonly<Record<string, unknown>>): ThawError {
+  const why = String(reply.why);
+  const what = `function "${instance.spec.name}" could not be frozen`;
+  if (reply.code === "refused") return new ThawError("FREEZE_REFUSED", { what, why, fix: "close it before the handler returns, or in a before-snapshot hook" });
+  if (reply.code === "exhausted") return new ThawError("RESOURCE_EXHAUSTED", { what, why, fix: "free some space where the server keeps its images (--data)" });
+  return new ThawError("FREEZE_FAILED", { what, why });
+}
+
+/** Writes an image of `instance` and returns its directory. The instance goes on in any case. */
+export async function freezeInstance(tools: FreezeTools, instance: LiveInstance, options: FreezeOptions): Promise<string> {
+  const began = nowMs();
+  const hygieneMs = options.hygiene === false ? 0 : await prepare(instance);
+  faultPoint("freeze-prepared");
+  const id = randomUUID();
+  const dir = options.dir ?? join(tools.imagesDir, id);
+  const temporary = temporaryPath(dir);
+  await mkdir(temporary, { recursive: true, mode: 0o700 });
+  try {
+    const origin = instance.origin;
+    const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
+    if (origin !== undefined) argv.push(imageFiles(origin.dir).pages);
+    const { stdout } = await tools.keeper.helper(argv);
+    const reply = parseReply(stdout);
+    if (!reply.ok) throw refusal(instance, reply);
+    faultPoint("freeze-extracted");
+    const factsPath = join(temporary, "facts.json");
+    const rawFacts = JSON.parse(await readFile(factsPath, "utf8")) as RawManifest["facts"];
+    await rm(factsPath);
+    const facts = factsSchema.parse(rawFacts);
+    checkFacts(facts);
+    const tmp = await describeTmp(temporary);
+    // Compiled once now, so that what no program can bring back is refused while somebody listens.
+    compileMemory(facts, "lazy");
+    compileFinish(facts, { contents: await readFile(imageFiles(temporary).tmp).catch(() => Buffer.alloc(0)) });
+    const report: FreezeReport = {
+      hygieneMs,
+      stoppedMs: Number(reply.stoppedUs) / 1000,
+      totalMs: nowMs() - began,
+      anonymousBytes: Number(reply.anonymousPages) * PAGE_BYTES,
+      storedBytes: Number(reply.storedPages) * PAGE_BYTES,
+      notes: facts.notes,
+    };
+    await writeManifest(temporary, {
+      id,
+      createdMs: Date.now(),
+      generation: origin === undefined ? 0 : origin.generation + 1,
+      heat: (origin?.heat ?? 0) + instance.served,
+      spec: instance.spec,
+      lineagePids: [...instance.lineagePids],
+      fingerprint: tools.fingerprint,
+      report: { ...report, notes: [...report.notes] },
+      ...tmp,
+      facts: rawFacts,
+    });
+    faultPoint("freeze-image-written");
+    await fsyncTree(temporary);
+    faultPoint("freeze-image-synced");
+    await renameDurably(temporary, dir);
+    faultPoint("freeze-image-renamed");
+    return dir;
+  } catch (error) {
+    await rm(temporary, { recursive: true, force: true });
+    if ((error as NodeJS.ErrnoException).code === "ENOSPC") throw refusal(instance, { code: "exhausted", why: "no space left on the device" });
+    throw error;
+  }
+}

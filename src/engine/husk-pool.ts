@@ -1,0 +1,289 @@
+/**
+ * Husks kept ready. A husk is an empty sandboxed process (native/husk.c); it is advanced through stages, and every
+ * stage narrows what it can become:
+ *
+ *   generic      sandbox, no new privileges, seccomp         any function of its runtime
+ *   runtime      interpreter's files mapped                  any image with the same runtime key
+ *   image        all of one image mapped                     that image, that loader
+ *   prefaulted   its working set copied and mapped           that image, that loader
+ *
+ * Pools are refilled in the background, two at a time; nothing here is on the path of a request except {@link HuskPool.take}.
+ */
+import { ThawError, assert, errorText } from "../base/errors.js";
+import type { Logger } from "../base/log.js";
+import { monotonicNs } from "../base/clock.js";
+import type { HuskReady, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
+import type { HuskLevel } from "./types.js";
+
+const REFILLS_AT_ONCE = 2;
+const PID_MIN = 300;
+const PID_SPAN = 29_000;
+const DEFAULT_TMP_MB = 512;
+/** Host uid and gid of every function; the sandboxes' user namespaces map it to 1000. */
+const FUNCTION_UID = 900_000;
+const RETRY_MS = 1_000;
+
+/** One stage that takes a husk further. */
+export interface StageStep {
+  readonly name: string;
+  readonly request: () => StageRequest;
+  readonly labels: readonly string[];
+  /** Cgroup limits to be in force before the stage runs. */
+  readonly before?: (husk: Husk) => void;
+}
+
+/** An empty process, waiting. Its messages go to `heir` once it has one. */
+export class Husk implements InstanceListener {
+  id = 0;
+  heir: InstanceListener | undefined;
+  exit: InstanceExit | undefined;
+  level: HuskLevel = "generic";
+  host: HuskReady = { pid: 0, initPid: 0, us: 0 };
+  /** What it cost to make, wall microseconds. */
+  madeUs = 0;
+  private readonly exitListeners: (() => void)[] = [];
+
+  constructor(
+    readonly template: number,
+    readonly pid: number,
+    readonly tmpMb: number,
+  ) {}
+
+  onData(bytes: Buffer): void {
+    this.heir?.onData(bytes);
+  }
+  onLog(bytes: Buffer): void {
+    this.heir?.onLog(bytes);
+  }
+  onControlEnd(): void {
+    this.heir?.onControlEnd?.();
+  }
+  onFailure(error: ThawError): void {
+    this.heir?.onFailure?.(error);
+  }
+  onExit(exit: InstanceExit): void {
+    this.exit = exit;
+    this.heir?.onExit(exit);
+    for (const listener of this.exitListeners.splice(0)) listener();
+  }
+  /** Resolves when every process of it is gone. */
+  gone(): Promise<void> {
+    return this.exit !== undefined ? Promise.resolve() : new Promise((resolve) => this.exitListeners.push(resolve));
+  }
+}
+
+/** Runs one stage and turns its report into success or a ThawError. */
+export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Promise<readonly number[]> {
+  step.before?.(husk);
+  const report = await keeper.stage(husk.id, step.request());
+  if (report.status === 0) return report.stamps;
+  throw stageError(step, report.status, report.failedOp);
+}
+
+const ERRNO_NAMES: Readonly<Record<number, string>> = { 1: "EPERM", 2: "ENOENT", 5: "EIO", 9: "EBADF", 11: "EAGAIN", 12: "ENOMEM", 13: "EACCES", 14: "EFAULT", 17: "EEXIST", 22: "EINVAL", 24: "EMFILE", 28: "ENOSPC", 32: "EPIPE", 71: "EPROTO", 98: "EADDRINUSE", 116: "ESTALE" };
+const ESTALE = 116;
+const ENOENT = 2;
+const ENOMEM = 12;
+
+function stageError(step: StageStep, status: number, failedOp: number): ThawError {
+  const errno = -status;
+  const label = step.labels[failedOp] ?? `operation ${failedOp}`;
+  const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
+  const details = { stage: step.name, operation: failedOp, label, errno };
+  const changed = errno === ESTALE || (errno === ENOENT && label.startsWith("open "));
+  if (changed) {
+    return new ThawError("IMAGE_MISMATCH", {
+      what: `the image does not fit this machine any more: ${label.replace(/^(check that|open) /, "").replace(/ is unchanged$/, "")} is not the file it was made with`,
+      why: errno === ESTALE ? "its size, inode or times differ" : "it is gone",
+      fix: "the function boots and is frozen anew",
+      details,
+    });
+  }
+  return new ThawError(errno === ENOMEM ? "RESOURCE_EXHAUSTED" : "THAW_FAILED", {
+    what: `the ${step.name} stage failed at «${label}»`,
+    why: errno === 32 ? "the process ended" : `the kernel answered ${name}`,
+    details,
+  });
+}
+
+interface PoolSpec {
+  readonly level: HuskLevel;
+  readonly template: number;
+  readonly steps: readonly StageStep[];
+  /** Pids that its husks must not have. */
+  readonly avoid: ReadonlySet<number>;
+  count: number;
+}
+
+interface Pool {
+  spec: PoolSpec;
+  readonly ready: Husk[];
+  making: number;
+  failedUntil: number;
+}
+
+/** Totals for {@link EngineStats}. */
+export interface PoolTotals {
+  readonly made: number;
+  readonly us: number;
+}
+
+export class HuskPool {
+  private readonly pools = new Map<string, Pool>();
+  private readonly waiters: { key: string; resolve: () => void }[] = [];
+  private busy = 0;
+  private made = 0;
+  private us = 0;
+  private closed = false;
+  private lastFailure: ThawError | undefined;
+
+  constructor(
+    private readonly keeper: Keeper,
+    private readonly base: StageStep,
+    private readonly log: Logger,
+  ) {}
+
+  get totals(): PoolTotals {
+    return { made: this.made, us: this.us };
+  }
+
+  countByLevel(): Record<HuskLevel, number> {
+    const counts: Record<HuskLevel, number> = { generic: 0, runtime: 0, image: 0, prefaulted: 0 };
+    for (const pool of this.pools.values()) counts[pool.spec.level] += pool.ready.length;
+    return counts;
+  }
+
+  /** Sets how many husks a pool keeps; surplus ones are let go. */
+  target(key: string, spec: PoolSpec): void {
+    const pool = this.pools.get(key) ?? { spec, ready: [], making: 0, failedUntil: 0 };
+    pool.spec = spec;
+    this.pools.set(key, pool);
+    while (pool.ready.length > spec.count) this.drop(pool.ready.pop());
+    if (spec.count === 0) this.pools.delete(key);
+    this.refill();
+  }
+
+  targetCount(key: string): number {
+    return this.pools.get(key)?.spec.count ?? 0;
+  }
+
+  /** Takes a husk that `fits`, or undefined at once. The pool refills in the background. */
+  take(key: string, fits: (husk: Husk) => boolean = () => true): Husk | undefined {
+    const pool = this.pools.get(key);
+    if (pool === undefined) return undefined;
+    const index = pool.ready.findIndex((husk) => husk.exit === undefined && fits(husk));
+    if (index < 0) return undefined;
+    const [husk] = pool.ready.splice(index, 1);
+    // After the start, not before it: making the next one competes for the same processors.
+    setImmediate(() => this.refill());
+    return husk;
+  }
+
+  /** Resolves when the pool has a husk, or after `ms`. */
+  async waitFor(key: string, ms: number): Promise<void> {
+    const pool = this.pools.get(key);
+    if (pool === undefined || pool.ready.length > 0 || ms <= 0) return;
+    let timer: NodeJS.Timeout | undefined;
+    await new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, ms);
+      this.waiters.push({ key, resolve });
+    });
+    clearTimeout(timer);
+  }
+
+  /** Makes one husk and takes it through `steps`. */
+  async make(template: number, steps: readonly StageStep[], level: HuskLevel, avoid: ReadonlySet<number>, tmpMb = DEFAULT_TMP_MB): Promise<Husk> {
+    const began = monotonicNs();
+    const husk = new Husk(template, choosePid(avoid), tmpMb);
+    const making = this.keeper.husk({ template, pid: husk.pid, tmpMb, uid: FUNCTION_UID }, husk);
+    husk.id = making.id;
+    husk.host = await making.ready;
+    try {
+      for (const step of [this.base, ...steps]) await runStage(this.keeper, husk, step);
+    } catch (error) {
+      this.keeper.kill(husk.id);
+      await husk.gone();
+      throw error;
+    }
+    husk.level = level;
+    husk.madeUs = Number(monotonicNs() - began) / 1000;
+    this.made++;
+    this.us += husk.madeUs;
+    return husk;
+  }
+
+  drop(husk: Husk | undefined): void {
+    if (husk !== undefined && husk.exit === undefined) this.keeper.kill(husk.id);
+  }
+
+  /** Resolves when every pool is full; RESOURCE_EXHAUSTED after `timeoutMs`, with the last reason. */
+  async full(timeoutMs: number): Promise<void> {
+    const end = Date.now() + timeoutMs;
+    for (;;) {
+      const lacking = [...this.pools].filter(([, pool]) => pool.ready.length < pool.spec.count);
+      if (lacking.length === 0) return;
+      if (Date.now() >= end) {
+        throw new ThawError("RESOURCE_EXHAUSTED", {
+          what: `the pools did not fill within ${timeoutMs} ms (${lacking.map(([key]) => key).join(", ")})`,
+          why: this.lastFailure?.message ?? "making husks takes longer",
+        });
+      }
+      this.refill();
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+
+  close(): void {
+    this.closed = true;
+    for (const pool of this.pools.values()) for (const husk of pool.ready.splice(0)) this.drop(husk);
+    this.pools.clear();
+    for (const waiter of this.waiters.splice(0)) waiter.resolve();
+  }
+
+  private refill(): void {
+    if (this.closed) return;
+    const now = Date.now();
+    // The emptiest pool first.
+    const lacking = [...this.pools]
+      .filter(([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now)
+      .sort(([, a], [, b]) => a.ready.length + a.making - (b.ready.length + b.making));
+    for (const [key, pool] of lacking) {
+      if (this.busy >= REFILLS_AT_ONCE) return;
+      void this.refillOne(key, pool);
+    }
+  }
+
+  private async refillOne(key: string, pool: Pool): Promise<void> {
+    this.busy++;
+    pool.making++;
+    const { spec } = pool;
+    try {
+      const husk = await this.make(spec.template, spec.steps, spec.level, spec.avoid);
+      if (this.closed || this.pools.get(key) !== pool || pool.spec !== spec || pool.ready.length >= spec.count) this.drop(husk);
+      else {
+        pool.ready.push(husk);
+        const index = this.waiters.findIndex((waiter) => waiter.key === key);
+        if (index >= 0) this.waiters.splice(index, 1)[0]?.resolve();
+      }
+    } catch (error) {
+      pool.failedUntil = Date.now() + RETRY_MS;
+      this.lastFailure = error instanceof ThawError ? error : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
+      if (!this.closed) {
+        this.log.warn({ err: this.lastFailure, pool: key }, "a pool could not be refilled; trying again in a second");
+        setTimeout(() => this.refill(), RETRY_MS).unref();
+      }
+    } finally {
+      this.busy--;
+      pool.making--;
+      this.refill();
+    }
+  }
+}
+
+function choosePid(avoid: ReadonlySet<number>): number {
+  for (let tries = 0; tries < 1000; tries++) {
+    const pid = PID_MIN + Math.floor(Math.random() * PID_SPAN);
+    if (!avoid.has(pid)) return pid;
+  }
+  assert(false, "no pid outside the lineage");
+}

@@ -1,0 +1,256 @@
+/**
+ * Images that this server has open: programs compiled, pages open in the keeper, bytes verified. Nothing here is needed again to
+ * bring an image back after a restart; the manifest is the truth.
+ */
+import { ThawError } from "../base/errors.js";
+import { monotonicNs } from "../base/clock.js";
+import {
+  EMPTY_WORKING_SET,
+  FINISH_PASSES,
+  type Facts,
+  type PageRun,
+  type Program,
+  type StoredImage,
+  type WorkingSet,
+  bytesOnDisk,
+  checkPages,
+  clipRuns,
+  compileFinish,
+  compileMemory,
+  compilePrefault,
+  compileRuntime,
+  compileTime,
+  fdBase,
+  imageFiles,
+  joinRuns,
+  pagesIdentity,
+  readImage,
+  runPages,
+  runtimeKey,
+  storedPages,
+  workingSetOf,
+  writeWorkingSet,
+} from "../image/index.js";
+import type { Fingerprint } from "../linux/fingerprint.js";
+import type { Husk, StageStep } from "./husk-pool.js";
+import type { Keeper, PassedFd } from "./keeper.js";
+import { parseReply } from "./native.js";
+import type { Image, Loader } from "./types.js";
+
+/** Runs of read pages closer than this are mapped by one call: file pages cost nothing but their table entries. */
+const READ_GAP_PAGES = 16;
+const WRITTEN_GAP_PAGES = 0;
+const NS_PER_MS = 1_000_000n;
+
+interface Compiled {
+  readonly program: Program;
+  readonly file: number;
+}
+
+/** One open image. */
+export class LoadedImage {
+  readonly facts: Facts;
+  readonly runtimeKey: string;
+  readonly avoidPids: ReadonlySet<number>;
+  readonly fdBase: number;
+  readonly pagesTotal: number;
+  workingSet: WorkingSet;
+  recorded: boolean;
+  private readonly runtimeProgram: Compiled;
+  private readonly memoryPrograms = new Map<"mapped" | "eager", Compiled>();
+  private readonly finishPrograms = new Map<string, Compiled>();
+  private prefaultProgram: Compiled | undefined;
+  private verified: string | undefined;
+  private verifying: Promise<void> | undefined;
+
+  private constructor(
+    private readonly keeper: Keeper,
+    private readonly extractor: string,
+    readonly image: Image,
+    private readonly stored: StoredImage,
+    private readonly pagesFile: number,
+    private readonly taskFile: number,
+  ) {
+    this.facts = stored.manifest.facts;
+    this.avoidPids = new Set(stored.manifest.lineagePids);
+    this.fdBase = fdBase(this.facts);
+    this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
+    this.workingSet = workingSetOf(stored);
+    this.recorded = stored.workingSet !== undefined;
+    this.runtimeProgram = this.hand(compileRuntime(this.facts));
+    this.runtimeKey = runtimeKey(this.runtimeProgram.program);
+  }
+
+  /** Reads, checks and opens. `written`: the pages were written by this server a moment ago. */
+  static async open(keeper: Keeper, extractor: string, dir: string, here: Fingerprint, written: boolean): Promise<LoadedImage> {
+    const stored = await readImage(dir);
+    const { manifest } = stored;
+    checkFingerprint(manifest.fingerprint, here, dir);
+    const image: Image = {
+      id: manifest.id,
+      dir,
+      generation: manifest.generation,
+      heat: manifest.heat,
+      spec: manifest.spec,
+      bytesOnDisk: await bytesOnDisk(dir),
+      report: manifest.report,
+    };
+    const pages = await keeper.openFile(imageFiles(dir).pages);
+    let task: number;
+    try {
+      task = await keeper.openFile(manifest.spec.codeDir, "path");
+    } catch (error) {
+      keeper.closeFile(pages);
+      throw error;
+    }
+    const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task);
+    if (written) loaded.verified = pagesIdentity(dir);
+    return loaded;
+  }
+
+  get bootId(): string {
+    return this.stored.manifest.fingerprint.bootId;
+  }
+
+  get lineagePids(): readonly number[] {
+    return this.stored.manifest.lineagePids;
+  }
+
+  /** Makes sure that the page space is the one that was written: at first use, and whenever its file changed since. */
+  verify(): Promise<void> | undefined {
+    if (this.verified !== undefined && this.verified === pagesIdentity(this.image.dir)) return undefined;
+    this.verifying ??= this.verifyNow().finally(() => {
+      this.verifying = undefined;
+    });
+    return this.verifying;
+  }
+
+  private async verifyNow(): Promise<void> {
+    const before = pagesIdentity(this.image.dir);
+    if (before === "missing") {
+      throw new ThawError("IMAGE_DAMAGED", { what: `the image file ${imageFiles(this.image.dir).pages} cannot be used`, why: "it is missing", fix: "the function boots and is frozen anew" });
+    }
+    const { stdout } = await this.keeper.helper([this.extractor, "verify", imageFiles(this.image.dir).pages]);
+    const reply = parseReply(stdout);
+    if (!reply.ok) throw new ThawError("IMAGE_DAMAGED", { what: `the pages of image ${this.image.id} cannot be read`, why: String(reply.why), fix: "the function boots and is frozen anew" });
+    checkPages(this.stored.manifest, { digest: String(reply.digest), bytes: String(reply.bytes) }, this.image.dir);
+    this.verified = before;
+  }
+
+  runtimeStep(): StageStep {
+    const { program, file } = this.runtimeProgram;
+    return { name: "runtime", labels: program.labels, request: () => ({ program: file, fds: [], fdBase: this.fdBase }) };
+  }
+
+  memoryStep(loader: Loader, before?: (husk: Husk) => void): StageStep {
+    const kind = loader === "eager" ? "eager" : "mapped";
+    let compiled = this.memoryPrograms.get(kind);
+    if (compiled === undefined) {
+      compiled = this.hand(compileMemory(this.facts, kind === "eager" ? "eager" : "lazy"));
+      this.memoryPrograms.set(kind, compiled);
+    }
+    const { program, file } = compiled;
+    return {
+      name: "memory",
+      labels: program.labels,
+      request: () => ({ program: file, fds: [{ kind: "file", file: this.pagesFile }, { kind: "tree", file: this.taskFile }], fdBase: this.fdBase }),
+      ...(before === undefined ? {} : { before }),
+    };
+  }
+
+  prefaultStep(): StageStep {
+    this.prefaultProgram ??= this.hand(compilePrefault(this.joined()));
+    const { program, file } = this.prefaultProgram;
+    return { name: "prefault", labels: program.labels, request: () => ({ program: file, fds: [], fdBase: this.fdBase }) };
+  }
+
+  /** `prefetch` is off where the pages are there already, or shall come by faults. */
+  finishStep(prefetch: boolean): StageStep {
+    const key = prefetch ? "prefetch" : "plain";
+    let compiled = this.finishPrograms.get(key);
+    if (compiled === undefined) {
+      compiled = this.hand(compileFinish(this.facts, { contents: this.stored.contents, ...(prefetch ? { prefetch: this.joined() } : {}) }));
+      this.finishPrograms.set(key, compiled);
+    }
+    const { program, file } = compiled;
+    const fds: PassedFd[] = [];
+    fds[FINISH_PASSES.control] = { kind: "control" };
+    fds[FINISH_PASSES.log] = { kind: "log" };
+    return { name: "finish", labels: program.labels, request: () => ({ program: file, fds, fdBase: this.fdBase }) };
+  }
+
+  /** A stage that puts the clock where the image left it; undefined while the clock only moved forward. */
+  timeStep(here: Fingerprint): StageStep | undefined {
+    const { clock } = this.facts;
+    const now = monotonicNs();
+    if (here.bootId === this.bootId && now >= clock.monotonicNs) return undefined;
+    const elapsed = BigInt(Date.now()) * NS_PER_MS - clock.realtimeNs;
+    const since = elapsed > 0n ? elapsed : 0n;
+    const monotonic = clock.monotonicNs + since - now;
+    // Another boot whose clock is ahead already: forward is fine.
+    if (monotonic <= 0n) return undefined;
+    const program = compileTime(monotonic, monotonic + (clock.boottimeNs - clock.monotonicNs));
+    const file = this.keeper.fileBytes(program.bytes);
+    return {
+      name: "time",
+      labels: program.labels,
+      request: () => {
+        setImmediate(() => this.keeper.closeFile(file));
+        return { program: file, fds: [], fdBase: this.fdBase };
+      },
+    };
+  }
+
+  prefetchedPages(loader: Loader): number {
+    if (loader === "eager") return this.pagesTotal;
+    return loader === "splice" ? runPages(this.workingSet.written) + runPages(this.workingSet.read) : 0;
+  }
+
+  /** Keeps what an invocation touched, and compiles the programs that use it anew. */
+  async record(present: { written: readonly PageRun[]; read: readonly PageRun[] }): Promise<void> {
+    // Only what the image itself brings back: later mappings of the function are not there after a thaw.
+    const keep = (runs: readonly PageRun[]): PageRun[] => this.facts.regions.filter((region) => region.kind !== "vdso" && region.kind !== "stack" && region.prot !== 0).flatMap((region) => clipRuns(runs, region.start, region.end));
+    const writable = (runs: readonly PageRun[]): PageRun[] => this.facts.regions.filter((region) => (region.prot & 2) !== 0 && region.kind !== "stack").flatMap((region) => clipRuns(runs, region.start, region.end));
+    const set: WorkingSet = { written: writable(present.written), read: keep(present.read) };
+    await writeWorkingSet(this.image.dir, set);
+    this.workingSet = set;
+    this.recorded = true;
+    this.forget(this.finishPrograms.get("prefetch"));
+    this.finishPrograms.delete("prefetch");
+    this.forget(this.prefaultProgram);
+    this.prefaultProgram = undefined;
+  }
+
+  close(): void {
+    for (const compiled of [this.runtimeProgram, ...this.memoryPrograms.values(), ...this.finishPrograms.values(), this.prefaultProgram]) this.forget(compiled);
+    this.memoryPrograms.clear();
+    this.finishPrograms.clear();
+    this.keeper.closeFile(this.pagesFile);
+    this.keeper.closeFile(this.taskFile);
+  }
+
+  private joined(): WorkingSet {
+    if (!this.recorded) return EMPTY_WORKING_SET;
+    return { written: joinRuns(this.workingSet.written, WRITTEN_GAP_PAGES), read: joinRuns(this.workingSet.read, READ_GAP_PAGES) };
+  }
+
+  private hand(program: Program): Compiled {
+    return { program, file: this.keeper.fileBytes(program.bytes) };
+  }
+
+  private forget(compiled: Compiled | undefined): void {
+    if (compiled !== undefined) this.keeper.closeFile(compiled.file);
+  }
+}
+
+function checkFingerprint(made: { kernel: string; cpu: string }, here: Fingerprint, dir: string): void {
+  const mismatch = (thing: string, was: string, is: string): ThawError =>
+    new ThawError("IMAGE_MISMATCH", {
+      what: `the image ${dir} was made for another ${thing}`,
+      why: `it was made for ${was}, this is ${is}`,
+      fix: "the function boots and is frozen anew",
+    });
+  if (made.kernel !== here.kernel) throw mismatch("kernel", made.kernel, here.kernel);
+  if (made.cpu !== here.cpu) throw mismatch("CPU", `features ${made.cpu.slice(0, 12)}`, `features ${here.cpu.slice(0, 12)}`);
+}
+

@@ -1,0 +1,341 @@
+/**
+ * A running instance: one sandbox, one control socket, one request at a time.
+ *
+ *   starting ──ready / finish reported──▶ parked ──invoke──▶ running ──result, error──▶ parked
+ *                                           │ ▲                │
+ *                                        prepare            deadline, exit, garbage
+ *                                           ▼ │                ▼
+ *                                        preparing           ended
+ */
+import { randomBytes, randomUUID } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { ThawError, assert } from "../base/errors.js";
+import { nowMs } from "../base/clock.js";
+import { type FunctionFrame, type ThawHeader, FrameParser, encodeFrame } from "../runtime/frames.js";
+import type { Husk } from "./husk-pool.js";
+import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
+import type { FreezeOptions, FunctionSpec, Image, Instance, InvokeOptions, InvokeResult, PageCounts, StartResult } from "./types.js";
+
+const LOG_BYTES_MAX = 4 * 1024 * 1024;
+/** How long after its deadline an instance is killed. */
+const DEADLINE_SLACK_MS = 0;
+const FATAL_ERRORS = new Set(["Runtime.UnhandledPromiseRejection", "Runtime.NodeJsExit", "Runtime.UncaughtException"]);
+
+/** What an instance asks of the engine. */
+export interface InstanceOwner {
+  freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image>;
+  pages(instance: LiveInstance): Promise<PageCounts>;
+  /** Called once after the first answer; a second request waits for the promise. */
+  firstAnswer(instance: LiveInstance): Promise<void> | undefined;
+  ended(instance: LiveInstance): void;
+}
+
+interface Waiting {
+  readonly kind: "ready" | "prepared";
+  readonly resolve: (frame: FunctionFrame) => void;
+  readonly reject: (error: Error) => void;
+}
+
+interface Running {
+  readonly requestId: string;
+  readonly beganMs: number;
+  readonly resolve: (result: InvokeResult) => void;
+  readonly reject: (error: Error) => void;
+  readonly timer: NodeJS.Timeout;
+  readonly timeoutMs: number;
+}
+
+type EndReason = { readonly kind: "disposed" | "timeout" | "exited" } | { readonly kind: "violation"; readonly error: ThawError } | { readonly kind: "failed"; readonly error: ThawError };
+
+export class LiveInstance implements Instance, InstanceListener {
+  start: StartResult;
+  served = 0;
+  /** Pids of the lineage, this instance's own included. */
+  lineagePids: readonly number[];
+  /** Image that it was thawed from. */
+  origin: Image | undefined;
+  /** Told to the runtime with the next request: it then renews what must be unique. */
+  private announce: ThawHeader | undefined;
+  private readonly parser = new FrameParser();
+  private logChunks: Buffer[] = [];
+  private logBytes = 0;
+  private running: Running | undefined;
+  private waiting: Waiting | undefined;
+  private end: EndReason | undefined;
+  private exit: InstanceExit | undefined;
+  private blocked: Promise<void> | undefined;
+  private readonly exitListeners: ((reason: string) => void)[] = [];
+
+  constructor(
+    private readonly keeper: Keeper,
+    private readonly owner: InstanceOwner,
+    readonly husk: Husk,
+    readonly spec: FunctionSpec,
+    start: StartResult,
+  ) {
+    this.start = start;
+    this.lineagePids = [husk.pid];
+    husk.heir = this;
+  }
+
+  get id(): number {
+    return this.husk.id;
+  }
+
+  get alive(): boolean {
+    return this.end === undefined && this.exit === undefined && this.husk.exit === undefined;
+  }
+
+  get hostPid(): number {
+    return this.husk.host.pid;
+  }
+
+  /** The next request carries a thaw header, so that clones differ. */
+  announceThaw(generation: number): void {
+    this.announce = { id: randomUUID(), entropy: randomBytes(32).toString("hex"), pid: this.husk.pid, generation };
+  }
+
+  /** Resolves with the next frame of that kind, or rejects with what happened instead. */
+  expect(kind: Waiting["kind"]): Promise<FunctionFrame> {
+    assert(this.waiting === undefined && this.running === undefined, "instance already waits");
+    return new Promise((resolve, reject) => {
+      this.waiting = { kind, resolve, reject };
+      if (!this.alive) this.settle();
+    });
+  }
+
+  /** Sends a frame without a body, such as `prepare`. */
+  tell(header: { type: "prepare" }): void {
+    this.keeper.send(this.id, ...encodeFrame(header));
+  }
+
+  invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
+    assert(this.running === undefined, "an instance serves one request at a time");
+    if (this.blocked !== undefined) {
+      const { blocked } = this;
+      return blocked.then(() => this.invoke(payload, options));
+    }
+    return new Promise((resolve, reject) => {
+      const requestId = options.requestId ?? randomUUID();
+      const now = Date.now();
+      const deadlineMs = options.deadlineMs ?? now + this.spec.timeoutMs;
+      const timeoutMs = Math.max(0, deadlineMs - now) + DEADLINE_SLACK_MS;
+      this.running = { requestId, beganMs: nowMs(), resolve, reject, timeoutMs, timer: setTimeout(() => this.expire(), timeoutMs) };
+      if (!this.alive) {
+        this.settle();
+        return;
+      }
+      const frame = encodeFrame(
+        {
+          type: "invoke",
+          requestId,
+          deadlineMs,
+          functionName: this.spec.name,
+          functionVersion: this.spec.version,
+          memoryMb: this.spec.memoryMb,
+          invokedArn: options.invokedArn ?? `arn:aws:lambda:us-east-1:000000000000:function:${this.spec.name}`,
+          ...(options.clientContext === undefined ? {} : { clientContext: options.clientContext }),
+          ...(options.traceId === undefined ? {} : { traceId: options.traceId }),
+          ...(this.announce === undefined ? {} : { thaw: this.announce }),
+        },
+        payload,
+      );
+      this.announce = undefined;
+      this.keeper.send(this.id, ...frame);
+    });
+  }
+
+  freeze(options: FreezeOptions = {}): Promise<Image> {
+    assert(this.running === undefined, "an instance is frozen between two requests");
+    return this.owner.freeze(this, options);
+  }
+
+  pages(): Promise<PageCounts> {
+    return this.owner.pages(this);
+  }
+
+  async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
+    const text = await readFile(`/proc/${this.hostPid}/smaps_rollup`, "utf8");
+    const sum = (pattern: RegExp): number => [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
+    return { privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm), sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm) };
+  }
+
+  async dispose(): Promise<void> {
+    this.end ??= { kind: "disposed" };
+    this.keeper.kill(this.id);
+    await this.husk.gone();
+  }
+
+  onExit(exitOrListener: InstanceExit | ((reason: string) => void)): void {
+    if (typeof exitOrListener === "function") {
+      if (this.husk.exit === undefined) this.exitListeners.push(exitOrListener);
+      else exitOrListener(this.reason());
+      return;
+    }
+    this.exit = exitOrListener;
+    this.end ??= { kind: "exited" };
+    this.settle();
+    for (const listener of this.exitListeners.splice(0)) listener(this.reason());
+    this.owner.ended(this);
+  }
+
+  /** The start failed after the caller was given this instance. */
+  fail(error: ThawError): void {
+    this.end ??= { kind: "failed", error };
+    this.keeper.kill(this.id);
+    this.settle();
+  }
+
+  onFailure(error: ThawError): void {
+    this.fail(error);
+  }
+
+  onLog(bytes: Buffer): void {
+    if (this.logBytes >= LOG_BYTES_MAX) return;
+    const room = LOG_BYTES_MAX - this.logBytes;
+    this.logBytes += bytes.length;
+    this.logChunks.push(bytes.length <= room ? bytes : Buffer.concat([bytes.subarray(0, room), Buffer.from("\n[log cut at 4 MiB]\n")]));
+  }
+
+  onControlEnd(): void {
+    // Closing the control descriptor means that no answer can come; the exit follows or never does.
+    if (this.running !== undefined || this.waiting !== undefined) {
+      this.violate(new ThawError("PROTOCOL_VIOLATION", { what: "the function closed its control descriptor (3)", why: "no answer can come through it", fix: "leave descriptor 3 alone: it belongs to the runtime" }));
+    }
+  }
+
+  onData(bytes: Buffer): void {
+    if (!this.alive) return;
+    let frames: FunctionFrame[];
+    try {
+      frames = this.parser.push(bytes);
+    } catch (error) {
+      this.violate(error as ThawError);
+      return;
+    }
+    for (const frame of frames) this.accept(frame);
+  }
+
+  private accept(frame: FunctionFrame): void {
+    const { header } = frame;
+    const { running, waiting } = this;
+    if ((header.type === "result" || header.type === "error") && running !== undefined && header.requestId === running.requestId) {
+      this.running = undefined;
+      clearTimeout(running.timer);
+      this.served++;
+      const fatal = header.type === "error" && FATAL_ERRORS.has(errorType(frame.body));
+      if (this.served === 1 && !fatal) this.recordFirst();
+      running.resolve({
+        payload: frame.body,
+        ...(header.type === "error" ? { functionError: "Unhandled" as const } : {}),
+        ...(header.platformError === undefined ? {} : { platformError: header.platformError }),
+        logs: this.takeLogs(),
+        handlerMs: header.handlerMs,
+        totalMs: nowMs() - running.beganMs,
+        maxMemoryMb: header.maxMemoryMb,
+        alive: !fatal,
+      });
+      if (fatal) void this.dispose();
+      return;
+    }
+    const kind = header.type === "ready" || header.type === "initError" ? "ready" : header.type === "prepared" || header.type === "prepareError" ? "prepared" : undefined;
+    if (waiting !== undefined && kind === waiting.kind) {
+      this.waiting = undefined;
+      waiting.resolve(frame);
+      return;
+    }
+    this.violate(new ThawError("PROTOCOL_VIOLATION", { what: "the function wrote something to its control descriptor (3) that is not the reply", why: `a «${header.type}» came that nobody asked for`, fix: "leave descriptor 3 alone: it belongs to the runtime" }));
+  }
+
+  private recordFirst(): void {
+    const recording = this.owner.firstAnswer(this);
+    if (recording === undefined) return;
+    this.blocked = recording.finally(() => {
+      this.blocked = undefined;
+    });
+  }
+
+  private violate(error: ThawError): void {
+    this.end ??= { kind: "violation", error };
+    this.keeper.kill(this.id);
+  }
+
+  private expire(): void {
+    this.end ??= { kind: "timeout" };
+    this.keeper.kill(this.id);
+  }
+
+  /** Answers whoever waits, once the instance is over. */
+  private settle(): void {
+    const { running, waiting } = this;
+    this.running = undefined;
+    this.waiting = undefined;
+    if (running !== undefined) {
+      clearTimeout(running.timer);
+      if (this.end?.kind === "failed") running.reject(this.end.error);
+      else running.resolve(this.obituary(running));
+    }
+    if (waiting !== undefined) waiting.reject(this.end?.kind === "failed" ? this.end.error : this.exitError());
+  }
+
+  takeLogs(): Buffer {
+    if (this.logChunks.length === 0) return EMPTY;
+    const logs = this.logChunks.length === 1 && this.logChunks[0] !== undefined ? this.logChunks[0] : Buffer.concat(this.logChunks);
+    this.logChunks = [];
+    this.logBytes = 0;
+    return logs;
+  }
+
+  private obituary(running: Running): InvokeResult {
+    const error = this.exitError();
+    const [platformError, type] = PLATFORM_ERRORS[error.code] ?? PLATFORM_ERRORS.INSTANCE_EXITED;
+    const message = platformError === "TIMEOUT" ? `${new Date().toISOString()} ${running.requestId} Task timed out after ${(running.timeoutMs / 1000).toFixed(2)} seconds` : `RequestId: ${running.requestId} Error: ${error.message}`;
+    return {
+      payload: Buffer.from(JSON.stringify({ errorType: type, errorMessage: message })),
+      functionError: "Unhandled",
+      platformError,
+      logs: this.takeLogs(),
+      handlerMs: nowMs() - running.beganMs,
+      totalMs: nowMs() - running.beganMs,
+      maxMemoryMb: this.exit === undefined ? 0 : Math.ceil(this.exit.peakBytes / 2 ** 20),
+      alive: false,
+    };
+  }
+
+  /** Why the instance is over, as an error. */
+  private exitError(): ThawError {
+    const { end, exit } = this;
+    if (end?.kind === "violation" || end?.kind === "failed") return end.error;
+    if (end?.kind === "timeout") return new ThawError("TIMEOUT", { what: "the function did not answer before its deadline", why: `its timeout is ${this.spec.timeoutMs / 1000} s`, fix: "raise --timeout, or find out what it waits for" });
+    if (exit !== undefined && exit.oomKills > 0) {
+      return new ThawError("OUT_OF_MEMORY", { what: `the function was killed at its memory limit of ${this.spec.memoryMb} MB`, why: "it asked for more", fix: "raise --memory" });
+    }
+    if (end?.kind === "disposed") return new ThawError("INSTANCE_EXITED", { what: "the instance was disposed", why: "its owner ended it" });
+    const how = exit?.signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : `signal ${exit.signal}`;
+    return new ThawError("INSTANCE_EXITED", { what: `Runtime exited with error: ${how}`, fix: "the function's process must not exit; return from the handler" });
+  }
+
+  private reason(): string {
+    return this.end?.kind === "disposed" ? "disposed" : this.exitError().message;
+  }
+}
+
+const EMPTY = Buffer.alloc(0);
+
+const PLATFORM_ERRORS = {
+  TIMEOUT: ["TIMEOUT", "Sandbox.Timedout"],
+  OUT_OF_MEMORY: ["OUT_OF_MEMORY", "Runtime.OutOfMemory"],
+  PROTOCOL_VIOLATION: ["PROTOCOL_VIOLATION", "Runtime.ProtocolViolation"],
+  RESPONSE_TOO_LARGE: ["RESPONSE_TOO_LARGE", "Function.ResponseSizeTooLarge"],
+  INSTANCE_EXITED: ["INSTANCE_EXITED", "Runtime.ExitError"],
+} as const as Readonly<Record<string, readonly [NonNullable<InvokeResult["platformError"]>, string]>> & {
+  readonly INSTANCE_EXITED: readonly ["INSTANCE_EXITED", "Runtime.ExitError"];
+};
+
+function errorType(body: Buffer): string {
+  try {
+    return String((JSON.parse(body.toString("utf8")) as { errorType?: unknown }).errorType);
+  } catch {
+    return "";
+  }
+}

@@ -1,0 +1,147 @@
+/**
+ * What the keeper's messages say, as plain values, and their bytes (layouts: src/linux/abi.ts).
+ */
+import type { ThawError } from "../base/errors.js";
+import { ABI_CONSTANTS as ABI, readStruct, structBytes, structLayout, writeStruct } from "../linux/abi.js";
+
+/** How an instance ended. */
+export interface InstanceExit {
+  readonly code: number | undefined;
+  /** Number of the signal that ended the function's process. */
+  readonly signal: number | undefined;
+  readonly oomKills: number;
+  readonly maxRssKb: number;
+  readonly userUs: number;
+  readonly systemUs: number;
+  readonly peakBytes: number;
+}
+
+/** What the keeper tells about one instance. `onExit` is the last call. Buffers belong to the callee. */
+export interface InstanceListener {
+  onData(bytes: Buffer): void;
+  onLog(bytes: Buffer): void;
+  /** The function closed its control descriptor. */
+  onControlEnd?(): void;
+  /** A limit that could not be written, or a husk that could not be executed. */
+  onFailure?(error: ThawError): void;
+  onExit(exit: InstanceExit): void;
+}
+
+export interface HuskRequest {
+  readonly template: number;
+  /** Pid inside the sandbox; 0 lets the kernel choose. */
+  readonly pid: number;
+  readonly tmpMb: number;
+  /** Host uid and gid of the function. */
+  readonly uid: number;
+}
+
+export interface HuskReady {
+  readonly pid: number;
+  readonly initPid: number;
+  /** Time that the making took. */
+  readonly us: number;
+}
+
+export type PassedFd = { readonly kind: "file" | "tree"; readonly file: number } | { readonly kind: "control" | "log" };
+
+export interface StageRequest {
+  /** File id of the program. */
+  readonly program: number;
+  readonly fds: readonly PassedFd[];
+  readonly fdBase: number;
+  readonly flags?: number;
+  readonly params?: readonly (number | bigint)[];
+}
+
+export interface HuskReport {
+  /** 0, or a negative errno. -EPIPE: the husk died. */
+  readonly status: number;
+  readonly failedOp: number;
+  readonly resuming: boolean;
+  /** CLOCK_MONOTONIC nanoseconds by slot, 0 = unused. */
+  readonly stamps: readonly number[];
+}
+
+export interface HelperResult {
+  readonly code: number | undefined;
+  readonly signal: number | undefined;
+  readonly stdout: Buffer;
+}
+
+const STAGE_BYTES = structBytes("stage");
+const STAGE_FD_BYTES = structBytes("stage_fd");
+const STAMPS_AT = structLayout("husk_report").fields.get("stamps")?.offset ?? 0;
+const PASS = { file: ABI.PASS_FILE, tree: ABI.PASS_TREE, control: ABI.PASS_CONTROL, log: ABI.PASS_LOG } as const;
+
+/** MSG_HUSK. */
+export function encodeHusk(request: HuskRequest): Buffer {
+  const payload = Buffer.allocUnsafe(structBytes("husk_make"));
+  writeStruct(payload, 0, "husk_make", {
+    template_id: request.template,
+    pid: request.pid,
+    tmp_mb: request.tmpMb,
+    uid: request.uid,
+  });
+  return payload;
+}
+
+/** MSG_STAGE. */
+export function encodeStage(request: StageRequest): Buffer {
+  const payload = Buffer.allocUnsafe(STAGE_BYTES + request.fds.length * STAGE_FD_BYTES);
+  let at = writeStruct(payload, 0, "stage", {
+    program_file: request.program,
+    fd_count: request.fds.length,
+    fd_base: request.fdBase,
+    flags: request.flags ?? 0,
+    params: request.params ?? [],
+  });
+  for (const fd of request.fds) {
+    at = payload.writeUInt32LE(PASS[fd.kind], at);
+    at = payload.writeUInt32LE("file" in fd ? fd.file : 0, at);
+  }
+  return payload;
+}
+
+/** MSG_HUSK_READY. */
+export function decodeReady(payload: Buffer): HuskReady {
+  return {
+    pid: readStruct(payload, 0, "husk_ready", "pid"),
+    initPid: readStruct(payload, 0, "husk_ready", "init_pid"),
+    us: readStruct(payload, 0, "husk_ready", "us"),
+  };
+}
+
+/** A wait status as waitpid(2) gives it. */
+export function decodeStatus(status: number): { code: number | undefined; signal: number | undefined } {
+  const signal = status & 0x7f;
+  return signal === 0 ? { code: (status >> 8) & 0xff, signal: undefined } : { code: undefined, signal };
+}
+
+/** MSG_EXIT. */
+export function decodeExit(payload: Buffer): InstanceExit {
+  const number = (field: string): number => readStruct(payload, 0, "exit", field);
+  return {
+    ...decodeStatus(number("wait_status")),
+    oomKills: number("oom_kills"),
+    maxRssKb: number("max_rss_kb"),
+    userUs: number("user_us"),
+    systemUs: number("system_us"),
+    peakBytes: number("peak_bytes"),
+  };
+}
+
+/** MSG_STAGE_DONE. */
+export function decodeReport(payload: Buffer): HuskReport {
+  const stamps: number[] = [];
+  for (let slot = 0; slot < ABI.HUSK_STAMPS; slot++) {
+    const at = STAMPS_AT + slot * 8;
+    stamps.push(payload.readUInt32LE(at) + payload.readUInt32LE(at + 4) * 0x1_0000_0000);
+  }
+  return {
+    status: readStruct(payload, 0, "husk_report", "status"),
+    failedOp: readStruct(payload, 0, "husk_report", "failed_op"),
+    resuming: readStruct(payload, 0, "husk_report", "resuming") !== 0,
+    stamps,
+  };
+}

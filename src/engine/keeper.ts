@@ -1,0 +1,345 @@
+/**
+ * The keeper's client: starts `native/build/keeper`, speaks its protocol (docs/design/keeper.md), hands events to the
+ * instances that they belong to. It decides nothing and knows no function.
+ *
+ * What is sent within one turn of the event loop becomes one write. What arrives is cut out of the chunk that
+ * the socket read, without copying, unless a message spans chunks. Answers find their request by a tag that the keeper
+ * returns in `reserved`.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import type { Socket } from "node:net";
+import { errorText, ThawError } from "../base/errors.js";
+import { ABI_CONSTANTS as ABI, structBytes } from "../linux/abi.js";
+import type { CgroupParents, LimitWrite } from "../linux/cgroups.js";
+import { encodePlan, encodeStrings, type RootOperation } from "../linux/rootfs.js";
+import { FrameReader, type KeeperMessage } from "./keeper-frames.js";
+import {
+  decodeExit,
+  decodeReady,
+  decodeReport,
+  decodeStatus,
+  encodeHusk,
+  encodeStage,
+  type HelperResult,
+  type HuskReady,
+  type HuskReport,
+  type HuskRequest,
+  type InstanceListener,
+  type StageRequest,
+} from "./keeper-messages.js";
+
+export type {
+  HelperResult,
+  HuskReady,
+  HuskReport,
+  HuskRequest,
+  InstanceExit,
+  InstanceListener,
+  PassedFd,
+  StageRequest,
+} from "./keeper-messages.js";
+
+export interface KeeperOptions {
+  /** Path of the keeper's binary. */
+  readonly binary: string;
+  /** Lines that the keeper and its helpers wrote to stderr. */
+  readonly onStderr?: (text: string) => void;
+  /** Called once when the keeper ends without having been asked to. */
+  readonly onLost?: (error: ThawError) => void;
+}
+
+interface Pending {
+  readonly what: string;
+  readonly type: number;
+  readonly instance: number;
+  readonly resolve: (message: KeeperMessage) => void;
+  readonly reject: (error: Error) => void;
+}
+
+const HEAD_BYTES = structBytes("message");
+const STDERR_KEPT = 4096;
+const JOIN_BYTES_MAX = 16 * 1024;
+const START_MS_MAX = 10_000;
+const END_MS_MAX = 20_000;
+
+/** One keeper process. */
+export class Keeper {
+  readonly #child: ChildProcess;
+  readonly #socket: Socket;
+  readonly #options: KeeperOptions;
+  readonly #pending = new Map<number, Pending>();
+  readonly #listeners = new Map<number, InstanceListener>();
+  readonly #ended: Promise<void>;
+  #outgoing: Buffer[] = [];
+  #nextTag = 1;
+  #nextInstance = 1;
+  #nextFile = 1;
+  #nextTemplate = 1;
+  #stderr = "";
+  #closing = false;
+  #lost: ThawError | undefined;
+  #hello: ((pid: number) => void) | undefined;
+  #pid = 0;
+
+  private constructor(options: KeeperOptions) {
+    this.#options = options;
+    // Of its own session: the terminal's Ctrl-C is for the server, which then ends the keeper in order.
+    this.#child = spawn(options.binary, [], { stdio: ["ignore", "ignore", "pipe", "pipe"], detached: true, env: {} });
+    this.#socket = this.#child.stdio[3] as Socket;
+    const reader = new FrameReader((message) => this.#receive(message));
+    this.#socket.on("data", (chunk: Buffer) => reader.push(chunk));
+    this.#socket.on("error", (error) => this.#fail("its socket broke", error));
+    this.#child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+      this.#stderr = (this.#stderr + text).slice(-STDERR_KEPT);
+      options.onStderr?.(text);
+    });
+    this.#ended = new Promise((resolve) => {
+      this.#child.once("error", (error) => {
+        this.#fail("it could not be started", error);
+        resolve();
+      });
+      this.#child.once("close", (code, signal) => {
+        this.#fail(signal === null ? `it exited with code ${code}` : `it was killed by ${signal}`);
+        resolve();
+      });
+    });
+  }
+
+  /** Starts a keeper and waits for its greeting. KEEPER_FAILED, NATIVE_MISSING. */
+  static async start(options: KeeperOptions): Promise<Keeper> {
+    const keeper = new Keeper(options);
+    let timer: NodeJS.Timeout | undefined;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        timer = setTimeout(() => reject(keeper.#error(`it did not greet within ${START_MS_MAX} ms`)), START_MS_MAX);
+        keeper.#hello = (pid) => {
+          keeper.#pid = pid;
+          resolve();
+        };
+        void keeper.#ended.then(() => reject(keeper.#lost ?? keeper.#error("it ended")));
+      });
+    } catch (error) {
+      keeper.#closing = true;
+      keeper.#child.kill("SIGKILL");
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+    return keeper;
+  }
+
+  get pid(): number {
+    return this.#pid;
+  }
+
+  /** Builds a root file system; the id names it in {@link HuskRequest}. */
+  async template(plan: readonly RootOperation[]): Promise<number> {
+    const id = this.#nextTemplate++;
+    await this.#ask("root file system", ABI.MSG_TEMPLATE, id, [encodePlan(plan)]);
+    return id;
+  }
+
+  async cgroups(parents: CgroupParents): Promise<void> {
+    const strings: string[] = [parents.layout.version, ...Object.entries(parents.dirs).flat()];
+    await this.#ask("cgroups", ABI.MSG_CGROUPS, 0, [encodeStrings(strings)]);
+  }
+
+  /** Opens a file for reading, or a directory to clone as a tree. */
+  async openFile(path: string, kind: "read" | "path" = "read"): Promise<number> {
+    const id = this.#nextFile++;
+    const head = Buffer.alloc(4);
+    head.writeUInt32LE(kind === "read" ? ABI.FILE_READ : ABI.FILE_PATH);
+    await this.#ask(path, ABI.MSG_FILE_OPEN, id, [head, encodeStrings([path])]);
+    return id;
+  }
+
+  /** Hands over the bytes of a program. Usable at once: messages keep their order. `bytes` must not change before the next turn. */
+  fileBytes(bytes: Buffer): number {
+    const id = this.#nextFile++;
+    this.#send(ABI.MSG_FILE_BYTES, id, 0, [bytes]);
+    return id;
+  }
+
+  closeFile(id: number): void {
+    this.#send(ABI.MSG_FILE_CLOSE, id, 0, []);
+  }
+
+  /** Makes an empty sandboxed process. When `ready` rejects, there is no instance and no `onExit`, unless it was killed meanwhile. */
+  husk(request: HuskRequest, listener: InstanceListener): { readonly id: number; readonly ready: Promise<HuskReady> } {
+    const id = this.#nextInstance++;
+    this.#listeners.set(id, listener);
+    const ready = this.#ask("sandbox", ABI.MSG_HUSK, id, [encodeHusk(request)]).then(
+      ({ payload }) => decodeReady(payload),
+      (error: unknown) => {
+        this.#listeners.delete(id);
+        throw error;
+      },
+    );
+    return { id, ready };
+  }
+
+  /** Runs a program in a husk. Resolves with the husk's report, whatever its status. */
+  async stage(instance: number, request: StageRequest): Promise<HuskReport> {
+    return decodeReport((await this.#ask("stage", ABI.MSG_STAGE, instance, [encodeStage(request)])).payload);
+  }
+
+  /** Writes to the function's control socket. The buffers must not change before the next turn. */
+  send(instance: number, ...parts: readonly Buffer[]): void {
+    this.#send(ABI.MSG_SEND, instance, 0, parts);
+  }
+
+  /** Failures reach the listener's `onFailure`. */
+  limits(instance: number, writes: readonly LimitWrite[]): void {
+    this.#send(ABI.MSG_LIMITS, instance, 0, [
+      encodeStrings(writes.flatMap(({ controller, file, value }) => [controller, file, value])),
+    ]);
+  }
+
+  /** Ends every process of the sandbox; `onExit` follows. */
+  kill(instance: number): void {
+    if (this.#listeners.has(instance)) this.#send(ABI.MSG_KILL, instance, 0, []);
+  }
+
+  /** Runs a program as root outside any sandbox, to its end. */
+  async helper(argv: readonly string[]): Promise<HelperResult> {
+    const { payload } = await this.#ask(argv[0] ?? "helper", ABI.MSG_HELPER, 0, [encodeStrings(argv)]);
+    return { ...decodeStatus(payload.readUInt32LE(0)), stdout: payload.subarray(4) };
+  }
+
+  /** Ends everything in order: sandboxes, cgroups, keeper. Idempotent. */
+  async close(): Promise<void> {
+    if (!this.#closing) {
+      this.#closing = true;
+      this.#flush();
+      this.#socket.end();
+    }
+    const timer = setTimeout(() => this.#child.kill("SIGKILL"), END_MS_MAX);
+    await this.#ended;
+    clearTimeout(timer);
+  }
+
+  #ask(what: string, type: number, id: number, parts: readonly Buffer[]): Promise<KeeperMessage> {
+    return new Promise((resolve, reject) => {
+      if (this.#lost !== undefined) return reject(this.#lost);
+      const tag = this.#nextTag;
+      this.#nextTag = tag === 0xffff_ffff ? 1 : tag + 1;
+      this.#pending.set(tag, { what, type, instance: id, resolve, reject });
+      this.#send(type, id, tag, parts);
+    });
+  }
+
+  #send(type: number, id: number, tag: number, parts: readonly Buffer[]): void {
+    if (this.#lost !== undefined || this.#socket.destroyed) return;
+    const head = Buffer.allocUnsafe(HEAD_BYTES);
+    let bytes = 0;
+    for (const part of parts) bytes += part.length;
+    head.writeUInt32LE(bytes, 0);
+    head.writeUInt16LE(type, 4);
+    head.writeUInt16LE(0, 6);
+    head.writeUInt32LE(id, 8);
+    head.writeUInt32LE(tag, 12);
+    if (this.#outgoing.length === 0) queueMicrotask(() => this.#flush());
+    this.#outgoing.push(head, ...parts);
+  }
+
+  #flush(): void {
+    const parts = this.#outgoing;
+    if (parts.length === 0) return;
+    this.#outgoing = [];
+    let bytes = 0;
+    for (const part of parts) bytes += part.length;
+    if (bytes <= JOIN_BYTES_MAX) {
+      this.#socket.write(Buffer.concat(parts, bytes));
+      return;
+    }
+    this.#socket.cork();
+    for (const part of parts) if (part.length > 0) this.#socket.write(part);
+    this.#socket.uncork();
+  }
+
+  #receive(message: KeeperMessage): void {
+    const { type, id, payload } = message;
+    switch (type) {
+      case ABI.MSG_DATA:
+        if (payload.length > 0) this.#listeners.get(id)?.onData(payload);
+        else this.#listeners.get(id)?.onControlEnd?.();
+        return;
+      case ABI.MSG_LOG:
+        this.#listeners.get(id)?.onLog(payload);
+        return;
+      case ABI.MSG_EXIT:
+        this.#exited(id, payload);
+        return;
+      case ABI.MSG_HELLO:
+        this.#greeted(payload);
+        return;
+      case ABI.MSG_FAILED:
+        this.#refused(message);
+        return;
+      default:
+        this.#take(message.tag)?.resolve(message);
+    }
+  }
+
+  #take(tag: number): Pending | undefined {
+    const pending = this.#pending.get(tag);
+    this.#pending.delete(tag);
+    return pending;
+  }
+
+  #greeted(payload: Buffer): void {
+    const version = payload.readUInt32LE(4);
+    if (version === ABI.HUSK_VERSION) this.#hello?.(payload.readUInt32LE(0));
+    else this.#fail(`it was built for husk version ${version}, this server for ${ABI.HUSK_VERSION}; run \`npm run build\``);
+  }
+
+  #refused({ id, tag, flags, payload }: KeeperMessage): void {
+    const text = payload.toString("utf8", 4);
+    const pending = this.#take(tag);
+    const error = new ThawError(flags === ABI.MSG_HUSK ? "SANDBOX_FAILED" : "KEEPER_FAILED", {
+      what:
+        pending === undefined
+          ? `The keeper refused a request for instance ${id}`
+          : `The keeper could not do what was asked (${pending.what})`,
+      why: text,
+      details: { errno: payload.readInt32LE(0) },
+    });
+    if (pending !== undefined) pending.reject(error);
+    else this.#listeners.get(id)?.onFailure?.(error);
+  }
+
+  #exited(id: number, payload: Buffer): void {
+    const listener = this.#listeners.get(id);
+    this.#listeners.delete(id);
+    for (const [tag, pending] of this.#pending) {
+      if (pending.instance !== id || (pending.type !== ABI.MSG_HUSK && pending.type !== ABI.MSG_STAGE)) continue;
+      this.#pending.delete(tag);
+      pending.reject(new ThawError("SANDBOX_FAILED", { what: `The sandbox ended before its ${pending.what} was done` }));
+    }
+    listener?.onExit(decodeExit(payload));
+  }
+
+  #error(why: string, cause?: unknown): ThawError {
+    const words = this.#stderr.trim();
+    const missing = (cause as NodeJS.ErrnoException | undefined)?.code === "ENOENT";
+    return new ThawError(missing ? "NATIVE_MISSING" : "KEEPER_FAILED", {
+      what: `The keeper (${this.#options.binary}) failed`,
+      why: `${why}${cause === undefined ? "" : ` (${errorText(cause)})`}${words === "" ? "" : `; it said: ${words}`}`,
+      fix: missing ? "run `npm run build`" : "start the server again; `thaw doctor` checks this machine",
+      cause,
+    });
+  }
+
+  #fail(why: string, cause?: unknown): void {
+    if (this.#lost !== undefined) return;
+    this.#lost = this.#error(why, cause);
+    for (const pending of this.#pending.values()) pending.reject(this.#lost);
+    this.#pending.clear();
+    const listeners = [...this.#listeners.values()];
+    this.#listeners.clear();
+    for (const listener of listeners)
+      listener.onExit({ code: undefined, signal: 9, oomKills: 0, maxRssKb: 0, userUs: 0, systemUs: 0, peakBytes: 0 });
+    this.#socket.destroy();
+    if (!this.#closing) this.#options.onLost?.(this.#lost);
+  }
+}

@@ -1,0 +1,217 @@
+/**
+ * The engine's public face: what platform, demo, bench and tests see. The engine knows functions only as
+ * specs; it does not know what a tenant, an HTTP request or a policy is. A fake with the same face
+ * (`src/engine/fake.ts`) tests all of platform without a kernel.
+ */
+
+/** Which way pages arrive in a thawed instance. */
+export type Loader = "lazy" | "eager" | "splice";
+export const LOADERS: readonly Loader[] = ["lazy", "eager", "splice"];
+
+/** How an instance came to answer. */
+export type StartKind = "boot" | "thaw" | "parked" | "reuse";
+
+/** How far a pooled husk has been filled ahead of a thaw (DESIGN.md: generic, runtime mapped, image mapped, prefaulted). */
+export type HuskLevel = "generic" | "runtime" | "image" | "prefaulted";
+
+/** What a function is, for the engine. */
+export interface FunctionSpec {
+  /** Used in messages, logs and the environment; not interpreted. */
+  readonly name: string;
+  readonly version: string;
+  /** A runtime that {@link Engine.runtimes} lists, such as `nodejs20.x` or `python3.11`. */
+  readonly runtime: string;
+  /** Absolute path on the host of the unpacked code, mounted read-only at /var/task. */
+  readonly codeDir: string;
+  /** Lambda handler string, `file.export`. */
+  readonly handler: string;
+  readonly memoryMb: number;
+  readonly timeoutMs: number;
+  /** User environment; reserved names are set by the engine. */
+  readonly env: Readonly<Record<string, string>>;
+  readonly tmpMb: number;
+}
+
+/** One phase of a start: microseconds from its beginning to its end. */
+export interface Phase {
+  readonly name: string;
+  readonly us: number;
+}
+
+/** Pages of an instance by where their content came from (4 KiB each). */
+export interface PageCounts {
+  /** Private copies in mappings of the page space or anonymous memory (written, or copied ahead). */
+  readonly written: number;
+  /** Present pages that are shared with the image's page space. */
+  readonly image: number;
+  /** Present pages that are shared with the interpreter's or libraries' files. */
+  readonly file: number;
+  /** Present pages that are the kernel's zero page. */
+  readonly zero: number;
+}
+
+/** How an instance was started. Present in every result; logs, metrics, benchmarks show these numbers. */
+export interface StartResult {
+  readonly kind: StartKind;
+  /** Absent for boot and reuse. */
+  readonly loader?: Loader;
+  /** Image generation; absent for boot, the origin's for reuse. */
+  readonly generation?: number;
+  /** From the decision to start until the instance could run, in microseconds; 0 for reuse. */
+  readonly us: number;
+  readonly phases: readonly Phase[];
+  /** Time spent waiting for a pool to refill before the start began; not part of `us`. */
+  readonly waitUs: number;
+  /** How the husk came: from which pool level, or made on the path. Absent for reuse. */
+  readonly husk?: HuskLevel | "fresh";
+  /** Pages the loader installed ahead of the function. */
+  readonly prefetchedPages: number;
+  /** Set when this is not the way that was intended, with the reason. */
+  readonly fallback?: string;
+}
+
+/** What the caller hands to the handler's context. */
+export interface InvokeOptions {
+  readonly requestId?: string;
+  /** Epoch milliseconds by which the instance must have answered; default now + spec.timeoutMs. */
+  readonly deadlineMs?: number;
+  readonly invokedArn?: string;
+  readonly clientContext?: string;
+  readonly traceId?: string;
+}
+
+/** A function's answer. A function error is a result, not an exception. */
+export interface InvokeResult {
+  /** JSON bytes: the value returned, or the error object of LAMBDA conventions. */
+  readonly payload: Buffer;
+  /** Set when the handler failed, exited, ran out of memory or time. */
+  readonly functionError?: "Unhandled";
+  /** Why the platform ended the instance, when it did. */
+  readonly platformError?: "TIMEOUT" | "OUT_OF_MEMORY" | "INSTANCE_EXITED" | "PROTOCOL_VIOLATION" | "RESPONSE_TOO_LARGE" | "INIT_FAILED";
+  /** stdout and stderr of this request, in order. */
+  readonly logs: Buffer;
+  /** Handler time as the runtime saw it, milliseconds. */
+  readonly handlerMs: number;
+  /** Request in hand to response in hand, milliseconds. */
+  readonly totalMs: number;
+  /** Highest resident memory that the runtime reported, MiB. */
+  readonly maxMemoryMb: number;
+  /** False when the instance is gone (exited, killed): it must be disposed and not used again. */
+  readonly alive: boolean;
+}
+
+export interface FreezeOptions {
+  /** `continue` (default): the instance can be invoked again. `end`: it is disposed once its pages are copied. */
+  readonly then?: "continue" | "end";
+  /** Absolute path of the directory that shall hold the image; must not exist. Default: inside the engine's data directory. */
+  readonly dir?: string;
+  /** Run before-snapshot hooks and garbage collection first (default true). */
+  readonly hygiene?: boolean;
+}
+
+/** What freezing cost and what it found. */
+export interface FreezeReport {
+  readonly hygieneMs: number;
+  /** How long the process was stopped. */
+  readonly stoppedMs: number;
+  readonly totalMs: number;
+  readonly anonymousBytes: number;
+  readonly storedBytes: number;
+  /** Plain sentences: TCP connections that will be seen as reset, mappings simplified, … */
+  readonly notes: readonly string[];
+}
+
+/** A frozen instance on disk. Plain data; `dir` holds manifest, pages, programs, working set. */
+export interface Image {
+  readonly id: string;
+  readonly dir: string;
+  readonly generation: number;
+  /** Requests that were served before the freeze, over the whole lineage. */
+  readonly heat: number;
+  readonly spec: FunctionSpec;
+  readonly bytesOnDisk: number;
+  readonly report: FreezeReport;
+}
+
+export interface BootOptions {
+  readonly husk?: "pooled" | "fresh";
+}
+
+export interface ThawOptions {
+  /** Default `splice`. */
+  readonly loader?: Loader;
+  /**
+   * `pooled` (default): the most advanced husk that suits, `generic` or `runtime`, else made on the path (reported).
+   * `fresh`: made on the path. `parked`: only a husk parked for this image; fails with PREFERENCE_UNAVAILABLE if none.
+   */
+  readonly husk?: "pooled" | "fresh" | "parked";
+  /** With `husk`: wait at most this long for a pool to have one (reported as waitUs). Default 0. */
+  readonly waitMs?: number;
+  /**
+   * Resolve as soon as the stages are queued, so that the request can be queued right behind them. What then fails rejects
+   * the first `invoke`; `start` is complete once that has answered. Default false: resolve when the process runs.
+   */
+  readonly early?: boolean;
+}
+
+/** A running instance: concurrency 1. */
+export interface Instance {
+  readonly id: number;
+  readonly spec: FunctionSpec;
+  readonly start: StartResult;
+  /** Requests answered so far by this instance. */
+  readonly served: number;
+  readonly alive: boolean;
+  /** Bytes go to the handler as they are; they must be JSON. One at a time: a second call while one runs is a bug. */
+  invoke(payload: Buffer | string, options?: InvokeOptions): Promise<InvokeResult>;
+  /** Refuses by name (FREEZE_REFUSED) what cannot be frozen; the instance then goes on. */
+  freeze(options?: FreezeOptions): Promise<Image>;
+  /** Pages by source now (PAGEMAP_SCAN). */
+  pages(): Promise<PageCounts>;
+  /** Resident bytes: private to this instance, and shared with others. */
+  memory(): Promise<{ privateBytes: number; sharedBytes: number }>;
+  /** Ends every process of the instance and gives back its cgroup. Idempotent. */
+  dispose(): Promise<void>;
+  /** Called once when the instance ends, for whatever reason. */
+  onExit(listener: (reason: string) => void): void;
+}
+
+export interface RuntimeInfo {
+  readonly id: string;
+  readonly interpreter: string;
+  readonly version: string;
+}
+
+export interface PoolTarget {
+  readonly generic: number;
+}
+
+export interface EngineStats {
+  readonly instances: number;
+  readonly husks: Readonly<Record<HuskLevel, number>>;
+  readonly husksMade: number;
+  /** CPU and wall microseconds spent on making husks, total. */
+  readonly husksUs: number;
+}
+
+/** Boots, freezes and thaws. One per server; owns the keeper. */
+export interface Engine {
+  readonly runtimes: readonly RuntimeInfo[];
+  /** False under `bootOnly`: freeze and thaw then fail with UNSUPPORTED_PLATFORM. */
+  readonly canFreeze: boolean;
+  boot(spec: FunctionSpec, options?: BootOptions): Promise<Instance>;
+  thaw(image: Image, options?: ThawOptions): Promise<Instance>;
+  /** Reads, checks and opens an image that a former run wrote. IMAGE_DAMAGED or IMAGE_MISMATCH when it cannot be used. */
+  openImage(dir: string): Promise<Image>;
+  /** Forgets the image's pools and descriptors and removes its directory. */
+  removeImage(image: Image): Promise<void>;
+  /** How many husks to keep ready for this image at a level; refilled in the background. 0 drops them. */
+  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader?: Loader): void;
+  /** Generic husks kept ready for any image or boot of that runtime. */
+  pool(target: PoolTarget): void;
+  /** Resolves when every pool has as many husks as asked for, or rejects after `timeoutMs`. */
+  poolsFull(timeoutMs: number): Promise<void>;
+  stats(): EngineStats;
+  /** Ends all instances and husks, the keeper, and removes every cgroup and mount made. Idempotent. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,128 @@
+/**
+ * The routes under `/thaw/v1` that the CLI uses. Bodies are JSON, but for the zip of a deploy and the text of logs.
+ *
+ *     POST   /functions/{name}?runtime&handler&memory&timeout&tmp&maxInstances&description&env=K=V…   create, body: zip
+ *     PUT    /functions/{name}?…                                                                   create or replace
+ *     GET    /functions                  GET /functions/{name}              DELETE /functions/{name}
+ *     GET    /functions/{name}/ready?timeout                                waits for the image
+ *     GET    /functions/{name}/image     GET /functions/{name}/logs?bytes|follow=1
+ *     GET    /server                     GET /health                        GET /metrics
+ */
+import { once } from "node:events";
+import { createRequire } from "node:module";
+import type { FastifyInstance, FastifyReply } from "fastify";
+import type { EngineStats, RuntimeInfo, StartResult } from "../engine/types.js";
+import { type DeployRequest, type FunctionInfo, LIMITS, type Metrics, type Platform } from "../platform/types.js";
+import { deployQuery, logsQuery, readQuery, readyQuery } from "./query.js";
+
+/** Where these routes stand. */
+export const CONTROL_PREFIX = "/thaw/v1";
+
+/** How the most recent request to a function was started. */
+export type LastStart = Pick<StartResult, "kind" | "us" | "loader" | "generation"> & { readonly atMs: number };
+
+/** A function as the control routes show it. */
+export interface FunctionView extends FunctionInfo {
+  /** Absent until a request came, since the server started. */
+  readonly lastStart?: LastStart;
+}
+
+/** What `/server` tells. */
+export interface ServerView {
+  readonly version: string;
+  readonly pid: number;
+  readonly startedMs: number;
+  readonly canFreeze: boolean;
+  readonly runtimes: readonly RuntimeInfo[];
+}
+
+/** What `/metrics` tells. */
+export interface MetricsView extends Metrics {
+  readonly engine: EngineStats;
+}
+
+/** What the routes need besides the platform. */
+export interface ControlContext {
+  readonly platform: Platform;
+  /** By function name. */
+  readonly lastStarts: Map<string, LastStart>;
+  /** Aborted when the server begins to close: ends streams that would go on for ever. */
+  readonly closing: AbortSignal;
+}
+
+const { version } = createRequire(import.meta.url)("../../package.json") as { version: string };
+const STARTED_MS = Date.now();
+
+/** Adds all control routes to `app`, which has the prefix already. */
+export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, closing }: ControlContext): void {
+  type Named = { Params: { name: string } };
+  const view = (info: FunctionInfo): FunctionView => {
+    const lastStart = lastStarts.get(info.name);
+    return lastStart === undefined ? info : { ...info, lastStart };
+  };
+
+  const deploy = async (name: string, query: unknown, body: unknown, update: boolean): Promise<FunctionView> => {
+    const { memory, timeout, tmp, ...rest } = readQuery(deployQuery, query);
+    const zip = body instanceof Buffer ? body : Buffer.alloc(0);
+    const request: DeployRequest = { ...rest, name, zip, memoryMb: memory, timeoutMs: timeout, tmpMb: tmp, update };
+    const info = await platform.deploy(request);
+    lastStarts.delete(name);
+    return view(info);
+  };
+
+  app.post<Named>("/functions/:name", { bodyLimit: LIMITS.packedBytes }, async ({ params, query, body }, reply) => {
+    const info = await deploy(params.name, query, body, false);
+    return reply.code(201).send(info);
+  });
+  app.put<Named>("/functions/:name", { bodyLimit: LIMITS.packedBytes }, ({ params, query, body }) =>
+    deploy(params.name, query, body, true),
+  );
+  app.get("/functions", async () => ({ functions: platform.list().map(view) }));
+  app.get<Named>("/functions/:name", async ({ params }) => view(platform.get(params.name)));
+  app.delete<Named>("/functions/:name", async ({ params }, reply) => {
+    await platform.remove(params.name);
+    lastStarts.delete(params.name);
+    return reply.code(204).send();
+  });
+  app.get<Named>("/functions/:name/ready", ({ params, query }) =>
+    platform.waitReady(params.name, { timeoutMs: readQuery(readyQuery, query).timeout }),
+  );
+  app.get<Named>("/functions/:name/image", async ({ params }) => platform.get(params.name).image);
+
+  app.get<Named>("/functions/:name/logs", async ({ params, query }, reply) => {
+    const { follow, bytes } = readQuery(logsQuery, query);
+    if (!follow) return reply.type("text/plain; charset=utf-8").send(await platform.logs(params.name, { bytes }));
+    // Before the first byte, while an unknown function can still be a 404.
+    platform.get(params.name);
+    await sendLogs(reply, platform, params.name, closing);
+    return reply;
+  });
+
+  app.get("/server", async (): Promise<ServerView> => {
+    const { canFreeze, runtimes } = platform.engine;
+    return { version, pid: process.pid, startedMs: STARTED_MS, canFreeze, runtimes };
+  });
+  app.get("/health", async () => ({ status: "ok" }));
+  app.get("/metrics", async (): Promise<MetricsView> => ({ ...platform.metrics(), engine: platform.engine.stats() }));
+}
+
+/** Writes entries as they come, until the reader or the server goes away. A slow reader holds up only itself. */
+async function sendLogs(reply: FastifyReply, platform: Platform, name: string, closing: AbortSignal): Promise<void> {
+  reply.hijack();
+  const { raw } = reply;
+  const gone = new AbortController();
+  raw.once("close", () => gone.abort());
+  const signal = AbortSignal.any([gone.signal, closing]);
+  raw.writeHead(200, { "content-type": "text/plain; charset=utf-8", "cache-control": "no-store" });
+  raw.flushHeaders();
+  try {
+    for await (const entry of platform.follow(name, { signal })) {
+      if (!raw.write(entry.text)) await once(raw, "drain", { signal });
+    }
+    raw.end();
+  } catch (error) {
+    // The status is sent: a cut connection is the one way left to say that this is not the regular end.
+    if (signal.aborted) raw.end();
+    else raw.destroy(error as Error);
+  }
+}

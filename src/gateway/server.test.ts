@@ -1,0 +1,149 @@
+import { request as httpRequest } from "node:http";
+import { connect } from "node:net";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { type Gateway, openGateway } from "./server.js";
+import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
+
+let test: TestPlatform;
+let gateway: Gateway;
+
+beforeEach(async () => {
+  test = await openTestPlatform();
+  gateway = await openGateway({ platform: test.platform });
+  await test.platform.deploy({ name: "hello", zip: testZip() });
+  await test.platform.waitReady("hello");
+});
+afterEach(async () => {
+  await gateway.close();
+  await test.close();
+});
+
+const INVOKE = "/2015-03-31/functions/hello/invocations";
+const invoke = (body: string) => fetch(gateway.url + INVOKE, { method: "POST", body });
+
+/** Sends raw bytes and resolves to all that comes back before the server closes. */
+function raw(bytes: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(gateway.port, "127.0.0.1", () => socket.write(bytes));
+    let reply = "";
+    socket.on("data", (data) => {
+      reply += data.toString();
+    });
+    socket.on("close", () => resolve(reply));
+    socket.on("error", reject);
+  });
+}
+
+describe("a real socket", () => {
+  it("is bound to loopback", () => {
+    expect(gateway.app.server.address()).toMatchObject({ address: "127.0.0.1", port: gateway.port });
+    expect(gateway.url).toBe(`http://127.0.0.1:${gateway.port}`);
+  });
+
+  it("carries bytes in both directions unchanged", async () => {
+    const text = JSON.stringify({ text: "naïve \u{1f9ca} \u0000".repeat(20_000) });
+    const reply = await invoke(text);
+    expect(reply.status).toBe(200);
+    expect(await reply.json()).toEqual({ event: JSON.parse(text), function: "hello" });
+  });
+
+  it("answers a body that is sent in chunks without a length", async () => {
+    const body = '3\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n';
+    const reply = await raw(
+      `POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n${body}`,
+    );
+    expect(reply).toMatch(/^HTTP\/1\.1 200 /);
+    expect(reply).toContain('{"event":{"a":1},"function":"hello"}');
+  });
+
+  it("refuses a name that was pointed at loopback", async () => {
+    const reply = await raw(`POST ${INVOKE} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}`);
+    expect(reply).toMatch(/^HTTP\/1\.1 403 /);
+    expect(reply).toContain("AccessDeniedException");
+  });
+
+  it("cuts a payload without end at the limit", async () => {
+    const status = await new Promise<number>((resolve, reject) => {
+      const request = httpRequest(gateway.url + INVOKE, { method: "POST", agent: false }, (reply) => {
+        resolve(reply.statusCode ?? 0);
+        reply.resume();
+      });
+      // Once refused, writing into the closed connection fails; that is expected and not the point.
+      request.on("error", reject);
+      const chunk = Buffer.alloc(1024 * 1024, " ");
+      for (let i = 0; i < 8; i++) request.write(chunk);
+    });
+    expect(status).toBe(413);
+  });
+
+  it("has limits on time and size of a request's head", () => {
+    const { headersTimeout, requestTimeout, maxConnections } = gateway.app.server;
+    expect({ headersTimeout, requestTimeout, maxConnections }).toEqual({
+      headersTimeout: 10_000,
+      requestTimeout: 120_000,
+      maxConnections: 4096,
+    });
+  });
+});
+
+describe("a port that is taken", () => {
+  it("is an error that says so", async () => {
+    await expect(openGateway({ platform: test.platform, port: gateway.port })).rejects.toThrow(
+      `Cannot listen on 127.0.0.1:${gateway.port}. Another program listens there, perhaps another thaw. Stop it, or choose another port`,
+    );
+  });
+});
+
+describe("following logs", () => {
+  it("shows entries as they come", async () => {
+    test.engine.handler = (event, context) => context.log(`got ${event}\n`);
+    const reply = await fetch(`${gateway.url}/thaw/v1/functions/hello/logs?follow=1`);
+    const reader = reply.body?.getReader();
+    let text = "";
+    for (const number of ["1", "2"]) {
+      await invoke(number);
+      while (!text.includes(`got ${number}\n`)) text += new TextDecoder().decode((await reader?.read())?.value);
+    }
+    await reader?.cancel();
+    expect(text.indexOf("got 1")).toBeLessThan(text.indexOf("got 2"));
+  });
+
+  it("ends when the server closes", async () => {
+    const reply = await fetch(`${gateway.url}/thaw/v1/functions/hello/logs?follow=1`);
+    const text = reply.text();
+    await gateway.close();
+    expect(await text).toBe("");
+  });
+});
+
+describe("closing", () => {
+  it("lets a running request end, and takes no new one", async () => {
+    let release = (): void => {};
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    test.engine.handler = () => held.then(() => "done");
+    const running = invoke("{}");
+    await expect.poll(() => test.platform.get("hello").instances.running).toBe(1);
+    const closed = gateway.close(() => held);
+    await expect(invoke("{}")).rejects.toThrow();
+    release();
+    expect(await (await running).json()).toBe("done");
+    await closed;
+  });
+
+  it("does not wait for a client that sends half a request", async () => {
+    const half = raw(`POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{`);
+    await expect
+      .poll(() => new Promise((resolve) => gateway.app.server.getConnections((_error, count) => resolve(count))))
+      .toBe(1);
+    const began = performance.now();
+    await gateway.close();
+    expect(performance.now() - began).toBeLessThan(5000);
+    await half;
+  });
+
+  it("is idempotent", async () => {
+    await Promise.all([gateway.close(), gateway.close()]);
+  });
+});

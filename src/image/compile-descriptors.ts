@@ -1,0 +1,336 @@
+/**
+ * Descriptors of an image as system calls. The husk has nothing open below its own base but /dev/null on 0, 1 and 2, so
+ * the compiler knows which number each call will return; most objects land on their number at once, the others are moved.
+ */
+import { ThawError, assert } from "../base/errors.js";
+import { AT_FDCWD, F_DUPFD_CLOEXEC, F_SETFL, F_SETPIPE_SZ, O_APPEND, O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NONBLOCK, O_RDWR, O_TMPFILE, O_TRUNC, SYS } from "../linux/syscalls.js";
+import type { Descriptor } from "./facts.js";
+import type { Argument, ProgramBuilder } from "./program.js";
+
+const AF_UNIX = 1;
+const AF_INET = 2;
+const AF_INET6 = 10;
+const SOCK_STREAM = 1;
+const SOL_SOCKET = 1;
+const SO_LINGER = 13;
+const EPOLL_CTL_ADD = 1;
+const EFD_SEMAPHORE = 1;
+const DEFAULT_PIPE_BYTES = 65536;
+const STATUS_FLAGS = O_NONBLOCK | O_APPEND;
+
+type Of<K extends Descriptor["kind"]> = Extract<Descriptor, { kind: K }>;
+
+/** What {@link compileDescriptors} needs beside the builder. */
+export interface DescriptorInputs {
+  /** The function's end of the fresh control socket, and the write end of the fresh log pipe. */
+  readonly control: Argument;
+  readonly log: Argument;
+  /** Numbers from here on belong to the husk. */
+  readonly fdBase: number;
+  /** Contents of deleted files, by position in the image's `tmp` file. */
+  readonly contents: Buffer;
+}
+
+class DescriptorCompiler {
+  private readonly open = new Set<number>([0, 1, 2]);
+  private readonly cloexec: ReadonlyMap<number, boolean>;
+
+  constructor(
+    private readonly program: ProgramBuilder,
+    private readonly inputs: DescriptorInputs,
+    descriptors: readonly Descriptor[],
+  ) {
+    this.cloexec = new Map(descriptors.map((one) => [one.fd, (one.flags & O_CLOEXEC) !== 0]));
+  }
+
+  private lowest(): number {
+    let fd = 0;
+    while (this.open.has(fd)) fd++;
+    return fd;
+  }
+
+  private flagOf(fd: number): number {
+    return this.cloexec.get(fd) ? O_CLOEXEC : 0;
+  }
+
+  /** A call that returns one descriptor, which ends up on `fd`. */
+  create(label: string, fd: number, nr: number, args: readonly Argument[]): void {
+    const got = this.lowest();
+    this.program.call(label, nr, args, { expect: got });
+    if (got === fd) {
+      this.open.add(fd);
+      return;
+    }
+    this.program.install(label, got, fd, this.flagOf(fd) !== 0);
+    this.open.add(fd);
+  }
+
+  /** A call that writes two descriptors to `at`; each goes to a number, or is closed. */
+  createPair(label: string, nr: number, args: (at: bigint) => readonly Argument[], first: number | undefined, second: number | undefined): void {
+    const at = this.program.data(Buffer.alloc(8));
+    this.program.call(label, nr, args(at), { expect: 0 });
+    const gotFirst = this.lowest();
+    this.open.add(gotFirst);
+    const gotSecond = this.lowest();
+    this.open.add(gotSecond);
+    this.program.load(`${label}: first end`, at, { expect: gotFirst });
+    this.program.load(`${label}: second end`, at + 4n, { expect: gotSecond });
+    if (gotFirst === first && gotSecond === second) return;
+    const moved = [
+      { from: gotFirst, to: first },
+      { from: gotSecond, to: second },
+    ].map(({ from, to }) => {
+      if (from === to) return { from: undefined, to };
+      if (to === undefined) {
+        this.closeNumber(label, from);
+        return { from: undefined, to };
+      }
+      // Out of the way first: the target of one end may be where the other one lies.
+      const slot = this.program.slot();
+      this.program.call(label, SYS.fcntl, [from, F_DUPFD_CLOEXEC, this.inputs.fdBase], { result: slot });
+      this.closeNumber(label, from);
+      return { from: slot, to };
+    });
+    for (const { from, to } of moved.reverse()) {
+      if (from === undefined || to === undefined) continue;
+      this.program.install(label, from, to, this.flagOf(to) !== 0);
+      this.open.add(to);
+      this.program.release(from);
+    }
+  }
+
+  private closeNumber(label: string, fd: number): void {
+    this.program.call(`${label}: close`, SYS.close, [fd]);
+    this.open.delete(fd);
+  }
+
+  duplicate(label: string, from: Argument, fd: number): void {
+    this.program.call(label, SYS.dup3, [from, fd, this.flagOf(fd)], { expect: fd });
+    this.open.add(fd);
+  }
+
+  private statusFlags(one: Descriptor, had = 0): void {
+    const wanted = one.flags & STATUS_FLAGS;
+    if (wanted !== had) this.program.call(`flags of descriptor ${one.fd}`, SYS.fcntl, [one.fd, F_SETFL, wanted]);
+  }
+
+  pipe(pipes: readonly Of<"pipe">[]): void {
+    const reader = pipes.find((one) => one.end === "read");
+    const writer = pipes.find((one) => one.end === "write");
+    if (reader === undefined) {
+      // Only write ends: stdout and stderr, whose reader is the keeper.
+      assert(writer !== undefined, "pipe without ends");
+      this.duplicate(`log pipe on descriptor ${writer.fd}`, this.inputs.log, writer.fd);
+      return;
+    }
+    const label = `pipe behind descriptor ${reader.fd}`;
+    const bytes = reader.bytes ?? Buffer.alloc(0);
+    const both = (reader.flags & O_NONBLOCK) & ((writer?.flags ?? O_NONBLOCK) & O_NONBLOCK);
+    const flags = both | this.flagOf(reader.fd);
+    const writerFd = writer?.fd;
+    // Bytes go in through the write end, which exists at least for this moment.
+    const spare = writerFd ?? this.inputs.fdBase - 1;
+    this.createPair(label, SYS.pipe2, (at) => [at, flags], reader.fd, spare);
+    if (reader.capacity !== DEFAULT_PIPE_BYTES && reader.capacity > 0) {
+      this.program.call(`${label}: capacity`, SYS.fcntl, [reader.fd, F_SETPIPE_SZ, reader.capacity], { mayFail: true });
+    }
+    if (bytes.length > 0) this.program.call(`${label}: its bytes`, SYS.write, [spare, this.program.data(bytes), bytes.length], { expect: bytes.length });
+    if (writerFd === undefined) this.closeNumber(label, spare);
+    else if (writer !== undefined) {
+      this.statusFlags(writer, both);
+      this.fixCloexec(writerFd, flags);
+    }
+    this.statusFlags(reader, both);
+  }
+
+  /** A pair is made with one flag for both ends. */
+  private fixCloexec(fd: number, madeWith: number): void {
+    const wanted = this.flagOf(fd);
+    if (wanted !== (madeWith & O_CLOEXEC)) this.program.call(`flags of descriptor ${fd}`, SYS.fcntl, [fd, 2 /* F_SETFD */, wanted ? 1 : 0]);
+  }
+
+  unixPair(one: Of<"unix">, peer: Of<"unix"> | undefined): void {
+    const label = `unix socket on descriptor ${one.fd}`;
+    const flags = one.type | this.flagOf(one.fd);
+    const spare = peer?.fd ?? this.inputs.fdBase - 1;
+    this.createPair(label, SYS.socketpair, (at) => [AF_UNIX, flags, 0, at], one.fd, spare);
+    const fill = (from: number, bytes: Buffer): void => {
+      if (bytes.length > 0) this.program.call(`${label}: its bytes`, SYS.write, [from, this.program.data(bytes), bytes.length], { expect: bytes.length });
+    };
+    fill(spare, one.bytes);
+    if (peer === undefined) this.closeNumber(label, spare);
+    else {
+      fill(one.fd, peer.bytes);
+      this.statusFlags(peer);
+      this.fixCloexec(peer.fd, flags);
+    }
+    this.statusFlags(one);
+  }
+
+  inet(one: Of<"inet">): void {
+    const label = `network socket on descriptor ${one.fd}`;
+    if (one.state === "connection") {
+      this.resetConnection(label, one);
+      return;
+    }
+    this.create(label, one.fd, SYS.socket, [one.domain, one.type | this.flagOf(one.fd), 0]);
+    const port = one.local.length >= 4 ? one.local.readUInt16BE(2) : 0;
+    if (port !== 0) this.program.call(`${label}: bind`, SYS.bind, [one.fd, this.program.data(one.local), one.local.length]);
+    if (one.remote !== undefined) this.program.call(`${label}: connect`, SYS.connect, [one.fd, this.program.data(one.remote), one.remote.length]);
+    this.statusFlags(one);
+  }
+
+  /** A connection to nowhere: made on loopback and reset by its other end, so that the next read or write says ECONNRESET or EPIPE. */
+  private resetConnection(label: string, one: Of<"inet">): void {
+    const program = this.program;
+    const address = Buffer.alloc(one.domain === AF_INET6 ? 28 : 16);
+    address.writeUInt16LE(one.domain, 0);
+    if (one.domain === AF_INET6) address[8 + 15] = 1;
+    else {
+      assert(one.domain === AF_INET, "connection of an unknown address family");
+      address.writeUInt32BE(0x7f000001, 4);
+    }
+    const at = program.data(address);
+    const length = Buffer.alloc(4);
+    length.writeUInt32LE(address.length);
+    const lengthAt = program.data(length);
+    const linger = Buffer.alloc(8);
+    linger.writeUInt32LE(1, 0);
+    const base = this.inputs.fdBase;
+    const listener = program.slot();
+    const accepted = program.slot();
+    const temporary = program.slot();
+    const flags = SOCK_STREAM | O_CLOEXEC;
+    program.call(`${label}: listener`, SYS.socket, [one.domain, flags, 0], { result: temporary });
+    program.call(`${label}: listener`, SYS.fcntl, [temporary, F_DUPFD_CLOEXEC, base], { result: listener });
+    program.call(`${label}: listener`, SYS.close, [temporary]);
+    program.call(`${label}: listener`, SYS.bind, [listener, at, address.length]);
+    program.call(`${label}: listener`, SYS.listen, [listener, 1]);
+    program.call(`${label}: listener`, SYS.getsockname, [listener, at, lengthAt]);
+    this.create(label, one.fd, SYS.socket, [one.domain, SOCK_STREAM | this.flagOf(one.fd), 0]);
+    program.call(`${label}: connect`, SYS.connect, [one.fd, at, address.length]);
+    program.call(`${label}: accept`, SYS.accept4, [listener, 0, 0, O_CLOEXEC], { result: accepted });
+    program.call(`${label}: reset`, SYS.setsockopt, [accepted, SOL_SOCKET, SO_LINGER, program.data(linger), 8]);
+    program.call(`${label}: reset`, SYS.close, [accepted]);
+    program.call(`${label}: reset`, SYS.close, [listener]);
+    program.release(temporary);
+    program.release(accepted);
+    program.release(listener);
+    this.statusFlags(one);
+  }
+
+  file(one: Of<"file">): void {
+    const label = `file ${one.path} on descriptor ${one.fd}`;
+    if (one.deleted === undefined) {
+      const flags = one.flags & ~(O_CREAT | O_EXCL | O_TRUNC);
+      this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text(one.path), flags, 0]);
+    } else {
+      const bytes = this.inputs.contents.subarray(one.at ?? 0, (one.at ?? 0) + (one.bytes ?? 0));
+      const access = O_RDWR | this.flagOf(one.fd);
+      if (one.memfd === 1) this.create(label, one.fd, SYS.memfd_create, [this.program.text("thawed"), this.flagOf(one.fd) ? 1 : 0]);
+      else this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text("/tmp"), O_TMPFILE | access, one.mode]);
+      if (bytes.length > 0) this.program.call(`${label}: its bytes`, SYS.write, [one.fd, this.program.data(bytes), bytes.length], { expect: bytes.length });
+      this.statusFlags(one);
+    }
+    if (one.pos !== 0 || one.deleted !== undefined) this.program.call(`${label}: position`, SYS.lseek, [one.fd, one.pos, 0]);
+  }
+
+  timer(one: Of<"timerfd">): void {
+    const label = `timer on descriptor ${one.fd}`;
+    this.create(label, one.fd, SYS.timerfd_create, [one.clock, one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+    const spec = Buffer.alloc(32);
+    // A timer that had expired unread expires again at once.
+    const pending = one.ticks > 0 && one.value[0] === 0 && one.value[1] === 0;
+    spec.writeBigInt64LE(BigInt(one.interval[0]), 0);
+    spec.writeBigInt64LE(BigInt(one.interval[1]), 8);
+    spec.writeBigInt64LE(BigInt(one.value[0]), 16);
+    spec.writeBigInt64LE(BigInt(pending ? 1 : one.value[1]), 24);
+    this.program.call(`${label}: settime`, SYS.timerfd_settime, [one.fd, 0, this.program.data(spec), 0]);
+  }
+
+  /** Entries whose number is closed, or means another file by now, are made under that number while it is borrowed. */
+  epollEntries(one: Of<"epoll">): void {
+    for (const entry of one.entries) {
+      const label = `epoll entry ${entry.fd} of descriptor ${one.fd}`;
+      const event = Buffer.alloc(12);
+      event.writeUInt32LE(entry.events >>> 0, 0);
+      event.writeBigUInt64LE(entry.data, 4);
+      const add = (): void => this.program.call(label, SYS.epoll_ctl, [one.fd, EPOLL_CTL_ADD, entry.fd, this.program.data(event)]);
+      if (entry.fd === entry.file) {
+        add();
+        continue;
+      }
+      const saved = this.open.has(entry.fd) ? this.program.slot() : undefined;
+      if (saved !== undefined) this.program.call(label, SYS.fcntl, [entry.fd, F_DUPFD_CLOEXEC, this.inputs.fdBase], { result: saved });
+      this.program.call(label, SYS.dup3, [entry.file, entry.fd, O_CLOEXEC], { expect: entry.fd });
+      add();
+      if (saved === undefined) this.program.call(label, SYS.close, [entry.fd]);
+      else {
+        this.program.install(label, saved, entry.fd, this.flagOf(entry.fd) !== 0);
+        this.program.release(saved);
+      }
+    }
+  }
+}
+
+/** Emits the calls that give a husk the descriptors of the image. */
+export function compileDescriptors(program: ProgramBuilder, descriptors: readonly Descriptor[], inputs: DescriptorInputs): void {
+  const compiler = new DescriptorCompiler(program, inputs, descriptors);
+  const sorted = [...descriptors].sort((a, b) => a.fd - b.fd);
+  const done = new Set<number>();
+  for (const one of sorted) {
+    if (done.has(one.fd)) continue;
+    done.add(one.fd);
+    switch (one.kind) {
+      case "control":
+        compiler.duplicate("control socket", inputs.control, one.fd);
+        break;
+      case "pipe": {
+        const ends = sorted.filter((other): other is Of<"pipe"> => other.kind === "pipe" && other.inode === one.inode);
+        for (const end of ends) done.add(end.fd);
+        if (ends.filter((end) => end.end === one.end).length > 1) {
+          throw new ThawError("FREEZE_REFUSED", { what: `descriptor ${one.fd} is a pipe that was opened twice through /proc` });
+        }
+        compiler.pipe(ends);
+        break;
+      }
+      case "unix": {
+        const peer = sorted.find((other): other is Of<"unix"> => other.kind === "unix" && one.peer !== 0 && other.inode === one.peer && other.fd !== one.fd);
+        if (peer !== undefined) done.add(peer.fd);
+        compiler.unixPair(one, peer);
+        break;
+      }
+      case "device":
+        if (one.fd > 2 || one.path !== "/dev/null") compiler.create(`device ${one.path}`, one.fd, SYS.openat, [AT_FDCWD, program.text(one.path), one.flags, 0]);
+        break;
+      case "directory":
+        compiler.create(`directory ${one.path}`, one.fd, SYS.openat, [AT_FDCWD, program.text(one.path), one.flags | O_DIRECTORY, 0]);
+        break;
+      case "file":
+        compiler.file(one);
+        break;
+      case "eventfd":
+        compiler.create(`eventfd ${one.fd}`, one.fd, SYS.eventfd2, [one.count & 0xffffffffn, (one.flags & (O_NONBLOCK | O_CLOEXEC)) | (one.semaphore ? EFD_SEMAPHORE : 0)]);
+        break;
+      case "signalfd": {
+        const mask = Buffer.alloc(8);
+        mask.writeBigUInt64LE(one.mask);
+        compiler.create(`signalfd ${one.fd}`, one.fd, SYS.signalfd4, [-1, program.data(mask), 8, one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+        break;
+      }
+      case "timerfd":
+        compiler.timer(one);
+        break;
+      case "epoll":
+        compiler.create(`epoll ${one.fd}`, one.fd, SYS.epoll_create1, [one.flags & O_CLOEXEC]);
+        break;
+      case "inet":
+        compiler.inet(one);
+        break;
+      case "same":
+        break;
+    }
+  }
+  for (const one of sorted) if (one.kind === "same") compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
+  for (const one of sorted) if (one.kind === "epoll") compiler.epollEntries(one);
+}

@@ -1,0 +1,157 @@
+/**
+ * What the extractor reports of a stopped process (native/extractor.c writes it, this schema checks it). 64-bit values are
+ * hexadecimal strings in JSON and bigint here.
+ */
+import { z } from "zod";
+
+const hex = z
+  .string()
+  .regex(/^0x[0-9a-f]{1,16}$/)
+  .transform((text) => BigInt(text));
+const bytes = z
+  .string()
+  .regex(/^([0-9a-f]{2})*$/)
+  .transform((text) => Buffer.from(text, "hex"));
+const count = z.int().nonnegative();
+
+const identity = z.object({
+  inode: hex,
+  size: hex,
+  mtimeS: z.int(),
+  mtimeNs: count,
+  ctimeS: z.int(),
+  ctimeNs: count,
+});
+
+const region = z.object({
+  kind: z.enum(["anon", "heap", "stack", "file", "shared", "overlay", "vdso"]),
+  start: hex,
+  end: hex,
+  prot: z.int().min(0).max(7),
+  wipe: z.literal(1).optional(),
+  offset: hex.optional(),
+  path: z.string().optional(),
+  identity: identity.optional(),
+  slot: hex.optional(),
+  /** Pages that hold bytes: index within the region, count, index, count, … */
+  runs: z.array(count).optional(),
+});
+
+const thread = z.object({
+  tid: count,
+  name: z.string(),
+  regs: bytes.refine((value) => value.length === 216, "27 registers"),
+  xstate: bytes,
+  sigmask: hex,
+  altstack: z.tuple([hex, hex, hex]),
+  robustList: hex,
+  robustBytes: hex,
+  rseq: hex,
+  rseqBytes: count,
+  rseqSignature: count,
+  tidAddress: hex,
+});
+
+const common = { fd: count, flags: count, pos: count };
+const descriptor = z.discriminatedUnion("kind", [
+  z.object({ ...common, kind: z.literal("control") }),
+  z.object({ ...common, kind: z.literal("same"), as: count }),
+  z.object({ ...common, kind: z.literal("pipe"), inode: count, end: z.enum(["read", "write"]), capacity: z.int(), bytes: bytes.optional() }),
+  z.object({ ...common, kind: z.literal("eventfd"), count: hex, semaphore: count }),
+  z.object({
+    ...common,
+    kind: z.literal("epoll"),
+    entries: z.array(z.object({ fd: count, file: count, events: count, data: hex })),
+  }),
+  z.object({
+    ...common,
+    kind: z.literal("timerfd"),
+    clock: count,
+    ticks: count,
+    value: z.tuple([count, count]),
+    interval: z.tuple([count, count]),
+  }),
+  z.object({ ...common, kind: z.literal("signalfd"), mask: hex }),
+  z.object({ ...common, kind: z.literal("device"), path: z.string() }),
+  z.object({
+    ...common,
+    kind: z.literal("file"),
+    path: z.string(),
+    mode: count,
+    deleted: z.literal(1).optional(),
+    memfd: count.optional(),
+    at: count.optional(),
+    bytes: count.optional(),
+  }),
+  z.object({ ...common, kind: z.literal("directory"), path: z.string(), mode: count }),
+  z.object({ ...common, kind: z.literal("unix"), type: count, inode: count, peer: count, bytes }),
+  z.object({
+    ...common,
+    kind: z.literal("inet"),
+    domain: count,
+    type: count,
+    state: z.enum(["connection", "idle", "datagram"]),
+    local: bytes,
+    remote: bytes.optional(),
+  }),
+]);
+
+const tmpCommon = { path: z.string().startsWith("/tmp/"), mode: count, mtimeS: z.int(), mtimeNs: count };
+const tmpEntry = z.discriminatedUnion("type", [
+  z.object({ ...tmpCommon, type: z.literal("directory") }),
+  z.object({ ...tmpCommon, type: z.literal("link"), target: z.string() }),
+  z.object({ ...tmpCommon, type: z.literal("file"), at: count, bytes: count }),
+]);
+
+export const factsSchema = z.object({
+  frame: z.object({ extendedBytes: count, stateBytes: count, features: hex }),
+  clock: z.object({ monotonicNs: hex, boottimeNs: hex, realtimeNs: hex }),
+  umask: count,
+  sigactions: z.array(z.object({ signal: z.int().min(1).max(64), handler: hex, flags: hex, restorer: hex, mask: hex })),
+  itimers: z.array(z.tuple([count, count, count, count])).length(3),
+  mm: z.object({
+    startCode: hex,
+    endCode: hex,
+    startData: hex,
+    endData: hex,
+    startBrk: hex,
+    brk: hex,
+    startStack: hex,
+    argStart: hex,
+    argEnd: hex,
+    envStart: hex,
+    envEnd: hex,
+  }),
+  rlimits: z.array(z.tuple([hex, hex])).length(16),
+  cwd: z.string(),
+  threads: z.array(thread).min(1),
+  descriptors: z.array(descriptor),
+  tmp: z.array(tmpEntry),
+  pageSpaceBytes: hex,
+  digest: z.string(),
+  regions: z.array(region),
+  notes: z.array(z.string()),
+});
+
+/** A frozen process, as the compiler sees it. */
+export type Facts = z.output<typeof factsSchema>;
+export type Region = Facts["regions"][number];
+export type ThreadFacts = Facts["threads"][number];
+export type Descriptor = Facts["descriptors"][number];
+export type TmpEntry = Facts["tmp"][number];
+export type FileIdentity = z.output<typeof identity>;
+
+/** Pages that a region stores. */
+export function storedPages(region: Region): number {
+  let pages = 0;
+  for (let index = 1; index < (region.runs?.length ?? 0); index += 2) pages += region.runs?.[index] ?? 0;
+  return pages;
+}
+
+/** The stored runs of a region as addresses and byte counts. */
+export function* storedRuns(region: Region): Generator<{ address: bigint; bytes: number }> {
+  const runs = region.runs ?? [];
+  for (let index = 0; index + 1 < runs.length; index += 2) {
+    yield { address: region.start + BigInt(runs[index] ?? 0) * 4096n, bytes: (runs[index + 1] ?? 0) * 4096 };
+  }
+}

@@ -1,0 +1,63 @@
+/** Programs that are not tied to an image: what every husk runs first, and the start of an interpreter. */
+import { seccompFilter } from "../linux/seccomp.js";
+import { AT_FDCWD, SYS } from "../linux/syscalls.js";
+import { dropCapabilities } from "./compile.js";
+import { type Program, ProgramBuilder, passed } from "./program.js";
+
+const PR_SET_DUMPABLE = 4;
+const PR_SET_NO_NEW_PRIVS = 38;
+const SECCOMP_SET_MODE_FILTER = 1;
+const SIG_SETMASK = 2;
+const RLIMIT_CORE = 4;
+const RLIMIT_NOFILE = 7;
+const FUNCTION_FILES_MAX = 1024n;
+
+/** Order in which descriptors are passed to {@link compileBoot}'s program. */
+export const BOOT_PASSES = { control: 0, log: 1, task: 2 } as const;
+/** The function's control socket. */
+export const CONTROL_FD = 3;
+/** Where a husk that boots keeps its own descriptors. */
+export const BOOT_FD_BASE = 512;
+
+/** What every husk runs as soon as it exists: no new privileges, the seccomp filter, /proc/self its own. */
+export function compileBase(): Program {
+  const program = new ProgramBuilder();
+  const filter = seccompFilter();
+  const header = Buffer.alloc(16);
+  header.writeUInt16LE(filter.length / 8, 0);
+  header.writeBigUInt64LE(program.data(filter), 8);
+  program.call("no new privileges", SYS.prctl, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]);
+  program.call("dumpable", SYS.prctl, [PR_SET_DUMPABLE, 1, 0, 0, 0]);
+  program.call("seccomp filter", SYS.seccomp, [SECCOMP_SET_MODE_FILTER, 0, program.data(header)]);
+  return program.build();
+}
+
+/** Turns a husk into an interpreter: the only start that does not need an image. */
+export function compileBoot(launch: { readonly argv: readonly string[]; readonly env: Readonly<Record<string, string>> }): Program {
+  const program = new ProgramBuilder();
+  const moveMountEmptyPath = 4;
+  program.call("mount the code on /var/task", SYS.move_mount, [passed(BOOT_PASSES.task), program.text(""), AT_FDCWD, program.text("/var/task"), moveMountEmptyPath]);
+  program.install("control socket", passed(BOOT_PASSES.control), CONTROL_FD, false);
+  program.call("stdout", SYS.dup3, [passed(BOOT_PASSES.log), 1, 0]);
+  program.call("stderr", SYS.dup3, [passed(BOOT_PASSES.log), 2, 0]);
+  program.call("working directory", SYS.chdir, [program.text("/var/task")]);
+  for (const [resource, limit] of [
+    [RLIMIT_CORE, 0n],
+    [RLIMIT_NOFILE, FUNCTION_FILES_MAX],
+  ] as const) {
+    const bytes = Buffer.alloc(16);
+    bytes.writeBigUInt64LE(limit, 0);
+    bytes.writeBigUInt64LE(limit, 8);
+    program.call(`resource limit ${resource}`, SYS.prlimit64, [0, resource, program.data(bytes), 0]);
+  }
+  dropCapabilities(program);
+  program.stamp(1);
+  program.report();
+  program.call("close the husk's descriptors", SYS.close_range, [BOOT_FD_BASE, 0xffffffff, 0]);
+  program.call("unblock signals", SYS.rt_sigprocmask, [SIG_SETMASK, program.data(Buffer.alloc(8)), 0, 8]);
+  const argv = program.pointers(launch.argv.map((text) => program.text(text)));
+  const env = program.pointers(Object.entries(launch.env).map(([name, value]) => program.text(`${name}=${value}`)));
+  program.call(`execute ${launch.argv[0]}`, SYS.execve, [program.text(launch.argv[0] ?? ""), argv, env]);
+  return program.build();
+}
+

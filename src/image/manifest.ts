@@ -1,0 +1,109 @@
+/**
+ * The manifest: the truth about an image. One line of header, then JSON:
+ *
+ * ```
+ * thaw-manifest 1 <sha256 of the JSON, hex> <bytes of the JSON>\n{…}
+ * ```
+ *
+ * Everything else in an image's directory is either described by it (`pages`, `tmp`) or can be thrown away (`programs`, `working-set`).
+ */
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import { ThawError } from "../base/errors.js";
+import { factsSchema } from "./facts.js";
+
+/** Bumped when an older reader could misunderstand a newer image. */
+export const IMAGE_VERSION = 1;
+
+const specSchema = z.object({
+  name: z.string(),
+  version: z.string(),
+  runtime: z.string(),
+  codeDir: z.string(),
+  handler: z.string(),
+  memoryMb: z.number(),
+  timeoutMs: z.number(),
+  env: z.record(z.string(), z.string()),
+  tmpMb: z.number(),
+});
+
+const reportSchema = z.object({
+  hygieneMs: z.number(),
+  stoppedMs: z.number(),
+  totalMs: z.number(),
+  anonymousBytes: z.number(),
+  storedBytes: z.number(),
+  notes: z.array(z.string()),
+});
+
+const manifestSchema = z.object({
+  id: z.string(),
+  createdMs: z.number(),
+  generation: z.int().nonnegative(),
+  heat: z.int().nonnegative(),
+  spec: specSchema,
+  /** Every pid under which a process of this lineage ran; a thaw runs under another one (equal pids mean equal OpenSSL randomness). */
+  lineagePids: z.array(z.int().positive()),
+  fingerprint: z.object({
+    kernel: z.string(),
+    cpu: z.string(),
+    /** The boot during which the image was made: the monotonic clock is comparable only within it. */
+    bootId: z.string(),
+  }),
+  report: reportSchema,
+  tmpBytes: z.int().nonnegative(),
+  tmpSha256: z.string(),
+  facts: factsSchema,
+});
+
+/** A manifest as read. `facts` holds bigints and buffers; {@link encodeManifest} takes the raw JSON form. */
+export type Manifest = z.output<typeof manifestSchema>;
+/** A manifest as written: plain JSON values. */
+export type RawManifest = z.input<typeof manifestSchema>;
+
+const HEADER = /^thaw-manifest (\d+) ([0-9a-f]{64}) (\d+)\n/;
+
+/** The bytes of a manifest file. */
+export function encodeManifest(manifest: RawManifest): Buffer {
+  const json = Buffer.from(JSON.stringify(manifest));
+  const digest = createHash("sha256").update(json).digest("hex");
+  return Buffer.concat([Buffer.from(`thaw-manifest ${IMAGE_VERSION} ${digest} ${json.length}\n`), json]);
+}
+
+function damaged(path: string, why: string): ThawError {
+  return new ThawError("IMAGE_DAMAGED", {
+    what: `the image's manifest ${path} cannot be used`,
+    why,
+    fix: "the function boots and is frozen anew; nothing needs to be done unless this happens again (then look at the disk)",
+    details: { path },
+  });
+}
+
+/**
+ * Checks and parses a manifest file.
+ * @param path only for messages
+ * @throws ThawError IMAGE_DAMAGED with the offset, or IMAGE_MISMATCH for a format of another version
+ */
+export function decodeManifest(bytes: Buffer, path: string): Manifest {
+  const head = bytes.toString("latin1", 0, 128);
+  const match = HEADER.exec(head);
+  if (match === null) throw damaged(path, "it does not begin with a thaw-manifest line (offset 0)");
+  const [line, version, digest, length] = match;
+  if (Number(version) !== IMAGE_VERSION) {
+    throw new ThawError("IMAGE_MISMATCH", {
+      what: `the image ${path} has format ${version}`,
+      why: `this thaw reads format ${IMAGE_VERSION}`,
+      fix: "the function boots and is frozen anew",
+    });
+  }
+  const json = bytes.subarray(line.length);
+  if (json.length !== Number(length)) {
+    throw damaged(path, `it holds ${json.length} bytes behind its header where ${length} were written (offset ${bytes.length})`);
+  }
+  if (createHash("sha256").update(json).digest("hex") !== digest) {
+    throw damaged(path, `its checksum does not match its ${json.length} bytes (from offset ${line.length})`);
+  }
+  const parsed = manifestSchema.safeParse(JSON.parse(json.toString("utf8")));
+  if (!parsed.success) throw damaged(path, z.prettifyError(parsed.error));
+  return parsed.data;
+}

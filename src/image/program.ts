@@ -1,0 +1,212 @@
+/**
+ * Programs: flat lists of system calls that a husk executes (native/husk.c). A program is a cache, compiled from the
+ * manifest for one husk version; it can always be thrown away.
+ *
+ * Layout: `program_header`, data (paths, structs, signal frames; absolute addresses, because the husk maps a
+ * program at HUSK_PROGRAM_AT), then `program_op`s. A `Slot` argument is filled in by the husk: descriptors that came with the
+ * program (0–63), parameters (64–71), results of earlier operations (80–255).
+ */
+import { assert } from "../base/errors.js";
+import { ABI_CONSTANTS, HUSK_VERSION, structBytes, writeStruct } from "../linux/abi.js";
+
+/** A value that is known only when the program runs. `plus` is added to it. */
+export interface Slot {
+  readonly slot: number;
+  readonly plus?: number;
+}
+
+export type Argument = number | bigint | Slot;
+
+/** A compiled program, and for each operation what it does, for error messages. */
+export interface Program {
+  readonly bytes: Buffer;
+  readonly labels: readonly string[];
+}
+
+interface Operation {
+  readonly kind: number;
+  readonly nr: number;
+  readonly args: readonly Argument[];
+  readonly result: number;
+  readonly flags: number;
+  readonly expect: number;
+  readonly label: string;
+}
+
+/** How one system call is treated. */
+export interface CallOptions {
+  /** Where the result goes. */
+  readonly result?: Slot;
+  /** The program goes on when the call fails. */
+  readonly mayFail?: boolean;
+  /** The program fails when the result is another. */
+  readonly expect?: number;
+}
+
+const FIRST_RESULT_SLOT = 80;
+const DATA_AT = 64;
+
+/** The descriptor that came with the program at `index`. */
+export function passed(index: number): Slot {
+  return { slot: index };
+}
+
+/** The parameter that came with the program at `index`. */
+export function parameter(index: number): Slot {
+  return { slot: ABI_CONSTANTS.HUSK_FDS_MAX + index };
+}
+
+/** Collects operations and data; {@link ProgramBuilder.build} lays them out. */
+export class ProgramBuilder {
+  private readonly operations: Operation[] = [];
+  private readonly chunks: Buffer[] = [];
+  private dataBytes = DATA_AT;
+  private nextSlot = FIRST_RESULT_SLOT;
+
+  /** A fresh slot for a result. Slots are few: use {@link release} for short-lived ones. */
+  slot(): Slot {
+    assert(this.nextSlot < ABI_CONSTANTS.HUSK_SLOTS, "program has too many result slots");
+    return { slot: this.nextSlot++ };
+  }
+
+  /** Gives back the slot that was taken last. */
+  release(slot: Slot): void {
+    assert(slot.slot === this.nextSlot - 1, "slots are released in reverse order");
+    this.nextSlot--;
+  }
+
+  /** Places bytes in the program and returns the address that they will have. */
+  data(bytes: Uint8Array, alignment = 8): bigint {
+    const padding = (alignment - (this.dataBytes % alignment)) % alignment;
+    if (padding > 0) this.chunks.push(Buffer.alloc(padding));
+    const at = this.dataBytes + padding;
+    this.chunks.push(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+    this.dataBytes = at + bytes.byteLength;
+    return ABI_CONSTANTS.HUSK_PROGRAM_AT + BigInt(at);
+  }
+
+  /** A NUL-terminated string. */
+  text(value: string): bigint {
+    return this.data(Buffer.from(`${value}\0`), 1);
+  }
+
+  /** An array of pointers ending in NULL, as execve wants it. */
+  pointers(addresses: readonly bigint[]): bigint {
+    const bytes = Buffer.alloc((addresses.length + 1) * 8);
+    for (const [index, address] of addresses.entries()) bytes.writeBigUInt64LE(address, index * 8);
+    return this.data(bytes);
+  }
+
+  /** One system call by number. */
+  call(label: string, nr: number, args: readonly Argument[], options: CallOptions = {}): void {
+    this.push(ABI_CONSTANTS.OP_SYSCALL, label, args, options, nr);
+  }
+
+  /** Notes the time under `index` (1–15; 0 is the arrival of the program). */
+  stamp(index: number): void {
+    this.push(ABI_CONSTANTS.OP_STAMP, "stamp", [index]);
+  }
+
+  /** Moves a descriptor to its number and closes the old one. */
+  install(label: string, fd: Argument, target: number, cloexec: boolean): void {
+    this.push(ABI_CONSTANTS.OP_INSTALL, label, [fd, target, cloexec ? 1 : 0]);
+  }
+
+  /** Writes 4 or 8 bytes to an address of the process. */
+  poke(address: Argument, value: Argument, bytes: 4 | 8): void {
+    this.push(ABI_CONSTANTS.OP_POKE, "poke", [address, value, bytes]);
+  }
+
+  /** Reads 4 bytes from an address, as a result. */
+  load(label: string, address: Argument, options: CallOptions): void {
+    this.push(ABI_CONSTANTS.OP_LOAD, label, [address], options);
+  }
+
+  copy(label: string, to: bigint, from: bigint, bytes: number): void {
+    this.push(ABI_CONSTANTS.OP_COPY, label, [to, from, bytes]);
+  }
+
+  /** Fails with ESTALE when the file behind `fd` is not the one described. */
+  identity(label: string, fd: Argument, identity: bigint): void {
+    this.push(ABI_CONSTANTS.OP_IDENTITY, label, [fd, identity]);
+  }
+
+  thread(label: string, state: bigint): void {
+    this.push(ABI_CONSTANTS.OP_THREAD, label, [state]);
+  }
+
+  /** The process becomes the function; nothing after this runs. */
+  resume(state: bigint): void {
+    this.push(ABI_CONSTANTS.OP_RESUME, "resume", [state]);
+  }
+
+  /** Tells the keeper that all that can fail is done. */
+  report(): void {
+    this.push(ABI_CONSTANTS.OP_REPORT, "report", []);
+  }
+
+  /** Runs the system calls that `body` adds beside what follows, on a thread of their own; their failures do not count. */
+  background(body: () => void): void {
+    const index = this.operations.length;
+    this.push(ABI_CONSTANTS.OP_BACKGROUND, "background", [0, 0]);
+    body();
+    const count = this.operations.length - index - 1;
+    const operation = this.operations[index];
+    assert(operation !== undefined, "background operation vanished");
+    this.operations[index] = { ...operation, args: [index + 1, count] };
+  }
+
+  /** Lays the program out. */
+  build(): Program {
+    const opBytes = structBytes("program_op");
+    const opsAt = Math.ceil(this.dataBytes / 64) * 64;
+    const total = opsAt + this.operations.length * opBytes;
+    assert(BigInt(total) <= ABI_CONSTANTS.HUSK_PROGRAM_BYTES_MAX, "program is too large");
+    const bytes = Buffer.alloc(total);
+    writeStruct(bytes, 0, "program_header", {
+      magic: ABI_CONSTANTS.PROGRAM_MAGIC,
+      version: HUSK_VERSION,
+      op_count: this.operations.length,
+      ops_at: opsAt,
+      total_bytes: total,
+    });
+    let at = DATA_AT;
+    for (const chunk of this.chunks) {
+      chunk.copy(bytes, at);
+      at += chunk.length;
+    }
+    for (const [index, operation] of this.operations.entries()) this.write(bytes, opsAt + index * opBytes, operation);
+    return { bytes, labels: this.operations.map((operation) => operation.label) };
+  }
+
+  private push(kind: number, label: string, args: readonly Argument[], options: CallOptions = {}, nr = 0): void {
+    const flags = (options.mayFail ? ABI_CONSTANTS.OP_FLAG_MAY_FAIL : 0) | (options.expect === undefined ? 0 : ABI_CONSTANTS.OP_FLAG_EXPECT);
+    this.operations.push({
+      kind,
+      nr,
+      args,
+      flags,
+      expect: options.expect ?? 0,
+      result: options.result?.slot ?? ABI_CONSTANTS.NO_SLOT,
+      label,
+    });
+  }
+
+  private write(bytes: Buffer, at: number, operation: Operation): void {
+    let mask = 0;
+    const args = operation.args.map((argument, index) => {
+      if (typeof argument !== "object") return argument;
+      mask |= 1 << index;
+      return BigInt(argument.slot) | (BigInt(argument.plus ?? 0) << 8n);
+    });
+    writeStruct(bytes, at, "program_op", {
+      kind: operation.kind,
+      slot_mask: mask,
+      result_slot: operation.result,
+      flags: operation.flags,
+      nr: operation.nr,
+      expect: operation.expect,
+      args,
+    });
+  }
+}

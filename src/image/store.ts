@@ -1,0 +1,123 @@
+/**
+ * An image's directory: `manifest`, `pages` (the page space), `tmp` (contents of temporary files, absent when there are
+ * none), `working-set`. Written into a temporary directory, flushed, renamed: an image exists whole or not at all.
+ */
+import { createHash } from "node:crypto";
+import { statSync } from "node:fs";
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { ThawError, errorText } from "../base/errors.js";
+import { writeFileDurably } from "../base/fsync.js";
+import { type Manifest, type RawManifest, decodeManifest, encodeManifest } from "./manifest.js";
+import { EMPTY_WORKING_SET, type WorkingSet, decodeWorkingSet, encodeWorkingSet } from "./working-set.js";
+
+/** Paths of an image's files. */
+export function imageFiles(dir: string): { manifest: string; pages: string; tmp: string; workingSet: string } {
+  return { manifest: join(dir, "manifest"), pages: join(dir, "pages"), tmp: join(dir, "tmp"), workingSet: join(dir, "working-set") };
+}
+
+/** What is read of an image before it is used. The pages stay on disk. */
+export interface StoredImage {
+  readonly dir: string;
+  readonly manifest: Manifest;
+  /** Contents of temporary files. */
+  readonly contents: Buffer;
+  /** Undefined when none was recorded yet. */
+  readonly workingSet: WorkingSet | undefined;
+  /** Set when a working set was there but could not be used. */
+  readonly workingSetDamaged: boolean;
+}
+
+function damaged(path: string, why: string, cause?: unknown): ThawError {
+  return new ThawError("IMAGE_DAMAGED", {
+    what: `the image file ${path} cannot be used`,
+    why,
+    fix: "the function boots and is frozen anew",
+    details: { path },
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
+
+/** What the temporary files of an image weigh and hash to, for its manifest. */
+export async function describeTmp(dir: string): Promise<{ tmpBytes: number; tmpSha256: string }> {
+  const bytes = await readOptional(imageFiles(dir).tmp);
+  return { tmpBytes: bytes.length, tmpSha256: createHash("sha256").update(bytes).digest("hex") };
+}
+
+async function readOptional(path: string): Promise<Buffer> {
+  try {
+    return await readFile(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return Buffer.alloc(0);
+    throw error;
+  }
+}
+
+/** Writes the manifest into a directory that the extractor has filled. */
+export async function writeManifest(dir: string, manifest: RawManifest): Promise<void> {
+  await writeFileDurably(imageFiles(dir).manifest, encodeManifest(manifest));
+}
+
+/** Replaces the working set, atomically. */
+export async function writeWorkingSet(dir: string, set: WorkingSet): Promise<void> {
+  await writeFileDurably(imageFiles(dir).workingSet, encodeWorkingSet(set));
+}
+
+/**
+ * Reads and checks everything but the bytes of the pages (see {@link pagesIdentity}).
+ * @throws ThawError IMAGE_DAMAGED, IMAGE_MISMATCH
+ */
+export async function readImage(dir: string): Promise<StoredImage> {
+  const files = imageFiles(dir);
+  let bytes: Buffer;
+  try {
+    bytes = await readFile(files.manifest);
+  } catch (error) {
+    throw damaged(files.manifest, errorText(error), error);
+  }
+  const manifest = decodeManifest(bytes, files.manifest);
+  const contents = await readOptional(files.tmp);
+  if (contents.length !== manifest.tmpBytes) throw damaged(files.tmp, `it holds ${contents.length} bytes where ${manifest.tmpBytes} were written`);
+  if (createHash("sha256").update(contents).digest("hex") !== manifest.tmpSha256) throw damaged(files.tmp, "its checksum does not match");
+  let size: number;
+  try {
+    size = (await stat(files.pages)).size;
+  } catch (error) {
+    throw damaged(files.pages, errorText(error), error);
+  }
+  if (BigInt(size) !== manifest.facts.pageSpaceBytes) throw damaged(files.pages, `it is ${size} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
+  const recorded = await readOptional(files.workingSet);
+  const workingSet = recorded.length === 0 ? undefined : decodeWorkingSet(recorded);
+  return { dir, manifest, contents, workingSet, workingSetDamaged: recorded.length > 0 && workingSet === undefined };
+}
+
+/** Changes whenever somebody wrote to the page space, replaced or truncated it; cheap enough for every thaw. */
+export function pagesIdentity(dir: string): string {
+  const info = statSync(imageFiles(dir).pages, { bigint: true, throwIfNoEntry: false });
+  return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.ctimeNs}`;
+}
+
+/** Compares what `extractor verify` found with the manifest. */
+export function checkPages(manifest: Manifest, found: { digest: string; bytes: string }, dir: string): void {
+  const path = imageFiles(dir).pages;
+  if (BigInt(found.bytes) !== manifest.facts.pageSpaceBytes) throw damaged(path, `it is ${BigInt(found.bytes)} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
+  if (found.digest !== manifest.facts.digest) throw damaged(path, `its digest is ${found.digest} where ${manifest.facts.digest} was written`);
+}
+
+/** The recorded set, or an empty one. */
+export function workingSetOf(image: StoredImage): WorkingSet {
+  return image.workingSet ?? EMPTY_WORKING_SET;
+}
+
+/** Bytes that the files of an image occupy on disk (holes do not count). */
+export async function bytesOnDisk(dir: string): Promise<number> {
+  let bytes = 0;
+  for (const path of Object.values(imageFiles(dir))) {
+    try {
+      bytes += (await stat(path)).blocks * 512;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    }
+  }
+  return bytes;
+}

@@ -1,0 +1,66 @@
+/**
+ * The engine that a section measures: opened for it alone, on a data directory of its own, and closed with it, so
+ * that no section meets the husks of another.
+ */
+import { sleep } from "../base/clock.js";
+import { openEngine } from "../engine/index.js";
+import type { Engine, HuskLevel, Image, Instance, Loader } from "../engine/types.js";
+import type { Lab } from "./lab.js";
+import { checkReply, specOf, type Workload } from "./workloads.js";
+
+/** Requests an instance answers before its image is made: one, which every function survives and few are hot after. */
+export const REQUESTS_BEFORE_FREEZE = 1;
+const POOL_MS_MAX = 15_000;
+/** After husks were made or dropped, until the processes that ended are reaped and their cgroups idle. */
+const SETTLE_MS = 15;
+
+/** Runs `use` with an engine, and closes it whatever happens. */
+export async function withEngine<T>(lab: Lab, use: (engine: Engine) => Promise<T>): Promise<T> {
+  const engine = await openEngine({ dataDir: lab.makeDir("engine") });
+  const done = lab.cleanup.add("closing the engine", () => engine.close());
+  try {
+    return await use(engine);
+  } finally {
+    await engine.close();
+    done();
+  }
+}
+
+/** Boots a workload, lets it answer, freezes it. */
+export async function makeImage(engine: Engine, workload: Workload): Promise<Image> {
+  const instance = await engine.boot(specOf(workload, engine.runtimes));
+  try {
+    for (let seed = 0; seed < REQUESTS_BEFORE_FREEZE; seed++) await ask(instance, workload, seed);
+    return await instance.freeze({ then: "end" });
+  } finally {
+    await instance.dispose();
+  }
+}
+
+/** Invokes and checks the answer; throws what is wrong with it. */
+export async function ask(instance: Instance, workload: Pick<Workload, "name" | "event" | "reply">, seed: number): Promise<void> {
+  const result = await instance.invoke(JSON.stringify(workload.event(seed)));
+  if (result.functionError !== undefined) {
+    const reason = result.platformError ?? "the function failed";
+    throw new Error(`${workload.name}: ${reason}: ${result.payload.toString("utf8", 0, 300)} ${result.logs.toString("utf8", 0, 300)}`);
+  }
+  checkReply(workload, seed, result.payload);
+}
+
+/** How many husks of each level shall be ready. */
+export type PoolPlan = Readonly<Record<HuskLevel, number>>;
+
+export const EMPTY_POOLS: PoolPlan = { generic: 0, runtime: 0, image: 0, prefaulted: 0 };
+
+/**
+ * Makes the pools as `plan` says and waits until they are, off the clock. Returns what making husks cost meanwhile, as the engine
+ * accounts it, in microseconds.
+ */
+export async function preparePools(engine: Engine, image: Image, plan: PoolPlan, loader: Loader = "splice"): Promise<number> {
+  const before = engine.stats().husksUs;
+  engine.pool({ generic: plan.generic });
+  for (const level of ["runtime", "image", "prefaulted"] as const) engine.park(image, level, plan[level], loader);
+  await engine.poolsFull(POOL_MS_MAX);
+  await sleep(SETTLE_MS);
+  return engine.stats().husksUs - before;
+}

@@ -1,0 +1,94 @@
+/**
+ * Where the numbers were taken. A number without its machine means little, so every result line carries these facts.
+ */
+import { execFileSync } from "node:child_process";
+import { readFileSync, statfsSync } from "node:fs";
+import { cpus, loadavg, release, totalmem, version } from "node:os";
+import { fileURLToPath } from "node:url";
+
+/** The root of the package: the directory that holds package.json, from `src/lab` and `dist/lab` alike. */
+export const PACKAGE_ROOT = fileURLToPath(new URL("../..", import.meta.url));
+
+export interface Environment {
+  readonly time: string;
+  readonly kernel: string;
+  readonly cpu: string;
+  readonly cores: number;
+  readonly memoryMb: number;
+  readonly node: string;
+  readonly python: string;
+  /** Commit of the checkout, `+changes` behind it when files differ; `unknown` outside a checkout. */
+  readonly commit: string;
+  /** File system that holds the images. */
+  readonly dataFilesystem: string;
+  /** `v1`, `v2` or `none`: where cgroup limits are set. */
+  readonly cgroups: string;
+  /** One-minute load average before the run: what else the machine was doing. */
+  readonly loadBefore: number;
+  /** How the page cache was kept; sections that do otherwise say so. */
+  readonly pageCache: string;
+}
+
+/** Gathers the facts; `dataDir` is where images will be written. */
+export function readEnvironment(dataDir: string): Environment {
+  return {
+    time: new Date().toISOString(),
+    kernel: `${release()} ${version()}`,
+    cpu: cpus()[0]?.model.trim() ?? "unknown",
+    cores: cpus().length,
+    memoryMb: Math.round(totalmem() / 2 ** 20),
+    node: process.version,
+    python: firstLine("python3", ["--version"]).replace("Python ", "") || "unknown",
+    commit: readCommit(),
+    dataFilesystem: filesystemName(dataDir),
+    cgroups: cgroupLayout(),
+    loadBefore: loadavg()[0] ?? Number.NaN,
+    pageCache: "warm: files were read by earlier runs, and one round before the first that counts",
+  };
+}
+
+/** The facts in two lines, for people. */
+export function describeEnvironment(facts: Environment): string {
+  return [
+    `${facts.cpu}, ${facts.cores} cores, ${facts.memoryMb} MiB; Linux ${facts.kernel}`,
+    `Node ${facts.node}, Python ${facts.python}, commit ${facts.commit}; images on ${facts.dataFilesystem}, cgroups ${facts.cgroups}, load ${facts.loadBefore.toFixed(2)}; page cache warm`,
+  ].join("\n");
+}
+
+function readCommit(): string {
+  const commit = firstLine("git", ["-C", PACKAGE_ROOT, "rev-parse", "--short=12", "HEAD"]);
+  if (!/^[0-9a-f]{7,}$/.test(commit)) return "unknown";
+  return firstLine("git", ["-C", PACKAGE_ROOT, "status", "--porcelain"]) === "" ? commit : `${commit}+changes`;
+}
+
+/** Empty when the program is missing or fails: both mean "not known" here. */
+function firstLine(program: string, args: readonly string[]): string {
+  try {
+    const text = execFileSync(program, args, { timeout: 5_000, encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+    return text.split("\n")[0]?.trim() ?? "";
+  } catch {
+    return "";
+  }
+}
+
+/** From statfs(2) and linux/magic.h. */
+const FILESYSTEMS: Readonly<Record<number, string>> = {
+  0xef53: "ext4",
+  0x58465342: "xfs",
+  0x9123683e: "btrfs",
+  0x01021994: "tmpfs",
+  0x794c7630: "overlayfs",
+};
+
+function filesystemName(dir: string): string {
+  const { type } = statfsSync(dir);
+  return FILESYSTEMS[type] ?? `file system 0x${type.toString(16)}`;
+}
+
+function cgroupLayout(): string {
+  const lines = readFileSync("/proc/cgroups", "utf8").split("\n");
+  const memory = lines.find((line) => line.startsWith("memory\t"))?.split("\t");
+  if (memory === undefined) return "v2";
+  // The hierarchy is 0 when the controller belongs to cgroup v2 (cgroups(7)).
+  return memory[1] === "0" ? "v2" : "v1";
+}

@@ -1,0 +1,117 @@
+/**
+ * The ways of starting that are compared at the engine, each as one arm: prepared off the clock, timed from the request in hand
+ * to the response in hand, then checked to be the start it claims to be, then disposed. A start that came about in
+ * another way than meant is a failed run: it must not lend its time to a name that is not its own.
+ */
+import { nowUs } from "../base/clock.js";
+import type { BootOptions, Engine, HuskLevel, Image, Instance, Phase, StartKind, StartResult, ThawOptions } from "../engine/types.js";
+import { ask, EMPTY_POOLS, type PoolPlan, preparePools } from "./engine-under-test.js";
+import type { Arm } from "./interleave.js";
+import { specOf, type Workload } from "./workloads.js";
+
+/** One start: what it took and what it consisted of. */
+export interface StartSample {
+  /** Request in hand to response in hand, without time spent waiting for a pool. */
+  readonly us: number;
+  readonly phases: readonly Phase[];
+  /** What refilling pools before this start cost, microseconds as the engine accounts them. */
+  readonly refillUs: number;
+  readonly prefetchedPages?: number;
+}
+
+interface Way {
+  readonly name: string;
+  readonly pools: PoolPlan;
+  readonly kind: StartKind;
+  readonly husk: HuskLevel | "fresh";
+  readonly boot?: BootOptions;
+  readonly thaw?: ThawOptions;
+}
+
+/** As many as two: one taken by the run, one so that its refill does not begin before the run is over. */
+const READY = 2;
+const runtime = { ...EMPTY_POOLS, generic: READY, runtime: READY };
+const generic = { ...EMPTY_POOLS, generic: READY };
+
+/**
+ * In an order in which neighbours need the same pools. The two boots are the A/A pair: whatever differs between
+ * them is noise.
+ */
+const WAYS: readonly Way[] = [
+  { name: "boot", pools: generic, kind: "boot", husk: "generic", boot: { husk: "pooled" } },
+  { name: "boot again (A/A)", pools: generic, kind: "boot", husk: "generic", boot: { husk: "pooled" } },
+  { name: "boot, husk on the path", pools: generic, kind: "boot", husk: "fresh", boot: { husk: "fresh" } },
+  { name: "thaw splice, generic husk", pools: generic, kind: "thaw", husk: "generic", thaw: { loader: "splice" } },
+  { name: "thaw splice, husk on the path", pools: generic, kind: "thaw", husk: "fresh", thaw: { loader: "splice", husk: "fresh" } },
+  { name: "thaw splice", pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader: "splice" } },
+  { name: "thaw splice again (A/A)", pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader: "splice" } },
+  { name: "thaw lazy", pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader: "lazy" } },
+  { name: "thaw eager", pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader: "eager" } },
+  { name: "parked: image", pools: { ...EMPTY_POOLS, image: READY }, kind: "parked", husk: "image", thaw: { husk: "parked" } },
+  {
+    name: "parked: prefaulted",
+    pools: { ...EMPTY_POOLS, prefaulted: READY },
+    kind: "parked",
+    husk: "prefaulted",
+    thaw: { husk: "parked" },
+  },
+];
+
+/** All ways of starting `workload` at the engine, and warm requests to `warm`. */
+export function startArms(engine: Engine, workload: Workload, image: Image, warm: Instance): Arm<StartSample>[] {
+  const arms = WAYS.map((way) => startArm(engine, workload, image, way));
+  return [...arms, warmArm(warm, workload)];
+}
+
+function startArm(engine: Engine, workload: Workload, image: Image, way: Way): Arm<StartSample> {
+  const spec = specOf(workload, engine.runtimes);
+  let refillUs = 0;
+  return {
+    name: way.name,
+    async prepare() {
+      refillUs = await preparePools(engine, image, way.pools);
+    },
+    async run(round) {
+      const seed = seedOf(round);
+      const began = nowUs();
+      const instance = await (way.thaw === undefined ? engine.boot(spec, way.boot) : engine.thaw(image, way.thaw));
+      try {
+        const started = nowUs();
+        await ask(instance, workload, seed);
+        const ended = nowUs();
+        const { start } = instance;
+        assertStart(start, way);
+        const phases = [...start.phases, { name: "request", us: ended - started }];
+        return { us: ended - began - start.waitUs, phases, refillUs, prefetchedPages: start.prefetchedPages };
+      } finally {
+        await instance.dispose();
+      }
+    },
+  };
+}
+
+/** Requests to an instance that has answered before: what every start is measured against. */
+function warmArm(instance: Instance, workload: Workload): Arm<StartSample> {
+  return {
+    name: "warm",
+    // The same request just before, so that what is timed is warm even after other arms had the caches.
+    prepare: (round) => ask(instance, workload, seedOf(round)),
+    async run(round) {
+      const began = nowUs();
+      await ask(instance, workload, seedOf(round) + 1);
+      return { us: nowUs() - began, phases: [], refillUs: 0 };
+    },
+  };
+}
+
+/** Rounds of the warm-up are negative. */
+export function seedOf(round: number): number {
+  return 1_000 + round * 17;
+}
+
+function assertStart(start: StartResult, way: Way): void {
+  const meant = { kind: way.kind, husk: way.husk, loader: way.thaw?.loader ?? start.loader };
+  if (start.kind === meant.kind && start.husk === meant.husk && start.loader === meant.loader && start.fallback === undefined) return;
+  const got = [start.kind, start.loader, start.husk && `husk ${start.husk}`, start.fallback].filter(Boolean).join(", ");
+  throw new Error(`meant to be "${way.name}", but was ${got}`);
+}

@@ -1,0 +1,102 @@
+/**
+ * Order statistics and their uncertainty. Medians, because a start's time has a long tail; bootstrap intervals,
+ * because a ratio of two medians has no simple error formula (Efron, "Bootstrap methods", 1979).
+ */
+
+/** What the tables show of a list of samples; all in the samples' own unit. */
+export interface Summary {
+  readonly count: number;
+  readonly median: number;
+  readonly p99: number;
+  /** Third quartile minus first. */
+  readonly iqr: number;
+  readonly min: number;
+  readonly max: number;
+}
+
+/** An estimate with its 95 % interval. */
+export interface Estimate {
+  readonly value: number;
+  readonly low: number;
+  readonly high: number;
+}
+
+/**
+ * The `q`-quantile (0..1), linear between neighbours (type 7 of Hyndman and Fan, 1996).
+ * NaN for an empty list, so that a missing measurement can never look like a fast one.
+ */
+export function quantile(samples: readonly number[], q: number): number {
+  return quantileOfSorted(Float64Array.from(samples).sort(), q);
+}
+
+function quantileOfSorted(sorted: ArrayLike<number>, q: number): number {
+  const at = (sorted.length - 1) * q;
+  const below = sorted[Math.floor(at)];
+  const above = sorted[Math.ceil(at)];
+  if (below === undefined || above === undefined) return Number.NaN;
+  // Not `a * (1 - t) + b * t`: rounding there can leave the interval between the two neighbours.
+  return Math.min(above, below + (above - below) * (at - Math.floor(at)));
+}
+
+/** The middle of the samples. */
+export function median(samples: readonly number[]): number {
+  return quantile(samples, 0.5);
+}
+
+/** Median, p99, interquartile range, extremes. */
+export function summarize(samples: readonly number[]): Summary {
+  const sorted = Float64Array.from(samples).sort();
+  return {
+    count: sorted.length,
+    median: quantileOfSorted(sorted, 0.5),
+    p99: quantileOfSorted(sorted, 0.99),
+    iqr: quantileOfSorted(sorted, 0.75) - quantileOfSorted(sorted, 0.25),
+    min: quantileOfSorted(sorted, 0),
+    max: quantileOfSorted(sorted, 1),
+  };
+}
+
+/** `median(numerator) / median(denominator)` with a bootstrap interval. */
+export function ratioOfMedians(numerator: readonly number[], denominator: readonly number[]): Estimate {
+  return bootstrap(numerator, denominator, (a, b) => a / b);
+}
+
+/** `median(a) - median(b)` with a bootstrap interval. */
+export function differenceOfMedians(a: readonly number[], b: readonly number[]): Estimate {
+  return bootstrap(a, b, (left, right) => left - right);
+}
+
+const RESAMPLES = 2_000;
+
+/**
+ * Both lists are resampled independently, which is the wider interval: rounds are interleaved, so what noise they
+ * share would only make a paired interval narrower. Seeded: the same samples give the same interval.
+ */
+function bootstrap(left: readonly number[], right: readonly number[], combine: (a: number, b: number) => number): Estimate {
+  const value = combine(median(left), median(right));
+  if (left.length === 0 || right.length === 0) return { value, low: Number.NaN, high: Number.NaN };
+  const random = seededRandom(left.length * 1_000_003 + right.length);
+  const estimates = new Float64Array(RESAMPLES);
+  for (let index = 0; index < RESAMPLES; index++) {
+    estimates[index] = combine(resampledMedian(left, random), resampledMedian(right, random));
+  }
+  estimates.sort();
+  return { value, low: quantileOfSorted(estimates, 0.025), high: quantileOfSorted(estimates, 0.975) };
+}
+
+function resampledMedian(samples: readonly number[], random: () => number): number {
+  const drawn = new Float64Array(samples.length);
+  for (let index = 0; index < drawn.length; index++) drawn[index] = samples[Math.floor(random() * samples.length)] ?? 0;
+  return quantileOfSorted(drawn.sort(), 0.5);
+}
+
+/** A small generator (mulberry32) whose sequence depends on the seed alone; 0 <= x < 1. */
+export function seededRandom(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}

@@ -1,0 +1,63 @@
+import { execFile } from "node:child_process";
+import { createHmac } from "node:crypto";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { describe, expect, it } from "vitest";
+import { PACKAGE_ROOT } from "./environment.js";
+import { MIXED, MixedChecker, OPERATIONS } from "./mixed.js";
+import { checkReply, runtimeFor, WORKLOADS } from "./workloads.js";
+
+const run = promisify(execFile);
+
+/** Calls a workload's handler with each event in one plain interpreter; its replies, one JSON text for each. */
+async function callPlain(dir: string, language: "node" | "python", events: readonly object[]): Promise<string[]> {
+  const text = JSON.stringify(events);
+  const script =
+    language === "node"
+      ? `const { handler } = await import(process.argv[1]); for (const e of JSON.parse(process.argv[2])) console.log(JSON.stringify(await handler(e, {})));`
+      : "import sys, json; sys.path.insert(0, sys.argv[1]); import app\nfor e in json.loads(sys.argv[2]): print(json.dumps(app.handler(e, None)))";
+  const [program, args] =
+    language === "node"
+      ? [process.execPath, ["--input-type=module", "-e", script, join(dir, "index.mjs"), text]]
+      : ["python3.11", ["-B", "-c", script, dir, text]];
+  const { stdout } = await run(program, args as string[], { timeout: 60_000 });
+  return stdout.trim().split("\n");
+}
+
+describe("workloads", () => {
+  it.each(Object.values(WORKLOADS))("$name answers what the laboratory expects", async (workload) => {
+    const seeds = [0, 1, 29, 12_345];
+    const replies = await callPlain(workload.dir, workload.language, seeds.map((seed) => workload.event(seed)));
+    for (const [index, seed] of seeds.entries()) checkReply(workload, seed, replies[index] ?? "");
+    expect(() => checkReply(workload, 2, replies[0] ?? "")).toThrow(`wrong reply of ${workload.name}`);
+  });
+
+  it.each(MIXED)("$name passes its own check in every operation", async ({ dir, language }) => {
+    const events = OPERATIONS.map((op, index) => ({ op, seed: 1_000 + index }));
+    const checker = new MixedChecker();
+    const replies = await callPlain(dir, language, events);
+    const problems = events.map(({ op, seed }, index) => checker.check(op, seed, index + 1, replies[index] ?? "", Date.now()));
+    expect(problems).toEqual(OPERATIONS.map(() => undefined));
+  });
+
+  it("knows a wrong value, a wrong count of calls, a strange clock and a repeated random number", () => {
+    const checker = new MixedChecker();
+    const child = JSON.stringify({ op: "child", seed: 4, calls: 2, value: 9 });
+    expect(checker.check("child", 4, 2, child, 0)).toBeUndefined();
+    expect(checker.check("child", 4, 3, child, 0)).toContain('"calls":3');
+    expect(checker.check("child", 5, 2, child, 0)).toContain("instead of");
+    expect(checker.check("child", 4, 2, "", 0)).toContain("not JSON");
+    const timers = JSON.stringify({ op: "timers", seed: 4, calls: 2, value: "123:true", wallMs: 1 });
+    expect(checker.check("timers", 4, 2, timers, 1_000_000)).toContain("wall clock");
+    const value = createHmac("sha256", "key").update("4").digest("hex");
+    const random = JSON.stringify({ op: "crypto", seed: 4, calls: 2, value, unique: ["a", "b", "c"] });
+    expect(checker.check("crypto", 4, 2, random, 0)).toBeUndefined();
+    expect(checker.check("crypto", 4, 2, random, 0)).toContain("another thaw had: a, b, c");
+  });
+
+  it("says which runtimes there are when the wanted one is missing", () => {
+    expect(() => runtimeFor([{ id: "nodejs20.x", interpreter: "/usr/bin/node", version: "20" }], "python")).toThrow(
+      "the engine has only nodejs20.x",
+    );
+  });
+});

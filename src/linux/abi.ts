@@ -1,0 +1,305 @@
+/**
+ * The bytes that TypeScript and C share, described once. `scripts/build.mjs` turns this file into
+ * `native/build/abi.h` (constants, packed-free structs, static asserts on every size and offset), so the two
+ * sides cannot drift. All integers are little-endian; fields are naturally aligned by construction and the
+ * layout function refuses a description that would need padding.
+ */
+
+/** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
+export const HUSK_VERSION = 1;
+
+/** Integer constants visible to C under the same names. */
+export const ABI_CONSTANTS = {
+  HUSK_VERSION,
+  /** The husk's own addresses: text and data at the base, thread stacks at +13 MiB, vdso at +14 MiB, program at +16 MiB. */
+  HUSK_ZONE_START: 0x10_0000_0000n,
+  HUSK_ZONE_END: 0x10_4000_0000n,
+  HUSK_VDSO_AT: 0x10_00e0_0000n,
+  HUSK_STACKS_AT: 0x10_00d0_0000n,
+  HUSK_STACK_BYTES: 4096n,
+  HUSK_THREADS_MAX: 256n,
+  HUSK_PROGRAM_AT: 0x10_0100_0000n,
+  HUSK_PROGRAM_BYTES_MAX: 0x2000_0000n,
+  /** The husk's channel to the keeper (SOCK_SEQPACKET) when it is executed. */
+  HUSK_CHANNEL_FD: 100,
+  HUSK_SLOTS: 256,
+  HUSK_FDS_MAX: 64,
+  HUSK_PARAMS: 8,
+  HUSK_STAMPS: 16,
+  HUSK_RUN_MAGIC: 0x4e555254,
+  HUSK_REPORT_MAGIC: 0x54505254,
+  PROGRAM_MAGIC: 0x50574854,
+
+  // Operations of a program.
+  OP_SYSCALL: 1,
+  OP_STAMP: 2,
+  OP_INSTALL: 3,
+  OP_POKE: 4,
+  OP_IDENTITY: 5,
+  OP_THREAD: 6,
+  OP_RESUME: 7,
+  OP_BACKGROUND: 8,
+  OP_COPY: 9,
+  OP_REPORT: 10,
+  OP_LOAD: 11,
+
+  /** In `husk_run.flags`: no report unless an operation fails. */
+  RUN_QUIET: 1,
+
+  /** A failed system call ends the program unless this is set. */
+  OP_FLAG_MAY_FAIL: 1,
+  /** `expect` must equal the result. */
+  OP_FLAG_EXPECT: 2,
+  NO_SLOT: 0xffff,
+
+  // Messages, server to keeper.
+  MSG_TEMPLATE: 1,
+  MSG_CGROUPS: 2,
+  MSG_FILE_OPEN: 3,
+  MSG_FILE_BYTES: 4,
+  MSG_FILE_CLOSE: 5,
+  MSG_HUSK: 6,
+  MSG_STAGE: 7,
+  MSG_SEND: 8,
+  MSG_LIMITS: 9,
+  MSG_KILL: 10,
+  MSG_HELPER: 11,
+  // Messages, keeper to server.
+  MSG_HELLO: 64,
+  MSG_OK: 65,
+  MSG_FAILED: 66,
+  MSG_HUSK_READY: 67,
+  MSG_STAGE_DONE: 68,
+  MSG_LOG: 69,
+  MSG_DATA: 70,
+  MSG_EXIT: 71,
+  MSG_HELPER_DONE: 72,
+
+  /** What a stage hands to the husk, one entry for each descriptor. */
+  PASS_FILE: 0,
+  PASS_TREE: 1,
+  PASS_CONTROL: 2,
+  PASS_LOG: 3,
+
+  FILE_READ: 0,
+  FILE_PATH: 1,
+
+  MESSAGE_BYTES_MAX: 0x1000_0000,
+} as const;
+
+type Field = readonly [name: string, type: "u16" | "u32" | "i32" | "u64" | "i64", count?: number];
+
+/** Structs visible to C as `struct <name>`. */
+export const ABI_STRUCTS = {
+  /** Heads every message between server and keeper; `bytes` follow. `id` names a husk/instance, a file, a template or a request. */
+  message: [
+    ["bytes", "u32"],
+    ["type", "u16"],
+    ["flags", "u16"],
+    ["id", "u32"],
+    ["reserved", "u32"],
+  ],
+  /** MSG_HUSK: make an empty sandboxed process. */
+  husk_make: [
+    ["template_id", "u32"],
+    ["pid", "u32"],
+    ["tmp_mb", "u32"],
+    ["uid", "u32"],
+  ],
+  /** MSG_HUSK_READY. `pid` is the function's pid on the host, `init_pid` its init's. */
+  husk_ready: [
+    ["pid", "u32"],
+    ["init_pid", "u32"],
+    ["us", "u32"],
+    ["reserved", "u32"],
+  ],
+  /** MSG_STAGE: run one program in a husk. `fd_count` stage_fd entries follow; program_file is a file id. */
+  stage: [
+    ["program_file", "u32"],
+    ["fd_count", "u32"],
+    ["fd_base", "u32"],
+    ["flags", "u32"],
+    ["params", "u64", 8],
+  ],
+  stage_fd: [
+    ["kind", "u32"],
+    ["file", "u32"],
+  ],
+  /** What the husk receives, with the program first among the descriptors. */
+  husk_run: [
+    ["magic", "u32"],
+    ["fd_base", "u32"],
+    ["program_bytes", "u64"],
+    ["fd_count", "u32"],
+    ["flags", "u32"],
+    ["params", "u64", 8],
+  ],
+  /** What the husk answers after each program, or just before it becomes the function. Stamps are CLOCK_MONOTONIC nanoseconds, 0 = unused. */
+  husk_report: [
+    ["magic", "u32"],
+    ["status", "i32"],
+    ["failed_op", "u32"],
+    ["resuming", "u32"],
+    ["stamps", "u64", 16],
+  ],
+  /** MSG_EXIT. */
+  exit: [
+    ["wait_status", "u32"],
+    ["oom_kills", "u32"],
+    ["max_rss_kb", "u32"],
+    ["reserved", "u32"],
+    ["user_us", "u64"],
+    ["system_us", "u64"],
+    ["peak_bytes", "u64"],
+  ],
+  program_header: [
+    ["magic", "u32"],
+    ["version", "u32"],
+    ["op_count", "u32"],
+    ["ops_at", "u32"],
+    ["total_bytes", "u64"],
+    ["reserved", "u64"],
+  ],
+  program_op: [
+    ["kind", "u16"],
+    ["slot_mask", "u16"],
+    ["result_slot", "u16"],
+    ["flags", "u16"],
+    ["nr", "u32"],
+    ["expect", "u32"],
+    ["args", "u64", 6],
+  ],
+  /** Argument of OP_THREAD and OP_RESUME; also fills in what only the thread itself can set (DESIGN.md, trap 11). */
+  thread_state: [
+    ["frame", "u64"],
+    ["fs_base", "u64"],
+    ["gs_base", "u64"],
+    ["tid_address", "u64"],
+    ["robust_list", "u64"],
+    ["robust_bytes", "u64"],
+    ["rseq", "u64"],
+    ["rseq_bytes", "u32"],
+    ["rseq_signature", "u32"],
+    ["name", "u64", 2],
+  ],
+  /** Argument of OP_IDENTITY: the file behind a descriptor must still be the one the image was made with. */
+  file_identity: [
+    ["inode", "u64"],
+    ["size", "u64"],
+    ["mtime_s", "i64"],
+    ["mtime_ns", "i64"],
+    ["ctime_s", "i64"],
+    ["ctime_ns", "i64"],
+  ],
+} as const satisfies Record<string, readonly Field[]>;
+
+const FIELD_BYTES = { u16: 2, u32: 4, i32: 4, u64: 8, i64: 8 } as const;
+
+/** Name of a struct in {@link ABI_STRUCTS}. */
+export type StructName = keyof typeof ABI_STRUCTS;
+
+interface FieldLayout {
+  readonly offset: number;
+  readonly type: keyof typeof FIELD_BYTES;
+  readonly count: number;
+}
+
+interface StructLayout {
+  readonly bytes: number;
+  readonly fields: ReadonlyMap<string, FieldLayout>;
+}
+
+function computeLayout(name: string, fields: readonly Field[]): StructLayout {
+  let offset = 0;
+  let alignment = 1;
+  const layout = new Map<string, FieldLayout>();
+  for (const [field, type, count] of fields) {
+    const bytes = FIELD_BYTES[type];
+    if (offset % bytes !== 0) throw new Error(`bug: struct ${name} needs padding before ${field}`);
+    layout.set(field, { offset, type, count: count ?? 1 });
+    offset += bytes * (count ?? 1);
+    alignment = Math.max(alignment, bytes);
+  }
+  if (offset % alignment !== 0) throw new Error(`bug: struct ${name} needs padding at its end`);
+  return { bytes: offset, fields: layout };
+}
+
+const LAYOUTS = new Map<string, StructLayout>(
+  Object.entries(ABI_STRUCTS).map(([name, fields]) => [name, computeLayout(name, fields)]),
+);
+
+/** Size in bytes and offsets of a struct. */
+export function structLayout(name: StructName): StructLayout {
+  const layout = LAYOUTS.get(name);
+  if (layout === undefined) throw new Error(`bug: no struct ${name}`);
+  return layout;
+}
+
+/** Size in bytes of a struct. */
+export function structBytes(name: StructName): number {
+  return structLayout(name).bytes;
+}
+
+type StructValues = Readonly<Record<string, number | bigint | readonly (number | bigint)[]>>;
+
+/** Writes `values` at `offset`; fields that are not named become 0. Returns the offset behind the struct. */
+export function writeStruct(target: Buffer, offset: number, name: StructName, values: StructValues): number {
+  const layout = structLayout(name);
+  target.fill(0, offset, offset + layout.bytes);
+  for (const [field, value] of Object.entries(values)) {
+    const place = layout.fields.get(field);
+    if (place === undefined) throw new Error(`bug: struct ${name} has no field ${field}`);
+    const list = Array.isArray(value) ? (value as readonly (number | bigint)[]) : [value as number | bigint];
+    if (list.length > place.count) throw new Error(`bug: ${name}.${field} holds ${place.count} values`);
+    for (const [index, item] of list.entries()) writeInteger(target, offset + place.offset, place.type, index, item);
+  }
+  return offset + layout.bytes;
+}
+
+function writeInteger(target: Buffer, at: number, type: FieldLayout["type"], index: number, value: number | bigint): void {
+  const position = at + index * FIELD_BYTES[type];
+  if (type === "u16") target.writeUInt16LE(Number(value), position);
+  else if (type === "u32") target.writeUInt32LE(Number(value), position);
+  else if (type === "i32") target.writeInt32LE(Number(value), position);
+  else if (type === "u64") target.writeBigUInt64LE(BigInt.asUintN(64, BigInt(value)), position);
+  else target.writeBigInt64LE(BigInt(value), position);
+}
+
+/** Reads one field (element `index` of an array field). 64-bit fields come as bigint through {@link readStructBig}. */
+export function readStruct(source: Buffer, offset: number, name: StructName, field: string, index = 0): number {
+  return Number(readStructBig(source, offset, name, field, index));
+}
+
+/** As {@link readStruct}, without loss for 64-bit fields. */
+export function readStructBig(source: Buffer, offset: number, name: StructName, field: string, index = 0): bigint {
+  const place = structLayout(name).fields.get(field);
+  if (place === undefined) throw new Error(`bug: struct ${name} has no field ${field}`);
+  const position = offset + place.offset + index * FIELD_BYTES[place.type];
+  if (place.type === "u16") return BigInt(source.readUInt16LE(position));
+  if (place.type === "u32") return BigInt(source.readUInt32LE(position));
+  if (place.type === "i32") return BigInt(source.readInt32LE(position));
+  if (place.type === "u64") return source.readBigUInt64LE(position);
+  return source.readBigInt64LE(position);
+}
+
+const C_TYPES = { u16: "uint16_t", u32: "uint32_t", i32: "int32_t", u64: "uint64_t", i64: "int64_t" } as const;
+
+/** The text of `abi.h`. */
+export function abiHeader(): string {
+  const lines = ["/* Generated from src/linux/abi.ts. Do not edit. */", "#pragma once", "#include <stddef.h>", "#include <stdint.h>", ""];
+  for (const [name, value] of Object.entries(ABI_CONSTANTS)) {
+    lines.push(`#define ${name} ${typeof value === "bigint" ? `0x${value.toString(16)}ULL` : `${value}`}`);
+  }
+  for (const [name, fields] of Object.entries(ABI_STRUCTS) as [StructName, readonly Field[]][]) {
+    const layout = structLayout(name);
+    lines.push("", `struct ${name} {`);
+    for (const [field, type, count] of fields) {
+      lines.push(`\t${C_TYPES[type]} ${field}${count === undefined ? "" : `[${count}]`};`);
+    }
+    lines.push("};", `_Static_assert(sizeof(struct ${name}) == ${layout.bytes}, "${name}");`);
+    for (const [field, place] of layout.fields) {
+      lines.push(`_Static_assert(offsetof(struct ${name}, ${field}) == ${place.offset}, "${name}.${field}");`);
+    }
+  }
+  return `${lines.join("\n")}\n`;
+}

@@ -1,0 +1,185 @@
+/** What the kernel and our privileges allow. */
+import type { Check, Machine } from "./doctor-machine.js";
+
+/** PAGEMAP_SCAN, with which the extractor finds a process's pages, came with 6.7 (ioctl_pagemap_scan(2const)). */
+const KERNEL_MIN = [6, 7] as const;
+
+export function checkPlatform(machine: Machine): Check {
+  const ok = machine.platform === "linux" && machine.arch === "x64";
+  const here = `${machine.platform} on ${machine.arch}`;
+  if (ok) return { name: "platform", ok, required: true, says: "This is Linux on x86-64." };
+  return {
+    name: "platform",
+    ok,
+    required: true,
+    says: `This is ${here}: processes can be frozen only on Linux on x86-64.`,
+    fix: "Run thaw on such a machine, or start `thaw serve --boot-only` to run functions without images.",
+  };
+}
+
+export async function checkKernel(machine: Machine): Promise<Check> {
+  const release = (await machine.read("/proc/sys/kernel/osrelease"))?.trim() ?? "unknown";
+  const [, major, minor] = /^(\d+)\.(\d+)/.exec(release) ?? [];
+  const [needMajor, needMinor] = KERNEL_MIN;
+  const ok = Number(major) > needMajor || (Number(major) === needMajor && Number(minor) >= needMinor);
+  if (ok)
+    return {
+      name: "kernel",
+      ok,
+      required: true,
+      says: `Linux ${release} is new enough (PAGEMAP_SCAN needs ${KERNEL_MIN.join(".")}).`,
+    };
+  return {
+    name: "kernel",
+    ok,
+    required: true,
+    says: `Linux ${release} is too old: freezing finds a process's pages with PAGEMAP_SCAN, which came with ${KERNEL_MIN.join(".")}.`,
+    fix: `Boot Linux ${KERNEL_MIN.join(".")} or newer (Debian 12: the kernel of bookworm-backports).`,
+  };
+}
+
+/** Number (capabilities(7)) and need of each capability that the keeper and the extractor use. */
+const CAPABILITIES = {
+  CAP_CHOWN: [0, "give files to a sandbox's user"],
+  CAP_DAC_OVERRIDE: [1, "write below /sys/fs/cgroup and read code of any owner"],
+  CAP_KILL: [5, "end a function that runs as another user"],
+  CAP_SETGID: [6, "run a function as another group"],
+  CAP_SETUID: [7, "run a function as another user"],
+  CAP_NET_ADMIN: [12, "bring up the loopback device of a sandbox"],
+  CAP_SYS_PTRACE: [19, "stop a process and read its memory"],
+  CAP_SYS_ADMIN: [21, "make namespaces and mounts, and open mapped files"],
+} as const;
+
+export async function checkPrivileges(machine: Machine): Promise<Check> {
+  const status = (await machine.read("/proc/self/status")) ?? "";
+  const uid = /^Uid:\s+\d+\s+(\d+)/m.exec(status)?.[1];
+  const held = BigInt(`0x${/^CapEff:\s+([0-9a-f]+)/m.exec(status)?.[1] ?? "0"}`);
+  const missing = Object.entries(CAPABILITIES).filter(([, [bit]]) => (held & (1n << BigInt(bit))) === 0n);
+  const ok = uid === "0" && missing.length === 0;
+  if (ok) return { name: "privileges", ok, required: true, says: "Running as root, with every capability that is needed." };
+  const lacking = missing.map(([name, [, need]]) => `${name} (to ${need})`).join(", ");
+  const who = uid === "0" ? "Running as root" : `Running as user ${uid ?? "unknown"}, not as root`;
+  return {
+    name: "privileges",
+    ok,
+    required: true,
+    says: lacking === "" ? `${who}.` : `${who}, without ${lacking}.`,
+    fix:
+      uid === "0"
+        ? "Grant them to this container or service (docker: --privileged, or --cap-add for each; systemd: AmbientCapabilities and CapabilityBoundingSet)."
+        : "Run as root (sudo), or start `thaw serve --boot-only` to run functions without images.",
+  };
+}
+
+const NAMESPACES = ["user", "pid", "mount", "ipc", "uts", "net", "cgroup"] as const;
+
+/** Makes all of a sandbox's namespaces at once in a child; when that fails, one at a time, to say which. */
+export async function checkNamespaces(machine: Machine): Promise<Check> {
+  const base = { name: "namespaces", required: true };
+  const limit = (await machine.read("/proc/sys/user/max_user_namespaces"))?.trim();
+  if (limit === "0") {
+    return {
+      ...base,
+      ok: false,
+      says: "User namespaces are switched off: user.max_user_namespaces is 0.",
+      fix: "sysctl -w user.max_user_namespaces=10000, and the same line in /etc/sysctl.d/.",
+    };
+  }
+  const unshare = (kinds: readonly string[]): ReturnType<Machine["run"]> => {
+    const root = kinds.includes("user") ? ["--map-root-user"] : [];
+    return machine.run("/usr/bin/unshare", [...kinds.map((kind) => `--${kind}`), ...root, "--fork", "/bin/true"]);
+  };
+  const all = await unshare(NAMESPACES);
+  if (all.ok) return { ...base, ok: true, says: `A child with its own ${NAMESPACES.join(", ")} namespaces could be made.` };
+  if (all.missing) {
+    const absent: string[] = [];
+    for (const kind of NAMESPACES)
+      if (!(await machine.exists(`/proc/self/ns/${kind === "mount" ? "mnt" : kind}`))) absent.push(kind);
+    if (absent.length === 0)
+      return { ...base, ok: true, says: "The kernel has all namespaces (not tried: /usr/bin/unshare is not installed)." };
+    return {
+      ...base,
+      ok: false,
+      says: `The kernel lacks ${absent.join(", ")} namespaces.`,
+      fix: "Boot a kernel that was built with them.",
+    };
+  }
+  const refused: string[] = [];
+  for (const kind of NAMESPACES) if (!(await unshare([kind])).ok) refused.push(kind);
+  return {
+    ...base,
+    ok: false,
+    says: `A child with its own namespaces could not be made (${refused.length > 0 ? `refused: ${refused.join(", ")}` : "each works, together they do not"}): ${all.output}.`,
+    fix: "Run as root on the host, or in a container that may make namespaces (docker: --privileged); raise user.max_*_namespaces if one is 0.",
+  };
+}
+
+export async function checkTime(machine: Machine): Promise<Check> {
+  const base = { name: "time namespace", required: false };
+  const tried = await machine.run("/usr/bin/unshare", ["--time", "--fork", "/bin/true"]);
+  const exists = await machine.exists("/proc/self/ns/time");
+  if (tried.ok || (exists && tried.missing)) {
+    return {
+      ...base,
+      ok: true,
+      says: tried.ok ? "A time namespace could be made." : "The kernel has time namespaces (not tried).",
+    };
+  }
+  return {
+    ...base,
+    ok: false,
+    says: `A time namespace could not be made: ${exists ? tried.output : "the kernel has none"}. Images cannot be thawed after this machine has rebooted.`,
+    fix: exists
+      ? "Run as root on the host."
+      : "Boot a kernel built with CONFIG_TIME_NS; until then functions boot, and are frozen anew, after a reboot.",
+  };
+}
+
+export async function checkCheckpoint(machine: Machine): Promise<Check> {
+  const base = { name: "checkpoint", required: true };
+  // /proc/sys/kernel/ns_last_pid exists only in kernels built with it, unlike map_files.
+  if (!(await machine.exists("/proc/sys/kernel/ns_last_pid"))) {
+    return {
+      ...base,
+      ok: false,
+      says: "This kernel was built without CONFIG_CHECKPOINT_RESTORE: the memory layout of a process cannot be set.",
+      fix: "Boot a kernel that has it; those of Debian, Ubuntu and Fedora do.",
+    };
+  }
+  const refused = await machine.tryMapFiles();
+  if (refused === undefined)
+    return { ...base, ok: true, says: "The kernel has CONFIG_CHECKPOINT_RESTORE, and mapped files can be opened." };
+  return {
+    ...base,
+    ok: false,
+    says: `Mapped files cannot be opened through /proc/PID/map_files: ${refused}.`,
+    fix: "CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the host's user namespace is needed: run as root on the host.",
+  };
+}
+
+export async function checkPtrace(machine: Machine): Promise<Check> {
+  const base = { name: "ptrace", required: true };
+  const scope = (await machine.read("/proc/sys/kernel/yama/ptrace_scope"))?.trim();
+  // Scope 1 and 2 let a holder of CAP_SYS_PTRACE trace; 3 nobody, until the next boot.
+  if (scope !== "3")
+    return { ...base, ok: true, says: `Tracing is allowed (${scope === undefined ? "no Yama" : `Yama scope ${scope}`}).` };
+  return {
+    ...base,
+    ok: false,
+    says: "Yama forbids all tracing until the next boot (kernel.yama.ptrace_scope is 3).",
+    fix: "Set kernel.yama.ptrace_scope to 2 or less in /etc/sysctl.d/ and reboot.",
+  };
+}
+
+export async function checkSeccomp(machine: Machine): Promise<Check> {
+  const actions = (await machine.read("/proc/sys/kernel/seccomp/actions_avail")) ?? "";
+  const ok = actions.split(/\s+/).includes("errno");
+  if (ok) return { name: "seccomp", ok, required: true, says: "System calls can be filtered." };
+  return {
+    name: "seccomp",
+    ok,
+    required: true,
+    says: "This kernel cannot filter system calls (no seccomp filters).",
+    fix: "Boot a kernel built with CONFIG_SECCOMP_FILTER.",
+  };
+}

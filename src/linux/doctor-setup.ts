@@ -1,0 +1,154 @@
+/** What was installed, built and configured on this machine. */
+import { join } from "node:path";
+import { formatBytes, GIB, MIB, TIB } from "../base/units.js";
+import type { Check, Machine } from "./doctor-machine.js";
+
+const HELPERS = ["keeper", "husk", "extractor", "shim.so"] as const;
+
+export async function checkNative(machine: Machine, dir: string): Promise<Check> {
+  const missing: string[] = [];
+  for (const helper of HELPERS) if (!(await machine.isExecutable(join(dir, helper)))) missing.push(helper);
+  if (missing.length === 0) return { name: "native", ok: true, required: true, says: "The native helpers are built." };
+  const absent: string[] = [];
+  for (const tool of ["gcc", "make"]) if ((await machine.run(tool, ["--version"])).missing) absent.push(tool);
+  const tools =
+    absent.length === 0 ? "" : `, and ${absent.join(" and ")} to build them ${absent.length === 1 ? "is" : "are"} missing too`;
+  return {
+    name: "native",
+    ok: false,
+    required: true,
+    says: `Native helpers are missing in ${dir}: ${missing.join(", ")}${tools}.`,
+    fix: absent.length === 0 ? "npm run build" : "apt-get install gcc make libc6-dev, then npm run build.",
+  };
+}
+
+/** Asks what `node` and `python3` on the PATH really are: either may be a script that starts something else. */
+export async function checkInterpreters(machine: Machine): Promise<Check> {
+  const base = { name: "interpreters", required: true };
+  const found: string[] = [];
+  const node = await machine.run("node", ["-p", "process.version + ' at ' + process.execPath"]);
+  if (node.ok) found.push(`Node ${node.output}`);
+  const python = await machine.run("python3", ["-c", "import sys; print(sys.version.split()[0], 'at', sys.executable)"]);
+  if (python.ok) found.push(`Python ${python.output}`);
+  if (found.length > 0) return { ...base, ok: true, says: `Found on the PATH: ${found.join("; ")}.` };
+  return { ...base, ok: false, says: "Neither node nor python3 is on the PATH.", fix: "apt-get install nodejs python3" };
+}
+
+/** Page spaces are sparse: mappings lie at their offsets, and tails for growth behind them (limit of ext4: 16 TiB). */
+const SPARSE_BYTES = 8 * TIB;
+
+interface Mount {
+  readonly point: string;
+  readonly type: string;
+  readonly options: readonly string[];
+}
+
+function mountOf(dir: string, mounts: string): Mount | undefined {
+  let best: Mount | undefined;
+  for (const line of mounts.split("\n")) {
+    const [, escaped, type, options] = line.split(" ");
+    if (escaped === undefined || type === undefined || options === undefined) continue;
+    const point = escaped.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+    const covers = point === "/" || dir === point || dir.startsWith(`${point}/`);
+    // Of two mounts on one point the later one is on top.
+    if (covers && point.length >= (best?.point.length ?? 0)) best = { point, type, options: options.split(",") };
+  }
+  return best;
+}
+
+export async function checkDataDir(machine: Machine, dataDir: string): Promise<Check> {
+  const base = { name: "data", required: true };
+  const dir = await machine.nearestDirectory(dataDir);
+  const mount = mountOf(dir, (await machine.read("/proc/self/mounts")) ?? "");
+  if (mount?.options.includes("noexec") === true) {
+    return {
+      ...base,
+      ok: false,
+      says: `The data directory ${dataDir} is on ${mount.point}, which is mounted noexec: the code pages of an image could not be mapped.`,
+      fix: `Choose another directory with --data, or: mount -o remount,exec ${mount.point}`,
+    };
+  }
+  const refused = await machine.trySparseFile(dir, SPARSE_BYTES);
+  const type = mount?.type ?? "unknown file system";
+  if (refused === undefined) {
+    return {
+      ...base,
+      ok: true,
+      says: `The data directory ${dataDir} (${type}) takes sparse files of ${formatBytes(SPARSE_BYTES)}, and may hold code.`,
+    };
+  }
+  const tooSmall = refused === "EFBIG";
+  return {
+    ...base,
+    ok: false,
+    says: tooSmall
+      ? `The data directory ${dataDir} is on ${type}, which takes no sparse file of ${formatBytes(SPARSE_BYTES)}.`
+      : `No file can be written in ${dir} (for the data directory ${dataDir}): ${refused}.`,
+    fix: tooSmall ? "Choose a directory on ext4 or xfs with --data." : "Choose a directory with --data that root may write to.",
+  };
+}
+
+const DISK_BYTES_MIN = 256 * MIB;
+const DISK_BYTES_WANTED = 2 * GIB;
+
+export async function checkDisk(machine: Machine, dataDir: string): Promise<Check> {
+  const free = await machine.freeBytes(await machine.nearestDirectory(dataDir));
+  const says = `${formatBytes(free)} are free for code and images.`;
+  if (free >= DISK_BYTES_WANTED) return { name: "disk", ok: true, required: false, says };
+  // An image is as large as its function's anonymous memory, and two generations exist for a moment.
+  return {
+    name: "disk",
+    ok: false,
+    required: free < DISK_BYTES_MIN,
+    says: `Only ${says}`,
+    fix: `Make room (${formatBytes(DISK_BYTES_WANTED)} are a good start; an image takes as much as its function's memory), or choose another directory with --data.`,
+  };
+}
+
+const PIDS_WANTED = 4096;
+const FILES_WANTED = 4096;
+const NAMESPACES_WANTED = 512;
+
+export async function checkLimits(machine: Machine): Promise<Check> {
+  const number = async (path: string): Promise<number> => Number((await machine.read(path)) ?? Number.NaN);
+  const pids = await number("/proc/sys/kernel/pid_max");
+  const [, openFiles] = /^Max open files\s+(\S+)/m.exec((await machine.read("/proc/self/limits")) ?? "") ?? [];
+  const files = openFiles === "unlimited" ? Number.POSITIVE_INFINITY : Number(openFiles);
+  const low: string[] = [];
+  const fixes: string[] = [];
+  if (pids < PIDS_WANTED) {
+    low.push(`kernel.pid_max is ${pids}`);
+    fixes.push("sysctl -w kernel.pid_max=32768");
+  }
+  if (files < FILES_WANTED) {
+    low.push(`this process may open ${files} files`);
+    fixes.push("ulimit -n 20000 (systemd: LimitNOFILE=20000)");
+  }
+  for (const kind of ["user", "pid", "mnt", "ipc", "uts", "net", "cgroup"]) {
+    const most = await number(`/proc/sys/user/max_${kind}_namespaces`);
+    if (most >= NAMESPACES_WANTED || Number.isNaN(most)) continue;
+    low.push(`user.max_${kind}_namespaces is ${most}`);
+    fixes.push(`sysctl -w user.max_${kind}_namespaces=10000`);
+  }
+  if (low.length === 0)
+    return { name: "limits", ok: true, required: false, says: `Up to ${pids} processes and ${files} open files.` };
+  return {
+    name: "limits",
+    ok: false,
+    required: false,
+    says: `Low limits: ${low.join(", ")}. Every instance takes some processes and descriptors, and a namespace of each kind.`,
+    fix: fixes.join("; "),
+  };
+}
+
+export async function checkOvercommit(machine: Machine): Promise<Check> {
+  const base = { name: "overcommit", required: false };
+  const mode = (await machine.read("/proc/sys/vm/overcommit_memory"))?.trim();
+  if (mode !== "2") return { ...base, ok: true, says: "Address space can be reserved without memory behind it." };
+  return {
+    ...base,
+    ok: false,
+    says: "The kernel counts reserved address space as used memory (vm.overcommit_memory is 2): few instances will fit.",
+    fix: "sysctl -w vm.overcommit_memory=0",
+  };
+}

@@ -1,0 +1,132 @@
+/**
+ * The function's seccomp filter, as classic BPF. It is a second wall: what it refuses a process without capabilities in
+ * its own namespaces mostly could not do anyway; it also keeps away kernel surface that functions have no use for. It answers
+ * as Linux answers an unprivileged caller (EPERM), or as a kernel without the feature (ENOSYS), so that libraries take
+ * their ordinary way around.
+ *
+ * It is installed when a husk is made, off the path of a request; the few privileged calls of later programs (move_mount, a time
+ * namespace) are let through, because without capabilities they fail by themselves.
+ */
+
+const BPF_LOAD = 0x20;
+const BPF_JEQ = 0x15;
+const BPF_JGE = 0x35;
+const BPF_JSET = 0x45;
+const BPF_RETURN = 0x06;
+const ALLOW = 0x7fff0000;
+const ERRNO = 0x00050000;
+const EPERM = 1;
+const ENOSYS = 38;
+const AUDIT_ARCH_X86_64 = 0xc000003e;
+const X32_BIT = 0x40000000;
+const AT_NR = 0;
+const AT_ARCH = 4;
+const AT_ARG0 = 16;
+const AT_ARG1 = 24;
+
+const CLONE_NAMESPACES = 0x7e020000;
+const CLONE_NEWTIME = 0x80;
+const TIOCSTI = 0x5412;
+const PERSONALITY_QUERY = 0xffffffff;
+
+const CLONE = 56;
+const IOCTL = 16;
+const PERSONALITY = 135;
+const UNSHARE = 272;
+const SETNS = 308;
+
+/** Refused with EPERM, by name and number. */
+export const REFUSED: Readonly<Record<string, number>> = {
+  ptrace: 101,
+  syslog: 103,
+  vhangup: 153,
+  modify_ldt: 154,
+  pivot_root: 155,
+  adjtimex: 159,
+  chroot: 161,
+  acct: 163,
+  settimeofday: 164,
+  mount: 165,
+  umount2: 166,
+  swapon: 167,
+  swapoff: 168,
+  reboot: 169,
+  sethostname: 170,
+  setdomainname: 171,
+  iopl: 172,
+  ioperm: 173,
+  init_module: 175,
+  delete_module: 176,
+  quotactl: 179,
+  clock_settime: 227,
+  kexec_load: 246,
+  add_key: 248,
+  request_key: 249,
+  keyctl: 250,
+  move_pages: 279,
+  perf_event_open: 298,
+  fanotify_init: 300,
+  fanotify_mark: 301,
+  name_to_handle_at: 303,
+  open_by_handle_at: 304,
+  clock_adjtime: 305,
+  process_vm_readv: 310,
+  process_vm_writev: 311,
+  kcmp: 312,
+  finit_module: 313,
+  kexec_file_load: 320,
+  bpf: 321,
+  userfaultfd: 323,
+  open_tree: 428,
+  fsopen: 430,
+  fsconfig: 431,
+  fsmount: 432,
+  fspick: 433,
+  pidfd_getfd: 438,
+  process_madvise: 440,
+  mount_setattr: 442,
+  quotactl_fd: 443,
+};
+
+/** Answered as by a kernel that does not have them. clone3 hides its flags from a filter; io_uring cannot be frozen. */
+export const ABSENT: Readonly<Record<string, number>> = {
+  io_uring_setup: 425,
+  io_uring_enter: 426,
+  io_uring_register: 427,
+  clone3: 435,
+  memfd_secret: 447,
+};
+
+type Instruction = readonly [code: number, ifTrue: number, ifFalse: number, k: number];
+
+const refuse = (errno: number): Instruction => [BPF_RETURN, 0, 0, ERRNO | errno];
+const allow: Instruction = [BPF_RETURN, 0, 0, ALLOW];
+
+/** The filter as an array of `struct sock_filter` (8 bytes each). */
+export function seccompFilter(): Buffer {
+  const code: Instruction[] = [
+    [BPF_LOAD, 0, 0, AT_ARCH],
+    [BPF_JEQ, 1, 0, AUDIT_ARCH_X86_64],
+    refuse(ENOSYS),
+    [BPF_LOAD, 0, 0, AT_NR],
+    [BPF_JGE, 0, 1, X32_BIT],
+    refuse(ENOSYS),
+  ];
+  for (const nr of Object.values(REFUSED)) code.push([BPF_JEQ, 0, 1, nr], refuse(EPERM));
+  for (const nr of Object.values(ABSENT)) code.push([BPF_JEQ, 0, 1, nr], refuse(ENOSYS));
+  // Each of these looks at one argument (its low half) and returns.
+  code.push([BPF_JEQ, 0, 4, CLONE], [BPF_LOAD, 0, 0, AT_ARG0], [BPF_JSET, 0, 1, CLONE_NAMESPACES], refuse(EPERM), allow);
+  code.push([BPF_JEQ, 0, 4, UNSHARE], [BPF_LOAD, 0, 0, AT_ARG0], [BPF_JEQ, 1, 0, CLONE_NEWTIME], refuse(EPERM), allow);
+  code.push([BPF_JEQ, 0, 4, SETNS], [BPF_LOAD, 0, 0, AT_ARG1], [BPF_JEQ, 1, 0, CLONE_NEWTIME], refuse(EPERM), allow);
+  code.push([BPF_JEQ, 0, 4, PERSONALITY], [BPF_LOAD, 0, 0, AT_ARG0], [BPF_JEQ, 1, 0, PERSONALITY_QUERY], refuse(EPERM), allow);
+  code.push([BPF_JEQ, 0, 4, IOCTL], [BPF_LOAD, 0, 0, AT_ARG1], [BPF_JEQ, 0, 1, TIOCSTI], refuse(EPERM), allow);
+  code.push(allow);
+  const bytes = Buffer.alloc(code.length * 8);
+  for (const [index, [operation, ifTrue, ifFalse, k]] of code.entries()) {
+    bytes.writeUInt16LE(operation, index * 8);
+    bytes.writeUInt8(ifTrue, index * 8 + 2);
+    bytes.writeUInt8(ifFalse, index * 8 + 3);
+    bytes.writeUInt32LE(k >>> 0, index * 8 + 4);
+  }
+  return bytes;
+}

@@ -1,0 +1,87 @@
+/** Numbers of the system calls that programs use, x86-64, and the flags that go with them. */
+export const SYS = {
+  read: 0,
+  write: 1,
+  close: 3,
+  lseek: 8,
+  mmap: 9,
+  mprotect: 10,
+  munmap: 11,
+  rt_sigaction: 13,
+  rt_sigprocmask: 14,
+  pread64: 17,
+  mremap: 25,
+  madvise: 28,
+  setitimer: 38,
+  socket: 41,
+  connect: 42,
+  accept4: 288,
+  bind: 49,
+  listen: 50,
+  getsockname: 51,
+  socketpair: 53,
+  setsockopt: 54,
+  execve: 59,
+  fcntl: 72,
+  ftruncate: 77,
+  chdir: 80,
+  mkdir: 83,
+  symlink: 88,
+  chmod: 90,
+  umask: 95,
+  capset: 126,
+  personality: 135,
+  prctl: 157,
+  exit_group: 231,
+  openat: 257,
+  utimensat: 280,
+  timerfd_create: 283,
+  timerfd_settime: 286,
+  signalfd4: 289,
+  eventfd2: 290,
+  epoll_create1: 291,
+  epoll_ctl: 233,
+  dup3: 292,
+  pipe2: 293,
+  unshare: 272,
+  prlimit64: 302,
+  setns: 308,
+  seccomp: 317,
+  memfd_create: 319,
+  move_mount: 429,
+  close_range: 436,
+} as const;
+
+export const PROT_READ = 1;
+export const PROT_WRITE = 2;
+export const PROT_EXEC = 4;
+
+export const MAP_SHARED = 1;
+export const MAP_PRIVATE = 2;
+export const MAP_FIXED = 0x10;
+export const MAP_ANONYMOUS = 0x20;
+export const MAP_GROWSDOWN = 0x100;
+export const MAP_NORESERVE = 0x4000;
+
+export const MADV_RANDOM = 1;
+export const MADV_WIPEONFORK = 18;
+export const MADV_POPULATE_READ = 22;
+export const MADV_POPULATE_WRITE = 23;
+
+export const O_ACCMODE = 3;
+export const O_RDWR = 2;
+export const O_CREAT = 0o100;
+export const O_EXCL = 0o200;
+export const O_TRUNC = 0o1000;
+export const O_APPEND = 0o2000;
+export const O_NONBLOCK = 0o4000;
+export const O_DIRECTORY = 0o200000;
+export const O_CLOEXEC = 0o2000000;
+export const O_TMPFILE = 0o20200000;
+export const AT_FDCWD = -100;
+
+export const F_SETFL = 4;
+export const F_SETPIPE_SZ = 1031;
+export const F_DUPFD_CLOEXEC = 1030;
+
+export const PAGE_BYTES = 4096;

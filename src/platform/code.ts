@@ -1,0 +1,130 @@
+/**
+ * Code packages on disk: unpacked once, at `functions/<name>/<sha256>/`, never changed. A package is unpacked under a
+ * temporary name, flushed and renamed, so that a directory with a final name is whole. Files are readable by everyone, because
+ * functions run under other user ids; the directory above is the server's alone.
+ */
+import { webcrypto } from "node:crypto";
+import { chmod, mkdir, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { dirname, join, posix } from "node:path";
+import { faultPoint } from "../base/fault.js";
+import { fsyncTree, mkdirDurably, renameDurably, temporaryPath } from "../base/fsync.js";
+import { resourceError } from "./resources.js";
+import { invalidPackage, readEntryBytes, readZip, type ZipEntry } from "./zip.js";
+
+/** Entries written at the same time; zlib's pool has four threads. */
+const WRITERS = 4;
+const DIRECTORY_MODE = 0o755;
+const LINK_TARGET_BYTES_MAX = 1024;
+
+/** SHA-256 of a package. */
+export interface CodeHash {
+  /** Names the directory. */
+  readonly hex: string;
+  /** Lambda's CodeSha256. */
+  readonly base64: string;
+}
+
+/** Off the event loop: 50 MB take 100 ms. */
+export async function hashCode(zip: Uint8Array): Promise<CodeHash> {
+  const digest = Buffer.from(await webcrypto.subtle.digest("SHA-256", zip));
+  return { hex: digest.toString("hex"), base64: digest.toString("base64") };
+}
+
+/** Unpacked code that is not at its final place yet. */
+export interface StagedCode {
+  readonly dir: string;
+  /** Paths of its files, relative, sorted. */
+  readonly files: readonly string[];
+  /** Moves it to its final place. Durable when it resolves. */
+  publish(): Promise<void>;
+  /** Removes it; what was published stays. */
+  discard(): Promise<void>;
+}
+
+/** Unpacks `zip` beside `finalDir`. CODE_INVALID with a reason; RESOURCE_EXHAUSTED when the disk is full. */
+export async function stageCode(zip: Uint8Array, finalDir: string): Promise<StagedCode> {
+  const entries = readZip(zip);
+  const dir = temporaryPath(finalDir);
+  try {
+    await mkdirDurably(dirname(finalDir));
+    await mkdir(dir);
+    await writeEntries(entries, dir);
+    await chmod(dir, DIRECTORY_MODE);
+    await fsyncTree(dir);
+  } catch (error) {
+    await rm(dir, { recursive: true, force: true });
+    throw resourceError(error, "The code package could not be unpacked");
+  }
+  faultPoint("deploy-code-unpacked");
+  return {
+    dir,
+    files: entries
+      .filter((entry) => entry.kind !== "directory")
+      .map((entry) => entry.path)
+      .sort(),
+    async publish() {
+      // The same package again: its directory is whole, because only whole directories get that name.
+      if (!(await exists(finalDir))) await renameDurably(dir, finalDir);
+      faultPoint("deploy-code-renamed");
+    },
+    async discard() {
+      await rm(dir, { recursive: true, force: true });
+    },
+  };
+}
+
+async function writeEntries(entries: readonly ZipEntry[], dir: string): Promise<void> {
+  const directories = new Set(entries.filter((entry) => entry.kind === "directory").map((entry) => entry.path));
+  for (const { path } of entries) if (path.includes("/")) directories.add(dirname(path));
+  for (const path of directories) await mkdir(join(dir, path), { recursive: true });
+
+  const files = entries.filter((entry) => entry.kind === "file");
+  let next = 0;
+  const writer = async (): Promise<void> => {
+    for (let entry = files[next++]; entry !== undefined; entry = files[next++]) {
+      const path = join(dir, entry.path);
+      await writeFile(path, await readEntryBytes(entry), { flag: "wx" });
+      await chmod(path, entry.executable ? 0o755 : 0o644);
+    }
+  };
+  const results = await Promise.allSettled(Array.from({ length: WRITERS }, writer));
+  for (const result of results) if (result.status === "rejected") throw result.reason;
+
+  // By chmod, because the server's umask may hide what functions must read.
+  for (const path of directories) {
+    for (let parent = path; parent !== "."; parent = dirname(parent)) await chmod(join(dir, parent), DIRECTORY_MODE);
+  }
+
+  // Links last: no write may pass through one.
+  for (const entry of entries) if (entry.kind === "link") await symlink(await linkTarget(entry), join(dir, entry.path));
+}
+
+/**
+ * The target of a link that stays inside. `..` is accepted only in front: the link's own directory is a real one, so leading
+ * steps up can be counted, while after another link `..` would start from wherever that one points.
+ */
+async function linkTarget(entry: ZipEntry): Promise<string> {
+  const outside = (target: string): Error =>
+    invalidPackage(`"${entry.path}" is a symbolic link to "${target}", which may lie outside the package`, {
+      fix: "Pack what it points to, or a relative link inside the package",
+    });
+  if (entry.unpackedBytes > LINK_TARGET_BYTES_MAX) throw outside("(a very long path)");
+  const target = Buffer.from(await readEntryBytes(entry)).toString("utf8");
+  const parts = target.split("/").filter((part) => part !== "" && part !== ".");
+  const upCount = parts.findIndex((part) => part !== "..");
+  const climbs = upCount === -1 ? parts.length : upCount;
+  const depth = posix.normalize(entry.path).split("/").length - 1;
+  if (target === "" || target.startsWith("/") || target.includes("\0") || climbs > depth || parts.slice(climbs).includes("..")) {
+    throw outside(target);
+  }
+  return target;
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,81 @@
+/** What a function may be configured to: checked at the door, with the limit and its value in every refusal. */
+import { z } from "zod";
+import { ThawError } from "../base/errors.js";
+import { type DeployRequest, LIMITS } from "./types.js";
+
+/** Set by the platform, not by users (the list of Lambda). */
+export const RESERVED_ENVIRONMENT: readonly string[] = [
+  "_HANDLER",
+  "_X_AMZN_TRACE_ID",
+  "AWS_REGION",
+  "AWS_DEFAULT_REGION",
+  "AWS_EXECUTION_ENV",
+  "AWS_LAMBDA_FUNCTION_NAME",
+  "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+  "AWS_LAMBDA_FUNCTION_VERSION",
+  "AWS_LAMBDA_INITIALIZATION_TYPE",
+  "AWS_LAMBDA_LOG_GROUP_NAME",
+  "AWS_LAMBDA_LOG_STREAM_NAME",
+  "AWS_LAMBDA_RUNTIME_API",
+  "LAMBDA_TASK_ROOT",
+  "LAMBDA_RUNTIME_DIR",
+  "TZ",
+];
+
+const whole = (what: string, min: number, max: number, unit: string) =>
+  z.number(`${what} is not a number`).refine((value) => Number.isInteger(value) && value >= min && value <= max, {
+    error: ({ input }) => `${what} is ${String(input)}, and it must be a whole number from ${min} to ${max}${unit}`,
+  });
+
+const functionName = z
+  .string("the name is not text")
+  .regex(/^[a-zA-Z0-9_-]{1,64}$/, "a name has 1 to 64 letters, digits, hyphens and underscores");
+
+const environment = z.record(z.string(), z.string("a value is not text")).superRefine((env, context) => {
+  let bytes = 0;
+  for (const [key, value] of Object.entries(env)) {
+    if (RESERVED_ENVIRONMENT.includes(key)) context.addIssue(`the environment variable ${key} is set by the platform`);
+    else if (!/^[a-zA-Z][a-zA-Z0-9_]*$/.test(key)) {
+      context.addIssue(
+        `the environment variable "${key}" must begin with a letter and have only letters, digits and underscores`,
+      );
+    } else if (value.includes("\0")) context.addIssue(`the environment variable ${key} contains a NUL byte`);
+    bytes += Buffer.byteLength(key) + Buffer.byteLength(value);
+  }
+  if (bytes > LIMITS.environmentBytes) {
+    context.addIssue(`the environment has ${bytes} bytes, and the limit is ${LIMITS.environmentBytes}`);
+  }
+});
+
+const deployConfig = z.object({
+  name: functionName,
+  runtime: z.string("the runtime is not text").optional(),
+  handler: z
+    .string("the handler is not text")
+    .regex(/^[^\s\0]{1,128}$/, "a handler has 1 to 128 characters without spaces, such as index.handler")
+    .refine((handler) => !handler.includes("..") && !handler.startsWith("/"), "a handler names a file inside the package")
+    .refine((handler) => handler.lastIndexOf(".") > 0, "a handler has the form FILE.EXPORT, such as index.handler")
+    .optional(),
+  memoryMb: whole("the memory", LIMITS.memoryMbMin, LIMITS.memoryMbMax, " MB").default(128),
+  timeoutMs: whole("the timeout", LIMITS.timeoutMsMin, LIMITS.timeoutMsMax, " ms (1 s to 900 s)").default(3_000),
+  env: environment.default({}),
+  tmpMb: whole("the size of /tmp", LIMITS.tmpMbMin, LIMITS.tmpMbMax, " MB").default(512),
+  description: z.string("the description is not text").max(256, "a description has at most 256 characters").default(""),
+  maxInstances: whole("the limit on instances", 1, 10_000, "").optional(),
+});
+
+/** A checked configuration, defaults filled in. */
+export type DeployConfig = z.output<typeof deployConfig>;
+
+/** Checks a request. INVALID_ARGUMENT with every objection. */
+export function checkConfig(request: DeployRequest): DeployConfig {
+  const given = Object.fromEntries(Object.entries(request).filter(([, value]) => value !== undefined));
+  const parsed = deployConfig.safeParse(given);
+  if (parsed.success) return parsed.data;
+  throw new ThawError("INVALID_ARGUMENT", {
+    what: `Function "${String(request.name).slice(0, 80)}" cannot be deployed`,
+    why: [...new Set(parsed.error.issues.map((issue) => issue.message))].join("; "),
+    fix: "Correct the value and deploy again",
+    details: { fields: parsed.error.issues.map((issue) => issue.path.join(".")) },
+  });
+}

@@ -1,0 +1,216 @@
+/**
+ * The registry: which functions there are, and the order of steps in which they come and go.
+ *
+ *     deploy: check ─▶ unpack (temporary) ─▶ flush ─▶ rename ─▶ commit ─▶ acknowledged ─▶ image, in the background
+ *     remove: commit ─▶ drain ─▶ instances ─▶ image ─▶ code, logs ─▶ acknowledged
+ *
+ * The commit is the moment that counts. Whatever a crash leaves on either side of it is swept by the next start. Deploying
+ * and removing one name happen one after the other; different names do not wait for each other.
+ */
+import { randomUUID } from "node:crypto";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { ThawError } from "../base/errors.js";
+import { faultPoint } from "../base/fault.js";
+import type { Logger } from "../base/log.js";
+import type { Engine, FunctionSpec } from "../engine/types.js";
+import { hashCode, type StagedCode, stageCode } from "./code.js";
+import { checkConfig } from "./config.js";
+import { findEntry } from "./handler.js";
+import type { Images } from "./images.js";
+import type { Instances } from "./instances.js";
+import { FunctionLog } from "./logs.js";
+import { CounterSet } from "./metrics.js";
+import type { Store, StoredImage, StoredVersion } from "./store.js";
+import { type DataLayout, removeIfEmpty } from "./sweep.js";
+import { type DeployRequest, LATEST } from "./types.js";
+import { Version } from "./version.js";
+
+export interface FunctionsOptions {
+  readonly engine: Engine;
+  readonly store: Store;
+  readonly images: Images;
+  readonly instances: Instances;
+  readonly layout: DataLayout;
+  readonly counters: CounterSet;
+  readonly drainMs: number;
+  readonly region: string;
+  readonly log: Logger;
+}
+
+/** See above. */
+export class Functions {
+  readonly #options: FunctionsOptions;
+  readonly #byName = new Map<string, Version>();
+  /** The last deploy or removal of each name that is under way. */
+  readonly #turns = new Map<string, Promise<unknown>>();
+  /** Versions that were replaced and still have instances. */
+  readonly #replaced = new Map<Version, Promise<void>>();
+
+  constructor(options: FunctionsOptions) {
+    this.#options = options;
+  }
+
+  /** Takes over what a former server stored. */
+  resume(stored: StoredVersion, image: StoredImage): void {
+    const version = this.#version(stored);
+    this.#byName.set(version.name, version);
+    this.#options.images.resume(version, image);
+  }
+
+  /** The version that requests get. FUNCTION_NOT_FOUND. */
+  find(name: string, qualifier?: string): Version {
+    const version = this.#byName.get(name);
+    if (version === undefined) {
+      throw new ThawError("FUNCTION_NOT_FOUND", {
+        what: `There is no function "${name}"`,
+        why: this.#byName.size === 0 ? "no function has been deployed" : "none of that name has been deployed",
+        fix: "See `thaw ls` for those that exist, or deploy it with `thaw deploy`",
+      });
+    }
+    if (qualifier !== undefined && qualifier !== LATEST) {
+      throw new ThawError("FUNCTION_NOT_FOUND", {
+        what: `Function "${name}" has no version or alias "${qualifier}"`,
+        why: `only ${LATEST} exists`,
+        fix: `Leave the qualifier out, or use ${LATEST}`,
+      });
+    }
+    return version;
+  }
+
+  /** All, sorted by name. */
+  all(): Version[] {
+    return [...this.#byName.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  async deploy(request: DeployRequest): Promise<Version> {
+    const config = checkConfig(request);
+    this.#refuseTwin(request);
+    return this.#inTurn(config.name, async () => {
+      this.#refuseTwin(request);
+      const { engine, store, layout, images } = this.#options;
+      const before = this.#byName.get(config.name);
+      const hash = await hashCode(request.zip);
+      const codeDir = join(layout.functions, config.name, hash.hex);
+      const { name, runtime, handler, ...rest } = config;
+      let staged: StagedCode | undefined;
+      let stored: StoredVersion;
+      try {
+        staged = await stageCode(request.zip, codeDir);
+        const runtimes = engine.runtimes.map((known) => known.id);
+        const entry = await findEntry(staged.dir, staged.files, { runtime, handler }, runtimes);
+        await staged.publish();
+        stored = {
+          functionName: name,
+          version: LATEST,
+          revisionId: randomUUID(),
+          modifiedMs: Date.now(),
+          config: { ...rest, ...entry },
+          codeHex: hash.hex,
+          codeBytes: request.zip.byteLength,
+        };
+        store.put(stored);
+      } catch (error) {
+        const used = [before, ...this.#replaced.keys()].some((version) => version?.spec.codeDir === codeDir);
+        if (!used) await rm(codeDir, { recursive: true, force: true });
+        throw error;
+      } finally {
+        await staged?.discard();
+        if (before === undefined) await removeIfEmpty(join(layout.functions, name));
+      }
+      faultPoint("deploy-recorded");
+      const version = this.#version(stored, before);
+      this.#byName.set(name, version);
+      if (before !== undefined) this.#replace(before);
+      images.begin(version);
+      return version;
+    });
+  }
+
+  async remove(name: string): Promise<void> {
+    this.find(name);
+    await this.#inTurn(name, async () => {
+      const version = this.find(name);
+      const { store, images, instances, layout, drainMs } = this.#options;
+      store.remove(name);
+      faultPoint("remove-recorded");
+      this.#byName.delete(name);
+      const replaced = [...this.#replaced.keys()].filter((old) => old.name === name);
+      await Promise.all([version, ...replaced].map((old) => instances.retire(old, drainMs)));
+      await Promise.all([images.retire(version), ...replaced.map((old) => this.#replaced.get(old))]);
+      await rm(join(layout.functions, name), { recursive: true, force: true });
+      await version.log.remove();
+    });
+  }
+
+  /** Waits for deploys and removals under way, then writes the logs out. */
+  async close(): Promise<void> {
+    await Promise.allSettled([...this.#turns.values(), ...this.#replaced.values()]);
+    await Promise.all([...this.#byName.values()].map((version) => version.log.close()));
+  }
+
+  /** Ends a version that another one replaced: its requests are answered first, then its image and code go. */
+  #replace(before: Version): void {
+    const { instances, images, log } = this.#options;
+    // Every request ends by its own timeout; the rest is for an instance that is still starting.
+    const drainMs = before.stored.config.timeoutMs + this.#options.drainMs;
+    const done = instances
+      .retire(before, drainMs)
+      .then(() => images.retire(before))
+      .then(() => this.#removeCode(before))
+      .catch((error: unknown) =>
+        log.error({ err: error, function: before.name }, "a replaced version was not removed completely"),
+      )
+      .finally(() => this.#replaced.delete(before));
+    this.#replaced.set(before, done);
+  }
+
+  #removeCode(before: Version): Promise<void> | undefined {
+    if (this.#byName.get(before.name)?.stored.codeHex === before.stored.codeHex) return undefined;
+    return rm(before.spec.codeDir, { recursive: true, force: true });
+  }
+
+  #version(stored: StoredVersion, before?: Version): Version {
+    const { layout, counters, region, log: logger } = this.#options;
+    const { config, functionName: name } = stored;
+    const spec: FunctionSpec = {
+      name,
+      version: stored.version,
+      runtime: config.runtime,
+      codeDir: join(layout.functions, name, stored.codeHex),
+      handler: config.handler,
+      memoryMb: config.memoryMb,
+      timeoutMs: config.timeoutMs,
+      env: config.env,
+      tmpMb: config.tmpMb,
+    };
+    const arn = `arn:aws:lambda:${region}:000000000000:function:${name}`;
+    if (before !== undefined) return new Version(stored, spec, arn, before.log, before.counters);
+    const own = new CounterSet(counters);
+    const log = new FunctionLog(layout.logs, name, (error) => {
+      own.add("logWriteFailures");
+      logger.error({ err: error, function: name }, "a function's log could not be written");
+    });
+    return new Version(stored, spec, arn, log, own);
+  }
+
+  #refuseTwin(request: DeployRequest): void {
+    if (request.update === true || !this.#byName.has(request.name)) return;
+    throw new ThawError("FUNCTION_EXISTS", {
+      what: `Function "${request.name}" was not deployed`,
+      why: "a function of that name exists already",
+      fix: "Deploy with --update to replace it, or choose another name",
+    });
+  }
+
+  #inTurn<T>(name: string, step: () => Promise<T>): Promise<T> {
+    const before: Promise<unknown> = this.#turns.get(name) ?? Promise.resolve();
+    const turn = before.then(step, step);
+    this.#turns.set(name, turn);
+    const forget = (): void => {
+      if (this.#turns.get(name) === turn) this.#turns.delete(name);
+    };
+    turn.then(forget, forget);
+    return turn;
+  }
+}

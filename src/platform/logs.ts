@@ -1,0 +1,228 @@
+/**
+ * What functions print. Each request becomes one entry in Lambda's text form:
+ *
+ *     START RequestId: <id> Version: $LATEST
+ *     <stdout and stderr, in order>
+ *     END RequestId: <id>
+ *     REPORT RequestId: <id>\tDuration: 1.23 ms\tBilled Duration: 2 ms\tMemory Size: 128 MB\tMax Memory Used: 45 MB
+ *
+ * Kept twice: the newest entries in memory (at most {@link RING_BYTES} a function), and all of them in `logs/<name>.log`, which is
+ * moved to `<name>.log.1` when it reaches {@link FILE_BYTES}. So a function's logs take at most 20 MiB of disk. The file is
+ * written behind the requests, in batches; a crash loses the last batch.
+ */
+import { statSync } from "node:fs";
+import { appendFile, open, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { InvokeResult, StartResult } from "../engine/types.js";
+import { type FollowOptions, LATEST, LIMITS, type LogEntry } from "./types.js";
+
+/** In memory, for each function. */
+export const RING_BYTES = 256 * 1024;
+/** A log file is moved away at this size. */
+export const FILE_BYTES = 10 * 1024 * 1024;
+/** What is waiting for a slow disk beyond this is dropped, and the log says so. */
+const PENDING_BYTES_MAX = 32 * 1024 * 1024;
+/** Entries that a slow reader may lag behind before it loses the oldest. */
+const FOLLOW_ENTRIES_MAX = 10_000;
+const TAIL_BYTES_DEFAULT = 64 * 1024;
+
+/** The text of one request. */
+export function renderRequest(requestId: string, memoryMb: number, start: StartResult, result: InvokeResult): string {
+  const output = result.logs.length === 0 ? "" : result.logs.toString("utf8");
+  const newline = output === "" || output.endsWith("\n") ? "" : "\n";
+  const ms = result.totalMs;
+  const begun =
+    start.kind === "reuse" ? "" : `\t${start.kind === "boot" ? "Init" : "Restore"} Duration: ${(start.us / 1000).toFixed(2)} ms`;
+  const status =
+    result.platformError === undefined ? "" : `\tStatus: ${result.platformError === "TIMEOUT" ? "timeout" : "error"}`;
+  return (
+    `START RequestId: ${requestId} Version: ${LATEST}\n${output}${newline}END RequestId: ${requestId}\n` +
+    `REPORT RequestId: ${requestId}\tDuration: ${ms.toFixed(2)} ms\tBilled Duration: ${Math.ceil(ms)} ms\t` +
+    `Memory Size: ${memoryMb} MB\tMax Memory Used: ${Math.round(result.maxMemoryMb)} MB${begun}${status}\n`
+  );
+}
+
+/** The last {@link LIMITS}.logTailBytes of a request's text, beginning with a whole character. */
+export function tailOf(text: string): Buffer {
+  const bytes = Buffer.from(text);
+  return lastBytes(bytes, LIMITS.logTailBytes);
+}
+
+function lastBytes(bytes: Buffer, limit: number): Buffer {
+  if (bytes.length <= limit) return bytes;
+  let from = bytes.length - limit;
+  while (from < bytes.length && ((bytes[from] ?? 0) & 0xc0) === 0x80) from++;
+  return bytes.subarray(from);
+}
+
+/** The log of one function. */
+export class FunctionLog {
+  readonly #path: string;
+  readonly #onWriteFailure: (error: unknown) => void;
+  #ring: LogEntry[] = [];
+  #ringBytes = 0;
+  #fileBytes: number;
+  #pending: string[] = [];
+  #pendingBytes = 0;
+  #dropped = 0;
+  #writing: Promise<void> | undefined;
+  #ended = false;
+  readonly #followers = new Set<Follower>();
+
+  constructor(dir: string, name: string, onWriteFailure: (error: unknown) => void) {
+    this.#path = join(dir, `${name}.log`);
+    this.#onWriteFailure = onWriteFailure;
+    this.#fileBytes = statSync(this.#path, { throwIfNoEntry: false })?.size ?? 0;
+  }
+
+  /** Appends an entry. Never waits, never fails: what cannot be written is counted. */
+  append(requestId: string, text: string): void {
+    if (this.#ended) return;
+    const entry: LogEntry = { atMs: Date.now(), requestId, text };
+    this.#ring.push(entry);
+    this.#ringBytes += text.length;
+    while (this.#ringBytes > RING_BYTES && this.#ring.length > 1) this.#ringBytes -= this.#ring.shift()?.text.length ?? 0;
+    for (const follower of this.#followers) follower.push(entry);
+    if (this.#pendingBytes > PENDING_BYTES_MAX) {
+      this.#dropped += 1;
+      return;
+    }
+    this.#pending.push(text);
+    this.#pendingBytes += text.length;
+    this.#writing ??= this.#write();
+  }
+
+  /** The last lines, at most `bytes`, from the file: also what a former server wrote. */
+  async tail(bytes = TAIL_BYTES_DEFAULT): Promise<string> {
+    await this.flush();
+    const current = await readTail(this.#path, bytes);
+    const older = current.length < bytes ? await readTail(`${this.#path}.1`, bytes - current.length) : Buffer.alloc(0);
+    const text = Buffer.concat([older, current]);
+    const cut = text.length >= bytes ? text.indexOf(0x0a) + 1 : 0;
+    return text.subarray(cut).toString("utf8");
+  }
+
+  async *follow(options: FollowOptions = {}): AsyncGenerator<LogEntry, void, undefined> {
+    const follower = new Follower(options.backlog === false ? [] : this.#ring, options.signal);
+    if (this.#ended) follower.end();
+    this.#followers.add(follower);
+    try {
+      yield* follower.entries();
+    } finally {
+      this.#followers.delete(follower);
+      follower.end();
+    }
+  }
+
+  /** Resolves when everything appended so far was handed to the file. */
+  async flush(): Promise<void> {
+    while (this.#writing !== undefined) await this.#writing;
+  }
+
+  /** Ends all followers and writes what is pending. */
+  async close(): Promise<void> {
+    this.#ended = true;
+    for (const follower of this.#followers) follower.end();
+    await this.flush();
+  }
+
+  /** Closes, and removes the files. */
+  async remove(): Promise<void> {
+    await this.close();
+    await rm(this.#path, { force: true });
+    await rm(`${this.#path}.1`, { force: true });
+    this.#ring = [];
+  }
+
+  async #write(): Promise<void> {
+    // Requests that end in this turn of the event loop share one write.
+    await new Promise((resolve) => setImmediate(resolve));
+    while (this.#pending.length > 0) {
+      if (this.#dropped > 0) {
+        this.#pending.push(`thaw: ${this.#dropped} requests were not logged: the disk is too slow\n`);
+        this.#dropped = 0;
+      }
+      const text = this.#pending.join("");
+      this.#pending = [];
+      this.#pendingBytes = 0;
+      try {
+        const bytes = Buffer.byteLength(text);
+        if (this.#fileBytes > 0 && this.#fileBytes + bytes > FILE_BYTES) {
+          await rename(this.#path, `${this.#path}.1`);
+          this.#fileBytes = 0;
+        }
+        await appendFile(this.#path, text, { mode: 0o600 });
+        this.#fileBytes += bytes;
+      } catch (error) {
+        this.#onWriteFailure(error);
+      }
+    }
+    this.#writing = undefined;
+  }
+}
+
+/** One reader: a bounded queue that somebody awaits. */
+class Follower {
+  readonly #queue: LogEntry[];
+  #lost = 0;
+  #ended = false;
+  #wake: (() => void) | undefined;
+
+  constructor(backlog: readonly LogEntry[], signal: AbortSignal | undefined) {
+    this.#queue = [...backlog];
+    if (signal?.aborted === true) this.#ended = true;
+    signal?.addEventListener("abort", () => this.end(), { once: true });
+  }
+
+  push(entry: LogEntry): void {
+    this.#queue.push(entry);
+    if (this.#queue.length > FOLLOW_ENTRIES_MAX) {
+      this.#queue.shift();
+      this.#lost += 1;
+    }
+    this.#wake?.();
+  }
+
+  end(): void {
+    this.#ended = true;
+    this.#wake?.();
+  }
+
+  async *entries(): AsyncGenerator<LogEntry, void, undefined> {
+    while (true) {
+      if (this.#lost > 0) {
+        const text = `thaw: ${this.#lost} requests are missing here: this reader is too slow\n`;
+        this.#lost = 0;
+        yield { atMs: Date.now(), requestId: "", text };
+      }
+      const entry = this.#queue.shift();
+      if (entry !== undefined) yield entry;
+      else if (this.#ended) return;
+      else {
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve;
+        });
+        this.#wake = undefined;
+      }
+    }
+  }
+}
+
+async function readTail(path: string, bytes: number): Promise<Buffer> {
+  let file: Awaited<ReturnType<typeof open>>;
+  try {
+    file = await open(path, "r");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return Buffer.alloc(0);
+    throw error;
+  }
+  try {
+    const { size } = await file.stat();
+    const length = Math.min(size, bytes);
+    const buffer = Buffer.alloc(length);
+    const { bytesRead } = await file.read(buffer, 0, length, size - length);
+    return buffer.subarray(0, bytesRead);
+  } finally {
+    await file.close();
+  }
+}

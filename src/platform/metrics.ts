@@ -1,0 +1,49 @@
+/** Counters: plain numbers, incremented on the way of a request, read as a snapshot. */
+import type { InvokeResult, StartKind, StartResult } from "../engine/types.js";
+import type { Counters } from "./types.js";
+
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
+
+/** One set of counters; the platform's own, or a function's, which adds to the platform's too. */
+export class CounterSet {
+  readonly #values: Mutable<Omit<Counters, "starts" | "startUs">> = {
+    invocations: 0,
+    functionErrors: 0,
+    timeouts: 0,
+    outOfMemory: 0,
+    throttles: 0,
+    fallbacks: 0,
+    freezes: 0,
+    freezeFailures: 0,
+    evictions: 0,
+    logWriteFailures: 0,
+  };
+  readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0 };
+  readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0 };
+
+  constructor(private readonly parent?: CounterSet) {}
+
+  /** Adds one to a counter. */
+  add(name: keyof Omit<Counters, "starts" | "startUs">): void {
+    this.#values[name] += 1;
+    this.parent?.add(name);
+  }
+
+  /** Counts one answered request and how its instance was started. */
+  answered(start: StartResult, result: InvokeResult): void {
+    this.#values.invocations += 1;
+    this.#starts[start.kind] += 1;
+    this.#startUs[start.kind] += start.us;
+    if (start.fallback !== undefined) this.#values.fallbacks += 1;
+    if (result.functionError !== undefined) {
+      this.#values.functionErrors += 1;
+      if (result.platformError === "TIMEOUT") this.#values.timeouts += 1;
+      if (result.platformError === "OUT_OF_MEMORY") this.#values.outOfMemory += 1;
+    }
+    this.parent?.answered(start, result);
+  }
+
+  snapshot(): Counters {
+    return { ...this.#values, starts: { ...this.#starts }, startUs: { ...this.#startUs } };
+  }
+}

@@ -1,0 +1,234 @@
+/**
+ * Joins the parts. Opening: lock ─▶ database ─▶ sweep ─▶ resume. A request: find ─▶ check ─▶ lease an instance ─▶ invoke ─▶
+ * log, count ─▶ release. Closing runs the other way around.
+ */
+import { randomUUID } from "node:crypto";
+import { chmod } from "node:fs/promises";
+import { resolve } from "node:path";
+import { ThawError } from "../base/errors.js";
+import { mkdirDurably } from "../base/fsync.js";
+import { silentLogger } from "../base/log.js";
+import type { Engine, InvokeResult, StartResult } from "../engine/types.js";
+import { Functions } from "./functions.js";
+import { Images } from "./images.js";
+import { Instances, type Lease } from "./instances.js";
+import { type DataLock, lockDataDir } from "./lock.js";
+import { renderRequest, tailOf } from "./logs.js";
+import { CounterSet } from "./metrics.js";
+import { bootFailure, isFunctionFault } from "./outcome.js";
+import { checkPayload } from "./payload.js";
+import { resourceError } from "./resources.js";
+import { Starts } from "./starts.js";
+import { Store } from "./store.js";
+import { layoutOf, sweep } from "./sweep.js";
+import type {
+  DeployRequest,
+  FollowOptions,
+  FunctionInfo,
+  ImageStatus,
+  InvokeOutcome,
+  InvokeRequest,
+  LogEntry,
+  Metrics,
+  Platform,
+  PlatformOptions,
+} from "./types.js";
+import type { Version } from "./version.js";
+
+const NO_OPTIONS: InvokeRequest = {};
+
+/** Opens a data directory, and everything that was deployed to it. INVALID_ARGUMENT when another server holds it; DATABASE_FAILED. */
+export async function openPlatform(options: PlatformOptions): Promise<Platform> {
+  const dataDir = resolve(options.dataDir);
+  const layout = layoutOf(dataDir);
+  let lock: DataLock | undefined;
+  let store: Store | undefined;
+  try {
+    for (const dir of [layout.root, layout.functions, layout.images, layout.logs]) await mkdirDurably(dir);
+    // Functions' files are readable by everyone, so that other user ids can run them; the way to them is not.
+    for (const dir of [layout.functions, layout.images, layout.logs]) await chmod(dir, 0o700);
+    lock = lockDataDir(dataDir);
+    store = Store.open(dataDir);
+    const stored = store.all();
+    const removed = await sweep(layout, {
+      code: stored.map(({ version }) => version),
+      images: new Set(stored.flatMap(({ image }) => image.dir ?? [])),
+    });
+    const log = options.log ?? silentLogger();
+    if (removed.length > 0) log.info({ removed }, "removed what an earlier server left behind");
+    return new LocalPlatform(options, { layout, store, lock, stored });
+  } catch (error) {
+    store?.close();
+    lock?.release();
+    throw resourceError(error, `The data directory ${dataDir} could not be opened`);
+  }
+}
+
+interface Opened {
+  readonly layout: ReturnType<typeof layoutOf>;
+  readonly store: Store;
+  readonly lock: DataLock;
+  readonly stored: ReturnType<Store["all"]>;
+}
+
+/** The platform on one machine. */
+class LocalPlatform implements Platform {
+  readonly engine: Engine;
+  readonly #store: Store;
+  readonly #lock: DataLock;
+  readonly #drainMs: number;
+  readonly #counters = new CounterSet();
+  readonly #images: Images;
+  readonly #instances: Instances;
+  readonly #functions: Functions;
+  #closing: Promise<void> | undefined;
+
+  constructor(options: PlatformOptions, opened: Opened) {
+    const { engine, maxInstances = 32, keepAliveMs = 60_000, parked = {}, drainMs = 10_000 } = options;
+    const log = options.log ?? silentLogger();
+    const { layout, store } = opened;
+    const counters = this.#counters;
+    this.engine = engine;
+    this.#store = store;
+    this.#lock = opened.lock;
+    this.#drainMs = drainMs;
+    this.#images = new Images({ engine, store, imagesDir: layout.images, parked, log });
+    this.#instances = new Instances(new Starts(engine, this.#images, parked), { maxInstances, keepAliveMs, counters, log });
+    this.#functions = new Functions({
+      engine,
+      store,
+      images: this.#images,
+      instances: this.#instances,
+      layout,
+      counters,
+      drainMs,
+      region: options.region ?? "us-east-1",
+      log,
+    });
+    if (options.genericHusks !== undefined) engine.pool({ generic: options.genericHusks });
+    for (const { version, image } of opened.stored) this.#functions.resume(version, image);
+  }
+
+  async deploy(request: DeployRequest): Promise<FunctionInfo> {
+    this.#refuseWhenClosing();
+    return (await this.#functions.deploy(request)).info();
+  }
+
+  async remove(name: string): Promise<void> {
+    this.#refuseWhenClosing();
+    await this.#functions.remove(name);
+  }
+
+  list(): FunctionInfo[] {
+    return this.#functions.all().map((version) => version.info());
+  }
+
+  get(name: string, qualifier?: string): FunctionInfo {
+    return this.#functions.find(name, qualifier).info();
+  }
+
+  async waitReady(name: string, options: { readonly timeoutMs?: number | undefined } = {}): Promise<ImageStatus> {
+    return this.#images.settled(this.#functions.find(name), options.timeoutMs);
+  }
+
+  check(name: string, payload: Buffer | string, qualifier?: string): void {
+    this.#refuseWhenClosing();
+    this.#functions.find(name, qualifier);
+    checkPayload(payload);
+  }
+
+  async invoke(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): Promise<InvokeOutcome> {
+    this.#refuseWhenClosing();
+    let version = this.#functions.find(name, request.qualifier);
+    const body = checkPayload(payload);
+    const requestId = request.requestId ?? randomUUID();
+    let lease: Lease | undefined;
+    const slot = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
+    if (slot !== undefined) lease = { slot, start: slot.reuse };
+    while (lease === undefined) {
+      const began = performance.now();
+      try {
+        lease = await this.#instances.acquire(version, request.prefer);
+      } catch (error) {
+        if (!isFunctionFault(error)) throw error;
+        const { result, start } = bootFailure(error, (performance.now() - began) * 1000);
+        return this.#finish(version, request, requestId, result, start);
+      }
+      // Replaced while this request waited: the newer one answers.
+      if (lease === undefined) version = this.#functions.find(name, request.qualifier);
+    }
+    const { instance } = lease.slot;
+    let dispose = true;
+    let seen: Pick<InvokeOutcome, "pages" | "memory"> | undefined;
+    try {
+      const result = await instance.invoke(body, {
+        requestId,
+        deadlineMs: Date.now() + version.spec.timeoutMs,
+        invokedArn: version.arn,
+        ...(request.clientContext === undefined ? {} : { clientContext: request.clientContext }),
+        ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
+      });
+      if (request.trace === true && result.alive) seen = { pages: await instance.pages(), memory: await instance.memory() };
+      dispose = request.dispose === true || !result.alive;
+      return this.#finish(version, request, requestId, result, lease.start, seen);
+    } finally {
+      this.#instances.release(lease.slot, dispose);
+    }
+  }
+
+  async logs(name: string, options: { readonly bytes?: number | undefined } = {}): Promise<string> {
+    return this.#functions.find(name).log.tail(options.bytes);
+  }
+
+  follow(name: string, options: FollowOptions = {}): AsyncIterable<LogEntry> {
+    return this.#functions.find(name).log.follow(options);
+  }
+
+  metrics(): Metrics {
+    const functions = Object.fromEntries(this.#functions.all().map((version) => [version.name, version.counters.snapshot()]));
+    return { ...this.#counters.snapshot(), functions, instances: this.#instances.counts() };
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    await this.#images.close();
+    await this.#instances.close(this.#drainMs);
+    await this.#functions.close();
+    this.#store.close();
+    this.#lock.release();
+  }
+
+  #finish(
+    version: Version,
+    request: InvokeRequest,
+    requestId: string,
+    result: InvokeResult,
+    start: StartResult,
+    seen?: Pick<InvokeOutcome, "pages" | "memory">,
+  ): InvokeOutcome {
+    const text = renderRequest(requestId, version.spec.memoryMb, start, result);
+    version.log.append(requestId, text);
+    version.counters.answered(start, result);
+    return {
+      requestId,
+      executedVersion: version.stored.version,
+      result,
+      start,
+      ...(request.logTail === true ? { logTail: tailOf(text) } : {}),
+      ...seen,
+    };
+  }
+
+  #refuseWhenClosing(): void {
+    if (this.#closing === undefined) return;
+    throw new ThawError("SHUTTING_DOWN", {
+      what: "The request was not accepted",
+      why: "the server is stopping",
+      fix: "Try again when it has been started again",
+    });
+  }
+}

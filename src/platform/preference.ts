@@ -1,0 +1,41 @@
+/**
+ * The text form of a demanded start, as the request header `X-Thaw-Prefer` and `thaw invoke --prefer` carry it:
+ *
+ *     boot | thaw | parked | reuse   [;loader=lazy|eager|splice]   [;husk=pooled|fresh]   [;dispose]
+ */
+import { ThawError } from "../base/errors.js";
+import { LOADERS, type Loader, type StartKind } from "../engine/types.js";
+import type { Preference } from "./types.js";
+
+const KINDS: readonly StartKind[] = ["boot", "thaw", "parked", "reuse"];
+const HUSKS = ["pooled", "fresh"] as const;
+
+/** Reads the text form. INVALID_ARGUMENT, with the part that cannot be used, when it is none. */
+export function parsePreference(text: string): { prefer: Preference; dispose: boolean } {
+  const [kindText = "", ...parts] = text.split(";").map((part) => part.trim());
+  const kind = KINDS.find((known) => known === kindText);
+  if (kind === undefined) throw unusable(text, `"${kindText}" is not a kind of start`, `Use one of ${KINDS.join(", ")}`);
+
+  let loader: Loader | undefined;
+  let husk: Preference["husk"];
+  let dispose = false;
+  for (const part of parts) {
+    const [key, value = ""] = part.split("=", 2);
+    if (part === "dispose") dispose = true;
+    else if (key === "loader") {
+      loader = LOADERS.find((known) => known === value);
+      if (loader === undefined) throw unusable(text, `"${value}" is not a loader`, `Use one of ${LOADERS.join(", ")}`);
+      if (kind !== "thaw") throw unusable(text, `a loader makes no sense with ${kind}`, "Use it with thaw");
+    } else if (key === "husk") {
+      husk = HUSKS.find((known) => known === value);
+      if (husk === undefined) throw unusable(text, `"${value}" is not a way to come by a husk`, `Use one of ${HUSKS.join(", ")}`);
+      if (kind !== "thaw" && kind !== "boot")
+        throw unusable(text, `a husk makes no sense with ${kind}`, "Use it with thaw or boot");
+    } else throw unusable(text, `"${part}" is not an option`, "Use loader=…, husk=… or dispose");
+  }
+  return { prefer: { kind, ...(loader === undefined ? {} : { loader }), ...(husk === undefined ? {} : { husk }) }, dispose };
+}
+
+function unusable(text: string, why: string, fix: string): ThawError {
+  return new ThawError("INVALID_ARGUMENT", { what: `The preferred start "${text}" cannot be used`, why, fix });
+}

@@ -1,0 +1,219 @@
+/**
+ * The platform's face: what gateway, cli and lab see. Functions are named, deployed from zip packages, invoked,
+ * removed; every answer says how its instance was started. One platform per data directory.
+ */
+import type { Logger } from "../base/log.js";
+import type { Engine, Image, InvokeResult, Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
+
+/** The only version that this platform creates so far. */
+export const LATEST = "$LATEST";
+
+/** Limits that users know, and that messages name. */
+export const LIMITS = {
+  payloadBytes: 6 * 1024 * 1024,
+  packedBytes: 50 * 1024 * 1024,
+  unpackedBytes: 250 * 1024 * 1024,
+  packageEntries: 20_000,
+  environmentBytes: 4096,
+  memoryMbMin: 128,
+  memoryMbMax: 10_240,
+  timeoutMsMin: 1_000,
+  timeoutMsMax: 900_000,
+  tmpMbMin: 512,
+  tmpMbMax: 10_240,
+  /** How long a request that demands a kind of start waits for it. */
+  preferenceWaitMs: 5_000,
+  /** Of a request's output, how much `X-Amz-Log-Result` carries. */
+  logTailBytes: 4096,
+} as const;
+
+/** How many husks to keep parked for every image that is ready. */
+export interface ParkedTargets {
+  readonly runtime?: number;
+  readonly image?: number;
+  readonly prefaulted?: number;
+  /** Loader of the husks parked at `image` and `prefaulted`; default: the engine's. */
+  readonly loader?: Loader;
+}
+
+export interface PlatformOptions {
+  /** Made when missing. Held by one platform at a time (INVALID_ARGUMENT otherwise). */
+  readonly dataDir: string;
+  /** Not closed by {@link Platform.close}: whoever opened it closes it afterwards. */
+  readonly engine: Engine;
+  /** Instances that may run at once, over all functions. Default 32. The one that is booted to be frozen is beyond it. */
+  readonly maxInstances?: number;
+  /** How long an idle instance is kept before only its image remains. Default 60 s. */
+  readonly keepAliveMs?: number;
+  readonly parked?: ParkedTargets;
+  /** Generic husks for any function. Default: the engine's own. */
+  readonly genericHusks?: number;
+  /** How long remove and close wait for running requests. Default 10 s. */
+  readonly drainMs?: number;
+  /** Part of every ARN. Default `us-east-1`, because clients check its form. */
+  readonly region?: string;
+  readonly log?: Logger;
+}
+
+export interface DeployRequest {
+  readonly name: string;
+  /** A zip package, at most {@link LIMITS}.packedBytes. */
+  readonly zip: Uint8Array;
+  /** One of the engine's runtimes; guessed from the files when absent. */
+  readonly runtime?: string | undefined;
+  /** `file.export`; guessed from the files when absent. */
+  readonly handler?: string | undefined;
+  /** Default 128. */
+  readonly memoryMb?: number | undefined;
+  /** Default 3 s, as in Lambda. */
+  readonly timeoutMs?: number | undefined;
+  readonly env?: Readonly<Record<string, string>> | undefined;
+  /** Default 512. */
+  readonly tmpMb?: number | undefined;
+  readonly description?: string | undefined;
+  /** Instances of this function that may run at once; default: only the platform's limit. */
+  readonly maxInstances?: number | undefined;
+  /** Replace the function of that name, whole: what is not given gets its default. Otherwise FUNCTION_EXISTS. */
+  readonly update?: boolean | undefined;
+}
+
+/**
+ * `none`: this machine runs without images. `pending`: being made, or made again after a failure that may pass.
+ * `ready`. `refused`: the process holds something that cannot be frozen. `failed`: it could not be loaded or frozen.
+ * In every state but `ready` the function runs by boot.
+ */
+export type ImageState = "none" | "pending" | "ready" | "refused" | "failed";
+
+export interface ImageStatus {
+  readonly state: ImageState;
+  /** A sentence: why there is no image, or why the last one was dropped. */
+  readonly reason?: string;
+  readonly image?: Pick<Image, "id" | "dir" | "generation" | "heat" | "bytesOnDisk" | "report">;
+  /** How often freezing this version was tried since the server started. */
+  readonly attempts: number;
+}
+
+export interface FunctionInfo {
+  readonly name: string;
+  readonly arn: string;
+  readonly version: string;
+  readonly runtime: string;
+  readonly handler: string;
+  readonly memoryMb: number;
+  readonly timeoutMs: number;
+  readonly env: Readonly<Record<string, string>>;
+  readonly tmpMb: number;
+  readonly description: string;
+  readonly maxInstances?: number;
+  /** SHA-256 of the zip, base64 (Lambda's CodeSha256). */
+  readonly codeSha256: string;
+  /** Size of the zip. */
+  readonly codeBytes: number;
+  readonly revisionId: string;
+  /** Epoch milliseconds. */
+  readonly modifiedMs: number;
+  readonly image: ImageStatus;
+  readonly instances: { readonly running: number; readonly idle: number; readonly starting: number };
+  /** Why the last start was not the way that was intended, and when. */
+  readonly lastFallback?: { readonly reason: string; readonly atMs: number };
+}
+
+/** A demanded kind of start: that way, or PREFERENCE_UNAVAILABLE. */
+export interface Preference {
+  readonly kind: StartKind;
+  /** With `thaw`. */
+  readonly loader?: Loader;
+  /** With `boot` and `thaw`: `fresh` makes the husk on the path instead of taking one from a pool. */
+  readonly husk?: "pooled" | "fresh";
+}
+
+export interface InvokeRequest {
+  readonly qualifier?: string | undefined;
+  readonly prefer?: Preference | undefined;
+  /** End the instance after the reply. */
+  readonly dispose?: boolean | undefined;
+  /** Return the last 4 KB of the request's log. */
+  readonly logTail?: boolean | undefined;
+  /** Return pages by source and memory, read after the reply. */
+  readonly trace?: boolean | undefined;
+  readonly requestId?: string | undefined;
+  /** JSON text, as decoded from X-Amz-Client-Context. */
+  readonly clientContext?: string | undefined;
+  readonly traceId?: string | undefined;
+}
+
+export interface InvokeOutcome {
+  readonly requestId: string;
+  readonly executedVersion: string;
+  readonly result: InvokeResult;
+  readonly start: StartResult;
+  readonly logTail?: Buffer;
+  /** With `trace`, unless the instance ended with the request. */
+  readonly pages?: PageCounts;
+  readonly memory?: { readonly privateBytes: number; readonly sharedBytes: number };
+}
+
+/** One request's output, or a note of the platform about the function. */
+export interface LogEntry {
+  readonly atMs: number;
+  readonly requestId: string;
+  /** Whole lines: START, what the function wrote, END, REPORT. */
+  readonly text: string;
+}
+
+export interface FollowOptions {
+  /** Ends the iteration. */
+  readonly signal?: AbortSignal | undefined;
+  /** Begin with what is remembered. Default true. */
+  readonly backlog?: boolean | undefined;
+}
+
+export interface Counters {
+  readonly invocations: number;
+  readonly starts: Readonly<Record<StartKind, number>>;
+  /** Sum of StartResult.us over the starts of each kind, microseconds. */
+  readonly startUs: Readonly<Record<StartKind, number>>;
+  readonly functionErrors: number;
+  readonly timeouts: number;
+  readonly outOfMemory: number;
+  /** TOO_MANY_INSTANCES. */
+  readonly throttles: number;
+  readonly fallbacks: number;
+  readonly freezes: number;
+  readonly freezeFailures: number;
+  readonly evictions: number;
+  readonly logWriteFailures: number;
+}
+
+export interface Metrics extends Counters {
+  readonly functions: Readonly<Record<string, Counters>>;
+  readonly instances: { readonly running: number; readonly idle: number; readonly starting: number; readonly max: number };
+}
+
+export interface Platform {
+  readonly engine: Engine;
+  /** Durable when it resolves. The image is made afterwards, in the background: see {@link waitReady}. */
+  deploy(request: DeployRequest): Promise<FunctionInfo>;
+  /** Waits for running requests at most `drainMs`, then ends them; instances, images, code and logs are gone when it resolves. */
+  remove(name: string): Promise<void>;
+  /** Sorted by name. */
+  list(): FunctionInfo[];
+  /** FUNCTION_NOT_FOUND when there is none, or none of that qualifier. */
+  get(name: string, qualifier?: string): FunctionInfo;
+  /**
+   * Resolves with the status once the first try at an image ended in `ready`, `refused` or `none`: the function can be used. Rejects
+   * with the reason when the function could not be loaded (INIT_FAILED and its kin), when the freeze failed, or with TIMEOUT.
+   */
+  waitReady(name: string, options?: { readonly timeoutMs?: number | undefined }): Promise<ImageStatus>;
+  /** An empty payload means `{}`. A function error is a result, not an exception. */
+  invoke(name: string, payload: Buffer | string, request?: InvokeRequest): Promise<InvokeOutcome>;
+  /** What DryRun checks: that the function exists and the payload could be sent. */
+  check(name: string, payload: Buffer | string, qualifier?: string): void;
+  /** The last lines of the function's log, at most `bytes` (default 64 KiB), whole lines. */
+  logs(name: string, options?: { readonly bytes?: number | undefined }): Promise<string>;
+  /** Entries as they come; ends when aborted, when the function is removed, or when the platform closes. */
+  follow(name: string, options?: FollowOptions): AsyncIterable<LogEntry>;
+  metrics(): Metrics;
+  /** No new requests (SHUTTING_DOWN); waits for running ones at most `drainMs`; ends all instances. Idempotent. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,334 @@
+"use strict";
+/*
+ * The program that runs a Node function.
+ *
+ *   boot ──▶ install what must be unique ──▶ rehearse ──▶ load the handler ──▶ ready
+ *                                                                               │
+ *   ┌──────────────────── serve: blocked in read(3), nothing else runs ◀────────┤
+ *   ├─ prepare: before-hooks, collect garbage, "prepared", back without leaving the macrotask
+ *   └─ invoke:  renew and after-hooks when thawed, handler, answer, then one turn of the event loop
+ *
+ * `serve` is always a macrotask of its own, so no microtask of the function is pending while it blocks. One request is open
+ * at a time (`open`); whoever settles it first answers, and what comes later is ignored. `onIdle` says what an empty event
+ * loop means at that point. Everything on the way of a request has been loaded and run once before `ready`, so that a
+ * frozen function need not read or compile anything of ours.
+ */
+require("./flags.cjs");
+const unique = require("./unique.cjs");
+const { receive, send, logLine, ServerGone } = require("./channel.cjs");
+const { runtimeError, describe, textOf } = require("./errors.cjs");
+const { snapshot, runBefore, runAfter } = require("./hooks.cjs");
+const { Context } = require("./context.cjs");
+const { loadHandler } = require("./handler.cjs");
+const { setFlagsFromString } = require("v8");
+const { runInNewContext } = require("vm");
+
+const { parse, stringify } = JSON;
+const { setImmediate } = globalThis;
+const { env } = process;
+const exit = process.exit.bind(process);
+const now = performance.now.bind(performance);
+const resourceUsage = process.resourceUsage.bind(process);
+
+const STREAMING = Symbol.for("aws.lambda.runtime.handler.streaming");
+/** Lambda's limit on a reply: 6 MiB and a little. */
+const REPLY_BYTES_MAX = 6_291_556;
+/** Measured on a heap of 200,000 objects: a third collection frees nothing more; what finalizers let go needs the second. */
+const COLLECTIONS = 2;
+
+let handler;
+let collect;
+let open = null;
+let onIdle = null;
+let callbackWarned = false;
+let rehearsing = false;
+
+/** Pipes on 1 and 2 must block: libuv would queue what a full pipe refuses, and the reply would overtake it. */
+function blockingOutput(name) {
+  const property = Object.getOwnPropertyDescriptor(process, name);
+  let stream;
+  Object.defineProperty(process, name, {
+    configurable: true,
+    enumerable: true,
+    get() {
+      if (stream === undefined) {
+        stream = property.get.call(process);
+        stream._handle?.setBlocking?.(true);
+      }
+      return stream;
+    },
+  });
+}
+
+function installGlobals() {
+  const lazy = (name) => ({ enumerable: true, configurable: true, get: () => require("./streaming.cjs")[name] });
+  globalThis.awslambda = Object.defineProperties(
+    {},
+    {
+      snapshot: { value: snapshot, enumerable: true },
+      streamifyResponse: lazy("streamifyResponse"),
+      HttpResponseStream: lazy("HttpResponseStream"),
+    },
+  );
+}
+
+/** The flag is put back for the sake of Node's code cache (flags.cjs). */
+function takeCollector() {
+  setFlagsFromString("--expose-gc");
+  collect = runInNewContext("gc");
+  setFlagsFromString("--no-expose-gc");
+}
+
+/** Writes the answer of `request` unless it has one, and parks after one turn of the event loop. */
+function answer(request, header, body) {
+  if (open !== request) return;
+  open = null;
+  onIdle = null;
+  header.requestId = request.id;
+  header.handlerMs = request.startedAt === 0 ? 0 : now() - request.startedAt;
+  header.maxMemoryMb = Math.ceil(resourceUsage().maxRSS / 1024);
+  send(header, body, rehearsing);
+  if (!rehearsing) setImmediate(serve);
+}
+
+function fail(request, thrown) {
+  if (open !== request) return;
+  const error = describe(thrown);
+  const body = stringify(error);
+  if (!rehearsing) logLine(`ERROR\tRequestId: ${request.id}\tInvoke Error\t${body}`);
+  answer(request, { type: "error" }, body);
+}
+
+function failTooLarge(request, bytes) {
+  const message = `Response payload size (${bytes} bytes) exceeded maximum allowed payload size (${REPLY_BYTES_MAX} bytes).`;
+  const body = stringify({ errorType: "Function.ResponseSizeTooLarge", errorMessage: message, trace: [] });
+  answer(request, { type: "error", platformError: "RESPONSE_TOO_LARGE" }, body);
+}
+
+function succeed(request, value) {
+  if (open !== request) return;
+  let body;
+  try {
+    body = stringify(value) ?? "null";
+  } catch (error) {
+    fail(request, runtimeError("MarshalError", `Unable to stringify response body: ${textOf(error)}`, error));
+    return;
+  }
+  // A character is at most three bytes in UTF-8, so short texts need not be measured.
+  if (body.length * 3 > REPLY_BYTES_MAX && Buffer.byteLength(body) > REPLY_BYTES_MAX) {
+    failTooLarge(request, Buffer.byteLength(body));
+    return;
+  }
+  answer(request, { type: "result" }, body);
+}
+
+function succeedStreaming(request, stream) {
+  const body = stream.body();
+  if (body.length > REPLY_BYTES_MAX) failTooLarge(request, body.length);
+  else answer(request, { type: "result", contentType: stream.contentType ?? "application/octet-stream" }, body);
+}
+
+function settle(request, error, value) {
+  if (error !== undefined && error !== null) fail(request, error);
+  else succeed(request, value);
+}
+
+function warnCallback() {
+  if (callbackWarned) return;
+  callbackWarned = true;
+  logLine("thaw: callback handlers are on the way out in Lambda; make the handler async and return its result");
+}
+
+function call(request, header) {
+  let event;
+  try {
+    event = header.text === "" ? {} : parse(header.text);
+  } catch (error) {
+    fail(request, runtimeError("UnmarshalError", `Unable to parse event: ${textOf(error)}`, error));
+    return;
+  }
+  const finish = (error, value) => {
+    warnCallback();
+    settle(request, error, value);
+  };
+  const context = new Context(header, finish);
+  const callback = (error, value) => {
+    warnCallback();
+    if (context.callbackWaitsForEmptyEventLoop) request.onIdle = () => settle(request, error, value);
+    else settle(request, error, value);
+  };
+  request.onIdle = () => succeed(request, null);
+  onIdle = () => request.onIdle();
+  request.startedAt = now();
+  try {
+    if (handler[STREAMING] !== undefined) {
+      const { callStreaming } = require("./streaming.cjs");
+      callStreaming(handler, event, context, request).then(
+        (stream) => succeedStreaming(request, stream),
+        (error) => fail(request, error),
+      );
+      return;
+    }
+    const result = handler(event, context, callback);
+    if (typeof result?.then === "function") {
+      Promise.resolve(result).then(
+        (value) => succeed(request, value),
+        (error) => fail(request, error),
+      );
+    } else if (handler.length < 3) {
+      // Without a value the answer comes by callback, by context.done, or is null once nothing is left to run.
+      if (result !== undefined) succeed(request, result);
+    } else {
+      warnCallback();
+    }
+  } catch (error) {
+    fail(request, error);
+  }
+}
+
+/** A clone whose restoring failed half-way must not serve: it answers and ends. */
+function failRestore(request, thrown) {
+  const { errorType, errorMessage, trace } = describe(thrown);
+  const body = stringify({ errorType: "Runtime.AfterRestoreError", errorMessage: `${errorType}: ${errorMessage}`, trace });
+  logLine(`ERROR\tRequestId: ${request.id}\tAfter-restore hook\t${body}`);
+  answer(request, { type: "error" }, body);
+  exit(1);
+}
+
+function invoke(header) {
+  const request = { id: header.requestId, startedAt: 0, onIdle: null };
+  open = request;
+  if (header.traceId !== undefined) env._X_AMZN_TRACE_ID = header.traceId;
+  else if (env._X_AMZN_TRACE_ID !== undefined) delete env._X_AMZN_TRACE_ID;
+  if (header.thaw !== undefined) {
+    unique.renew(header.thaw);
+    const hooks = runAfter();
+    if (hooks !== undefined) {
+      onIdle = () => failRestore(request, new Error("an after-restore hook never finished"));
+      hooks.then(
+        () => call(request, header),
+        (error) => failRestore(request, error),
+      );
+      return;
+    }
+  }
+  call(request, header);
+}
+
+/** One collection to a turn of the event loop, so that finalizers run in between. Then back into the read at once. */
+function collectGarbage(rounds, startedAt) {
+  collect();
+  if (rounds > 1) {
+    setImmediate(collectGarbage, rounds - 1, startedAt);
+    return;
+  }
+  send({ type: "prepared", hygieneMs: now() - startedAt }, "");
+  serve();
+}
+
+function prepare() {
+  const startedAt = now();
+  const refuse = (error) => {
+    onIdle = null;
+    send({ type: "prepareError" }, stringify(describe(error)));
+    setImmediate(serve);
+  };
+  onIdle = () => refuse(new Error("a before-snapshot hook never finished"));
+  runBefore().then(() => {
+    if (onIdle === null) return;
+    onIdle = null;
+    // Opened now, so that the first console.log after a thaw need not load half of net and stream.
+    void process.stdout;
+    void process.stderr;
+    if (collect === undefined) takeCollector();
+    setImmediate(collectGarbage, COLLECTIONS, startedAt);
+  }, refuse);
+}
+
+function serve() {
+  let header;
+  try {
+    header = receive();
+  } catch (error) {
+    if (!(error instanceof ServerGone)) logLine(`thaw: ${textOf(error)}`);
+    exit(error instanceof ServerGone ? 0 : 1);
+  }
+  if (header.type === "invoke") invoke(header);
+  else if (header.type === "prepare") prepare();
+  else {
+    logLine(`thaw: the server sent a frame of unknown type ${textOf(header.type)}`);
+    exit(1);
+  }
+}
+
+/** A request and an error of our own making go the whole way, except into the descriptor. */
+async function rehearse() {
+  const header = {
+    type: "invoke",
+    requestId: "00000000-0000-0000-0000-000000000000",
+    deadlineMs: Date.now(),
+    functionName: env.AWS_LAMBDA_FUNCTION_NAME,
+    functionVersion: env.AWS_LAMBDA_FUNCTION_VERSION,
+    memoryMb: 128,
+    thaw: { id: "", entropy: "00".repeat(32), pid: process.pid, generation: 0 },
+    text: "{}",
+  };
+  rehearsing = true;
+  handler = async (event, context) => context.getRemainingTimeInMillis() > 0 && event;
+  invoke(header);
+  await null;
+  await null;
+  handler = async () => {
+    throw new Error("rehearsal");
+  };
+  invoke(header);
+  await null;
+  await null;
+  handler = undefined;
+  rehearsing = false;
+  if (open !== null) throw new Error("bug: the rehearsal did not answer");
+}
+
+/** Errors that belong to no promise of the handler's: answered when a request is open, and the end in any case. */
+function die(error, inInit) {
+  const body = stringify(error);
+  if (inInit) {
+    logLine(`ERROR\tInit Error\t${body}`);
+    send({ type: "initError" }, body);
+  } else {
+    logLine(`ERROR\tRequestId: ${open?.id ?? "none"}\t${body}`);
+    if (open !== null) answer(open, { type: "error" }, body);
+  }
+  exit(1);
+}
+
+async function boot() {
+  unique.install();
+  blockingOutput("stdout");
+  blockingOutput("stderr");
+  installGlobals();
+  await rehearse();
+  let loading = true;
+  process.on("beforeExit", () => onIdle?.());
+  process.on("uncaughtException", (error) => die(describe(error), loading));
+  process.on("unhandledRejection", (reason) => {
+    const { errorType, errorMessage, trace } = describe(reason);
+    const text = trace.length > 0 ? `${errorType}: ${errorMessage}` : errorMessage;
+    die({ errorType: "Runtime.UnhandledPromiseRejection", errorMessage: text, trace }, loading);
+  });
+  onIdle = () => die(describe(runtimeError("NodeJsExit", "the event loop ran empty while the handler was being loaded")), true);
+  try {
+    handler = await loadHandler(env.LAMBDA_TASK_ROOT ?? process.cwd(), env._HANDLER ?? "");
+  } catch (error) {
+    die(describe(error), true);
+  }
+  // A turn of the event loop first: a rejection that the module left behind belongs to loading.
+  setImmediate(() => {
+    loading = false;
+    onIdle = null;
+    send({ type: "ready" }, "");
+    serve();
+  });
+}
+
+void boot();

@@ -1,0 +1,93 @@
+"use strict";
+/*
+ * From a handler string, `dir/file.export.path`, to a function: Lambda's rules. Order: the name as it stands, `.js`
+ * (CommonJS unless the nearest package.json says module), `.mjs`, `.cjs`, then node's own resolution.
+ */
+const fs = require("fs");
+const path = require("path");
+const Module = require("module");
+const { runtimeError, textOf } = require("./errors.cjs");
+
+function split(handlerName) {
+  if (handlerName.includes("..")) {
+    throw runtimeError("MalformedHandlerName", `'${handlerName}' is not a valid handler name: '..' is not allowed in it`);
+  }
+  const base = path.basename(handlerName);
+  const directory = handlerName.slice(0, handlerName.length - base.length);
+  const match = /^([^.]+)\.(.+)$/.exec(base);
+  if (match === null) {
+    throw runtimeError("MalformedHandlerName", `Bad handler '${handlerName}': it must look like file.export`);
+  }
+  return { directory, file: match[1], exportPath: match[2] };
+}
+
+/** Whether the nearest package.json above `file` says `"type": "module"`. Looks no higher than a node_modules or the root. */
+function isModuleScope(file) {
+  for (let directory = path.dirname(file); ; directory = path.dirname(directory)) {
+    try {
+      return JSON.parse(fs.readFileSync(path.join(directory, "package.json"), "utf8")).type === "module";
+    } catch (error) {
+      if (error.code !== "ENOENT" && error.code !== "ENOTDIR") return false;
+    }
+    if (directory === path.dirname(directory) || path.basename(directory) === "node_modules") return false;
+  }
+}
+
+function isFile(file) {
+  return fs.statSync(file, { throwIfNoEntry: false })?.isFile() === true;
+}
+
+function requireFrom(root) {
+  return Module.createRequire(path.join(root, "/"));
+}
+
+async function requireOrImport(load, file) {
+  try {
+    return load(file);
+  } catch (error) {
+    // A module in ESM syntax that awaits at top level cannot be required.
+    if (error?.code === "ERR_REQUIRE_ASYNC_MODULE" || error?.code === "ERR_REQUIRE_ESM") return await import(file);
+    throw error;
+  }
+}
+
+async function loadModule(root, directory, file) {
+  const load = requireFrom(root);
+  const target = path.resolve(root, directory, file);
+  if (isFile(target)) return await requireOrImport(load, target);
+  if (isFile(`${target}.js`)) {
+    return isModuleScope(target) ? await import(`${target}.js`) : await requireOrImport(load, `${target}.js`);
+  }
+  if (isFile(`${target}.mjs`)) return await import(`${target}.mjs`);
+  if (isFile(`${target}.cjs`)) return await requireOrImport(load, `${target}.cjs`);
+  return load(load.resolve(file, { paths: [root, path.join(root, directory)] }));
+}
+
+/** Loads `handlerName` below `root`. Fails with one of Lambda's error names, or with what the user's code threw. */
+async function loadHandler(root, handlerName) {
+  const { directory, file, exportPath } = split(handlerName);
+  let exports;
+  try {
+    exports = await loadModule(root, directory, file);
+  } catch (error) {
+    if (error instanceof SyntaxError) throw runtimeError("UserCodeSyntaxError", textOf(error), error);
+    if (error?.code === "MODULE_NOT_FOUND" || error?.code === "ERR_MODULE_NOT_FOUND") {
+      throw runtimeError("ImportModuleError", textOf(error), error);
+    }
+    throw error;
+  }
+  let handler = exports;
+  for (const key of exportPath.split(".")) handler = handler?.[key];
+  // `module.exports = {…}` imported as a module has its members on `default`.
+  if (handler === undefined && exports?.default) {
+    handler = exports.default;
+    for (const key of exportPath.split(".")) handler = handler?.[key];
+  }
+  if (handler === undefined || handler === null) {
+    throw runtimeError("HandlerNotFound", `${handlerName} is undefined or not exported`);
+  }
+  if (typeof handler !== "function") throw runtimeError("HandlerNotFound", `${handlerName} is not a function`);
+  return handler;
+}
+
+module.exports = { loadHandler };

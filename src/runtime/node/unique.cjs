@@ -1,0 +1,209 @@
+"use strict";
+/*
+ * What two thaws of one image must not share. `install` runs once, before the user's code is loaded: what it replaces
+ * cannot be reached in its old form by any import. `renew` runs after each thaw, before everything of the user's.
+ *
+ * - `Math.random`: V8 keeps 64 numbers ahead for each context and a generator for each isolate, both out of reach. It is
+ *   replaced by sfc32 (C. Doty-Humphrey, PractRand), 53 bits from two draws, here and in every context that `vm` makes.
+ *   A context whose sandbox brings its own `Math` keeps it.
+ * - `crypto.randomUUID` and `randomInt` keep random bytes ahead: both now draw each time. `randomBytes`, Web Crypto and
+ *   TLS draw from OpenSSL, which reseeds when the process id changed; the engine never repeats one within a lineage.
+ * - `process.pid` is a constant in Node. `process.ppid` is not.
+ *
+ * Not reached: a worker thread that was alive at the freeze keeps its own `Math.random` and caches (a new one is a
+ * new isolate, seeded anew); contexts made by native addons. `performance.now()` counts the time spent frozen and
+ * never goes back; `performance.timeOrigin` stays that of the boot.
+ */
+const crypto = require("crypto");
+const vm = require("vm");
+const { readlinkSync } = require("fs");
+const { syncBuiltinESMExports } = require("module");
+
+const { randomFillSync } = crypto;
+const { nextTick } = process;
+
+/** Also compiled from its source inside other contexts, so it uses nothing from around it but `s`. */
+function makeRandom(s) {
+  return {
+    random() {
+      let a = s[0];
+      let b = s[1];
+      let c = s[2];
+      let d = s[3];
+      let t = (((a + b) | 0) + d) | 0;
+      d = (d + 1) | 0;
+      a = b ^ (b >>> 9);
+      b = (c + (c << 3)) | 0;
+      c = (c << 21) | (c >>> 11);
+      c = (c + t) | 0;
+      const high = t >>> 5;
+      t = (((a + b) | 0) + d) | 0;
+      d = (d + 1) | 0;
+      s[0] = b ^ (b >>> 9);
+      s[1] = (c + (c << 3)) | 0;
+      c = (c << 21) | (c >>> 11);
+      s[2] = (c + t) | 0;
+      s[3] = d;
+      return (high * 67108864 + (t >>> 6)) / 9007199254740992;
+    },
+  }.random;
+}
+
+const mainState = new Int32Array(4);
+const random = makeRandom(mainState);
+const seed = new Int32Array(8);
+const seedBytes = Buffer.from(seed.buffer);
+
+/** States of other contexts' generators, held weakly: a context that is collected takes its own along. */
+let contextStates = [];
+let pruneAt = 64;
+let contextSetup;
+
+function installInContext(context) {
+  contextSetup ??= new vm.Script(
+    `((s) => { Object.defineProperty(Math, "random", { value: (${makeRandom})(s), writable: true, enumerable: false, configurable: true }); })`,
+    { filename: "thaw:random" },
+  );
+  const state = randomFillSync(new Int32Array(4));
+  contextSetup.runInContext(context)(state);
+  if (contextStates.length >= pruneAt) {
+    contextStates = contextStates.filter((ref) => ref.deref() !== undefined);
+    pruneAt = Math.max(64, contextStates.length * 2);
+  }
+  contextStates.push(new WeakRef(state));
+}
+
+function installVm() {
+  const original = {
+    createContext: vm.createContext,
+    runInNewContext: vm.runInNewContext,
+    script: vm.Script.prototype.runInNewContext,
+  };
+  const make = (sandbox, options) => {
+    const known = typeof sandbox === "object" && sandbox !== null && vm.isContext(sandbox);
+    const ownMath = typeof sandbox === "object" && sandbox !== null && "Math" in sandbox;
+    const context = original.createContext(sandbox, options);
+    if (!known && !ownMath) installInContext(context);
+    return context;
+  };
+  /** `runInNewContext` makes a context from these members of its own options. */
+  const contextOptions = (options) =>
+    typeof options !== "object" || options === null
+      ? undefined
+      : {
+          ...(options.contextName === undefined ? {} : { name: options.contextName }),
+          ...(options.contextOrigin === undefined ? {} : { origin: options.contextOrigin }),
+          ...(options.contextCodeGeneration === undefined ? {} : { codeGeneration: options.contextCodeGeneration }),
+          ...(options.microtaskMode === undefined ? {} : { microtaskMode: options.microtaskMode }),
+        };
+  const own = {
+    createContext(contextObject = {}, options = undefined) {
+      return make(contextObject, options);
+    },
+    runInNewContext(code, contextObject, options) {
+      return original.runInNewContext(code, make(contextObject ?? {}, contextOptions(options)), options);
+    },
+  };
+  vm.createContext = own.createContext;
+  vm.runInNewContext = own.runInNewContext;
+  vm.Script.prototype.runInNewContext = {
+    runInNewContext(contextObject, options) {
+      return original.script.call(this, make(contextObject ?? {}, contextOptions(options)), options);
+    },
+  }.runInNewContext;
+}
+
+function installCrypto() {
+  const originalUuid = crypto.randomUUID;
+  const originalInt = crypto.randomInt;
+  const uncached = { disableEntropyCache: true };
+  const six = Buffer.allocUnsafeSlow(6);
+  const draw = (min, range) => {
+    const limit = 2 ** 48 - (2 ** 48 % range);
+    for (;;) {
+      const x = randomFillSync(six).readUIntBE(0, 6);
+      if (x < limit) return min + (x % range);
+    }
+  };
+  const own = {
+    randomUUID(options) {
+      if (options === undefined) return originalUuid(uncached);
+      // Node's own checks, then the same without its cache.
+      const uuid = originalUuid(options);
+      return options.disableEntropyCache === true ? uuid : originalUuid(uncached);
+    },
+    randomInt(min, max, callback) {
+      const oneBound = max === undefined || typeof max === "function";
+      const low = oneBound ? 0 : min;
+      const high = oneBound ? min : max;
+      const done = oneBound ? max : callback;
+      const valid =
+        (done === undefined || typeof done === "function") &&
+        Number.isSafeInteger(low) &&
+        Number.isSafeInteger(high) &&
+        high > low &&
+        high - low <= 2 ** 48 - 1;
+      if (!valid) return originalInt(min, max, callback); // throws what Node throws
+      const value = draw(low, high - low);
+      if (done === undefined) return value;
+      nextTick(done, undefined, value);
+    },
+  };
+  crypto.randomUUID = own.randomUUID;
+  crypto.randomInt = own.randomInt;
+
+  const webcrypto = crypto.webcrypto;
+  const prototype = Object.getPrototypeOf(webcrypto);
+  const originalWeb = prototype.randomUUID;
+  prototype.randomUUID = {
+    randomUUID() {
+      return this === webcrypto ? originalUuid(uncached) : originalWeb.call(this); // throws what Node throws
+    },
+  }.randomUUID;
+}
+
+/** Replaces what cannot be renewed. Once, before the user's code. */
+function install() {
+  Object.defineProperty(Math, "random", { value: random, writable: true, enumerable: false, configurable: true });
+  installVm();
+  installCrypto();
+  syncBuiltinESMExports();
+  reseed(undefined);
+}
+
+function reseed(entropy) {
+  randomFillSync(seedBytes);
+  if (entropy !== undefined) {
+    const given = Buffer.from(entropy, "hex");
+    for (let i = 0; i < seedBytes.length && i < given.length; i++) seedBytes[i] ^= given[i];
+  }
+  for (let i = 0; i < 4; i++) mainState[i] = seed[i] ^ seed[i + 4];
+  for (const ref of contextStates) {
+    const state = ref.deref();
+    if (state === undefined) continue;
+    randomFillSync(state);
+    for (let i = 0; i < 4; i++) state[i] ^= (random() * 4294967296) | 0;
+  }
+}
+
+/** The kernel's word on who this is; the server's where /proc cannot be read. */
+function livePid(told) {
+  try {
+    return Number(readlinkSync("/proc/self"));
+  } catch {
+    return told;
+  }
+}
+
+/** Renews everything. `thaw` is the member of that name of a request's header. */
+function renew(thaw) {
+  reseed(thaw.entropy);
+  Object.defineProperty(process, "pid", {
+    value: livePid(thaw.pid),
+    writable: false,
+    enumerable: true,
+    configurable: true,
+  });
+}
+
+module.exports = { install, renew };

@@ -1,0 +1,367 @@
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import type { FunctionFrame, ThawHeader } from "./frames.js";
+import { PlainRuntime, SOURCE_DIR } from "./plain-process.js";
+
+const PYTHON = ["/usr/bin/python3.11", "/usr/bin/python3", "/usr/local/bin/python3"].find((path) => existsSync(path));
+const THAW: ThawHeader = { id: "4d5c6c1e-4a0e-4a8c-9b5e-2f6f3c0a1b2d", entropy: "5a".repeat(32), pid: 7, generation: 0 };
+
+let root: string;
+const running: PlainRuntime[] = [];
+
+beforeAll(() => {
+  root = mkdtempSync(join(tmpdir(), "runtime-python-"));
+});
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+afterEach(async () => {
+  for (const runtime of running.splice(0)) await runtime.dispose();
+});
+
+function start(handler: string, files: Record<string, string>): PlainRuntime {
+  for (const [name, content] of Object.entries(files)) {
+    mkdirSync(dirname(join(root, name)), { recursive: true });
+    writeFileSync(join(root, name), content);
+  }
+  const runtime = new PlainRuntime({
+    interpreter: PYTHON ?? "python3",
+    flags: ["-s"],
+    bootstrap: "python/bootstrap.py",
+    taskRoot: root,
+    handler,
+  });
+  running.push(runtime);
+  return runtime;
+}
+
+async function ready(source: string): Promise<PlainRuntime> {
+  const runtime = start("ready.handler", { "ready.py": source });
+  expect((await runtime.next()).header.type).toBe("ready");
+  return runtime;
+}
+
+function json(frame: FunctionFrame): ReturnType<typeof JSON.parse> {
+  return JSON.parse(frame.body.toString());
+}
+
+async function value(runtime: PlainRuntime, event: unknown = {}, header = {}): Promise<ReturnType<typeof JSON.parse>> {
+  const frame = await runtime.invoke(JSON.stringify(event), header);
+  expect([frame.header.type, frame.body.toString()]).toEqual(["result", frame.body.toString()]);
+  return json(frame);
+}
+
+describe.skipIf(PYTHON === undefined)("loading a Python handler", () => {
+  it.each<[string, string, Record<string, string>]>([
+    ["a module", "plain.handler", { "plain.py": "def handler(e, c): return 'found'" }],
+    ["a module in a folder", "folder/deep.handler", { "folder/deep.py": "def handler(e, c): return 'found'" }],
+    ["a package", "pack.mod.handler", { "pack/__init__.py": "", "pack/mod.py": "handler = lambda e, c: 'found'" }],
+    ["a module that has a name of ours", "bootstrap.handler", { "bootstrap.py": "def handler(e, c): return 'found'" }],
+  ])("finds %s", async (_name, handler, files) => {
+    const runtime = start(handler, files);
+    expect((await runtime.next()).header.type).toBe("ready");
+    expect(await value(runtime)).toBe("found");
+    rmSync(join(root, "bootstrap.py"), { force: true });
+  });
+
+  it.each<[string, string, Record<string, string>, string, string]>([
+    [
+      "a missing module",
+      "nowhere.handler",
+      {},
+      "Runtime.ImportModuleError",
+      "Unable to import module 'nowhere': No module named 'nowhere'",
+    ],
+    [
+      "a missing import",
+      "lacks.handler",
+      { "lacks.py": "import absent_package" },
+      "Runtime.ImportModuleError",
+      "Unable to import module 'lacks': No module named 'absent_package'",
+    ],
+    [
+      "a missing function",
+      "empty.handler",
+      { "empty.py": "" },
+      "Runtime.HandlerNotFound",
+      "Handler 'handler' missing on module 'empty'",
+    ],
+    [
+      "what cannot be called",
+      "five.handler",
+      { "five.py": "handler = 5" },
+      "Runtime.HandlerNotFound",
+      "Handler 'handler' on module 'five' is not callable",
+    ],
+    [
+      "dots upwards",
+      "../up.handler",
+      {},
+      "Runtime.MalformedHandlerName",
+      "Bad handler '../up.handler': '..' is not allowed in it",
+    ],
+    ["no dot", "nodot", {}, "Runtime.MalformedHandlerName", "Bad handler 'nodot': it must look like module.function"],
+    ["a built-in module", "sys.exit", {}, "Runtime.BuiltInModuleConflict", "Cannot use built-in module sys as a handler module"],
+    [
+      "a syntax error",
+      "broken.handler",
+      { "broken.py": "def handler(:" },
+      "Runtime.UserCodeSyntaxError",
+      "Syntax error in module 'broken'",
+    ],
+    ["an error of its own", "throws.handler", { "throws.py": "raise RuntimeError('no luck')" }, "RuntimeError", "no luck"],
+  ])("reports %s", async (_name, handler, files, errorType, message) => {
+    const runtime = start(handler, files);
+    const frame = await runtime.next();
+    expect(frame.header.type).toBe("initError");
+    expect(json(frame).errorType).toBe(errorType);
+    expect(json(frame).errorMessage).toContain(message);
+    expect(await runtime.exited).toBe(1);
+    expect(runtime.output).toContain(`[ERROR] ${errorType}: `);
+  });
+
+  it("ends with the code that the module chose", async () => {
+    const runtime = start("quits.handler", { "quits.py": "import sys; sys.exit(7)" });
+    await expect(runtime.next()).rejects.toThrow("the runtime ended (7)");
+  });
+});
+
+describe.skipIf(PYTHON === undefined)("a Python handler", () => {
+  it("gets Lambda's context", async () => {
+    const runtime = await ready(`
+import os
+def handler(event, c):
+    c.log("logged\\n")
+    return {**{k: getattr(c, k) for k in ("aws_request_id", "function_name", "function_version", "memory_limit_in_mb", "log_group_name", "log_stream_name", "invoked_function_arn")},
+            "remaining": c.get_remaining_time_in_millis(), "custom": c.client_context and c.client_context.custom, "identity": c.identity.cognito_identity_id, "trace": os.environ.get("_X_AMZN_TRACE_ID")}`);
+    const seen = await value(runtime, {}, { clientContext: '{"custom":{"a":1}}', traceId: "Root=1-2-3" });
+    expect(seen).toMatchObject({
+      aws_request_id: "request-1",
+      function_name: "plain",
+      function_version: "1",
+      memory_limit_in_mb: "128",
+      log_group_name: "/aws/lambda/plain",
+      log_stream_name: "[1]",
+      custom: { a: 1 },
+      identity: null,
+      trace: "Root=1-2-3",
+    });
+    expect(seen.remaining).toBeGreaterThan(3000);
+    expect(seen.remaining).toBeLessThanOrEqual(5000);
+    expect((await value(runtime)).trace).toBe(null);
+  });
+
+  it.each<[string, string, unknown]>([
+    ["None", "None", null],
+    ["text beyond ASCII", "{'a': 'ü😀'}", { a: "ü😀" }],
+    ["half a surrogate pair", "'\\ud83d'", "\ud83d"],
+  ])("answers with %s", async (_name, expression, expected) => {
+    expect(await value(await ready(`def handler(e, c): return ${expression}`))).toEqual(expected);
+  });
+
+  it.each<[string, string, string, string]>([
+    ["an exception", "raise ValueError('bad')", "ValueError", "bad"],
+    ["an exception that has no text", "raise Mute()", "Mute", "the exception's text cannot be shown"],
+    [
+      "a set, which JSON cannot hold",
+      "return {1}",
+      "Runtime.MarshalError",
+      "Unable to marshal response: Object of type set is not JSON serializable",
+    ],
+    [
+      "a circular list",
+      "l = []; l.append(l); return l",
+      "Runtime.MarshalError",
+      "Unable to marshal response: Circular reference detected",
+    ],
+    [
+      "NaN",
+      "return float('nan')",
+      "Runtime.MarshalError",
+      "Unable to marshal response: Out of range float values are not JSON compliant",
+    ],
+    ["endless recursion", "return (lambda f: f(f))(lambda f: f(f))", "RecursionError", "maximum recursion depth exceeded"],
+  ])("fails with %s and goes on", async (_name, body, errorType, message) => {
+    const runtime = await ready(
+      `class Mute(Exception):\n    def __str__(self): raise KeyError()\ndef handler(e, c):\n    if e.get("fine"): return "fine"\n    ${body}`,
+    );
+    const frame = await runtime.invoke("{}");
+    expect(frame.header.type).toBe("error");
+    expect(json(frame)).toMatchObject({ errorType, requestId: "request-1" });
+    expect(json(frame).errorMessage).toContain(message);
+    expect(await value(runtime, { fine: true })).toBe("fine");
+  });
+
+  it("shows where an error came from, without frames of the runtime", async () => {
+    const runtime = await ready("def handler(e, c):\n    return deep()\ndef deep():\n    raise ValueError('here')\n");
+    expect(json(await runtime.invoke("{}")).stackTrace).toEqual([
+      `  File "${root}/ready.py", line 2, in handler\n    return deep()\n           ^^^^^^\n`,
+      `  File "${root}/ready.py", line 4, in deep\n    raise ValueError('here')\n`,
+    ]);
+  });
+
+  it("ends without a word when it exits", async () => {
+    const runtime = await ready("import sys\ndef handler(e, c): sys.exit(3)");
+    await expect(runtime.invoke("{}")).rejects.toThrow("the runtime ended (3)");
+  });
+
+  it("answers once when it forked a child that returns as well", async () => {
+    const runtime = await ready(
+      "import os\ndef handler(e, c):\n    pid = os.fork()\n    if pid: os.waitpid(pid, 0)\n    return pid",
+    );
+    expect(await value(runtime)).toBeGreaterThan(0);
+    expect(await value(runtime)).toBeGreaterThan(0);
+  });
+
+  it("is told about an event that is not JSON", async () => {
+    const runtime = await ready("def handler(e, c): return e");
+    expect(json(await runtime.invoke("{no")).errorType).toBe("Runtime.UnmarshalError");
+    expect(await value(runtime, [1])).toEqual([1]);
+    expect((await runtime.invoke("")).body.toString()).toBe("{}");
+  });
+
+  it.each([1_000_000, 6_000_000])("carries %d bytes each way", async (size) => {
+    const runtime = await ready("def handler(e, c): return e");
+    const text = "é".repeat(size / 2);
+    expect((await value(runtime, text)) === text).toBe(true);
+    expect(await value(runtime, "small")).toBe("small");
+  });
+
+  it("is told that its reply is too large, and goes on", async () => {
+    const runtime = await ready("def handler(n, c): return 'x' * n");
+    const frame = await runtime.invoke("6300000");
+    expect(frame.header).toMatchObject({ type: "error", platformError: "RESPONSE_TOO_LARGE" });
+    expect(await value(runtime, 2)).toBe("xx");
+  });
+
+  it("has all of its output in the pipe before the answer", async () => {
+    const runtime = await ready(
+      "import sys\nnoise = 'x' * 100\ndef handler(e, c):\n    for _ in range(3000): print(noise)\n    sys.stdout.write('no line end')\n    return 1",
+    );
+    await value(runtime);
+    await runtime.dispose();
+    expect(runtime.output).toHaveLength(3000 * 101 + "no line end".length);
+  });
+
+  it("ends when the server is gone", async () => {
+    const runtime = await ready(
+      "import threading, time\nthreading.Thread(target=lambda: time.sleep(60)).start()\ndef handler(e, c): return 1",
+    );
+    await value(runtime);
+    runtime.process.stdio[3]?.destroy();
+    expect(await runtime.exited).toBe(0);
+  });
+});
+
+describe.skipIf(PYTHON === undefined)("snapshot hooks in Python", () => {
+  const HOOKS = `
+from snapshot_restore_py import register_before_snapshot, register_after_restore
+order = []
+register_before_snapshot(order.append, "before 1")
+@register_before_snapshot
+def second(): order.append("before 2")
+register_after_restore(order.append, "after 1")
+@register_after_restore
+def third(): order.append("after 2")
+def handler(e, c):
+    seen = list(order); order.clear(); return seen`;
+
+  it("run before-hooks last in, first out, and after-hooks first in, first out", async () => {
+    const runtime = await ready(HOOKS);
+    runtime.send({ type: "prepare" });
+    expect((await runtime.next()).header.type).toBe("prepared");
+    expect(await value(runtime)).toEqual(["before 2", "before 1"]);
+    expect(await value(runtime, {}, { thaw: THAW })).toEqual(["after 1", "after 2"]);
+    expect(await value(runtime)).toEqual([]);
+  });
+
+  it("report a before-hook that raises, and serve on; an after-hook that raises ends the instance", async () => {
+    const runtime = await ready(
+      "from snapshot_restore_py import *\ndef no(): raise ValueError('not now')\nimport snapshot_restore_py as s\ns.register_before_snapshot(no); s.register_after_restore(no)\ndef handler(e, c): return 1",
+    );
+    runtime.send({ type: "prepare" });
+    const frame = await runtime.next();
+    expect(frame.header.type).toBe("prepareError");
+    expect(json(frame).errorMessage).toBe("not now");
+    expect(await value(runtime)).toBe(1);
+    expect(json(await runtime.invoke("{}", { thaw: THAW }))).toMatchObject({
+      errorType: "Runtime.AfterRestoreError",
+      errorMessage: "ValueError: not now",
+    });
+    expect(await runtime.exited).toBe(1);
+  });
+
+  it("collect garbage, and keep the survivors out of later collections", async () => {
+    const runtime = await ready(
+      "import gc\nclass C: alive = 0\nclass N:\n    def __init__(self): self.me = self; C.alive += 1\n    def __del__(self): C.alive -= 1\ngc.disable()\nfor _ in range(10): N()\ndef handler(e, c): return [C.alive, gc.get_freeze_count()]",
+    );
+    expect(await value(runtime)).toEqual([10, 0]);
+    for (const _ of [1, 2]) {
+      runtime.send({ type: "prepare" });
+      expect((await runtime.next()).header.type).toBe("prepared");
+      const [alive, frozen] = await value(runtime);
+      expect(alive).toBe(0);
+      expect(frozen).toBeGreaterThan(1000);
+    }
+  });
+});
+
+describe.skipIf(PYTHON === undefined)("uniqueness after a thaw of Python", () => {
+  /** Forks: two processes in the very same state, as two thaws are. Prints what each draws, one JSON line each. */
+  function forks(renew: string): Record<string, unknown>[] {
+    const script = `
+import sys, os, json
+sys.path.insert(0, ${JSON.stringify(`${SOURCE_DIR}python`)})
+from thaw_runtime import unique
+unique.install()
+import random, uuid, threading, secrets
+class Mine(random.Random): pass
+own, mine, chosen, gone = random.Random(), Mine(), random.Random(42), random.Random()
+random.seed(7); random.gauss(0, 1); uuid.uuid1(); del gone
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        ${renew}
+        print(json.dumps({"module": random.random(), "gauss": random.gauss(0, 1), "own": own.random(), "mine": mine.getrandbits(60), "chosen": chosen.random(),
+            "uuid1node": uuid.uuid1().node, "uuid4": str(uuid.uuid4()), "secret": secrets.token_hex(8), "thread": threading.main_thread().native_id == threading.get_native_id(), "tracked": len(unique._generators)}), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+`;
+    const { stdout, stderr } = spawnSync(PYTHON ?? "python3", ["-s", "-B", "-c", script], { encoding: "utf8" });
+    if (stdout === "") throw new Error(stderr);
+    return stdout
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as Record<string, unknown>);
+  }
+
+  it("is needed: without it two clones draw the same", () => {
+    const [a, b] = forks("pass");
+    for (const name of ["own", "mine", "chosen"]) expect(a?.[name]).toBe(b?.[name]);
+  });
+
+  it("makes two clones of one state differ, even with the same entropy from the server", () => {
+    const [a, b] = forks(`unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})`);
+    for (const name of ["module", "gauss", "own", "mine", "uuid1node", "uuid4", "secret"])
+      expect(a?.[name], name).not.toBe(b?.[name]);
+    expect([a?.thread, b?.thread]).toEqual([true, true]);
+  });
+
+  it("leaves the sequence of a seed that the user chose, and forgets generators that are gone", () => {
+    const [a, b] = forks(`unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})`);
+    expect(a?.chosen).toBe(b?.chosen);
+    expect(a?.tracked).toBe(3 + 0);
+  });
+
+  it("happens before after-hooks", async () => {
+    const runtime = await ready(`
+import random
+from snapshot_restore_py import register_after_restore
+seen = []
+state = random.getstate()
+register_after_restore(lambda: seen.append(random.getstate() != state))
+def handler(e, c): return seen`);
+    expect(await value(runtime, {}, { thaw: THAW })).toEqual([true]);
+  });
+});

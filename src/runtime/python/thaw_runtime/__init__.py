@@ -1,0 +1,1 @@
+"""The runtime inside a Python function: frames, handler, context, uniqueness, and the loop that joins them."""

@@ -1,0 +1,64 @@
+"""The second argument of a handler."""
+
+import json
+import os
+import sys
+import time
+
+
+class CognitoIdentity:
+    """Always empty: there is no Cognito here."""
+
+    __slots__ = ("cognito_identity_id", "cognito_identity_pool_id")
+
+    def __init__(self):
+        self.cognito_identity_id = None
+        self.cognito_identity_pool_id = None
+
+
+class ClientContext:
+    """``X-Amz-Client-Context``."""
+
+    __slots__ = ("custom", "env", "client")
+
+    def __init__(self, value):
+        self.custom = value.get("custom")
+        self.env = value.get("env")
+        self.client = value.get("client")
+
+
+def _client_context(value):
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return ClientContext(value) if isinstance(value, dict) else None
+
+
+class LambdaContext:
+    """What a handler may know about its request."""
+
+    def __init__(self, header):
+        self.aws_request_id = header["requestId"]
+        self.function_name = header.get("functionName")
+        self.function_version = header.get("functionVersion")
+        self.invoked_function_arn = header.get("invokedArn")
+        self.memory_limit_in_mb = str(header.get("memoryMb"))
+        self.log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
+        self.log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
+        self.client_context = _client_context(header.get("clientContext"))
+        self.identity = CognitoIdentity()
+        self._deadline_ms = header["deadlineMs"]
+
+    def get_remaining_time_in_millis(self):
+        """Milliseconds until the request times out; never negative."""
+        return max(int(self._deadline_ms - time.time() * 1000), 0)
+
+    def log(self, message):
+        """Writes ``message`` to the function's log, without adding a line end."""
+        sys.stdout.write(str(message))
+        sys.stdout.flush()
+
+    def __repr__(self):
+        return f"LambdaContext(aws_request_id={self.aws_request_id}, function_name={self.function_name})"

@@ -1,0 +1,171 @@
+"""The loop: boot, ready, then for ever read, run, answer.
+
+The main thread is in ``readv(3)`` whenever no request is open. Threads that the function left behind go on, unless the server stops
+the whole process.
+"""
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+
+import snapshot_restore_py as hooks
+
+from . import channel, handler, unique
+from .context import LambdaContext
+
+#: Lambda's limit on a reply: 6 MiB and a little.
+REPLY_BYTES_MAX = 6_291_556
+_main_pid = os.getpid()
+
+
+def _flush():
+    """What was printed must reach the log before the answer does. The function may have replaced or closed the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+
+
+def _answer(header, body=b""):
+    if os.getpid() != _main_pid:
+        os._exit(0)  # a forked child that returned from the handler has nothing to say here
+    _flush()
+    channel.send(header, body)
+
+
+def _result_header(kind, request_id, started):
+    return {
+        "type": kind,
+        "requestId": request_id,
+        "handlerMs": (time.perf_counter() - started) * 1000 if started else 0,
+        "maxMemoryMb": -(-resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024),
+    }
+
+
+def _fail(request_id, exception, started):
+    header = _result_header("error", request_id, started)
+    error = handler.describe(exception, request_id)
+    handler.log_error(error)
+    _answer(header, json.dumps(error).encode())
+
+
+def _fail_too_large(request_id, size, started):
+    message = f"Response payload size ({size} bytes) exceeded maximum allowed payload size ({REPLY_BYTES_MAX} bytes)."
+    header = _result_header("error", request_id, started)
+    header["platformError"] = "RESPONSE_TOO_LARGE"
+    _answer(header, json.dumps(handler.describe(handler.RuntimeFault("Function.ResponseSizeTooLarge", message), request_id)).encode())
+
+
+def _renew(header):
+    """Uniqueness, then the function's own hooks. A clone whose restoring failed half-way must not serve: it answers and ends."""
+    global _main_pid
+    _main_pid = os.getpid()
+    unique.renew(header["thaw"])
+    try:
+        for func, args, kwargs in list(hooks._after_restore):
+            func(*args, **kwargs)
+    except Exception as exception:
+        error = handler.describe(exception, header["requestId"])
+        message = f"{error['errorType']}: {error['errorMessage']}"
+        _fail(header["requestId"], handler.RuntimeFault("Runtime.AfterRestoreError", message, error["stackTrace"]), 0)
+        _flush()
+        os._exit(1)
+
+
+def _invoke(function, header, body):
+    request_id = header["requestId"]
+    if "traceId" in header:
+        os.environ["_X_AMZN_TRACE_ID"] = header["traceId"]
+    else:
+        os.environ.pop("_X_AMZN_TRACE_ID", None)
+    if "thaw" in header:
+        _renew(header)
+    started = 0
+    try:
+        event = handler.parse_event(body)
+        context = LambdaContext(header)
+        started = time.perf_counter()
+        payload = handler.marshal(function(event, context))
+    except Exception as exception:
+        _fail(request_id, exception, started)
+        return
+    if len(payload) > REPLY_BYTES_MAX:
+        _fail_too_large(request_id, len(payload), started)
+    else:
+        _answer(_result_header("result", request_id, started), payload)
+
+
+def _prepare():
+    """Before-hooks, then hygiene.
+
+    What survives goes to the permanent generation: a full collection writes the header of every object that it looks at, and so
+    would copy each page of the heap after a thaw.
+    """
+    started = time.perf_counter()
+    try:
+        for func, args, kwargs in reversed(list(hooks._before_snapshot)):
+            func(*args, **kwargs)
+    except Exception as exception:
+        _answer({"type": "prepareError"}, json.dumps(handler.describe(exception)).encode())
+        return
+    _rehearse()
+    gc.unfreeze()
+    gc.collect()
+    gc.collect()  # what finalizers of the first one let go
+    _trim()
+    gc.freeze()
+    _answer({"type": "prepared", "hygieneMs": (time.perf_counter() - started) * 1000})
+
+
+def _trim():
+    """Gives free memory of the C library back, where the function uses ctypes anyway.
+
+    Loading ctypes for it would cost each thaw ten mappings, and gained 2 % of an ordinary heap of 50 MB.
+    """
+    ctypes = sys.modules.get("ctypes")
+    if ctypes is not None:
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (AttributeError, OSError):
+            pass  # a C library without it
+
+
+def _rehearse():
+    """Loads what only an error needs (traceback and all it imports), so that no thawed function must."""
+    try:
+        raise ValueError("rehearsal")
+    except ValueError as error:
+        channel.encode({"type": "error"}, json.dumps(handler.describe(error, "")).encode())
+
+
+def main():
+    channel.open_channel()
+    unique.install()
+    # A line at a time: whole lines reach the log even when the function is killed.
+    sys.stdout.reconfigure(line_buffering=True)
+    try:
+        function = handler.load(os.environ.get("_HANDLER", ""))
+    except Exception as exception:
+        error = handler.describe(exception)
+        handler.log_error(error)
+        _answer({"type": "initError"}, json.dumps(error).encode())
+        os._exit(1)
+    try:
+        _answer({"type": "ready"})
+        while True:
+            header, body = channel.receive()
+            kind = header.get("type")
+            if kind == "invoke":
+                _invoke(function, header, body)
+            elif kind == "prepare":
+                _prepare()
+            else:
+                raise ValueError(f"the server sent a frame of unknown type {kind!r}")
+            header = body = None
+    except channel.ServerGone:
+        _flush()
+        os._exit(0)

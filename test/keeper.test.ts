@@ -1,0 +1,455 @@
+/**
+ * The keeper on the real kernel, with a husk of the tests' own (keeper-husk.c), so that nothing above the keeper is needed.
+ */
+import { execFileSync } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type HuskReady, type InstanceExit, Keeper } from "../src/engine/keeper.js";
+import {
+  type CgroupParents,
+  limitWrites,
+  makeParents,
+  probeCgroups,
+  processStart,
+  removeParents,
+  sweepCgroups,
+} from "../src/linux/cgroups.js";
+import { findInterpreters } from "../src/linux/interpreters.js";
+import { planRoot, type RootOperation } from "../src/linux/rootfs.js";
+
+const ROOT = join(import.meta.dirname, "..");
+const BINARY = join(ROOT, "native/build/keeper");
+const UID = 200_123;
+const dir = mkdtempSync(join(tmpdir(), "thaw-keeper-"));
+const husk = join(dir, "husk");
+let plan: RootOperation[];
+
+beforeAll(async () => {
+  execFileSync("gcc", ["-static", "-O1", "-Wall", `-I${ROOT}/native/build`, "-o", husk, join(ROOT, "test/keeper-husk.c")]);
+  mkdirSync(join(dir, "runtime"));
+  mkdirSync(join(dir, "code"));
+  writeFileSync(join(dir, "code/index.js"), "the code\n");
+  const interpreter = (await findInterpreters()).find(({ language }) => language === "node");
+  if (interpreter === undefined) throw new Error("no node");
+  plan = planRoot(interpreter, { huskPath: husk, runtimeDir: join(dir, "runtime") });
+});
+
+afterAll(async () => {
+  for (const world of World.opened) await world.close();
+  rmSync(dir, { recursive: true, force: true });
+});
+
+/** A keeper with cgroups, a template, and the test husk's programs. */
+class World {
+  keeper!: Keeper;
+  parents!: CgroupParents;
+  template = 0;
+  readonly programs: Record<string, number> = {};
+  lost = "";
+
+  static readonly opened = new Set<World>();
+
+  static async open(label = "", parents = makeParents(probeCgroups(), label)): Promise<World> {
+    const world = new World();
+    World.opened.add(world);
+    world.parents = parents;
+    world.keeper = await Keeper.start({ binary: BINARY, onLost: (error) => (world.lost = error.message) });
+    await world.keeper.cgroups(world.parents);
+    world.template = await world.keeper.template(plan);
+    for (const name of ["t", "l", "n", "x"]) world.programs[name] = world.keeper.fileBytes(Buffer.from(name));
+    return world;
+  }
+
+  program(name: string): number {
+    return this.programs[name] ?? -1;
+  }
+
+  make(pid = 0, template = this.template): One {
+    return new One(this, pid, template);
+  }
+
+  async close(): Promise<void> {
+    World.opened.delete(this);
+    await this.keeper.close();
+    await removeParents(this.parents);
+  }
+}
+
+/** One instance and what the keeper said about it, in order. */
+class One {
+  readonly id: number;
+  readonly ready: Promise<HuskReady>;
+  readonly exit: Promise<InstanceExit>;
+  readonly events: string[] = [];
+  readonly failures: string[] = [];
+  dataBytes = 0;
+  logBytes = 0;
+  #answer: ((text: string) => void) | undefined;
+
+  constructor(
+    readonly world: World,
+    pid: number,
+    template: number,
+  ) {
+    let ended: (exit: InstanceExit) => void;
+    this.exit = new Promise((resolve) => (ended = resolve));
+    const { id, ready } = world.keeper.husk(
+      { template, pid, tmpMb: 16, uid: UID },
+      {
+        onData: (bytes) => {
+          this.dataBytes += bytes.length;
+          if (bytes.length < 100) this.events.push(`data ${bytes}`);
+          this.#answer?.(bytes.toString("latin1"));
+        },
+        onLog: (bytes) => {
+          this.logBytes += bytes.length;
+          if (bytes.length < 10_000) this.events.push(`log ${bytes}`);
+        },
+        onControlEnd: () => this.events.push("end"),
+        onFailure: (error) => this.failures.push(error.message),
+        onExit: (exit) => ended(exit),
+      },
+    );
+    this.id = id;
+    this.ready = ready;
+  }
+
+  async stage(name: string, fds: Parameters<Keeper["stage"]>[1]["fds"] = []): Promise<number> {
+    return (await this.world.keeper.stage(this.id, { program: this.world.program(name), fds, fdBase: 200 })).status;
+  }
+
+  /** Becomes a function that runs shell commands. */
+  async serve(): Promise<this> {
+    await this.ready;
+    expect(await this.stage("l", [{ kind: "control" }, { kind: "log" }])).toBe(0);
+    return this;
+  }
+
+  /** Output of a command, with its status behind it. */
+  async shell(command: string): Promise<string> {
+    const before = this.events.length;
+    const answer = new Promise<string>((resolve) => (this.#answer = resolve));
+    this.world.keeper.send(this.id, Buffer.from(`{ ${command}\n} 2>&1`));
+    const status = await Promise.race([answer, this.exit.then((exit) => `exit ${JSON.stringify(exit)}`)]);
+    return (
+      this.events
+        .slice(before)
+        .filter((event) => event.startsWith("log "))
+        .map((event) => event.slice(4))
+        .join("") + status.trim()
+    );
+  }
+
+  async kill(): Promise<InstanceExit> {
+    this.world.keeper.kill(this.id);
+    return this.exit;
+  }
+}
+
+const alive = (pid: number): boolean => processStart(pid) !== undefined;
+
+async function until(what: string, condition: () => boolean): Promise<void> {
+  for (let tries = 0; !condition(); tries++) {
+    if (tries > 200) throw new Error(`never: ${what}`);
+    await sleep(10);
+  }
+}
+
+const descriptors = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
+const childrenOf = (pid: number): number[] =>
+  readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter(Boolean).map(Number);
+const hostMounts = (): number => readFileSync("/proc/self/mountinfo", "utf8").split("\n").length;
+const pooled = (parents: CgroupParents): number =>
+  Object.values(parents.dirs).reduce((sum, path) => sum + readdirSync(path).filter((name) => /^h\d+$/.test(name)).length, 0);
+
+describe("a husk", () => {
+  let world: World;
+  beforeAll(async () => {
+    world = await World.open("husk");
+  });
+  afterAll(() => world.close());
+
+  it("runs programs in order in a sandbox, under the pid that was asked for", async () => {
+    const one = world.make(4242);
+    const ready = await one.ready;
+    expect(readFileSync(`/proc/${ready.pid}/status`, "utf8")).toMatch(/NSpid:\t\d+\t4242\n/);
+    const code = await world.keeper.openFile(join(dir, "code"), "path");
+    const results = await Promise.all([
+      one.stage("n"),
+      one.stage("t", [{ kind: "tree", file: code }]),
+      one.stage("n"),
+      one.stage("l", [{ kind: "control" }, { kind: "log" }]),
+    ]);
+    expect(results).toEqual([0, 0, 0, 0]);
+    expect(await one.shell("echo $$ $PPID; cat /var/task/index.js; echo x > /var/task/x")).toMatch(
+      /\d+ 4242\nthe code\n.*Read-only file system\n\d$/,
+    );
+    world.keeper.send(one.id, Buffer.from("exit 7"));
+    expect(await one.exit).toMatchObject({ code: 7, signal: undefined, oomKills: 0 });
+    expect(one.events.at(-1)).toBe("end");
+    world.keeper.closeFile(code);
+  });
+
+  it("sends a log before the reply that it belongs to, every time", async () => {
+    const one = await world.make().serve();
+    for (let turn = 0; turn < 50; turn++) {
+      const before = one.events.length;
+      expect(await one.shell(`echo turn ${turn}`)).toBe(`turn ${turn}\n0`);
+      expect(
+        one.events
+          .slice(before)
+          .map((event) => event.slice(0, 4))
+          .join(),
+      ).toBe("log ,data");
+    }
+    await one.kill();
+  });
+
+  it("carries large requests and replies whole, and a flood of logs without losing a byte", async () => {
+    const one = await world.make().serve();
+    world.keeper.send(one.id, Buffer.from("big 6000000"));
+    await until("6 MB of data", () => one.dataBytes >= 6_000_000);
+    expect(one.dataBytes).toBe(6_000_000);
+    expect(await one.shell("head -c 50000000 /dev/zero")).toMatch(/0$/);
+    await until("50 MB of logs", () => one.logBytes >= 50_000_000);
+    expect(one.logBytes).toBe(50_000_000);
+    await one.kill();
+  });
+
+  it("keeps what is sent beyond the socket's buffer until the function reads", async () => {
+    const one = await world.make().serve();
+    world.keeper.send(one.id, Buffer.from("sleep 0.2"));
+    await sleep(50);
+    world.keeper.send(one.id, Buffer.alloc(40_000_000, "\n"));
+    await until("the socket is full", () => one.events.includes("data 0\n"));
+    expect(one.failures).toEqual([]);
+    expect((await one.kill()).signal).toBe(9);
+  });
+
+  it("sees nothing of the host: files, processes, network, capabilities outside its namespace", async () => {
+    const one = await world.make().serve();
+    expect(await one.shell("echo /* /home/* /root/* /etc/*")).not.toMatch(/shadow|\/sys|\/boot|\/home\/\w/);
+    expect(await one.shell("echo /proc/[0-9]*")).toMatch(/^(\/proc\/\d+ ?){2,4}\n0$/);
+    expect(await one.shell("tail -n +3 /proc/net/dev | wc -l")).toBe("1\n0");
+    expect(await one.shell("id -u; id -g; id -G; grep NoNewPrivs /proc/self/status")).toBe("1000\n1000\n1000\nNoNewPrivs:\t1\n0");
+    expect(await one.shell("echo x > /proc/sys/kernel/hostname")).toMatch(/Permission denied|Read-only/);
+    expect(
+      await one.shell(
+        "echo x > /etc/x; echo x > /usr/x; echo ok > /tmp/x; cat /tmp/x; kill -9 1; cat /proc/1/cgroup | sed 's/.*://' | sort | head -1",
+      ),
+    ).toMatch(/Read-only file system\n.*Read-only file system\nok\n.*[Oo]peration not permitted\n+\/\n0$/);
+    expect(await one.shell("cat /proc/1/status | grep CapEff")).toBe("CapEff:\t0000000000000000\n0");
+    const host = (await one.ready).pid;
+    expect(statSync(`/proc/${host}`).uid).toBe(UID);
+    await one.kill();
+  });
+
+  it("is ended by its memory limit, which the exit tells, and the cgroup is as new for the next", async () => {
+    const one = await world.make().serve();
+    world.keeper.limits(one.id, limitWrites(world.parents.layout, { memoryMb: 32, cpus: 1, pids: 20 }));
+    world.keeper.send(one.id, Buffer.from("eat 100000000"));
+    const exit = await one.exit;
+    expect(exit).toMatchObject({ signal: 9, code: undefined });
+    expect(exit.oomKills).toBeGreaterThanOrEqual(1);
+    expect(exit.peakBytes).toBeGreaterThan(30 << 20);
+    expect(exit.peakBytes).toBeLessThanOrEqual(32 << 20);
+    const next = await world.make().serve();
+    expect(await next.shell("head -c 60000000 /dev/zero | tail -c 50000000 | wc -c")).toBe("50000000\n0");
+    expect(await next.kill()).toMatchObject({ oomKills: 0 });
+  });
+
+  it("cannot have more processes than its limit", async () => {
+    const one = await world.make().serve();
+    world.keeper.limits(one.id, limitWrites(world.parents.layout, { memoryMb: 64, cpus: 1, pids: 4 }));
+    expect(await one.shell("for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; true")).toMatch(/[Cc]annot fork/);
+    await one.kill();
+  });
+
+  it("takes its background children with it when it exits", async () => {
+    const one = await world.make().serve();
+    await one.shell("sleep 1000 > /dev/null 2>&1 &");
+    const init = (await one.ready).initPid;
+    const inside = childrenOf(init).concat(childrenOf((await one.ready).pid));
+    expect(inside.length).toBeGreaterThanOrEqual(1);
+    world.keeper.send(one.id, Buffer.from("exit 0"));
+    await one.exit;
+    expect([init, ...inside].filter(alive)).toEqual([]);
+  });
+
+  it("that dies answers every outstanding stage, then exits", async () => {
+    const one = world.make();
+    await one.ready;
+    expect(await Promise.all([one.stage("n"), one.stage("x"), one.stage("n")])).toEqual([0, -32, -32]);
+    expect((await one.exit).code).toBe(9);
+  });
+
+  it("gets a fresh network unless the last one was never used", async () => {
+    const network = (ready: HuskReady): string => readlinkSync(`/proc/${ready.initPid}/ns/net`);
+    const quiet = await world.make().serve();
+    const first = network(await quiet.ready);
+    await quiet.kill();
+    const talker = await world.make().serve();
+    expect(network(await talker.ready)).toBe(first);
+    expect(
+      await talker.shell(`node -e 'require("dgram").createSocket("udp4").send("x", 9, "127.0.0.1", () => process.exit())'`),
+    ).toBe("0");
+    await talker.kill();
+    const next = await world.make().serve();
+    expect(network(await next.ready)).not.toBe(first);
+    expect(network(await next.ready)).not.toBe(readlinkSync("/proc/self/ns/net"));
+    await next.kill();
+  });
+
+  it("is refused with the reason: pid, template, file, limit", async () => {
+    await expect(world.make(0, 60).ready).rejects.toThrow(/no template 60/);
+    await expect(world.make(1).ready).rejects.toThrow(/cannot make a sandbox: cannot clone the husk process.*File exists/);
+    await expect(world.keeper.openFile("/nonexistent/file")).rejects.toThrow(/cannot open \/nonexistent\/file: No such file/);
+    await expect(world.keeper.template([{ kind: "bind", source: "/nonexistent", target: "/x", flags: ["ro"] }])).rejects.toThrow(
+      /bind \/nonexistent \/x ro: No such file/,
+    );
+    const one = world.make();
+    await one.ready;
+    world.keeper.limits(one.id, [{ controller: Object.keys(world.parents.dirs)[0] ?? "", file: "no.such.file", value: "1" }]);
+    await until("a failure is told", () => one.failures.length > 0);
+    expect(one.failures[0]).toMatch(/cannot write 1 to no\.such\.file of controller/);
+    await expect(world.keeper.stage(one.id, { program: 9999, fds: [], fdBase: 200 })).rejects.toThrow(/no such program/);
+    expect(await one.stage("n")).toBe(0);
+    await one.kill();
+  });
+
+  it("can be killed before it is made", async () => {
+    const many = Array.from({ length: 8 }, () => world.make());
+    for (const one of many) world.keeper.kill(one.id);
+    await Promise.all(many.map((one) => Promise.allSettled([one.ready]).then(() => one.exit)));
+  });
+});
+
+describe("where cgroups have one tree", () => {
+  const mount = "/sys/fs/cgroup/unified";
+  it.skipIf(!existsSync(join(mount, "cgroup.procs")))(
+    "a husk is cloned into its directory, which is removed at the end",
+    async () => {
+      const path = join(mount, "thaw", `${process.pid}-${processStart(process.pid)}-tree`);
+      mkdirSync(path, { recursive: true });
+      const world = await World.open("tree", {
+        layout: { version: "v2", mounts: { unified: mount }, swapLimit: true },
+        dirs: { unified: path },
+      });
+      const one = await world.make().serve();
+      const { pid, initPid } = await one.ready;
+      expect(readFileSync(join(path, "h0/cgroup.procs"), "utf8").trim().split("\n").map(Number)).toEqual([initPid, pid]);
+      expect(await one.shell("grep ^0: /proc/self/cgroup")).toBe("0::/\n0");
+      await one.kill();
+      await world.make().serve();
+      await world.close();
+      expect(existsSync(path)).toBe(false);
+    },
+  );
+});
+
+describe("helpers", () => {
+  it("run to their end as root outside any sandbox, or are refused by name", async () => {
+    const world = await World.open("helpers");
+    const [echo, fail, big] = await Promise.all([
+      world.keeper.helper(["/bin/sh", "-c", "id -u; pwd"]),
+      world.keeper.helper(["/bin/sh", "-c", "exit 3"]),
+      world.keeper.helper(["/bin/sh", "-c", "head -c 3000000 /dev/zero"]),
+    ]);
+    expect(echo).toMatchObject({ code: 0, stdout: Buffer.from("0\n/\n") });
+    expect(fail).toMatchObject({ code: 3 });
+    expect(big.stdout.length).toBe(3_000_000);
+    await expect(world.keeper.helper(["/nonexistent/tool"])).rejects.toThrow(
+      /cannot run \/nonexistent\/tool: No such file or directory/,
+    );
+    await world.close();
+  });
+});
+
+describe("over time", () => {
+  it("200 husks made and killed leave processes, host mounts, cgroups and descriptors as they were", async () => {
+    const world = await World.open("flat");
+    const cycle = async (): Promise<void> => {
+      const one = await world.make().serve();
+      expect(await one.shell("echo hi")).toBe("hi\n0");
+      await one.kill();
+    };
+    for (let count = 0; count < 10; count++) await cycle();
+    const builder = childrenOf(world.keeper.pid)[0] ?? 0;
+    const look = (): object => ({
+      children: childrenOf(world.keeper.pid),
+      descriptors: [descriptors(world.keeper.pid), descriptors(builder)],
+      mounts: hostMounts(),
+      cgroups: pooled(world.parents),
+    });
+    const before = look();
+    for (let count = 0; count < 200; count++) await cycle();
+    expect(look()).toEqual(before);
+    await world.close();
+  });
+});
+
+describe("the end", () => {
+  it("of the server's socket ends every sandbox and helper, and removes the cgroups", async () => {
+    const world = await World.open("closed");
+    const all = await Promise.all(Array.from({ length: 5 }, () => world.make().serve()));
+    const pids = (await Promise.all(all.map((one) => one.ready))).flatMap(({ pid, initPid }) => [pid, initPid]);
+    const helper = world.keeper.helper(["/bin/sleep", "1000"]).catch((error: Error) => error);
+    await until("the helper runs", () => childrenOf(world.keeper.pid).length === 7);
+    const everyone = [...pids, ...childrenOf(world.keeper.pid), world.keeper.pid];
+    expect(pooled(world.parents)).toBeGreaterThan(0);
+    await world.keeper.close();
+    expect(everyone.filter(alive)).toEqual([]);
+    expect(pooled(world.parents)).toBe(0);
+    expect(world.lost).toBe("");
+    expect(await helper).toBeInstanceOf(Error);
+    await removeParents(world.parents);
+    expect(Object.values(world.parents.dirs).filter(existsSync)).toEqual([]);
+  });
+
+  it("of a keeper by SIGKILL leaves no process, tells the server, and the next server sweeps its cgroups", async () => {
+    const world = await World.open("killed");
+    const all = await Promise.all(Array.from({ length: 5 }, () => world.make().serve()));
+    await all[0]?.shell("sleep 1000 > /dev/null 2>&1 &");
+    const pids = (await Promise.all(all.map((one) => one.ready))).flatMap(({ pid, initPid }) => [
+      pid,
+      initPid,
+      ...childrenOf(pid),
+    ]);
+    const everyone = [...pids, ...childrenOf(world.keeper.pid)];
+    process.kill(world.keeper.pid, "SIGKILL");
+    expect((await Promise.all(all.map((one) => one.exit))).map(({ signal }) => signal)).toEqual([9, 9, 9, 9, 9]);
+    await until("everyone is gone", () => everyone.filter(alive).length === 0);
+    expect(world.lost).toMatch(/it was killed by SIGKILL/);
+    await expect(world.make().ready).rejects.toThrow(/The keeper .* failed/);
+    expect(pooled(world.parents)).toBeGreaterThan(0);
+    // What a server with another pid would have left.
+    for (const [name, path] of Object.entries(world.parents.dirs)) {
+      const mount = world.parents.layout.mounts[name] ?? "";
+      mkdirSync(join(mount, "thaw", "999999999-1", "h0"), { recursive: true });
+      expect(path.startsWith(mount)).toBe(true);
+    }
+    expect(await sweepCgroups(world.parents.layout)).toBeGreaterThanOrEqual(Object.keys(world.parents.dirs).length);
+    expect(pooled(world.parents)).toBeGreaterThan(0);
+    await removeParents(world.parents);
+  });
+
+  it("before it began is told with the reason", async () => {
+    await expect(Keeper.start({ binary: "/nonexistent/keeper" })).rejects.toThrow(
+      /The keeper \(\/nonexistent\/keeper\) failed.*ENOENT.*npm run build/s,
+    );
+    await expect(Keeper.start({ binary: "/bin/false" })).rejects.toThrow(/exited with code 1/);
+  });
+});
