@@ -32,6 +32,7 @@
 #define CHUNK_BYTES (64ULL << 20)
 #define COPY_BYTES (1ULL << 20)
 #define IOV_COUNT 512
+#define HUGE_BYTES (2ULL << 20)
 
 /* Not in the headers of older distributions. */
 struct scan_region {
@@ -565,8 +566,10 @@ static int lay_out(struct dump *dump, int fd)
 			struct region *region = &dump->regions[i];
 			if (!region->has_pages)
 				continue;
-			region->slot = next;
-			next += (region->end - region->start + slot_bytes - 1) & ~(slot_bytes - 1);
+			/* Same place within 2 MiB in memory and file: the kernel can then map what is only read by huge entries. */
+			uint64_t lead = region->start & (HUGE_BYTES - 1);
+			region->slot = next + lead;
+			next += (lead + region->end - region->start + slot_bytes - 1) & ~(slot_bytes - 1);
 		}
 		if (next <= PAGE_SPACE_BYTES_MAX && ftruncate(fd, (off_t)next) == 0) {
 			dump->file_bytes = next;

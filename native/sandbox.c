@@ -19,6 +19,7 @@
 #include "keeper.h"
 
 #include <linux/capability.h>
+#include <linux/securebits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -320,6 +321,17 @@ static _Noreturn void husk_process(void) {
 	init_failed(errno, "cannot execute the husk; does the template bind it at /run/thaw/husk?");
 }
 
+/*
+ * Whoever makes a user namespace owns it, and what is counted in it by user (inotify instances, pending signals, locked memory) counts
+ * against the owner's limits too: were that root, a function could use up the host's. So the owner is the function's own user.
+ * A change of uid clears PR_SET_PDEATHSIG; that of the effective one alone keeps the capabilities with this bit.
+ */
+static void act_as(uid_t uid) {
+	check(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "PR_SET_SECUREBITS");
+	check(setresuid((uid_t)-1, uid, (uid_t)-1), "setresuid");
+	check(prctl(PR_SET_PDEATHSIG, SIGKILL), "PR_SET_PDEATHSIG");
+}
+
 static pid_t clone_husk(const struct husk_make *make) {
 	pid_t wanted = (pid_t)make->pid;
 	struct clone_args args = {.flags = CLONE_NEWUSER | CLONE_NEWNS, .exit_signal = SIGCHLD};
@@ -327,9 +339,11 @@ static pid_t clone_husk(const struct husk_make *make) {
 		args.set_tid = (uint64_t)(uintptr_t)&wanted;
 		args.set_tid_size = 1;
 	}
+	act_as(make->uid);
 	long pid = sys_clone3(&args);
 	check(pid, "cannot clone the husk process; is its pid below 2 or above pid_max, or are user namespaces off?");
 	if (pid == 0) husk_process();
+	act_as(0);
 	return (pid_t)pid;
 }
 
@@ -399,10 +413,10 @@ _Noreturn void init_run(const struct init_plan *plan) {
 	check(dup2(gate[0], GATE_READ_FD), "dup2");
 	check(dup2(gate[1], GATE_WRITE_FD), "dup2");
 	sys_close_range(3, HUSK_CHANNEL_FD - 1);
+	pid_t husk = clone_husk(&plan->make);
 	/* A keeper that died before PR_SET_PDEATHSIG took hold. */
 	struct pollfd keeper = {.fd = KEEPER_FD, .events = POLLIN};
 	if (poll(&keeper, 1, 0) != 0) _exit(1);
-	pid_t husk = clone_husk(&plan->make);
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/setgroups", husk);
 	write_proc(path, "deny");

@@ -35,9 +35,15 @@ enum { R_R10 = 7, R_R9 = 8, R_R8 = 9 };
 /* Errors with which the kernel marks a system call to be restarted. */
 enum { E_RESTARTSYS = 512, E_RESTARTNOINTR = 513, E_RESTARTNOHAND = 514, E_RESTART_RESTARTBLOCK = 516 };
 
+/* Runtimes park in one of these on the control socket. */
+static bool waits_for_request(const struct target *target, long nr, uint64_t fd)
+{
+	return fd == (uint64_t)target->control_fd && (nr == SYS_read || nr == SYS_readv || nr == SYS_recvfrom || nr == SYS_recvmsg);
+}
+
 static bool parked(const struct target *target)
 {
-	char path[64], text[256], want[32];
+	char path[64], text[256];
 	snprintf(path, sizeof path, "/proc/%d/syscall", target->pid);
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
@@ -47,8 +53,9 @@ static bool parked(const struct target *target)
 	if (got <= 0)
 		return false;
 	text[got] = 0;
-	snprintf(want, sizeof want, "0 0x%x ", (unsigned)target->control_fd);
-	return strncmp(text, want, strlen(want)) == 0;
+	long nr;
+	unsigned long fd_argument;
+	return sscanf(text, "%ld %lx", &nr, &fd_argument) == 2 && waits_for_request(target, nr, fd_argument);
 }
 
 static void wait_parked(const struct target *target)
@@ -156,7 +163,7 @@ uint64_t stop_all(struct target *target)
 		seize_all(target);
 		get_regs(&target->threads[0]);
 		const uint64_t *regs = target->threads[0].original_regs;
-		if (regs[R_ORIG_RAX] == SYS_read && regs[R_RDI] == (uint64_t)target->control_fd)
+		if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
 			break;
 		release_all(target);
 		if (attempt == 20)

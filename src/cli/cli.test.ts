@@ -239,7 +239,7 @@ describe("invoke", () => {
     [["logs", "nobody", "--follow"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
     [["rm", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
     [["image", "inspect", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
-    [["rm", "../server"], "INVALID_ARGUMENT", /^error: /],
+    [["rm", "../server"], "FUNCTION_NOT_FOUND", /^error: /],
   ])("%j fails with its code", async (args, code, sentence) => {
     const run = await thaw(args);
     expect(run).toMatchObject({ code: 1, out: "" });

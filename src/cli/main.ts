@@ -38,7 +38,7 @@ process.exitCode = await run(process.argv.slice(2), {
     interactive: process.stderr.isTTY === true,
   },
   parts: {
-    probeMachine: async () => (await import("../linux/doctor.js")).probeMachine(),
+    probeMachine: async (dataDir) => (await import("../linux/doctor.js")).probeMachine({ dataDir }),
     openEngine: async (options) => (await import("../engine/index.js")).openEngine(options),
   },
 });

@@ -83,7 +83,7 @@ describe("serve where freezing cannot work", () => {
       err:
         "error: Functions cannot be frozen on this machine\n" +
         "  why: ptrace: not permitted\n" +
-        "  fix: `thaw doctor` says what to do about it; `thaw serve --boot-only` runs functions without images\n",
+        "  fix: run as root; `thaw serve --boot-only` runs functions without images\n",
     });
     expect(engine.calls).toEqual([]);
   });

@@ -1,5 +1,6 @@
 /** For tests: one run of the CLI in this process, with what it printed and its exit code. */
-import type { Context, MachineReport, OpenEngine, Parts } from "./commands/context.js";
+import type { MachineReport } from "../linux/doctor.js";
+import type { Context, OpenEngine, Parts } from "./commands/context.js";
 import { run } from "./program.js";
 
 /** What a user would see. */

@@ -207,11 +207,9 @@ export class LocalEngine implements Engine, InstanceOwner {
       instance.start = { ...start, ...phasesOf(began, chosen.madeNs, steps.map((step) => step.name), stamps) };
       if (verifying !== undefined) instance.start = { ...instance.start, phases: [{ name: "verify", us: usBetween(asked, began) }, ...instance.start.phases] };
     });
-    if (options.early === true) {
-      // The caller's request is queued behind the stages; what fails is told there.
-      started.catch((error: unknown) => instance.fail(error as ThawError));
-      return instance;
-    }
+    // The caller's request is queued behind the stages; what fails is told there too.
+    instance.startsWith(started);
+    if (options.early === true) return instance;
     try {
       await started;
     } catch (error) {
@@ -223,7 +221,10 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk): StageStep[] {
     const steps: StageStep[] = [];
-    if (husk.level === "generic") steps.push(loaded.runtimeStep());
+    if (husk.level === "generic") {
+      steps.push(loaded.runtimeStep());
+      if (loader === "splice") steps.push(loaded.runtimePrefaultStep());
+    }
     if (husk.level === "generic" || husk.level === "runtime") steps.push(loaded.memoryStep(loader, (one) => this.limit(one, loaded.image.spec)));
     const time = loaded.timeStep(this.fingerprint);
     if (time !== undefined) steps.push(time);
@@ -297,15 +298,18 @@ export class LocalEngine implements Engine, InstanceOwner {
     const template = this.templates.get(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
-    const steps = [loaded.runtimeStep()];
-    if (level !== "runtime") steps.push(loaded.memoryStep(loader, limit));
-    if (level === "prefaulted") steps.push(loaded.prefaultStep());
+    const steps = (): StageStep[] => {
+      const list = [loaded.runtimeStep(), loaded.runtimePrefaultStep()];
+      if (level !== "runtime") list.push(loaded.memoryStep(loader, limit));
+      if (level === "prefaulted") list.push(loaded.prefaultStep());
+      return list;
+    };
     const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
     this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
   }
 
   private dropPool(key: string): void {
-    if (this.husks.targetCount(key) > 0) this.husks.target(key, { level: "generic", template: 0, steps: [], avoid: NO_PIDS, count: 0 });
+    if (this.husks.targetCount(key) > 0) this.husks.target(key, { level: "generic", template: 0, steps: () => [], avoid: NO_PIDS, count: 0 });
   }
 
   pool(target: PoolTarget): void {
@@ -314,7 +318,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private poolGeneric(template: number): void {
-    this.husks.target(genericKey(template), { level: "generic", template, steps: [], avoid: NO_PIDS, count: this.genericCount });
+    this.husks.target(genericKey(template), { level: "generic", template, steps: () => [], avoid: NO_PIDS, count: this.genericCount });
   }
 
   poolsFull(timeoutMs: number): Promise<void> {

@@ -269,7 +269,7 @@ export class FakeInstance implements Instance {
   served = 0;
   #busy = false;
   #disposed: Promise<void> | undefined;
-  readonly #exitListeners: ((reason: string) => void)[] = [];
+  readonly #exitListeners = new Set<(reason: string) => void>();
 
   constructor(
     readonly engine: FakeEngine,
@@ -317,7 +317,7 @@ export class FakeInstance implements Instance {
   }
 
   onExit(listener: (reason: string) => void): void {
-    this.#exitListeners.push(listener);
+    this.#exitListeners.add(listener);
   }
 
   /** For tests: the process ends by itself, as when it is killed from outside. */
@@ -364,15 +364,24 @@ export class FakeInstance implements Instance {
     };
     const limitMs = (options.deadlineMs ?? Date.now() + this.spec.timeoutMs) - Date.now();
     let timer: NodeJS.Timeout | undefined;
+    let onExit = (): void => {};
     const timeout = new Promise<"timeout">((resolve) => {
       timer = setTimeout(() => resolve("timeout"), Math.max(0, limitMs));
     });
     try {
       const event: unknown = JSON.parse(payload.toString());
-      const outcome = await Promise.race([Promise.resolve().then(() => this.engine.handler(event, context)), timeout]);
+      const exited = new Promise<"exited">((resolve) => {
+        onExit = () => resolve("exited");
+        this.#exitListeners.add(onExit);
+      });
+      const answered = Promise.resolve()
+        .then(() => this.engine.handler(event, context))
+        .then((value) => ({ value }));
+      const outcome = await Promise.race([answered, timeout, exited]);
       if (outcome === "timeout") return ended("TIMEOUT");
+      if (outcome === "exited") return ended("INSTANCE_EXITED");
       this.served += 1;
-      return result(outcome);
+      return result(outcome.value);
     } catch (error) {
       if (error instanceof FakeEnd) return ended(error.platformError);
       if (!(error instanceof Error)) throw error;
@@ -380,6 +389,7 @@ export class FakeInstance implements Instance {
       return result({ errorType: error.name, errorMessage: error.message, trace: [] }, { functionError: "Unhandled" });
     } finally {
       clearTimeout(timer);
+      this.#exitListeners.delete(onExit);
     }
   }
 }

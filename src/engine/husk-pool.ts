@@ -19,9 +19,14 @@ const REFILLS_AT_ONCE = 2;
 const PID_MIN = 300;
 const PID_SPAN = 29_000;
 const DEFAULT_TMP_MB = 512;
-/** Host uid and gid of every function; the sandboxes' user namespaces map it to 1000. */
+/**
+ * Host uids and gids of functions, which their user namespaces map to 1000. No two living sandboxes share one: the kernel counts
+ * inotify instances, pipe buffers, pending signals and locked memory by user, so one function could use up another's.
+ */
 const FUNCTION_UID = 900_000;
+const FUNCTION_UIDS = 50_000;
 const RETRY_MS = 1_000;
+const REFILL_AFTER_MS = 3;
 
 /** One stage that takes a husk further. */
 export interface StageStep {
@@ -109,7 +114,8 @@ function stageError(step: StageStep, status: number, failedOp: number): ThawErro
 interface PoolSpec {
   readonly level: HuskLevel;
   readonly template: number;
-  readonly steps: readonly StageStep[];
+  /** Asked for each husk anew: programs improve once a working set is recorded. */
+  readonly steps: () => readonly StageStep[];
   /** Pids that its husks must not have. */
   readonly avoid: ReadonlySet<number>;
   count: number;
@@ -132,9 +138,11 @@ export class HuskPool {
   private readonly pools = new Map<string, Pool>();
   private readonly waiters: { key: string; resolve: () => void }[] = [];
   private busy = 0;
+  private nextUid = 0;
   private made = 0;
   private us = 0;
   private closed = false;
+  private refillTimer: NodeJS.Timeout | undefined;
   private lastFailure: ThawError | undefined;
 
   constructor(
@@ -174,8 +182,11 @@ export class HuskPool {
     const index = pool.ready.findIndex((husk) => husk.exit === undefined && fits(husk));
     if (index < 0) return undefined;
     const [husk] = pool.ready.splice(index, 1);
-    // After the start, not before it: making the next one competes for the same processors.
-    setImmediate(() => this.refill());
+    // After the start, not during it: making the next one competes for the same processors.
+    this.refillTimer ??= setTimeout(() => {
+      this.refillTimer = undefined;
+      this.refill();
+    }, REFILL_AFTER_MS);
     return husk;
   }
 
@@ -195,7 +206,7 @@ export class HuskPool {
   async make(template: number, steps: readonly StageStep[], level: HuskLevel, avoid: ReadonlySet<number>, tmpMb = DEFAULT_TMP_MB): Promise<Husk> {
     const began = monotonicNs();
     const husk = new Husk(template, choosePid(avoid), tmpMb);
-    const making = this.keeper.husk({ template, pid: husk.pid, tmpMb, uid: FUNCTION_UID }, husk);
+    const making = this.keeper.husk({ template, pid: husk.pid, tmpMb, uid: FUNCTION_UID + (this.nextUid++ % FUNCTION_UIDS) }, husk);
     husk.id = making.id;
     husk.host = await making.ready;
     try {
@@ -235,6 +246,7 @@ export class HuskPool {
 
   close(): void {
     this.closed = true;
+    clearTimeout(this.refillTimer);
     for (const pool of this.pools.values()) for (const husk of pool.ready.splice(0)) this.drop(husk);
     this.pools.clear();
     for (const waiter of this.waiters.splice(0)) waiter.resolve();
@@ -258,7 +270,7 @@ export class HuskPool {
     pool.making++;
     const { spec } = pool;
     try {
-      const husk = await this.make(spec.template, spec.steps, spec.level, spec.avoid);
+      const husk = await this.make(spec.template, spec.steps(), spec.level, spec.avoid);
       if (this.closed || this.pools.get(key) !== pool || pool.spec !== spec || pool.ready.length >= spec.count) this.drop(husk);
       else {
         pool.ready.push(husk);

@@ -22,6 +22,7 @@ import {
   compileTime,
   fdBase,
   imageFiles,
+  isRuntimeFile,
   joinRuns,
   pagesIdentity,
   readImage,
@@ -60,6 +61,7 @@ export class LoadedImage {
   private readonly memoryPrograms = new Map<"mapped" | "eager", Compiled>();
   private readonly finishPrograms = new Map<string, Compiled>();
   private prefaultProgram: Compiled | undefined;
+  private runtimePrefaultProgram: Compiled | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -138,8 +140,7 @@ export class LoadedImage {
   }
 
   runtimeStep(): StageStep {
-    const { program, file } = this.runtimeProgram;
-    return { name: "runtime", labels: program.labels, request: () => ({ program: file, fds: [], fdBase: this.fdBase }) };
+    return this.plainStep("runtime", this.runtimeProgram);
   }
 
   memoryStep(loader: Loader, before?: (husk: Husk) => void): StageStep {
@@ -158,10 +159,20 @@ export class LoadedImage {
     };
   }
 
+  /** Maps what invocations read of the interpreter's own files; shared with everything that runs it, so it costs no memory. */
+  runtimePrefaultStep(): StageStep {
+    this.runtimePrefaultProgram ??= this.hand(compilePrefault({ written: [], read: this.split().runtime }));
+    return this.plainStep("runtime prefault", this.runtimePrefaultProgram);
+  }
+
+  /** Copies and maps the rest of the working set. */
   prefaultStep(): StageStep {
-    this.prefaultProgram ??= this.hand(compilePrefault(this.joined()));
-    const { program, file } = this.prefaultProgram;
-    return { name: "prefault", labels: program.labels, request: () => ({ program: file, fds: [], fdBase: this.fdBase }) };
+    this.prefaultProgram ??= this.hand(compilePrefault(this.split().image));
+    return this.plainStep("prefault", this.prefaultProgram);
+  }
+
+  private plainStep(name: string, { program, file }: Compiled): StageStep {
+    return { name, labels: program.labels, request: () => ({ program: file, fds: [], fdBase: this.fdBase }) };
   }
 
   /** `prefetch` is off where the pages are there already, or shall come by faults. */
@@ -169,7 +180,7 @@ export class LoadedImage {
     const key = prefetch ? "prefetch" : "plain";
     let compiled = this.finishPrograms.get(key);
     if (compiled === undefined) {
-      compiled = this.hand(compileFinish(this.facts, { contents: this.stored.contents, ...(prefetch ? { prefetch: this.joined() } : {}) }));
+      compiled = this.hand(compileFinish(this.facts, { contents: this.stored.contents, ...(prefetch ? { prefetch: this.split().image.written } : {}) }));
       this.finishPrograms.set(key, compiled);
     }
     const { program, file } = compiled;
@@ -203,7 +214,7 @@ export class LoadedImage {
 
   prefetchedPages(loader: Loader): number {
     if (loader === "eager") return this.pagesTotal;
-    return loader === "splice" ? runPages(this.workingSet.written) + runPages(this.workingSet.read) : 0;
+    return loader === "splice" ? runPages(this.workingSet.written) : 0;
   }
 
   /** Keeps what an invocation touched, and compiles the programs that use it anew. */
@@ -218,20 +229,26 @@ export class LoadedImage {
     this.forget(this.finishPrograms.get("prefetch"));
     this.finishPrograms.delete("prefetch");
     this.forget(this.prefaultProgram);
+    this.forget(this.runtimePrefaultProgram);
     this.prefaultProgram = undefined;
+    this.runtimePrefaultProgram = undefined;
   }
 
   close(): void {
-    for (const compiled of [this.runtimeProgram, ...this.memoryPrograms.values(), ...this.finishPrograms.values(), this.prefaultProgram]) this.forget(compiled);
+    for (const compiled of [this.runtimeProgram, ...this.memoryPrograms.values(), ...this.finishPrograms.values(), this.prefaultProgram, this.runtimePrefaultProgram]) this.forget(compiled);
     this.memoryPrograms.clear();
     this.finishPrograms.clear();
     this.keeper.closeFile(this.pagesFile);
     this.keeper.closeFile(this.taskFile);
   }
 
-  private joined(): WorkingSet {
-    if (!this.recorded) return EMPTY_WORKING_SET;
-    return { written: joinRuns(this.workingSet.written, WRITTEN_GAP_PAGES), read: joinRuns(this.workingSet.read, READ_GAP_PAGES) };
+  /** The working set by who can be prefaulted with it: any husk of this runtime, or one that belongs to this image. */
+  private split(): { runtime: PageRun[]; image: WorkingSet } {
+    if (!this.recorded) return { runtime: [], image: EMPTY_WORKING_SET };
+    const { written, read } = this.workingSet;
+    const inside = (files: boolean): PageRun[] =>
+      this.facts.regions.filter((region) => isRuntimeFile(region) === files && region.prot !== 0 && region.kind !== "stack" && region.kind !== "vdso").flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
+    return { runtime: inside(true), image: { written: joinRuns(written, WRITTEN_GAP_PAGES), read: inside(false) } };
   }
 
   private hand(program: Program): Compiled {

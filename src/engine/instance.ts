@@ -54,6 +54,8 @@ export class LiveInstance implements Instance, InstanceListener {
   lineagePids: readonly number[];
   /** Image that it was thawed from. */
   origin: Image | undefined;
+  /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
+  private starting: Promise<void> | undefined;
   /** Told to the runtime with the next request: it then renews what must be unique. */
   private announce: ThawHeader | undefined;
   private readonly parser = new FrameParser();
@@ -93,6 +95,16 @@ export class LiveInstance implements Instance, InstanceListener {
   /** The next request carries a thaw header, so that clones differ. */
   announceThaw(generation: number): void {
     this.announce = { id: randomUUID(), entropy: randomBytes(32).toString("hex"), pid: this.husk.pid, generation };
+  }
+
+  /** `started` completes `start`, or rejects: then the instance is over. */
+  startsWith(started: Promise<void>): void {
+    this.starting = started.then(
+      () => {
+        this.starting = undefined;
+      },
+      (error: unknown) => this.fail(error as ThawError),
+    );
   }
 
   /** Resolves with the next frame of that kind, or rejects with what happened instead. */
@@ -161,6 +173,8 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   async dispose(): Promise<void> {
+    // A working set that is being read from this process is worth the few milliseconds.
+    if (this.alive && this.blocked !== undefined) await this.blocked;
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);
     await this.husk.gone();
@@ -225,7 +239,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.served++;
       const fatal = header.type === "error" && FATAL_ERRORS.has(errorType(frame.body));
       if (this.served === 1 && !fatal) this.recordFirst();
-      running.resolve({
+      const result: InvokeResult = {
         payload: frame.body,
         ...(header.type === "error" ? { functionError: "Unhandled" as const } : {}),
         ...(header.platformError === undefined ? {} : { platformError: header.platformError }),
@@ -234,7 +248,10 @@ export class LiveInstance implements Instance, InstanceListener {
         totalMs: nowMs() - running.beganMs,
         maxMemoryMb: header.maxMemoryMb,
         alive: !fatal,
-      });
+      };
+      // The report of the start came before this answer, but whoever waits for it may not have run yet.
+      if (this.starting === undefined) running.resolve(result);
+      else void this.starting.then(() => running.resolve(result));
       if (fatal) void this.dispose();
       return;
     }

@@ -252,6 +252,7 @@ describe("a bad request", () => {
     expect(reply.headers["x-amzn-errortype"]).toBe(exception);
     expect(reply.json().Type).toBe("User");
     expect(reply.json()[member]).toMatch(sentence);
+    expect(reply.headers["content-type"]).toBe("application/json");
     expect(Object.keys(reply.json()).sort()).toEqual(["Type", member].sort());
   });
 

@@ -85,7 +85,8 @@ export function buildGateway(
     if (exceptionOf(error) === "ServiceException")
       log.error({ err: error, method: request.method, path: request.url }, "request failed");
     const { status, headers, body } = isControl(request.url) ? controlError(error) : lambdaError(error);
-    return reply.code(status).headers(headers).send(body);
+    // As bytes: to a string Fastify would add a charset to the content type.
+    return reply.code(status).headers(headers).send(Buffer.from(body));
   });
   app.setNotFoundHandler((request) => {
     const path = request.url.split("?", 1)[0] ?? "";

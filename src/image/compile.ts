@@ -32,7 +32,7 @@ import { compileDescriptors } from "./compile-descriptors.js";
 import { type Facts, type FileIdentity, type Region, type ThreadFacts, type TmpEntry, storedRuns } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import { type Program, ProgramBuilder, type Slot, passed } from "./program.js";
-import type { WorkingSet } from "./working-set.js";
+import type { PageRun, WorkingSet } from "./working-set.js";
 
 /** How pages arrive; a subset of the engine's loaders, which all compile to these. */
 export type PageSource = "lazy" | "eager" | "splice";
@@ -56,7 +56,8 @@ export function fdBase(facts: Facts): number {
   return Math.max(FD_BASE_MIN, ...facts.descriptors.map((one) => one.fd + 2));
 }
 
-function isRuntimeFile(region: Region): boolean {
+/** Whether a region maps a file of the interpreter or its libraries: the same for every image of that interpreter. */
+export function isRuntimeFile(region: Region): boolean {
   return (region.kind === "file" || region.kind === "shared") && region.path !== undefined && !region.path.startsWith(`${TASK_ROOT}/`) && !region.path.startsWith("/tmp/");
 }
 
@@ -204,15 +205,16 @@ export function compileMemory(facts: Facts, source: PageSource): Program {
   return program.build();
 }
 
-function populate(program: ProgramBuilder, set: WorkingSet): void {
-  for (const run of set.written) program.call("prefault written pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_WRITE], { mayFail: true });
-  for (const run of set.read) program.call("prefault read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
+/** Prefetching is help, not state: what fails here costs a fault later. */
+function copyAhead(program: ProgramBuilder, written: readonly PageRun[]): void {
+  for (const run of written) program.call("copy written pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_WRITE], { mayFail: true });
 }
 
 /** The third stage, for parked husks: the working set is copied and mapped ahead. */
 export function compilePrefault(set: WorkingSet): Program {
   const program = new ProgramBuilder();
-  populate(program, set);
+  copyAhead(program, set.written);
+  for (const run of set.read) program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
   return program.build();
 }
 
@@ -292,15 +294,20 @@ function threadState(program: ProgramBuilder, thread: ThreadFacts, frame: Facts[
 /** What the finish stage needs beside the facts. */
 export interface FinishInputs {
   readonly contents: Buffer;
-  /** Pages to copy and map while the rest goes on; undefined: none. */
-  readonly prefetch?: WorkingSet;
+  /** Pages to copy before the function can fault on them; undefined: none. */
+  readonly prefetch?: readonly PageRun[];
 }
 
 /** The last stage: the husk becomes the function. Passes: {@link FINISH_PASSES}. */
 export function compileFinish(facts: Facts, inputs: FinishInputs): Program {
   const program = new ProgramBuilder();
   const { prefetch } = inputs;
-  if (prefetch !== undefined && prefetch.written.length + prefetch.read.length > 0) program.background(() => populate(program, prefetch));
+  // Before any thread is made: each keeps what it is cloned with, and the one that prefetches may outlive the start.
+  dropCapabilities(program);
+  if (prefetch !== undefined && prefetch.length > 0) {
+    if (process.env["THAW_OVERLAP"] === "1") program.background(() => copyAhead(program, prefetch));
+    else copyAhead(program, prefetch);
+  }
   program.call("umask", SYS.umask, [0]);
   restoreTmp(program, facts.tmp, inputs.contents);
   program.call("umask", SYS.umask, [facts.umask]);
@@ -315,7 +322,6 @@ export function compileFinish(facts: Facts, inputs: FinishInputs): Program {
   program.stamp(STAMPS.descriptors);
   restoreSignals(program, facts);
   restoreLimits(program, facts);
-  dropCapabilities(program);
   program.stamp(STAMPS.process);
   const [main, ...others] = facts.threads;
   assert(main !== undefined, "process without threads");

@@ -6,6 +6,10 @@ import { type Program, ProgramBuilder, passed } from "./program.js";
 
 const PR_SET_DUMPABLE = 4;
 const PR_SET_NO_NEW_PRIVS = 38;
+const PR_CAPBSET_DROP = 24;
+/** CAP_CHECKPOINT_RESTORE; later ones are refused with EINVAL by kernels that do not have them. */
+const LAST_KNOWN_CAPABILITY = 40;
+const LAST_CAPABILITY = 63;
 const SECCOMP_SET_MODE_FILTER = 1;
 const SIG_SETMASK = 2;
 const RLIMIT_CORE = 4;
@@ -26,6 +30,10 @@ export function compileBase(): Program {
   const header = Buffer.alloc(16);
   header.writeUInt16LE(filter.length / 8, 0);
   header.writeBigUInt64LE(program.data(filter), 8);
+  // What a capability could be regained through; the capabilities themselves go when the function begins.
+  for (let capability = 0; capability <= LAST_CAPABILITY; capability++) {
+    program.call(`bounding set without capability ${capability}`, SYS.prctl, [PR_CAPBSET_DROP, capability, 0, 0, 0], { mayFail: capability > LAST_KNOWN_CAPABILITY });
+  }
   program.call("no new privileges", SYS.prctl, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]);
   program.call("dumpable", SYS.prctl, [PR_SET_DUMPABLE, 1, 0, 0, 0]);
   program.call("seccomp filter", SYS.seccomp, [SECCOMP_SET_MODE_FILTER, 0, program.data(header)]);

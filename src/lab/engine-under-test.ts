@@ -42,7 +42,9 @@ export async function ask(instance: Instance, workload: Pick<Workload, "name" | 
   const result = await instance.invoke(JSON.stringify(workload.event(seed)));
   if (result.functionError !== undefined) {
     const reason = result.platformError ?? "the function failed";
-    throw new Error(`${workload.name}: ${reason}: ${result.payload.toString("utf8", 0, 300)} ${result.logs.toString("utf8", 0, 300)}`);
+    throw new Error(
+      `${workload.name}: ${reason}: ${result.payload.toString("utf8", 0, 300)} ${result.logs.toString("utf8", 0, 300)}`,
+    );
   }
   checkReply(workload, seed, result.payload);
 }

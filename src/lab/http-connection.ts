@@ -100,8 +100,8 @@ export class HttpConnection {
 
   #onData(chunk: Buffer): void {
     this.#received = this.#received.length === 0 ? chunk : Buffer.concat([this.#received, chunk]);
-    if (this.#waiting === undefined) return this.#break(new Error("the server sent bytes that nobody asked for"));
     try {
+      if (this.#waiting === undefined) throw new Error("the server sent bytes that nobody asked for");
       const parsed = parseResponse(this.#received);
       if (parsed === undefined) return;
       if (parsed.bytes < this.#received.length) throw new Error("the server sent more than its Content-Length");

@@ -57,10 +57,7 @@ interface Progress<Sample> {
 }
 
 /** Runs the arms in turn, bounded in count and time. Never throws for a failed run. */
-export async function interleave<Sample>(
-  arms: readonly Arm<Sample>[],
-  options: InterleaveOptions,
-): Promise<ArmResult<Sample>[]> {
+export async function interleave<Sample>(arms: readonly Arm<Sample>[], options: InterleaveOptions): Promise<ArmResult<Sample>[]> {
   const warmup = options.warmupRounds ?? 1;
   const all = arms.map((arm): Progress<Sample> => ({ arm, samples: [], rounds: [], failures: [], failedInARow: 0 }));
   for (let turn = 0 - warmup; turn < options.rounds; turn++) {

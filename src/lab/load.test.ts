@@ -41,7 +41,12 @@ describe("HttpConnection", () => {
     });
     const connection = await HttpConnection.open(url);
     for (const body of ["1", "22"]) {
-      const answer = await connection.request({ method: "POST", path: "/a?b", headers: { "X-Thaw-Prefer": "thaw;dispose" }, body });
+      const answer = await connection.request({
+        method: "POST",
+        path: "/a?b",
+        headers: { "X-Thaw-Prefer": "thaw;dispose" },
+        body,
+      });
       expect(answer.body.toString()).toBe(`POST /a?b thaw;dispose ${body}`);
       expect(answer.headers["x-thaw-start"]).toBe("kind=boot");
       expect(answer.us).toBeGreaterThan(0);
@@ -73,7 +78,9 @@ describe("parseResponse", () => {
 
   it("refuses what it does not understand, with the reason", () => {
     const parse = (text: string) => () => parseResponse(Buffer.from(text));
-    expect(parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")).toThrow("response 200 without a usable Content-Length");
+    expect(parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")).toThrow(
+      "response 200 without a usable Content-Length",
+    );
     expect(parse("SSH-2.0-x\r\n\r\n")).toThrow("not an HTTP/1.1 response");
     expect(parse("HTTP/1.1 200 OK\r\nnonsense\r\n\r\n")).toThrow("not a header line");
     expect(parse("x".repeat(70_000))).toThrow("larger than 64 KiB");

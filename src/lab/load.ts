@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { errorText } from "../base/errors.js";
 import { encodeRequest, HttpConnection, type HttpRequest } from "./http-connection.js";
-import { summarize, type Summary } from "./statistics.js";
+import { type Summary, summarize } from "./statistics.js";
 
 export interface LoadOptions {
   readonly url: string;

@@ -85,7 +85,9 @@ function readMeminfo(): (name: string) => number {
 }
 
 function cgroupCount(): number {
-  const line = readFileSync("/proc/cgroups", "utf8").split("\n").find((each) => each.startsWith("memory\t"));
+  const line = readFileSync("/proc/cgroups", "utf8")
+    .split("\n")
+    .find((each) => each.startsWith("memory\t"));
   const [, hierarchy, count] = line?.split("\t") ?? [];
   if (hierarchy !== undefined && hierarchy !== "0") return Number(count);
   const stat = readFileSync("/sys/fs/cgroup/cgroup.stat", "utf8");

@@ -43,7 +43,9 @@ const EXPECTED: Readonly<Record<Operation, (seed: number) => unknown>> = {
   },
   timers: () => "123:true",
   files(seed) {
-    const digest = createHash("sha256").update(Buffer.alloc(100_000, `seed ${seed};`)).digest("hex");
+    const digest = createHash("sha256")
+      .update(Buffer.alloc(100_000, `seed ${seed};`))
+      .digest("hex");
     return `${digest}:kept over the freeze`;
   },
   threadpool(seed) {

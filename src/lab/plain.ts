@@ -10,7 +10,7 @@ import { nowUs } from "../base/clock.js";
 import type { RuntimeInfo } from "../engine/types.js";
 import { PACKAGE_ROOT } from "./environment.js";
 import type { Arm } from "./interleave.js";
-import { seedOf, type StartSample } from "./start-arms.js";
+import { type StartSample, seedOf } from "./start-arms.js";
 import { checkReply, type Workload } from "./workloads.js";
 
 const plainFile = (name: string) => join(PACKAGE_ROOT, "src/lab/plain", name);
@@ -40,6 +40,8 @@ export function plainArm(workload: Workload, runtime: RuntimeInfo): Arm<StartSam
 async function runPlain(program: string, args: readonly string[], event: string): Promise<{ line: string; endUs: number }> {
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
   const ended = once(child, "close");
+  // Awaited below; a program that cannot be spawned rejects before that.
+  ended.catch(() => {});
   let complaint = "";
   child.stderr.on("data", (chunk: Buffer) => {
     complaint = (complaint + chunk.toString()).slice(-2_000);

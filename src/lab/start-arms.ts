@@ -4,7 +4,17 @@
  * another way than meant is a failed run: it must not lend its time to a name that is not its own.
  */
 import { nowUs } from "../base/clock.js";
-import type { BootOptions, Engine, HuskLevel, Image, Instance, Phase, StartKind, StartResult, ThawOptions } from "../engine/types.js";
+import type {
+  BootOptions,
+  Engine,
+  HuskLevel,
+  Image,
+  Instance,
+  Phase,
+  StartKind,
+  StartResult,
+  ThawOptions,
+} from "../engine/types.js";
 import { ask, EMPTY_POOLS, type PoolPlan, preparePools } from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
 import { specOf, type Workload } from "./workloads.js";
@@ -42,7 +52,13 @@ const WAYS: readonly Way[] = [
   { name: "boot again (A/A)", pools: generic, kind: "boot", husk: "generic", boot: { husk: "pooled" } },
   { name: "boot, husk on the path", pools: generic, kind: "boot", husk: "fresh", boot: { husk: "fresh" } },
   { name: "thaw splice, generic husk", pools: generic, kind: "thaw", husk: "generic", thaw: { loader: "splice" } },
-  { name: "thaw splice, husk on the path", pools: generic, kind: "thaw", husk: "fresh", thaw: { loader: "splice", husk: "fresh" } },
+  {
+    name: "thaw splice, husk on the path",
+    pools: generic,
+    kind: "thaw",
+    husk: "fresh",
+    thaw: { loader: "splice", husk: "fresh" },
+  },
   { name: "thaw splice", pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader: "splice" } },
   { name: "thaw splice again (A/A)", pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader: "splice" } },
   { name: "thaw lazy", pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader: "lazy" } },
@@ -111,7 +127,8 @@ export function seedOf(round: number): number {
 
 function assertStart(start: StartResult, way: Way): void {
   const meant = { kind: way.kind, husk: way.husk, loader: way.thaw?.loader ?? start.loader };
-  if (start.kind === meant.kind && start.husk === meant.husk && start.loader === meant.loader && start.fallback === undefined) return;
+  if (start.kind === meant.kind && start.husk === meant.husk && start.loader === meant.loader && start.fallback === undefined)
+    return;
   const got = [start.kind, start.loader, start.husk && `husk ${start.husk}`, start.fallback].filter(Boolean).join(", ");
   throw new Error(`meant to be "${way.name}", but was ${got}`);
 }

@@ -20,14 +20,19 @@ describe("quantiles", () => {
 
   it("lie between the extremes, never decrease in q, and do not depend on order", () => {
     fc.assert(
-      fc.property(samples, fc.double({ min: 0, max: 1, noNaN: true }), fc.double({ min: 0, max: 1, noNaN: true }), (list, a, b) => {
-        const low = quantile(list, Math.min(a, b));
-        const high = quantile(list, Math.max(a, b));
-        expect(low).toBeGreaterThanOrEqual(Math.min(...list));
-        expect(high).toBeLessThanOrEqual(Math.max(...list));
-        expect(low).toBeLessThanOrEqual(high);
-        expect(quantile([...list].reverse(), a)).toBe(quantile(list, a));
-      }),
+      fc.property(
+        samples,
+        fc.double({ min: 0, max: 1, noNaN: true }),
+        fc.double({ min: 0, max: 1, noNaN: true }),
+        (list, a, b) => {
+          const low = quantile(list, Math.min(a, b));
+          const high = quantile(list, Math.max(a, b));
+          expect(low).toBeGreaterThanOrEqual(Math.min(...list));
+          expect(high).toBeLessThanOrEqual(Math.max(...list));
+          expect(low).toBeLessThanOrEqual(high);
+          expect(quantile([...list].reverse(), a)).toBe(quantile(list, a));
+        },
+      ),
     );
   });
 

@@ -29,7 +29,9 @@ describe("renderTable", () => {
     const word = fc.stringMatching(/^[a-zµ–]{1,12}$/);
     fc.assert(
       fc.property(fc.array(fc.tuple(word, word), { minLength: 1, maxLength: 8 }), (rows) => {
-        const text = renderTable({ ...table, rows }, false).split("\n").slice(4, 4 + rows.length);
+        const text = renderTable({ ...table, rows }, false)
+          .split("\n")
+          .slice(4, 4 + rows.length);
         expect(new Set(text.map((line) => [...line].length)).size).toBe(1);
       }),
     );

@@ -3,7 +3,14 @@
  * text without colour goes to files and pipes.
  */
 
-const TONES = { plain: "", bold: "\u001b[1m", dim: "\u001b[2m", good: "\u001b[32m", bad: "\u001b[31m", accent: "\u001b[36m" } as const;
+const TONES = {
+  plain: "",
+  bold: "\u001b[1m",
+  dim: "\u001b[2m",
+  good: "\u001b[32m",
+  bad: "\u001b[31m",
+  accent: "\u001b[36m",
+} as const;
 const RESET = "\u001b[0m";
 
 export type Tone = keyof typeof TONES;
@@ -36,7 +43,8 @@ export function wantsColour(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv 
 
 /** The text of a table, lines separated by newlines, ending in one. */
 export function renderTable(table: Table, colour: boolean): string {
-  const paint = (text: string, tone: Tone) => (colour && tone !== "plain" && text !== "" ? `${TONES[tone]}${text}${RESET}` : text);
+  const paint = (text: string, tone: Tone) =>
+    colour && tone !== "plain" && text !== "" ? `${TONES[tone]}${text}${RESET}` : text;
   const widths = columnWidths(table);
   const width = widths.reduce((sum, each) => sum + each, 0) + 2 * (widths.length - 1);
   const line = (row: readonly Cell[], tone: Tone) =>
@@ -53,7 +61,14 @@ export function renderTable(table: Table, colour: boolean): string {
 
   const lines = [paint(table.title, "bold")];
   if (table.subtitle !== undefined) lines.push(paint(table.subtitle, "dim"));
-  lines.push("", line(table.columns.map((column) => column.title), "dim"), paint("─".repeat(width), "dim"));
+  lines.push(
+    "",
+    line(
+      table.columns.map((column) => column.title),
+      "dim",
+    ),
+    paint("─".repeat(width), "dim"),
+  );
   for (const [index, row] of table.rows.entries()) {
     if ("heading" in row) {
       if (index > 0) lines.push("");

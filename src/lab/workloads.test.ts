@@ -3,7 +3,6 @@ import { createHmac } from "node:crypto";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
-import { PACKAGE_ROOT } from "./environment.js";
 import { MIXED, MixedChecker, OPERATIONS } from "./mixed.js";
 import { checkReply, runtimeFor, WORKLOADS } from "./workloads.js";
 
@@ -27,7 +26,11 @@ async function callPlain(dir: string, language: "node" | "python", events: reado
 describe("workloads", () => {
   it.each(Object.values(WORKLOADS))("$name answers what the laboratory expects", async (workload) => {
     const seeds = [0, 1, 29, 12_345];
-    const replies = await callPlain(workload.dir, workload.language, seeds.map((seed) => workload.event(seed)));
+    const replies = await callPlain(
+      workload.dir,
+      workload.language,
+      seeds.map((seed) => workload.event(seed)),
+    );
     for (const [index, seed] of seeds.entries()) checkReply(workload, seed, replies[index] ?? "");
     expect(() => checkReply(workload, 2, replies[0] ?? "")).toThrow(`wrong reply of ${workload.name}`);
   });

@@ -1,11 +1,9 @@
 /** Which control groups there are: version 2 alone, or a version 1 hierarchy for each controller (also "hybrid"). */
+import { CONTROLLERS } from "./cgroups.js";
 import type { Check, Machine } from "./doctor-machine.js";
 
-/** The controllers a sandbox needs. */
-export const CONTROLLERS = ["memory", "cpu", "pids"] as const;
-
-/** Where limits are set on this machine. */
-export type CgroupLayout =
+/** Where limits could be set, and what is missing there: what the engine only refuses, the doctor explains. */
+export type FoundLayout =
   | { readonly version: 2; readonly mount: string; readonly missing: readonly string[] }
   | { readonly version: 1; readonly mounts: Readonly<Record<string, string>>; readonly missing: readonly string[] };
 
@@ -13,7 +11,7 @@ export type CgroupLayout =
 export async function readCgroupLayout(
   mounts: string,
   readControllers: (mount: string) => Promise<string | undefined>,
-): Promise<CgroupLayout | undefined> {
+): Promise<FoundLayout | undefined> {
   const v1: Record<string, string> = {};
   let v2: { mount: string; controllers: string[] } | undefined;
   for (const line of mounts.split("\n")) {

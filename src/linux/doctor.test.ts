@@ -1,4 +1,6 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { probeCgroups } from "./cgroups.js";
 import { type Check, probeMachine } from "./doctor.js";
 import { readCgroupLayout } from "./doctor-cgroups.js";
 import { type CommandResult, type Machine, thisMachine } from "./doctor-machine.js";
@@ -284,6 +286,15 @@ describe("this machine", () => {
       if (!check.ok) expect(check.fix, check.name).toBeTruthy();
     }
     expect(await machine.nearestDirectory("/nonexistent/deep/data")).toBe("/");
+  });
+
+  it("finds the cgroups that the engine would use, or fails as the engine would", async () => {
+    const found = await readCgroupLayout(readFileSync("/proc/self/mounts", "utf8"), (mount) =>
+      thisMachine().read(`${mount}/cgroup.controllers`),
+    );
+    if (found === undefined || found.missing.length > 0) expect(() => probeCgroups()).toThrow("cannot be limited");
+    else if (found.version === 1) expect(probeCgroups()).toMatchObject({ version: "v1", mounts: found.mounts });
+    else expect(probeCgroups()).toMatchObject({ version: "v2", mounts: { unified: found.mount } });
   });
 
   it("tries for real: a directory, a sparse file, a command that does not exist, one that fails", async () => {

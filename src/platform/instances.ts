@@ -35,7 +35,7 @@ export interface Slot {
 
 /** A request that demands `reuse` while all instances are running. */
 export interface Waiter {
-  /** With nothing when the version was retired meanwhile. */
+  /** With nothing when no instance can become free any more. */
   readonly give: (slot: Slot | undefined) => void;
 }
 
@@ -87,7 +87,7 @@ export class Instances {
         slots.running += 1;
         return slot;
       }
-      this.#end(slot);
+      void this.#end(slot);
     }
     return undefined;
   }
@@ -99,7 +99,6 @@ export class Instances {
   async acquire(version: Version, prefer?: Preference): Promise<Lease | undefined> {
     if (prefer === undefined || prefer.kind === "reuse") {
       const slot = this.takeIdle(version);
-      if (slot === undefined && version.retired) return undefined;
       if (slot !== undefined) return { slot, start: slot.reuse };
       if (prefer !== undefined) return this.#waitForReuse(version);
     }
@@ -110,14 +109,15 @@ export class Instances {
     try {
       started = await this.#starter.start(version, prefer, waitedUs);
     } catch (error) {
-      this.#giveBack(version);
-      throw error;
-    } finally {
       version.slots.starting -= 1;
+      this.#giveBack(version);
+      this.#disappoint(version);
+      throw error;
     }
+    version.slots.starting -= 1;
     const slot = this.#adopt(version, started.instance);
     if (version.killed) {
-      this.#end(slot);
+      await this.#end(slot);
       throw new ThawError("FUNCTION_NOT_FOUND", {
         what: `Function "${version.name}" cannot be invoked`,
         why: "it was removed, or the server stopped, while an instance was starting",
@@ -134,7 +134,8 @@ export class Instances {
     const { version } = slot;
     version.slots.running -= 1;
     if (dispose || version.retired || slot.state === "ending" || !slot.instance.alive) {
-      this.#end(slot);
+      void this.#end(slot);
+      this.#disappoint(version);
       return;
     }
     const waiter = version.slots.waiters.shift();
@@ -159,7 +160,7 @@ export class Instances {
     if (version.slots.occupied > 0) await this.#vacant(version, drainMs);
     if (version.slots.occupied > 0) {
       version.killed = true;
-      for (const slot of version.slots.all) this.#end(slot);
+      for (const slot of version.slots.all) void this.#end(slot);
       await this.#vacant(version, drainMs);
     }
     this.#versions.delete(version);
@@ -186,7 +187,8 @@ export class Instances {
   async #waitForReuse(version: Version): Promise<Lease | undefined> {
     const { slots } = version;
     const began = performance.now();
-    if (slots.running + slots.starting > 0) {
+    const waited = slots.running + slots.starting > 0;
+    if (waited) {
       const slot = await new Promise<Slot | undefined>((resolve) => {
         const waiter: Waiter = {
           give: (given) => {
@@ -203,14 +205,19 @@ export class Instances {
       if (slot === undefined && version.retired) return undefined;
       if (slot !== undefined) return { slot, start: { ...slot.reuse, waitUs: Math.round((performance.now() - began) * 1000) } };
     }
+    const waitedMs = performance.now() - began;
+    const ended = waited ? "the instances that were running ended" : "it has no running instance";
     throw new ThawError("PREFERENCE_UNAVAILABLE", {
       what: `Function "${version.name}" was not started: the request demands reuse`,
-      why:
-        performance.now() - began > 1
-          ? `no instance became free within ${LIMITS.preferenceWaitMs / 1000} s`
-          : "it has no running instance",
+      why: waitedMs < LIMITS.preferenceWaitMs ? ended : `no instance became free within ${LIMITS.preferenceWaitMs / 1000} s`,
       fix: "Invoke it once without a preference first",
     });
+  }
+
+  /** Nothing is left that could become free: who demands reuse need not wait longer. */
+  #disappoint(version: Version): void {
+    const { running, starting, waiters } = version.slots;
+    if (running + starting === 0) for (const waiter of waiters.splice(0)) waiter.give(undefined);
   }
 
   /** Takes a place, evicting an idle instance when there is none. False when the version is retired. */
@@ -274,7 +281,7 @@ export class Instances {
     instance.onExit(() => {
       if (slot.state !== "idle") return;
       version.slots.idle.splice(version.slots.idle.indexOf(slot), 1);
-      this.#end(slot);
+      void this.#end(slot);
     });
     return slot;
   }

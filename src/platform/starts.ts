@@ -37,6 +37,8 @@ export class Starts implements Starter {
       // A failed attempt is told by the state below; here it only ends the waiting.
       await this.images.settled(version, LIMITS.preferenceWaitMs).catch(() => undefined);
     }
+    // Replaced or removed meanwhile: the newer version, if there is one, is what the request wants.
+    if (version.retired) return 0;
     if (version.imageStatus().state !== "ready") {
       const why = version.image.reason ?? `its image was not ready within ${LIMITS.preferenceWaitMs / 1000} s`;
       throw unavailable(version, prefer, why, "Deploy with --wait, or look at the image's state with `thaw ls`");

@@ -92,6 +92,18 @@ describe("after the suite", () => {
     ]);
   });
 
+  it("names the cgroups of a server that is gone or ours, and lets those of somebody else's be", () => {
+    const theirs = { ...shell, pid: 600, parent: 400, started: "60", command: "node server" };
+    const dirs = ["/sys/fs/cgroup/memory/thaw", "/sys/fs/cgroup/memory/thaw/600-60", "/sys/fs/cgroup/memory/thaw/600-60/h0"];
+    expect(leftovers([theirs], [], dirs)).toEqual([]);
+    expect(leftovers([], [], dirs)).toHaveLength(3);
+    expect(leftovers([{ ...theirs, started: "61" }], [], dirs)).toHaveLength(3);
+    expect(leftovers([{ ...theirs, environment: `${RUN_MARK}=run-1\0` }], [], dirs)).toHaveLength(4);
+    expect(leftovers([theirs], [], [...dirs, "/sys/fs/cgroup/memory/thaw/7-7"])).toEqual([
+      "cgroup /sys/fs/cgroup/memory/thaw/7-7",
+    ]);
+  });
+
   it("sees a real process that outlives its test", async () => {
     const earlier = readMachine();
     const child = spawn("sleep", ["60"], { env: { [RUN_MARK]: "run-real", PATH: process.env["PATH"] ?? "" }, detached: true });

@@ -5,7 +5,8 @@
  * "Ours" must hold for processes that were re-parented, that replaced their environment, and on a machine where
  * somebody else runs a server too. A process is ours when it, or one of its living ancestors, carries this run's mark
  * in its environment; or when it executes one of our programs and no ancestor but PID 1 lived before the suite
- * (an orphan: the ancestor that would tell whose it is has gone). A mount or cgroup is ours when its path says thaw.
+ * (an orphan: the ancestor that would tell whose it is has gone). A mount is ours when its path says thaw; a cgroup too, unless
+ * it names a living server that is not ours.
  */
 import { randomUUID } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
@@ -126,8 +127,20 @@ export function findLeftovers(before: MachineFacts, after: MachineFacts, context
       found.push(`process ${facts.pid} (parent ${facts.parent}): ${facts.command || facts.exe}`);
     }
   }
+  /** A server's cgroups carry its pid and start time (src/linux/cgroups.ts): is it alive, and not one of ours? */
+  const isElsewhere = (cgroup: string): boolean => {
+    const [, pid, started] = /\/thaw\/(\d+)-(\d+)/.exec(cgroup) ?? [];
+    const owner = after.processes.get(Number(pid));
+    return owner !== undefined && owner.started === started && !chainOf(owner, after).some(isMarked);
+  };
   for (const mount of after.mounts) if (!before.mounts.has(mount)) found.push(`mount ${mount}`);
-  for (const cgroup of after.cgroups) if (!before.cgroups.has(cgroup)) found.push(`cgroup ${cgroup}`);
+  for (const cgroup of after.cgroups) {
+    if (before.cgroups.has(cgroup) || isElsewhere(cgroup)) continue;
+    // The directory that all servers share is there while any of them is.
+    const isShared =
+      cgroup.endsWith("/thaw") && [...after.cgroups].some((other) => other.startsWith(`${cgroup}/`) && isElsewhere(other));
+    if (!isShared) found.push(`cgroup ${cgroup}`);
+  }
   return found;
 }
 

@@ -2,32 +2,16 @@
 import type { Command } from "commander";
 import type { Logger } from "../../base/log.js";
 import type { Engine } from "../../engine/types.js";
+import type { MachineReport } from "../../linux/doctor.js";
 import { Client, DEFAULT_URL } from "../client.js";
 import type { Io } from "../io.js";
-
-/** One finding about the machine. */
-export interface MachineCheck {
-  readonly name: string;
-  readonly ok: boolean;
-  /** Whether freezing depends on it. */
-  readonly required: boolean;
-  readonly says: string;
-  readonly fix?: string;
-}
-
-/** What the probe of the machine found. */
-export interface MachineReport {
-  readonly ok: boolean;
-  readonly canFreeze: boolean;
-  readonly checks: readonly MachineCheck[];
-}
 
 /** Opens an engine in a data directory. */
 export type OpenEngine = (options: { dataDir: string; bootOnly: boolean; log: Logger }) => Promise<Engine>;
 
 /** Parts loaded only by the commands that need them: `thaw ls` must not pay for an engine. Tests pass others. */
 export interface Parts {
-  probeMachine(): Promise<MachineReport>;
+  probeMachine(dataDir: string): Promise<MachineReport>;
   openEngine: OpenEngine;
 }
 

@@ -1,20 +1,27 @@
 /** `thaw doctor`: what works on this machine, what does not, and what to do about it. Probes here, not on the server. */
+import { resolve } from "node:path";
 import type { Command } from "commander";
 import { isThawError } from "../../base/errors.js";
 import type { ServerView } from "../../gateway/index.js";
+import type { MachineReport } from "../../linux/doctor.js";
 import { EXIT, Exit, formatTable, printable } from "../io.js";
-import { asClient, type ClientOptions, type Context, clientOf, jsonLine, type MachineReport } from "./context.js";
+import { asClient, type ClientOptions, type Context, clientOf, jsonLine } from "./context.js";
+
+interface Options extends ClientOptions {
+  readonly data: string;
+}
 
 /** Adds the command. */
 export function addDoctor(program: Command, context: Context): void {
   asClient(program.command("doctor"))
     .description("probe this machine: what works, what does not, what to do about it")
-    .action((options: ClientOptions) => doctor(context, options));
+    .option("--data <folder>", "the data directory to look at", "./data")
+    .action((options: Options) => doctor(context, options));
 }
 
-async function doctor({ io, parts }: Context, options: ClientOptions): Promise<void> {
+async function doctor({ io, parts }: Context, options: Options): Promise<void> {
   const client = clientOf(io, options);
-  const report = await parts.probeMachine();
+  const report = await parts.probeMachine(resolve(io.cwd, options.data));
   const server = await client.json<ServerView>("GET", "/thaw/v1/server").catch((error: unknown) => {
     if (isThawError(error, "SERVER_UNREACHABLE")) return null;
     throw error;

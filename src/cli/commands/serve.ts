@@ -6,10 +6,11 @@ import { ThawError } from "../../base/errors.js";
 import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
 import { LOADERS, type Loader } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
+import type { MachineReport } from "../../linux/doctor.js";
 import type { Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
 import { levelCount, seconds, wholeNumber, word } from "../options.js";
-import type { Context, MachineReport } from "./context.js";
+import type { Context } from "./context.js";
 
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
 
@@ -50,8 +51,9 @@ export function addServe(program: Command, context: Context): void {
 
 async function serve({ io, parts }: Context, options: Options): Promise<void> {
   const bootOnly = options.bootOnly === true;
+  const dataDir = resolve(io.cwd, options.data);
   if (!bootOnly) {
-    const report = await parts.probeMachine();
+    const report = await parts.probeMachine(dataDir);
     if (!report.canFreeze) throw cannotFreeze(report);
   }
   const [{ openPlatform }, { isLoopback, openGateway }] = await Promise.all([
@@ -59,7 +61,6 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
     import("../../gateway/index.js"),
   ]);
   const log = createLogger({ level: options.logLevel ?? levelFrom(io.env.THAW_LOG) });
-  const dataDir = resolve(io.cwd, options.data);
   const engine = await parts.openEngine({ dataDir, bootOnly, log });
   let platform: Platform | undefined;
   let gateway: Gateway | undefined;
@@ -108,6 +109,6 @@ function cannotFreeze({ checks }: MachineReport): ThawError {
   return new ThawError("UNSUPPORTED_PLATFORM", {
     what: "Functions cannot be frozen on this machine",
     why: failed.map(({ name, says }) => `${name}: ${says}`).join("; "),
-    fix: "`thaw doctor` says what to do about it; `thaw serve --boot-only` runs functions without images",
+    fix: [...failed.flatMap(({ fix }) => fix ?? []), "`thaw serve --boot-only` runs functions without images"].join("; "),
   });
 }

@@ -20,8 +20,8 @@ const { runtimeError, describe, textOf } = require("./errors.cjs");
 const { snapshot, runBefore, runAfter } = require("./hooks.cjs");
 const { Context } = require("./context.cjs");
 const { loadHandler } = require("./handler.cjs");
-const { setFlagsFromString } = require("v8");
-const { runInNewContext } = require("vm");
+const { setFlagsFromString } = require("node:v8");
+const { runInNewContext } = require("node:vm");
 
 const { parse, stringify } = JSON;
 const { setImmediate } = globalThis;
@@ -33,8 +33,11 @@ const resourceUsage = process.resourceUsage.bind(process);
 const STREAMING = Symbol.for("aws.lambda.runtime.handler.streaming");
 /** Lambda's limit on a reply: 6 MiB and a little. */
 const REPLY_BYTES_MAX = 6_291_556;
-/** Measured on a heap of 200,000 objects: a third collection frees nothing more; what finalizers let go needs the second. */
-const COLLECTIONS = 2;
+/**
+ * Collections when preparing. On a heap of 45 MB that had become garbage the first took 58 ms and left 34 MB, the second 11 ms
+ * and 3.4 MB; the third took 4 ms and gave 14 MB of emptied pages back to the system; more changed nothing.
+ */
+const COLLECTIONS = 3;
 
 let handler;
 let collect;

@@ -7,7 +7,7 @@
  * Both buffers are allocated once, and a frame that fits costs one read and one write.
  * The system calls are taken from `fs` before the user's code can replace them.
  */
-const { readSync, writeSync } = require("fs");
+const { readSync, writeSync } = require("node:fs");
 const { parse, stringify } = JSON;
 
 const FD = 3;

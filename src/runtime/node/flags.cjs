@@ -14,7 +14,7 @@ function setFlag(flag) {
     process.binding("v8").setFlagsFromString(flag);
   } catch {
     // A Node without that binding: the same call, found the slower way.
-    require("v8").setFlagsFromString(flag);
+    require("node:v8").setFlagsFromString(flag);
   } finally {
     process.noDeprecation = silent;
   }

@@ -3,9 +3,9 @@
  * From a handler string, `dir/file.export.path`, to a function: Lambda's rules. Order: the name as it stands, `.js`
  * (CommonJS unless the nearest package.json says module), `.mjs`, `.cjs`, then node's own resolution.
  */
-const fs = require("fs");
-const path = require("path");
-const Module = require("module");
+const fs = require("node:fs");
+const path = require("node:path");
+const Module = require("node:module");
 const { runtimeError, textOf } = require("./errors.cjs");
 
 function split(handlerName) {

@@ -4,7 +4,7 @@
  * `v8.startupSnapshot.addSerializeCallback` and `addDeserializeCallback` are the same two lists; Node itself refuses
  * them outside of its own snapshots. `isBuildingSnapshot()` stays false: this is no Node snapshot.
  */
-const { startupSnapshot } = require("v8");
+const { startupSnapshot } = require("node:v8");
 
 const before = [];
 const after = [];

@@ -3,7 +3,7 @@
  * `awslambda.streamifyResponse`, buffered: what the handler writes is collected, and is the answer when the stream ends.
  * `HttpResponseStream.from` puts a JSON prelude and eight NUL bytes before the body.
  */
-const { Writable } = require("stream");
+const { Writable } = require("node:stream");
 
 const STREAMING = Symbol.for("aws.lambda.runtime.handler.streaming");
 const HTTP_INTEGRATION = "application/vnd.awslambda.http-integration-response";

@@ -14,10 +14,10 @@
  * new isolate, seeded anew); contexts made by native addons. `performance.now()` counts the time spent frozen and
  * never goes back; `performance.timeOrigin` stays that of the boot.
  */
-const crypto = require("crypto");
-const vm = require("vm");
-const { readlinkSync } = require("fs");
-const { syncBuiltinESMExports } = require("module");
+const crypto = require("node:crypto");
+const vm = require("node:vm");
+const { readlinkSync } = require("node:fs");
+const { syncBuiltinESMExports } = require("node:module");
 
 const { randomFillSync } = crypto;
 const { nextTick } = process;

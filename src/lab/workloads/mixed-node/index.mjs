@@ -48,7 +48,9 @@ const operations = {
   files: async (seed) => {
     const path = `/tmp/thaw-lab-${seed}.bin`;
     await writeFile(path, Buffer.alloc(100_000, `seed ${seed};`));
-    const digest = createHash("sha256").update(await readFile(path)).digest("hex");
+    const digest = createHash("sha256")
+      .update(await readFile(path))
+      .digest("hex");
     await unlink(path);
     return { value: `${digest}:${readFileSync(KEPT, "utf8")}` };
   },

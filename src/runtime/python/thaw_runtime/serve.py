@@ -105,6 +105,8 @@ def _prepare():
     What survives goes to the permanent generation: a full collection writes the header of every object that it looks at, and so
     would copy each page of the heap after a thaw.
     """
+    global _main_pid
+    _main_pid = os.getpid()  # a clone may be frozen before its first request
     started = time.perf_counter()
     try:
         for func, args, kwargs in reversed(list(hooks._before_snapshot)):

@@ -1,0 +1,116 @@
+/** A start demanded through HTTP: sent with `X-Thaw-Prefer`, checked by `X-Thaw-Start`, timed by the client. */
+import { sleep } from "../base/clock.js";
+import type { Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
+import type { HttpConnection } from "./http-connection.js";
+import type { Arm } from "./interleave.js";
+import type { StartSample } from "./start-arms.js";
+
+/** What `X-Thaw-Start` says. */
+export interface StartHeader {
+  readonly kind: string;
+  readonly loader?: string;
+  readonly us: number;
+  readonly waitUs: number;
+  readonly fallback?: string;
+}
+
+/** A way of starting as the request header names it. */
+export interface HttpWay {
+  readonly name: string;
+  readonly kind: StartKind;
+  readonly loader?: Loader;
+  readonly prefer: string;
+}
+
+export interface Trace {
+  readonly start: StartResult;
+  readonly pages?: PageCounts;
+  readonly memory?: { readonly privateBytes: number; readonly sharedBytes: number };
+}
+
+export interface HttpStart {
+  readonly sample: StartSample;
+  readonly payload: Buffer;
+  readonly header: StartHeader;
+  /** When it was asked for. Reading pages and memory takes time, so a traced start is not one to time. */
+  readonly trace?: Trace;
+}
+
+/** Reads `kind=thaw;loader=splice;generation=0;us=1840;wait=20;fallback="…"`; the quoted reason may hold semicolons. */
+export function parseStartHeader(text: string): StartHeader {
+  const fields = new Map<string, string>();
+  for (const [, name = "", value = ""] of text.matchAll(/([a-z]+)=("(?:[^"\\]|\\.)*"|[^;]*)/g)) fields.set(name, value);
+  const kind = fields.get("kind");
+  const us = Number(fields.get("us") ?? Number.NaN);
+  if (kind === undefined || Number.isNaN(us)) throw new Error(`X-Thaw-Start cannot be read: ${JSON.stringify(text)}`);
+  const loader = fields.get("loader");
+  const fallback = fields.get("fallback");
+  return {
+    kind,
+    us,
+    waitUs: Number(fields.get("wait") ?? 0),
+    ...(loader === undefined ? {} : { loader }),
+    ...(fallback === undefined ? {} : { fallback: JSON.parse(fallback) as string }),
+  };
+}
+
+/** Invokes `name` in that way. Throws when it failed, or started in another way than demanded. */
+export async function startOverHttp(
+  connection: HttpConnection,
+  name: string,
+  way: HttpWay,
+  body: string,
+  trace = false,
+): Promise<HttpStart> {
+  const response = await connection.request({
+    method: "POST",
+    path: `/2015-03-31/functions/${name}/invocations`,
+    headers: { "X-Thaw-Prefer": way.prefer, ...(trace ? { "X-Thaw-Trace": "1" } : {}) },
+    body,
+  });
+  const { status, headers, body: payload } = response;
+  if (status !== 200 || headers["x-amz-function-error"] !== undefined) {
+    throw new Error(`${way.name} of ${name}: status ${status}: ${payload.toString("utf8", 0, 400)}`);
+  }
+  const header = parseStartHeader(headers["x-thaw-start"] ?? "");
+  if (header.kind !== way.kind || (way.loader !== undefined && header.loader !== way.loader) || header.fallback !== undefined) {
+    throw new Error(`meant to be "${way.name}", but was ${headers["x-thaw-start"]}`);
+  }
+  const us = response.us - header.waitUs;
+  const rest = us - header.us;
+  const phases = [
+    { name: "start", us: header.us },
+    { name: "request and HTTP", us: rest },
+  ];
+  return {
+    sample: { us, phases, refillUs: 0 },
+    payload,
+    header,
+    ...(trace ? { trace: JSON.parse(headers["x-thaw-trace"] ?? "null") as Trace } : {}),
+  };
+}
+
+/** Between a start and the next, so that the pools refill off the clock. What they still take is the reported wait. */
+const SETTLE_MS = 60;
+
+/** One way of starting `name` as an arm. `body` is the payload of a round; `verify` throws when its reply is wrong. */
+export function httpArm(
+  connection: HttpConnection,
+  name: string,
+  way: HttpWay,
+  { body, verify }: { body: (round: number) => string; verify: (round: number, payload: Buffer) => void },
+): Arm<StartSample> {
+  return {
+    name: way.name,
+    async prepare(round) {
+      await sleep(SETTLE_MS);
+      // What is timed shall be warm even after other ways had the caches.
+      if (way.kind === "reuse") await startOverHttp(connection, name, way, body(round));
+    },
+    async run(round) {
+      const { sample, payload } = await startOverHttp(connection, name, way, body(round));
+      verify(round, payload);
+      return sample;
+    },
+  };
+}

@@ -1,0 +1,215 @@
+import { readdirSync } from "node:fs";
+import { rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, describe, expect, it } from "vitest";
+import { ThawError } from "../base/errors.js";
+import { openTestBed, type TestBed, zipOf } from "./testing.js";
+
+let bed: TestBed;
+afterEach(async () => {
+  await bed.close();
+});
+
+const until = async (condition: () => boolean): Promise<void> => {
+  for (let tries = 0; !condition(); tries++) {
+    expect(tries).toBeLessThan(600);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+};
+const deploy = (name = "a") => bed.platform.deploy({ name, zip: zipOf() });
+const imagesOnDisk = (): string[] => readdirSync(join(bed.dataDir, "images"));
+
+describe("making an image fails", () => {
+  it("because the function cannot be loaded: deploy --wait and every request get the reason", async () => {
+    bed = await openTestBed();
+    const details = { error: { errorType: "Error", errorMessage: "no database", trace: [] }, logs: "connecting\n" };
+    bed.engine.failNext(
+      "boot",
+      new ThawError("INIT_FAILED", { what: 'Function "a" failed while it was loaded', why: "Error: no database", details }),
+      2,
+    );
+    await deploy();
+    await expect(bed.platform.waitReady("a")).rejects.toThrow('Function "a" failed while it was loaded. Error: no database');
+    expect(bed.platform.get("a").image).toMatchObject({ state: "failed", reason: expect.stringContaining("no database") });
+    const { result, start } = await bed.platform.invoke("a", "", { logTail: true });
+    expect(start.kind).toBe("boot");
+    expect(result).toMatchObject({ functionError: "Unhandled", platformError: "INIT_FAILED", alive: false });
+    expect(JSON.parse(result.payload.toString())).toEqual(details.error);
+    expect(await bed.platform.logs("a")).toMatch(/no image could be made.*no database[\s\S]*START[\s\S]*connecting\nEND/);
+    // Nothing keeps it from being loaded later.
+    expect((await bed.platform.invoke("a", "")).result.functionError).toBeUndefined();
+  });
+
+  it("because the process holds what cannot be frozen: it runs by boot and says so in its status", async () => {
+    bed = await openTestBed();
+    bed.engine.failNext(
+      "freeze",
+      new ThawError("FREEZE_REFUSED", { what: 'Function "a" could not be frozen', why: "it has a child process (pid 7)" }),
+    );
+    await deploy();
+    const status = await bed.platform.waitReady("a");
+    expect(status).toEqual({
+      state: "refused",
+      reason: 'Function "a" could not be frozen. it has a child process (pid 7)',
+      attempts: 1,
+    });
+    const { start } = await bed.platform.invoke("a", "");
+    expect(start).toMatchObject({ kind: "boot" });
+    expect(start.fallback).toBeUndefined();
+  });
+
+  it("because the disk is full: deploy --wait says so, and it is tried again until there is room", async () => {
+    bed = await openTestBed();
+    bed.engine.failNext("freeze", Object.assign(new Error("ENOSPC: no space left on device, write"), { code: "ENOSPC" }));
+    await deploy();
+    await expect(bed.platform.waitReady("a")).rejects.toThrow(
+      'Function "a" could not be frozen. the disk is full. Free some space in the data directory\'s file system and try again',
+    );
+    expect(bed.platform.get("a").image).toMatchObject({
+      state: "pending",
+      reason: expect.stringContaining("the disk is full"),
+      attempts: 1,
+    });
+    expect((await bed.platform.invoke("a", "", { dispose: true })).start.kind).toBe("boot");
+    await until(() => bed.platform.get("a").image.state === "ready");
+    expect(bed.platform.get("a").image).toMatchObject({ attempts: 2 });
+    expect(bed.platform.get("a").image.reason).toBeUndefined();
+    expect(bed.platform.metrics()).toMatchObject({ freezes: 1, freezeFailures: 1 });
+  });
+
+  it("because this machine cannot: boot only, and the status says so", async () => {
+    bed = await openTestBed({}, { canFreeze: false });
+    await deploy();
+    expect(await bed.platform.waitReady("a")).toEqual({
+      state: "none",
+      reason: "This server runs functions without images: every start that finds no idle instance is a boot",
+      attempts: 0,
+    });
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("boot");
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw" } })).rejects.toThrow(
+      "This server runs functions without images",
+    );
+    expect(bed.engine.calls).toEqual(["boot a"]);
+  });
+
+  it("too slowly for deploy --wait with a limit", async () => {
+    bed = await openTestBed();
+    bed.engine.delayMs.freeze = 100;
+    await deploy();
+    await expect(bed.platform.waitReady("a", { timeoutMs: 20 })).rejects.toThrow(
+      'The image of function "a" is not ready. it took more than 0.02 s. It is still being made; the function runs by boot meanwhile',
+    );
+  });
+});
+
+describe("an image that cannot be used", () => {
+  for (const code of ["IMAGE_DAMAGED", "IMAGE_MISMATCH", "THAW_FAILED"] as const) {
+    it(`(${code}) is replaced: the request is booted, says why, and the next one is thawed`, async () => {
+      bed = await openTestBed();
+      await deploy();
+      await bed.platform.waitReady("a");
+      const [before] = imagesOnDisk();
+      bed.engine.failNext(
+        "thaw",
+        new ThawError(code, { what: 'The image of "a" cannot be used', why: "libssl.so.3 has changed" }),
+      );
+      const { start } = await bed.platform.invoke("a", "", { dispose: true });
+      expect(start).toMatchObject({ kind: "boot", fallback: 'The image of "a" cannot be used. libssl.so.3 has changed' });
+      expect(bed.platform.get("a").lastFallback?.reason).toBe(start.fallback);
+      await until(() => bed.platform.get("a").image.state === "ready");
+      expect(imagesOnDisk()).toHaveLength(1);
+      expect(imagesOnDisk()).not.toEqual([before]);
+      const next = await bed.platform.invoke("a", "");
+      expect(next.start.kind).toBe("thaw");
+      expect(next.start.fallback).toBeUndefined();
+      expect(bed.platform.metrics().fallbacks).toBe(1);
+    });
+  }
+
+  it("is dropped once, however many requests meet it at the same time", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed.engine.failNext("thaw", new ThawError("THAW_FAILED", { what: "The husk died" }), 5);
+    const outcomes = await Promise.all(Array.from({ length: 5 }, () => bed.platform.invoke("a", "", { dispose: true })));
+    expect(outcomes.map((outcome) => outcome.start.fallback)).toEqual(Array(5).fill("The husk died"));
+    await until(() => bed.platform.get("a").image.state === "ready");
+    expect(bed.engine.calls.filter((call) => call === "removeImage a")).toHaveLength(1);
+    expect(imagesOnDisk()).toHaveLength(1);
+  });
+
+  it("is not blamed for an error that is not its own", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed.engine.failNext("thaw", new ThawError("RESOURCE_EXHAUSTED", { what: "No process could be made", why: "32768 exist" }));
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow("No process could be made. 32768 exist");
+    expect(bed.platform.get("a").image.state).toBe("ready");
+  });
+});
+
+describe("after a restart", () => {
+  it("functions and images are found again", async () => {
+    bed = await openTestBed();
+    const deployed = await bed.platform.deploy({ name: "a", zip: zipOf(), memoryMb: 256, env: { KEY: "v" } });
+    await bed.platform.waitReady("a");
+    const [image] = imagesOnDisk();
+    bed = await bed.restart();
+    const { start } = await bed.platform.invoke("a", "");
+    expect(start.kind).toBe("thaw");
+    expect(bed.engine.calls).toEqual([`openImage ${image}`, "thaw a"]);
+    const found = bed.platform.get("a");
+    expect(found).toMatchObject({
+      memoryMb: 256,
+      env: { KEY: "v" },
+      revisionId: deployed.revisionId,
+      codeSha256: deployed.codeSha256,
+    });
+    expect(found.image.state).toBe("ready");
+  });
+
+  it("an image that was damaged meanwhile is refused: it boots, says so, and freezes anew", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    const [image = ""] = imagesOnDisk();
+    await writeFile(join(bed.dataDir, "images", image, "manifest.json"), "{");
+    bed = await bed.restart();
+    const { start } = await bed.platform.invoke("a", "", { dispose: true });
+    expect(start.kind).toBe("boot");
+    expect(start.fallback).toContain("its manifest cannot be read");
+    await until(() => bed.platform.get("a").image.state === "ready");
+    await until(() => imagesOnDisk().length === 1);
+    expect(imagesOnDisk()).not.toEqual([image]);
+    expect(await bed.platform.logs("a")).toContain("thaw: the image cannot be used and is made anew");
+  });
+
+  it("an image that vanished is made anew", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    await rm(join(bed.dataDir, "images", imagesOnDisk()[0] ?? ""), { recursive: true });
+    bed = await bed.restart();
+    expect((await bed.platform.waitReady("a")).state).toBe("ready");
+  });
+
+  it("without freezing, images stay for the next server that can", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed = await bed.restart({ canFreeze: false });
+    expect(bed.platform.get("a").image.state).toBe("none");
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("boot");
+    bed = await bed.restart({});
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
+  });
+
+  it("husks are parked again", async () => {
+    bed = await openTestBed({ parked: { runtime: 2, prefaulted: 1 } });
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed = await bed.restart();
+    await until(() => bed.engine.stats().husks.prefaulted === 1);
+    expect(bed.engine.stats().husks.runtime).toBe(2);
+  });
+});

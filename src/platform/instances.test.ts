@@ -1,0 +1,300 @@
+import fc from "fast-check";
+import { afterEach, describe, expect, it } from "vitest";
+import { ThawError } from "../base/errors.js";
+import { FakeEnd } from "../engine/fake.js";
+import { openTestBed, type TestBed, zipOf } from "./testing.js";
+import type { PlatformOptions } from "./types.js";
+
+let bed: TestBed;
+let gates: (() => void)[] = [];
+afterEach(async () => {
+  for (const open of gates.splice(0)) open();
+  await bed.close();
+});
+
+/** A bed whose functions wait, when the event says `{"wait":true}`, until the test opens the gate. */
+async function openBed(
+  options: Partial<PlatformOptions>,
+  names: string[],
+  perFunction: { maxInstances?: number } = {},
+): Promise<void> {
+  gates = [];
+  bed = await openTestBed(options);
+  bed.engine.handler = async (event, context) => {
+    if ((event as { wait?: boolean }).wait === true) await new Promise<void>((resolve) => gates.push(resolve));
+    return { instance: context.instanceId, served: context.served };
+  };
+  for (const name of names) {
+    await bed.platform.deploy({ name, zip: zipOf(), ...perFunction });
+    await bed.platform.waitReady(name);
+  }
+}
+
+const wait = JSON.stringify({ wait: true });
+const until = async (condition: () => boolean): Promise<void> => {
+  for (let tries = 0; !condition(); tries++) {
+    expect(tries).toBeLessThan(400);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+};
+
+describe("a request is refused", () => {
+  it("when all instances of the server are busy, with the limit", async () => {
+    await openBed({ maxInstances: 2 }, ["a", "b"]);
+    const busy = [bed.platform.invoke("a", wait), bed.platform.invoke("b", wait)];
+    await until(() => gates.length === 2);
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow(
+      'Function "a" was not started. all 2 instances that this server may have are busy. ' +
+        "Try again, or start the server with a higher --max-instances",
+    );
+    expect(bed.platform.metrics().throttles).toBe(1);
+    for (const open of gates) open();
+    await Promise.all(busy);
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("reuse");
+  });
+
+  it("when all instances of the function are busy, though the server has room", async () => {
+    await openBed({ maxInstances: 5 }, ["a"], { maxInstances: 1 });
+    const busy = bed.platform.invoke("a", wait);
+    await until(() => gates.length === 1);
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow("all 1 instances that it may have are busy");
+    for (const open of gates) open();
+    await busy;
+  });
+
+  it("when it demands reuse and there is no instance", async () => {
+    await openBed({}, ["a"]);
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "reuse" } })).rejects.toThrow(
+      'Function "a" was not started: the request demands reuse. it has no running instance. Invoke it once without a preference first',
+    );
+  });
+
+  it("when it demands reuse and the only instance ends instead of becoming free", async () => {
+    await openBed({}, ["a"]);
+    const busy = bed.platform.invoke("a", wait, { dispose: true });
+    await until(() => gates.length === 1);
+    const demanding = bed.platform.invoke("a", "", { prefer: { kind: "reuse" } });
+    demanding.catch(() => {});
+    gates.shift()?.();
+    await busy;
+    await expect(demanding).rejects.toThrow("the instances that were running ended");
+  });
+
+  it("when it demands parked and the server parks none", async () => {
+    await openBed({}, ["a"]);
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "parked" } })).rejects.toThrow("this server parks no husks");
+  });
+
+  it("when it demands a thaw and the function cannot be frozen", async () => {
+    bed = await openTestBed();
+    bed.engine.failNext(
+      "freeze",
+      new ThawError("FREEZE_REFUSED", {
+        what: 'function "a" could not be frozen',
+        why: "it holds an inotify descriptor (fd 21)",
+      }),
+    );
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    expect(await bed.platform.waitReady("a")).toMatchObject({ state: "refused" });
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw" } })).rejects.toThrow(
+      'the request demands thaw. function "a" could not be frozen. it holds an inotify descriptor (fd 21)',
+    );
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("boot");
+  });
+
+  it("when it demands a thaw and the image is damaged: it gets no boot instead", async () => {
+    await openBed({}, ["a"]);
+    bed.engine.failNext(
+      "thaw",
+      new ThawError("IMAGE_DAMAGED", { what: "The image cannot be used", why: "its manifest ends at byte 12" }),
+    );
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw" } })).rejects.toThrow("its manifest ends at byte 12");
+    await until(() => bed.platform.get("a").image.state === "ready");
+    expect((await bed.platform.invoke("a", "", { prefer: { kind: "thaw" } })).start.kind).toBe("thaw");
+  });
+
+  it("when it demands a pooled husk and one had to be made on the path", async () => {
+    await openBed({}, ["a"]);
+    const thaw = bed.engine.thaw.bind(bed.engine);
+    bed.engine.thaw = (image) => thaw(image, { husk: "fresh" });
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw", husk: "pooled" } })).rejects.toThrow(
+      "it would have come another way (thaw, splice, fresh). Try again when the pools are full",
+    );
+    expect(bed.engine.live.size).toBe(0);
+  });
+});
+
+describe("instances", () => {
+  it("are reused before anything is thawed, the last used first", async () => {
+    await openBed({}, ["a"]);
+    const order: number[] = [];
+    const note = async () => {
+      const { result } = await bed.platform.invoke("a", wait);
+      order.push(JSON.parse(result.payload.toString()).instance);
+    };
+    const both = [note(), note()];
+    await until(() => gates.length === 2);
+    gates.shift()?.();
+    await until(() => bed.platform.get("a").instances.idle === 1);
+    gates.shift()?.();
+    await Promise.all(both);
+    const next = await bed.platform.invoke("a", "");
+    expect(next.start).toMatchObject({ kind: "reuse", generation: 0, us: 0, phases: [] });
+    expect(JSON.parse(next.result.payload.toString()).instance).toBe(order[1]);
+  });
+
+  it("never serve two requests at once", async () => {
+    await openBed({ maxInstances: 50 }, ["a"]);
+    const outcomes = await Promise.all(Array.from({ length: 40 }, () => bed.platform.invoke("a", "")));
+    // The fake asserts that no instance gets a second request while one runs.
+    expect(outcomes.every((outcome) => outcome.result.functionError === undefined)).toBe(true);
+  });
+
+  it("that are idle, of any function, are evicted before anyone is refused: the longest idle first, and never more than allowed live", async () => {
+    await openBed({ maxInstances: 2 }, ["a", "b", "c"]);
+    bed.engine.delayMs.dispose = 10;
+    bed.engine.liveMax = 0;
+    await bed.platform.invoke("a", "");
+    await bed.platform.invoke("b", "");
+    expect((await bed.platform.invoke("c", "")).start.kind).toBe("thaw");
+    expect([...bed.engine.live].map((instance) => instance.spec.name).sort()).toEqual(["b", "c"]);
+    expect(bed.platform.metrics()).toMatchObject({ evictions: 1, instances: { idle: 2, running: 0, max: 2 } });
+    expect(bed.engine.liveMax).toBe(2);
+  });
+
+  it("that are ending are waited for, so that one client with ;dispose and one place is never refused", async () => {
+    await openBed({ maxInstances: 1 }, ["a"]);
+    bed.engine.delayMs.dispose = 5;
+    bed.engine.liveMax = 0;
+    for (let round = 0; round < 10; round++) {
+      const { start } = await bed.platform.invoke("a", "", { prefer: { kind: "thaw" }, dispose: true });
+      expect(start.kind).toBe("thaw");
+    }
+    expect(bed.engine.liveMax).toBe(1);
+  });
+
+  it("end when they were idle for the keep-alive time", async () => {
+    await openBed({ keepAliveMs: 40 }, ["a"]);
+    await bed.platform.invoke("a", "");
+    expect(bed.engine.live.size).toBe(1);
+    await until(() => bed.engine.live.size === 0);
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
+  });
+
+  it("that died while idle are not used", async () => {
+    await openBed({}, ["a"]);
+    await bed.platform.invoke("a", "");
+    for (const instance of bed.engine.live) instance.crash("killed from outside");
+    expect(bed.platform.get("a").instances.idle).toBe(0);
+    const { start, result } = await bed.platform.invoke("a", "");
+    expect(start.kind).toBe("thaw");
+    expect(result.functionError).toBeUndefined();
+  });
+
+  it("whose invoke fails with an error of the platform are ended, and the error is told", async () => {
+    await openBed({}, ["a"]);
+    bed.engine.failNext("invoke", new ThawError("KEEPER_FAILED", { what: "The keeper ended" }));
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow("The keeper ended");
+    await until(() => bed.engine.live.size === 0);
+    expect(bed.platform.metrics().instances).toEqual({ running: 0, idle: 0, starting: 0, max: 32 });
+  });
+});
+
+describe("a demanded start", () => {
+  it("is exactly that, even when an idle instance is there", async () => {
+    await openBed({ parked: { prefaulted: 1 } }, ["a"]);
+    await bed.platform.invoke("a", "", { prefer: { kind: "boot" } });
+    for (const loader of ["lazy", "eager", "splice"] as const) {
+      const { start } = await bed.platform.invoke("a", "", { prefer: { kind: "thaw", loader } });
+      expect(start).toMatchObject({ kind: "thaw", loader });
+    }
+    expect((await bed.platform.invoke("a", "", { prefer: { kind: "thaw", husk: "fresh" } })).start.husk).toBe("fresh");
+    expect((await bed.platform.invoke("a", "", { prefer: { kind: "parked" } })).start).toMatchObject({
+      kind: "parked",
+      husk: "prefaulted",
+    });
+    expect((await bed.platform.invoke("a", "", { prefer: { kind: "reuse" } })).start.kind).toBe("reuse");
+  });
+
+  it("of reuse waits for an instance that is running, and reports the wait apart", async () => {
+    await openBed({}, ["a"]);
+    const busy = bed.platform.invoke("a", wait);
+    await until(() => gates.length === 1);
+    setTimeout(() => gates.shift()?.(), 30);
+    const { start } = await bed.platform.invoke("a", "", { prefer: { kind: "reuse" } });
+    expect(start.kind).toBe("reuse");
+    expect(start.us).toBe(0);
+    expect(start.waitUs).toBeGreaterThan(20_000);
+    await busy;
+    expect(bed.platform.metrics().instances).toMatchObject({ running: 0, idle: 1 });
+  });
+
+  it("of a thaw waits for the image, and reports the wait apart", async () => {
+    await openBed({}, []);
+    bed.engine.delayMs.freeze = 40;
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    const { start } = await bed.platform.invoke("a", "", { prefer: { kind: "thaw" } });
+    expect(start.kind).toBe("thaw");
+    expect(start.waitUs).toBeGreaterThan(20_000);
+  });
+
+  it("of parked waits for the pool", async () => {
+    await openBed({ parked: { image: 1 } }, ["a"]);
+    await bed.platform.invoke("a", "", { prefer: { kind: "parked" }, dispose: true });
+    const [levels] = bed.engine.parked.values();
+    setTimeout(() => levels?.set("image", 1), 30);
+    const { start } = await bed.platform.invoke("a", "", { prefer: { kind: "parked" } });
+    expect(start.kind).toBe("parked");
+    expect(start.waitUs).toBeGreaterThan(20_000);
+  });
+
+  it("of none takes a parked husk first, then thaws", async () => {
+    await openBed({ parked: { image: 1 } }, ["a"]);
+    expect((await bed.platform.invoke("a", "", { dispose: true })).start.kind).toBe("parked");
+    const { start } = await bed.platform.invoke("a", "", { dispose: true });
+    expect(start.kind).toBe("thaw");
+    expect(start.fallback).toBeUndefined();
+  });
+});
+
+it("whatever comes at once: never more instances than allowed, each request answered or refused by name, no place lost", async () => {
+  const request = fc.record({
+    name: fc.constantFrom("a", "b", "c"),
+    prefer: fc.constantFrom(undefined, undefined, "boot" as const, "thaw" as const, "reuse" as const),
+    dispose: fc.boolean(),
+    dies: fc.boolean(),
+    afterMs: fc.nat(8),
+  });
+  await openBed({ maxInstances: 3, keepAliveMs: 5_000 }, ["a", "b", "c"], { maxInstances: 2 });
+  const handler = bed.engine.handler;
+  bed.engine.handler = async (event, context) => {
+    await new Promise((resolve) => setTimeout(resolve, 2));
+    if ((event as { dies?: boolean }).dies === true) throw new FakeEnd("INSTANCE_EXITED");
+    return handler(event, context);
+  };
+  bed.engine.delayMs.dispose = 1;
+  bed.engine.delayMs.thaw = 1;
+  bed.engine.liveMax = 0;
+  await fc.assert(
+    fc.asyncProperty(fc.array(request, { minLength: 1, maxLength: 30 }), async (requests) => {
+      const results = await Promise.allSettled(
+        requests.map(async ({ name, prefer, dispose, dies, afterMs }) => {
+          await new Promise((resolve) => setTimeout(resolve, afterMs));
+          await bed.platform.invoke(name, JSON.stringify({ dies }), {
+            dispose,
+            prefer: prefer === undefined ? undefined : { kind: prefer },
+          });
+        }),
+      );
+      for (const result of results) {
+        if (result.status === "rejected" && !["TOO_MANY_INSTANCES", "PREFERENCE_UNAVAILABLE"].includes(result.reason.code))
+          throw result.reason;
+      }
+      expect(bed.engine.liveMax).toBeLessThanOrEqual(3);
+      expect(bed.platform.metrics().instances).toMatchObject({ running: 0, starting: 0 });
+      await until(() => bed.engine.live.size === bed.platform.metrics().instances.idle);
+    }),
+    { numRuns: 30, seed: 1 },
+  );
+  expect((await bed.platform.invoke("a", "")).result.functionError).toBeUndefined();
+}, 60_000);

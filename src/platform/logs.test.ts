@@ -1,0 +1,113 @@
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import type { InvokeResult, StartResult } from "../engine/types.js";
+import { FILE_BYTES, FunctionLog, renderRequest, tailOf } from "./logs.js";
+
+let dir: string;
+let failures: unknown[];
+let log: FunctionLog;
+beforeEach(async () => {
+  dir = await mkdtemp(join(tmpdir(), "thaw-logs-"));
+  failures = [];
+  log = new FunctionLog(dir, "hello", (error) => failures.push(error));
+});
+afterEach(async () => {
+  await log.close();
+  await rm(dir, { recursive: true, force: true });
+});
+
+const start: StartResult = { kind: "thaw", us: 1840, phases: [], waitUs: 0, prefetchedPages: 0 };
+const result: InvokeResult = {
+  payload: Buffer.from("1"),
+  logs: Buffer.from("first\nsecond"),
+  handlerMs: 1,
+  totalMs: 1.234,
+  maxMemoryMb: 44.6,
+  alive: true,
+};
+
+describe("a request's log", () => {
+  it("has Lambda's form", () => {
+    expect(renderRequest("id-1", 128, start, result)).toBe(
+      "START RequestId: id-1 Version: $LATEST\nfirst\nsecond\nEND RequestId: id-1\n" +
+        "REPORT RequestId: id-1\tDuration: 1.23 ms\tBilled Duration: 2 ms\tMemory Size: 128 MB\tMax Memory Used: 45 MB" +
+        "\tRestore Duration: 1.84 ms\n",
+    );
+  });
+
+  it("says that it ran out of time, and how it was started", () => {
+    const text = renderRequest("id", 128, { ...start, kind: "boot" }, { ...result, platformError: "TIMEOUT" });
+    expect(text).toContain("\tInit Duration: 1.84 ms\tStatus: timeout\n");
+    expect(renderRequest("id", 128, { ...start, kind: "reuse" }, result)).not.toMatch(/Init|Restore/);
+  });
+
+  it("has a tail of 4 KB that begins with a whole character", () => {
+    const tail = tailOf(`${"é".repeat(4000)}x`);
+    expect(tail.length).toBe(4095);
+    expect(tail.toString("utf8")).toMatch(/^é+x$/);
+    expect(tailOf("short").toString()).toBe("short");
+  });
+});
+
+describe("a function's log", () => {
+  it("that cannot be written is reported, and followers still get it", async () => {
+    await rm(dir, { recursive: true });
+    const seen = log.follow();
+    log.append("1", "one\n");
+    await log.flush();
+    expect(failures).toHaveLength(1);
+    expect((await seen.next()).value).toMatchObject({ requestId: "1", text: "one\n" });
+    await seen.return();
+  });
+
+  it("gives its last whole lines, also of a former server", async () => {
+    log.append("1", "one\n");
+    await log.close();
+    const next = new FunctionLog(dir, "hello", () => {});
+    next.append("2", "two\nthree\n");
+    expect(await next.tail()).toBe("one\ntwo\nthree\n");
+    expect(await next.tail(8)).toBe("three\n");
+    await next.close();
+  });
+
+  it("is moved away at 10 MiB, so that it takes 20 MiB at most", async () => {
+    const chunk = `${"x".repeat(1024 * 1024 - 1)}\n`;
+    for (let index = 0; index < 25; index++) {
+      log.append(String(index), chunk);
+      await log.flush();
+    }
+    expect(readdirSync(dir).sort()).toEqual(["hello.log", "hello.log.1"]);
+    for (const name of readdirSync(dir)) expect(statSync(join(dir, name)).size).toBeLessThanOrEqual(FILE_BYTES);
+    expect((await log.tail(6 * 1024 * 1024)).length).toBeGreaterThan(4 * 1024 * 1024);
+  });
+
+  it("is followed from the backlog on, until the signal", async () => {
+    log.append("1", "one\n");
+    const controller = new AbortController();
+    const texts: string[] = [];
+    const reading = (async () => {
+      for await (const entry of log.follow({ signal: controller.signal })) {
+        texts.push(entry.text);
+        if (entry.requestId === "2") controller.abort();
+      }
+    })();
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    log.append("2", "two\n");
+    await reading;
+    expect(texts).toEqual(["one\n", "two\n"]);
+  });
+
+  it("ends its followers when it is removed, and leaves no file", async () => {
+    log.append("1", "one\n");
+    await log.flush();
+    expect(readFileSync(join(dir, "hello.log"), "utf8")).toBe("one\n");
+    const seen = log.follow({ backlog: false });
+    const next = seen.next();
+    await log.remove();
+    expect((await next).done).toBe(true);
+    expect(readdirSync(dir)).toEqual([]);
+  });
+});

@@ -1,0 +1,357 @@
+import { existsSync, readdirSync } from "node:fs";
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { isThawError } from "../base/errors.js";
+import { FakeEnd, FakeEngine } from "../engine/fake.js";
+import { openPlatform } from "./platform.js";
+import { openTestBed, type TestBed, zipOf } from "./testing.js";
+import { LIMITS } from "./types.js";
+
+let bed: TestBed;
+beforeEach(async () => {
+  bed = await openTestBed();
+});
+afterEach(async () => {
+  await bed.close();
+});
+
+const deploy = async (name = "a", more: object = {}): Promise<void> => {
+  await bed.platform.deploy({ name, zip: zipOf(), ...more });
+  await bed.platform.waitReady(name);
+};
+const until = async (condition: () => boolean): Promise<void> => {
+  for (let tries = 0; !condition(); tries++) {
+    expect(tries).toBeLessThan(400);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+};
+const onDisk = (dir: string): string[] => readdirSync(join(bed.dataDir, dir));
+
+describe("a request is refused", () => {
+  it("for an unknown function", async () => {
+    await expect(bed.platform.invoke("nope", "")).rejects.toThrow(
+      'There is no function "nope". no function has been deployed. See `thaw ls` for those that exist, or deploy it with `thaw deploy`',
+    );
+    expect(() => bed.platform.get("nope")).toThrow('There is no function "nope"');
+    expect(() => bed.platform.follow("nope")).toThrow('There is no function "nope"');
+    await expect(bed.platform.logs("nope")).rejects.toThrow('There is no function "nope"');
+    await expect(bed.platform.remove("nope")).rejects.toThrow('There is no function "nope"');
+    await expect(bed.platform.waitReady("nope")).rejects.toThrow('There is no function "nope"');
+  });
+
+  it("for a version that does not exist", async () => {
+    await deploy();
+    await expect(bed.platform.invoke("a", "", { qualifier: "3" })).rejects.toThrow(
+      'Function "a" has no version or alias "3". only $LATEST exists',
+    );
+    expect((await bed.platform.invoke("a", "", { qualifier: "$LATEST" })).executedVersion).toBe("$LATEST");
+  });
+
+  it("with a payload that is not JSON, before an instance is started", async () => {
+    await deploy();
+    for (const payload of ["{", "name=world", Buffer.from([0x22, 0xff, 0x22]), "undefined", " "]) {
+      const error = await bed.platform.invoke("a", payload).catch((caught: unknown) => caught);
+      expect(isThawError(error, "INVALID_PAYLOAD")).toBe(true);
+      expect((error as Error).message).toMatch(
+        /^The payload is not valid JSON\. .+\. Send a JSON value, such as \{"name":"world"\}$/,
+      );
+      expect(() => bed.platform.check("a", payload)).toThrow("The payload is not valid JSON");
+    }
+    expect(bed.engine.live.size).toBe(0);
+  });
+
+  it("with a payload beyond 6 MB, naming both sizes", async () => {
+    await deploy();
+    const payload = Buffer.alloc(LIMITS.payloadBytes + 1, 0x20);
+    await expect(bed.platform.invoke("a", payload)).rejects.toThrow(
+      "The payload was not accepted. it has 6291457 bytes, and the limit is 6291456. Store the data elsewhere and send a reference",
+    );
+  });
+
+  it("while the server stops", async () => {
+    await deploy();
+    await bed.platform.close();
+    const sentence = "the server is stopping. Try again when it has been started again";
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow(sentence);
+    await expect(bed.platform.deploy({ name: "b", zip: zipOf() })).rejects.toThrow(sentence);
+    await expect(bed.platform.remove("a")).rejects.toThrow(sentence);
+  });
+});
+
+describe("a function's own failure is a result", () => {
+  it("when it throws: the instance stays", async () => {
+    await deploy();
+    bed.engine.handler = () => {
+      throw new TypeError("boom");
+    };
+    const { result } = await bed.platform.invoke("a", "");
+    expect(result.functionError).toBe("Unhandled");
+    expect(JSON.parse(result.payload.toString())).toMatchObject({ errorType: "TypeError", errorMessage: "boom" });
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("reuse");
+    expect(bed.platform.metrics()).toMatchObject({ functionErrors: 2, timeouts: 0 });
+  });
+
+  it("when it does not answer in time: the instance ends, the log says so, and the next request is thawed", async () => {
+    await deploy("a", { timeoutMs: 1000 });
+    bed.engine.handler = () => new Promise(() => {});
+    const { result } = await bed.platform.invoke("a", "");
+    expect(result).toMatchObject({ functionError: "Unhandled", platformError: "TIMEOUT", alive: false });
+    expect(await bed.platform.logs("a")).toContain("Status: timeout");
+    await until(() => bed.engine.live.size === 0);
+    bed.engine.handler = () => 1;
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
+    expect(bed.platform.metrics()).toMatchObject({ timeouts: 1 });
+  });
+
+  for (const end of ["OUT_OF_MEMORY", "INSTANCE_EXITED", "PROTOCOL_VIOLATION"] as const) {
+    it(`when the instance ends with ${end}: nothing of it is used again`, async () => {
+      await deploy();
+      bed.engine.handler = () => {
+        throw new FakeEnd(end);
+      };
+      const { result } = await bed.platform.invoke("a", "", { trace: true });
+      expect(result).toMatchObject({ functionError: "Unhandled", platformError: end, alive: false });
+      await until(() => bed.engine.live.size === 0);
+      expect(bed.platform.get("a").instances).toEqual({ running: 0, idle: 0, starting: 0 });
+      expect(bed.platform.metrics().outOfMemory).toBe(end === "OUT_OF_MEMORY" ? 1 : 0);
+    });
+  }
+});
+
+describe("a deploy is refused", () => {
+  it("for a name that is taken, and changes nothing", async () => {
+    await deploy();
+    const before = bed.platform.get("a");
+    await expect(bed.platform.deploy({ name: "a", zip: zipOf({ "index.js": "exports.handler = 2" }) })).rejects.toThrow(
+      'Function "a" was not deployed. a function of that name exists already. Deploy with --update to replace it, or choose another name',
+    );
+    expect(bed.platform.get("a")).toEqual(before);
+    expect(onDisk("functions/a")).toHaveLength(1);
+  });
+
+  it("for one of two that came at the same time", async () => {
+    const results = await Promise.allSettled([deploy(), bed.platform.deploy({ name: "a", zip: zipOf() })]);
+    expect(results.map((result) => result.status).sort()).toEqual(["fulfilled", "rejected"]);
+  });
+
+  it("for a package without a handler, and leaves nothing", async () => {
+    await expect(bed.platform.deploy({ name: "a", zip: zipOf({ "readme.md": "x" }) })).rejects.toThrow(
+      "no handler that could be guessed",
+    );
+    await expect(bed.platform.deploy({ name: "a", zip: new Uint8Array(3) })).rejects.toThrow("it is not a zip file");
+    expect(onDisk("functions")).toEqual([]);
+    expect(bed.platform.list()).toEqual([]);
+  });
+
+  it("for a runtime that the machine does not have", async () => {
+    await expect(bed.platform.deploy({ name: "a", zip: zipOf(), runtime: "nodejs99.x" })).rejects.toThrow(
+      'Runtime "nodejs99.x" is not available',
+    );
+  });
+});
+
+describe("a deployed function", () => {
+  it("answers at once by boot, and by thaw when the image is ready", async () => {
+    bed.engine.delayMs.freeze = 30;
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    expect((await bed.platform.invoke("a", `{"name":"world"}`, { dispose: true })).start.kind).toBe("boot");
+    await bed.platform.waitReady("a");
+    const outcome = await bed.platform.invoke("a", `{"name":"world"}`, { logTail: true, trace: true, requestId: "r-1" });
+    expect(outcome).toMatchObject({
+      requestId: "r-1",
+      executedVersion: "$LATEST",
+      start: { kind: "thaw", loader: "splice", generation: 0 },
+    });
+    expect(outcome.result.payload.toString()).toBe('{"event":{"name":"world"},"function":"a"}');
+    expect(outcome.logTail?.toString()).toMatch(
+      /^START RequestId: r-1 Version: \$LATEST\nEND RequestId: r-1\nREPORT RequestId: r-1\t/,
+    );
+    expect(outcome.pages).toMatchObject({ written: 300 });
+    expect(outcome.memory?.privateBytes).toBeGreaterThan(0);
+  });
+
+  it("takes an empty payload for {}", async () => {
+    await deploy();
+    for (const payload of ["", Buffer.alloc(0)]) {
+      expect((await bed.platform.invoke("a", payload)).result.payload.toString()).toContain('"event":{}');
+    }
+  });
+
+  it("is listed with all that is known of it", async () => {
+    await deploy("b", { description: "second", maxInstances: 3, timeoutMs: 5000 });
+    await deploy("a");
+    expect(bed.platform.list().map((info) => info.name)).toEqual(["a", "b"]);
+    expect(bed.platform.get("b")).toMatchObject({
+      arn: "arn:aws:lambda:us-east-1:000000000000:function:b",
+      version: "$LATEST",
+      runtime: "nodejs20.x",
+      handler: "index.handler",
+      memoryMb: 128,
+      timeoutMs: 5000,
+      maxInstances: 3,
+      description: "second",
+      codeSha256: expect.stringMatching(/^[A-Za-z0-9+/]{43}=$/),
+      image: { state: "ready", attempts: 1, image: { generation: 0, heat: 0 } },
+      instances: { running: 0, idle: 0, starting: 0 },
+    });
+  });
+
+  it("counts for itself and for all", async () => {
+    await deploy("a");
+    await deploy("b");
+    await bed.platform.invoke("a", "");
+    await bed.platform.invoke("a", "");
+    await bed.platform.invoke("b", "");
+    const metrics = bed.platform.metrics();
+    expect(metrics).toMatchObject({ invocations: 3, starts: { boot: 0, thaw: 2, parked: 0, reuse: 1 }, freezes: 2 });
+    expect(metrics.functions["a"]).toMatchObject({ invocations: 2, starts: { thaw: 1, reuse: 1 } });
+  });
+});
+
+describe("an update", () => {
+  it("answers with the new code at once, lets running requests end, and leaves nothing of the old", async () => {
+    await deploy();
+    let open = (): void => {};
+    bed.engine.handler = async (event, context) => {
+      if ((event as { wait?: boolean }).wait) await new Promise<void>((resolve) => (open = resolve));
+      return context.spec.codeDir;
+    };
+    const running = bed.platform.invoke("a", `{"wait":true}`);
+    await until(() => bed.platform.get("a").instances.running === 1);
+    const oldDir = join(bed.dataDir, "functions/a", onDisk("functions/a")[0] ?? "");
+    await bed.platform.deploy({ name: "a", zip: zipOf({ "index.js": "exports.handler = 2" }), memoryMb: 512, update: true });
+    await bed.platform.waitReady("a");
+    const now = JSON.parse((await bed.platform.invoke("a", "")).result.payload.toString());
+    expect(now).not.toBe(oldDir);
+    expect(existsSync(oldDir)).toBe(true);
+    open();
+    expect(JSON.parse((await running).result.payload.toString())).toBe(oldDir);
+    await until(() => !existsSync(oldDir) && onDisk("images").length === 1);
+    expect(bed.platform.get("a").memoryMb).toBe(512);
+    expect(bed.engine.live.size).toBe(1);
+  });
+
+  it("with the same package keeps the code, and still makes a new image", async () => {
+    await deploy();
+    const image = onDisk("images");
+    await deploy("a", { memoryMb: 1024, update: true });
+    await until(() => onDisk("images").length === 1);
+    expect(onDisk("images")).not.toEqual(image);
+    expect(onDisk("functions/a")).toHaveLength(1);
+    expect((await bed.platform.invoke("a", "")).result.functionError).toBeUndefined();
+  });
+
+  it("while its image is being made abandons that image", async () => {
+    bed.engine.delayMs.freeze = 20;
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    await until(() => bed.engine.calls.includes("freeze a"));
+    await deploy("a", { memoryMb: 256, update: true });
+    await until(() => onDisk("images").length === 1);
+    expect(bed.platform.get("a").image.state).toBe("ready");
+  });
+
+  it("is what requests get that were waiting for the old function's image or its only place", async () => {
+    bed.engine.handler = (_, context) => context.spec.memoryMb;
+    bed.engine.delayMs.freeze = 20;
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    const waiting = bed.platform.invoke("a", "", { prefer: { kind: "thaw" } });
+    await until(() => bed.engine.calls.includes("freeze a"));
+    await deploy("a", { memoryMb: 256, maxInstances: 1, update: true });
+    const outcome = await waiting;
+    expect([outcome.start.kind, outcome.result.payload.toString()]).toEqual(["thaw", "256"]);
+
+    bed.engine.delayMs.dispose = 40;
+    await bed.platform.invoke("a", "", { dispose: true });
+    const second = bed.platform.invoke("a", "");
+    await bed.platform.deploy({ name: "a", zip: zipOf(), memoryMb: 512, update: true });
+    expect((await second).result.payload.toString()).toBe("512");
+  });
+
+  it("that is refused leaves the old function as it was", async () => {
+    await deploy();
+    await expect(bed.platform.deploy({ name: "a", zip: zipOf({ x: "" }), update: true })).rejects.toThrow("no handler");
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
+    expect(onDisk("functions/a")).toHaveLength(1);
+  });
+});
+
+describe("removing a function", () => {
+  it("leaves no instance, image, code or log, and the name is free", async () => {
+    await deploy();
+    await bed.platform.invoke("a", "");
+    await bed.platform.logs("a");
+    await bed.platform.remove("a");
+    expect(bed.engine.live.size).toBe(0);
+    for (const dir of ["functions", "images", "logs"]) expect(onDisk(dir)).toEqual([]);
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow('There is no function "a"');
+    await deploy();
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
+  });
+
+  it("waits for a running request, but only so long", async () => {
+    await deploy("a", { timeoutMs: 60_000 });
+    bed.engine.handler = () => new Promise((resolve) => setTimeout(() => resolve("done"), 50));
+    const running = bed.platform.invoke("a", "");
+    await until(() => bed.engine.live.size === 1);
+    await bed.platform.remove("a");
+    expect((await running).result.payload.toString()).toBe('"done"');
+
+    await deploy("b", { timeoutMs: 60_000 });
+    bed.engine.handler = () => new Promise(() => {});
+    const stuck = bed.platform.invoke("b", "");
+    await until(() => bed.engine.live.size === 1);
+    await bed.platform.remove("b");
+    expect((await stuck).result).toMatchObject({ platformError: "INSTANCE_EXITED", alive: false });
+    expect(bed.engine.live.size).toBe(0);
+    expect(onDisk("functions")).toEqual([]);
+  });
+
+  it("while its image is being made stops that", async () => {
+    bed.engine.delayMs.freeze = 30;
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    const waiting = bed.platform.waitReady("a");
+    waiting.catch(() => {});
+    await until(() => bed.engine.calls.includes("freeze a"));
+    await bed.platform.remove("a");
+    await expect(waiting).rejects.toThrow("the function was replaced or removed, or the server stopped, meanwhile");
+    expect(onDisk("images")).toEqual([]);
+    expect(bed.engine.live.size).toBe(0);
+  });
+});
+
+describe("a data directory", () => {
+  it("is refused while another platform holds it, and free when that was closed", async () => {
+    const engine = new FakeEngine();
+    await expect(openPlatform({ dataDir: bed.dataDir, engine })).rejects.toThrow(
+      `The data directory ${bed.dataDir} cannot be used. a server with process id ${process.pid} is using it`,
+    );
+    await bed.platform.close();
+    await (await openPlatform({ dataDir: bed.dataDir, engine })).close();
+  });
+
+  it("is swept of what nobody owns when it is opened", async () => {
+    await deploy();
+    const mine = [onDisk("functions/a"), onDisk("images")];
+    await bed.platform.close();
+    for (const dir of ["functions/ghost/abc", "functions/a/.tmp-abc-1", "functions/a/0123", "images/a.0123", "images/.tmp-a.1"]) {
+      await mkdir(join(bed.dataDir, dir), { recursive: true });
+    }
+    await writeFile(join(bed.dataDir, "logs/ghost.log"), "x");
+    bed = await bed.restart();
+    expect([onDisk("functions/a"), onDisk("images")]).toEqual(mine);
+    expect(onDisk("functions")).toEqual(["a"]);
+    expect(onDisk("logs")).toEqual([]);
+  });
+
+  it("is closed with its requests answered, idempotently", async () => {
+    await deploy();
+    bed.engine.handler = () => new Promise((resolve) => setTimeout(() => resolve("done"), 50));
+    const running = bed.platform.invoke("a", "");
+    await until(() => bed.engine.live.size === 1);
+    await Promise.all([bed.platform.close(), bed.platform.close()]);
+    expect((await running).result.payload.toString()).toBe('"done"');
+    expect(bed.engine.live.size).toBe(0);
+    await bed.platform.close();
+  });
+});

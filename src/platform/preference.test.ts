@@ -1,0 +1,27 @@
+import { describe, expect, it } from "vitest";
+import { parsePreference } from "./preference.js";
+
+describe("a preferred start is refused", () => {
+  const refusals: [string, string][] = [
+    ["warm", 'The preferred start "warm" cannot be used. "warm" is not a kind of start. Use one of boot, thaw, parked, reuse'],
+    ["", '"" is not a kind of start'],
+    ["thaw;loader=fast", '"fast" is not a loader. Use one of lazy, eager, splice'],
+    ["boot;loader=lazy", "a loader makes no sense with boot. Use it with thaw"],
+    ["thaw;husk=old", '"old" is not a way to come by a husk. Use one of pooled, fresh'],
+    ["reuse;husk=fresh", "a husk makes no sense with reuse. Use it with thaw or boot"],
+    ["thaw;quickly", '"quickly" is not an option. Use loader=…, husk=… or dispose'],
+  ];
+  for (const [text, sentence] of refusals) it(`as "${text}"`, () => expect(() => parsePreference(text)).toThrow(sentence));
+});
+
+describe("a preferred start is read", () => {
+  it("in every form", () => {
+    expect(parsePreference("boot")).toEqual({ prefer: { kind: "boot" }, dispose: false });
+    expect(parsePreference("reuse;dispose")).toEqual({ prefer: { kind: "reuse" }, dispose: true });
+    expect(parsePreference("parked")).toEqual({ prefer: { kind: "parked" }, dispose: false });
+    expect(parsePreference("thaw; loader=eager ;dispose; husk=fresh")).toEqual({
+      prefer: { kind: "thaw", loader: "eager", husk: "fresh" },
+      dispose: true,
+    });
+  });
+});

@@ -1,0 +1,68 @@
+/** For tests: a platform over the fake engine in a directory of its own, and packages to deploy. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Zippable, zipSync } from "fflate";
+import { FakeEngine, type FakeEngineOptions } from "../engine/fake.js";
+import { openPlatform } from "./platform.js";
+import type { Platform, PlatformOptions } from "./types.js";
+
+/** A running platform of a test. */
+export interface TestBed {
+  readonly dataDir: string;
+  readonly engine: FakeEngine;
+  readonly platform: Platform;
+  /** Closes this platform and opens another over a fresh engine, in the same directory. */
+  restart(engineOptions?: FakeEngineOptions): Promise<TestBed>;
+  /** Closes platform and engine, and removes the directory. */
+  close(): Promise<void>;
+}
+
+/** Opens one. */
+export async function openTestBed(
+  options: Partial<PlatformOptions> = {},
+  engineOptions: FakeEngineOptions = {},
+): Promise<TestBed> {
+  const root = await mkdtemp(join(tmpdir(), "thaw-platform-"));
+  return open(root, options, engineOptions);
+}
+
+async function open(root: string, options: Partial<PlatformOptions>, engineOptions: FakeEngineOptions): Promise<TestBed> {
+  const dataDir = join(root, "data");
+  const engine = new FakeEngine(engineOptions);
+  const platform = await openPlatform({ dataDir, engine, drainMs: 300, ...options });
+  const end = async (): Promise<void> => {
+    await platform.close();
+    await engine.close();
+  };
+  return {
+    dataDir,
+    engine,
+    platform,
+    async restart(nextEngineOptions = engineOptions) {
+      await end();
+      return open(root, options, nextEngineOptions);
+    },
+    async close() {
+      await end();
+      await rm(root, { recursive: true, force: true });
+    },
+  };
+}
+
+/** A package. Values are contents, or `[contents, {os, attrs}]` for permission bits and links. */
+export function zipOf(files: Readonly<Record<string, string | [string, { os: number; attrs: number }]>> = HELLO): Uint8Array {
+  const encoder = new TextEncoder();
+  const zippable: Zippable = {};
+  for (const [path, content] of Object.entries(files)) {
+    zippable[path] = typeof content === "string" ? encoder.encode(content) : [encoder.encode(content[0]), content[1]];
+  }
+  return zipSync(zippable);
+}
+
+/** Attributes of a symbolic link made on Unix. */
+export const LINK = { os: 3, attrs: (0o120777 << 16) >>> 0 };
+/** Attributes of an executable file made on Unix. */
+export const EXECUTABLE = { os: 3, attrs: (0o100755 << 16) >>> 0 };
+
+const HELLO = { "index.mjs": "export const handler = async (event) => ({ hello: event.name });\n" };

@@ -1,0 +1,109 @@
+/**
+ * What the tests on the real kernel share: an engine on a data directory of its own, and functions whose steps are called by
+ * name. The functions are ordinary files in test/fixtures; a step answers with plain data, and the test says what it must be.
+ */
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll } from "vitest";
+import { type Engine, type FunctionSpec, type Image, type Instance, openEngine } from "../../src/engine/index.js";
+
+export type Language = "node" | "python";
+export const LANGUAGES: readonly Language[] = ["node", "python"];
+
+const FIXTURES = join(import.meta.dirname, "../fixtures");
+const RUNTIME_PREFIX: Readonly<Record<Language, string>> = { node: "nodejs", python: "python3" };
+
+/** Calls one step of a fixture: `module.function`. Rejects with what the function says when it fails. */
+export async function call<T = unknown>(instance: Instance, step: string, ...args: unknown[]): Promise<T> {
+  const result = await instance.invoke(JSON.stringify({ step, args }));
+  if (result.functionError === undefined) return JSON.parse(result.payload.toString("utf8")) as T;
+  throw new Error(`${step}: ${result.platformError ?? "error"}: ${result.payload.toString("utf8")} ${result.logs.toString("utf8")}`);
+}
+
+/** An engine for one test file, closed after it together with everything that it started. */
+export class World {
+  engine!: Engine;
+  dataDir = "";
+
+  async open(): Promise<void> {
+    this.dataDir ||= mkdtempSync(join(tmpdir(), "thaw-test-"));
+    this.engine = await openEngine({ dataDir: this.dataDir });
+  }
+
+  async close(): Promise<void> {
+    await this.engine?.close();
+  }
+
+  /** The fixture functions of a language. */
+  spec(language: Language, more: Partial<FunctionSpec> = {}): FunctionSpec {
+    const runtime = this.engine.runtimes.find(({ id }) => id.startsWith(RUNTIME_PREFIX[language]));
+    if (runtime === undefined) throw new Error(`this machine has no ${language}`);
+    return {
+      name: `fixtures-${language}`,
+      version: "1",
+      runtime: runtime.id,
+      codeDir: join(FIXTURES, language),
+      handler: "index.handler",
+      memoryMb: 1024,
+      timeoutMs: 30_000,
+      env: {},
+      tmpMb: 512,
+      ...more,
+    };
+  }
+
+  boot(language: Language, more: Partial<FunctionSpec> = {}): Promise<Instance> {
+    return this.engine.boot(this.spec(language, more));
+  }
+
+  /** Boots, runs the steps, freezes, and hands the image on; the frozen instance has ended by then. */
+  async imageAfter(language: Language, ...steps: (string | readonly [string, ...unknown[]])[]): Promise<Image> {
+    const instance = await this.boot(language);
+    try {
+      for (const step of steps) {
+        if (typeof step === "string") await call(instance, step);
+        else await call(instance, step[0], ...step.slice(1));
+      }
+      return await instance.freeze({ then: "end" });
+    } finally {
+      await instance.dispose();
+    }
+  }
+
+  /** Thaws for as long as `use` takes. */
+  async thawed<T>(image: Image, use: (clone: Instance) => Promise<T>, options: Parameters<Engine["thaw"]>[1] = {}): Promise<T> {
+    const clone = await this.engine.thaw(image, options);
+    try {
+      return await use(clone);
+    } finally {
+      await clone.dispose();
+    }
+  }
+
+  /** Names in the directory of images: whole ones and leftovers alike. */
+  imageNames(): string[] {
+    return readdirSync(join(this.dataDir, "images")).sort();
+  }
+}
+
+/** Opens a world before the tests of a file and closes it after them. */
+export function useWorld(): World {
+  const world = new World();
+  beforeAll(() => world.open());
+  afterAll(async () => {
+    await world.close();
+    rmSync(world.dataDir, { recursive: true, force: true });
+  });
+  return world;
+}
+
+/** The host's pid of an instance's process. */
+export function hostPid(instance: Instance): number {
+  return (instance as Instance & { readonly hostPid: number }).hostPid;
+}
+
+/** How many mappings a process has. */
+export function mappingCount(pid: number): number {
+  return readFileSync(`/proc/${pid}/maps`, "utf8").trimEnd().split("\n").length;
+}

@@ -1,0 +1,117 @@
+/**
+ * No two thaws, of one image or of images down its line, draw the same random value or run under a process id that the
+ * line had before. 200 thaws over three generations: an image, one frozen from a thawed instance, one frozen from a thawed
+ * instance of that.
+ */
+import { describe, expect, it } from "vitest";
+import type { Image, Instance } from "../src/engine/index.js";
+import { call, LANGUAGES, useWorld } from "./support/world.js";
+
+const THAWS = [80, 60, 60] as const;
+/** A worker or thread costs a start more than a thaw: every so many thaws suffice. */
+const WORKER_EVERY = 5;
+const world = useWorld();
+
+/** Values by source, each with the thaw that drew it. */
+class Draws {
+  private readonly seen = new Map<string, Map<string, string>>();
+  readonly repeats: string[] = [];
+
+  add(values: Readonly<Record<string, unknown>>, who: string): void {
+    for (const [source, drawn] of Object.entries(values)) {
+      const value = JSON.stringify(drawn);
+      const of = this.seen.get(source) ?? new Map<string, string>();
+      this.seen.set(source, of);
+      const before = of.get(value);
+      if (before !== undefined) this.repeats.push(`${source}: ${value} came to ${before} and to ${who}`);
+      of.set(value, who);
+    }
+  }
+
+  /** Values drawn of each source. */
+  counts(): number[] {
+    return [...this.seen.values()].map((of) => of.size);
+  }
+}
+
+interface Identity {
+  readonly pid: number;
+  readonly self: number;
+}
+
+async function drawTwice(instance: Instance, draws: Draws, who: string, withWorker: boolean): Promise<void> {
+  draws.add(await call(instance, "random.draw", withWorker), `${who}, first request`);
+  draws.add(await call(instance, "random.draw", false), `${who}, second request`);
+}
+
+describe.each(LANGUAGES)("200 thaws of %s over three generations", (language) => {
+  it("draw distinct values from every source, and so does what was frozen and goes on", async () => {
+    const draws = new Draws();
+    const frozen: { instance: Instance; name: string }[] = [];
+    const images: Image[] = [];
+    const linePids: number[] = [];
+    let instance = await world.boot(language);
+    let name = "the boot";
+    for (const [generation, thaws] of THAWS.entries()) {
+      const { pid } = await call<Identity>(instance, "random.pid");
+      linePids.push(pid);
+      await drawTwice(instance, draws, `${name} before its freeze`, true);
+      const image = await instance.freeze();
+      images.push(image);
+      frozen.push({ instance, name });
+      for (let thaw = 0; thaw < thaws; thaw++) {
+        const who = `thaw ${thaw} of generation ${generation}`;
+        const loader = (["splice", "lazy", "eager"] as const)[thaw % 3] ?? "lazy";
+        await world.thawed(
+          image,
+          async (clone) => {
+            const identity = await call<Identity>(clone, "random.pid");
+            expect(identity.pid).toBe(identity.self);
+            expect(linePids).not.toContain(identity.pid);
+            await drawTwice(clone, draws, who, thaw % WORKER_EVERY === 0);
+          },
+          { loader },
+        );
+        // What was frozen goes on beside its clones.
+        if (thaw % 20 === 0) await drawTwice(instance, draws, `${name} after its freeze, ${thaw}`, false);
+      }
+      // The next generation is frozen from a clone that has drawn nothing since its thaw: its caches are those of the image.
+      instance = await world.engine.thaw(image);
+      name = `the parent of generation ${generation + 1}`;
+      if (generation === 1) {
+        // Frozen before it used any randomness, under another pid: a third process of that line must not come back to the first one.
+        const silent = await instance.freeze();
+        images.push(silent);
+        for (let thaw = 0; thaw < 10; thaw++) {
+          await world.thawed(silent, (clone) => drawTwice(clone, draws, `thaw ${thaw} of the silent image`, false));
+        }
+      }
+    }
+    await instance.dispose();
+    for (const { instance: parent, name: who } of frozen) await drawTwice(parent, draws, `${who} at the end`, true);
+    for (const { instance: parent } of frozen) await parent.dispose();
+    for (const image of images) await world.engine.removeImage(image);
+    expect(draws.repeats).toEqual([]);
+    const drawn = draws.counts();
+    expect(drawn.length).toBeGreaterThan(15);
+    // Workers and threads draw now and then, all else twice in each thaw.
+    expect(drawn.filter((count) => count > 400).length).toBeGreaterThanOrEqual(drawn.length - 3);
+    expect(Math.min(...drawn)).toBeGreaterThanOrEqual(40);
+  }, 120_000);
+});
+
+describe("clones of one image that run at the same time", () => {
+  it.each(LANGUAGES)("draw distinct values (%s)", async (language) => {
+    const image = await world.imageAfter(language, ["random.draw", true]);
+    const draws = new Draws();
+    world.engine.park(image, "image", 4);
+    await world.engine.poolsFull(20_000);
+    const parked = await Promise.all([1, 2, 3, 4].map(() => world.engine.thaw(image, { husk: "parked" })));
+    const fresh = await Promise.all([1, 2, 3, 4].map(() => world.engine.thaw(image, { husk: "fresh", early: true })));
+    await Promise.all([...parked, ...fresh].map((clone, index) => drawTwice(clone, draws, `clone ${index}`, true)));
+    for (const clone of [...parked, ...fresh]) await clone.dispose();
+    await world.engine.removeImage(image);
+    expect(draws.repeats).toEqual([]);
+    expect(Math.max(...draws.counts())).toBe(16);
+  });
+});
