@@ -271,18 +271,23 @@ static void write_signals(void)
 
 static void write_limits_and_place(void)
 {
+	char path[64], cwd[4096], line[256], soft[32], hard[32];
+	/* One line for each resource, in the order of their numbers. prlimit(2) on another user's process wants CAP_SYS_RESOURCE. */
+	snprintf(path, sizeof path, "/proc/%d/limits", target.pid);
+	FILE *limits = fopen(path, "re");
+	if (!limits || !fgets(line, sizeof line, limits))
+		die("cannot read %s: %s", path, strerror(errno));
 	json_open("rlimits", '[');
 	for (int resource = 0; resource < 16; resource++) {
-		uint64_t limit[2];
-		if (syscall(302 /* prlimit64 */, target.pid, resource, NULL, limit) != 0)
-			die("cannot read resource limit %d: %s", resource, strerror(errno));
+		if (!fgets(line, sizeof line, limits) || sscanf(line, "%*25c %31s %31s", soft, hard) != 2)
+			die("cannot read resource limit %d", resource);
 		json_open(NULL, '[');
-		json_hex(NULL, limit[0]);
-		json_hex(NULL, limit[1]);
+		json_hex(NULL, soft[0] == 'u' ? UINT64_MAX : strtoull(soft, NULL, 10));
+		json_hex(NULL, hard[0] == 'u' ? UINT64_MAX : strtoull(hard, NULL, 10));
 		json_close(']');
 	}
 	json_close(']');
-	char path[64], cwd[4096];
+	fclose(limits);
 	snprintf(path, sizeof path, "/proc/%d/cwd", target.pid);
 	ssize_t got = readlink(path, cwd, sizeof cwd - 1);
 	if (got < 0)

@@ -209,6 +209,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     });
     // The caller's request is queued behind the stages; what fails is told there too.
     instance.startsWith(started);
+    instance.onRequestSent = () => faultPoint("thaw-request-sent");
     if (options.early === true) return instance;
     try {
       await started;

@@ -97,7 +97,6 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     await fsyncTree(temporary);
     faultPoint("freeze-image-synced");
     await renameDurably(temporary, dir);
-    faultPoint("freeze-image-renamed");
     return dir;
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });

@@ -19,6 +19,8 @@ import type { FreezeOptions, FunctionSpec, Image, Instance, InvokeOptions, Invok
 const LOG_BYTES_MAX = 4 * 1024 * 1024;
 /** How long after its deadline an instance is killed. */
 const DEADLINE_SLACK_MS = 0;
+/** Between the end of the control socket and that of the process. */
+const CONTROL_END_GRACE_MS = 1000;
 const FATAL_ERRORS = new Set(["Runtime.UnhandledPromiseRejection", "Runtime.NodeJsExit", "Runtime.UncaughtException"]);
 
 /** What an instance asks of the engine. */
@@ -54,6 +56,8 @@ export class LiveInstance implements Instance, InstanceListener {
   lineagePids: readonly number[];
   /** Image that it was thawed from. */
   origin: Image | undefined;
+  /** Called once, when the first request after a thaw was handed to the keeper. */
+  onRequestSent: (() => void) | undefined;
   /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
   private starting: Promise<void> | undefined;
   /** Told to the runtime with the next request: it then renews what must be unique. */
@@ -154,6 +158,8 @@ export class LiveInstance implements Instance, InstanceListener {
       );
       this.announce = undefined;
       this.keeper.send(this.id, ...frame);
+      this.onRequestSent?.();
+      this.onRequestSent = undefined;
     });
   }
 
@@ -212,10 +218,12 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   onControlEnd(): void {
-    // Closing the control descriptor means that no answer can come; the exit follows or never does.
-    if (this.running !== undefined || this.waiting !== undefined) {
+    if (this.running === undefined && this.waiting === undefined) return;
+    // A process that ends closes it too, and what it ended of is told by its exit, which follows at once. Else no answer can come.
+    setTimeout(() => {
+      if (this.exit !== undefined) return;
       this.violate(new ThawError("PROTOCOL_VIOLATION", { what: "the function closed its control descriptor (3)", why: "no answer can come through it", fix: "leave descriptor 3 alone: it belongs to the runtime" }));
-    }
+    }, CONTROL_END_GRACE_MS).unref();
   }
 
   onData(bytes: Buffer): void {

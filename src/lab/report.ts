@@ -82,7 +82,9 @@ export function checksTable(checks: readonly Check[]): Table {
       what,
       `${relation} ${significant(bound)} ${unit}`.trimEnd(),
       `${significant(measured.value)} ${unit}`.trimEnd(),
-      measured.low === measured.high ? "" : `${significant(measured.low)} … ${significant(measured.high)}`,
+      Number.isNaN(measured.low) || measured.low === measured.high
+        ? ""
+        : `${significant(measured.low)} … ${significant(measured.high)}`,
       { text: verdict, tone: verdict === "PASS" ? "good" : verdict === "FAIL" ? "bad" : "dim" },
     ]),
   };

@@ -1,12 +1,18 @@
 import { execFile } from "node:child_process";
 import { createHmac } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { MIXED, MixedChecker, OPERATIONS } from "./mixed.js";
 import { checkReply, runtimeFor, WORKLOADS } from "./workloads.js";
 
 const run = promisify(execFile);
+
+/** Instead of /tmp, where the functions write inside their sandbox. */
+const temporary = mkdtempSync(join(tmpdir(), "thaw-lab-test-"));
+afterAll(() => rmSync(temporary, { recursive: true, force: true }));
 
 /** Calls a workload's handler with each event in one plain interpreter; its replies, one JSON text for each. */
 async function callPlain(dir: string, language: "node" | "python", events: readonly object[]): Promise<string[]> {
@@ -19,7 +25,7 @@ async function callPlain(dir: string, language: "node" | "python", events: reado
     language === "node"
       ? [process.execPath, ["--input-type=module", "-e", script, join(dir, "index.mjs"), text]]
       : ["python3.11", ["-B", "-c", script, dir, text]];
-  const { stdout } = await run(program, args as string[], { timeout: 60_000 });
+  const { stdout } = await run(program, args as string[], { timeout: 60_000, env: { ...process.env, TMPDIR: temporary } });
   return stdout.trim().split("\n");
 }
 
@@ -33,6 +39,19 @@ describe("workloads", () => {
     );
     for (const [index, seed] of seeds.entries()) checkReply(workload, seed, replies[index] ?? "");
     expect(() => checkReply(workload, 2, replies[0] ?? "")).toThrow(`wrong reply of ${workload.name}`);
+  });
+
+  it("have the resident size that their names promise", async () => {
+    const node = `await import(process.argv[1]); console.log(process.memoryUsage.rss())`;
+    const nodeArgs = ["--input-type=module", "-e", node, join(WORKLOADS.node80.dir, "index.mjs")];
+    const nodeMb = Number((await run(process.execPath, nodeArgs)).stdout) / 1e6;
+    expect(nodeMb).toBeGreaterThan(70);
+    expect(nodeMb).toBeLessThan(100);
+    const python =
+      "import sys; sys.path.insert(0, sys.argv[1]); import app; print(int(open('/proc/self/statm').read().split()[1]) * 4096)";
+    const pythonMb = Number((await run("python3.11", ["-B", "-c", python, WORKLOADS.python40.dir])).stdout) / 1e6;
+    expect(pythonMb).toBeGreaterThan(35);
+    expect(pythonMb).toBeLessThan(50);
   });
 
   it.each(MIXED)("$name passes its own check in every operation", async ({ dir, language }) => {

@@ -2,16 +2,16 @@
 /*
  * The program that runs a Node function.
  *
- *   boot ──▶ install what must be unique ──▶ rehearse ──▶ load the handler ──▶ ready
- *                                                                               │
- *   ┌──────────────────── serve: blocked in read(3), nothing else runs ◀────────┤
- *   ├─ prepare: before-hooks, collect garbage, "prepared", back without leaving the macrotask
+ *   boot ──▶ install what must be unique ──▶ load the handler ──▶ ready
+ *                                                                   │
+ *   ┌──────────── serve: blocked in read(3), nothing else runs ◀────┤
+ *   ├─ prepare: before-hooks, rehearse, collect garbage, "prepared", and back without leaving the macrotask
  *   └─ invoke:  renew and after-hooks when thawed, handler, answer, then one turn of the event loop
  *
  * `serve` is always a macrotask of its own, so no microtask of the function is pending while it blocks. One request is open
  * at a time (`open`); whoever settles it first answers, and what comes later is ignored. `onIdle` says what an empty event
- * loop means at that point. Everything on the way of a request has been loaded and run once before `ready`, so that a
- * frozen function need not read or compile anything of ours.
+ * loop means at that point. Everything on the way of a request, of an error and of a thaw is loaded and has run once before
+ * `prepared`, so that a thawed function need not read or compile anything of ours; a boot does not pay for it.
  */
 require("./flags.cjs");
 const unique = require("./unique.cjs");
@@ -205,7 +205,7 @@ function invoke(header) {
   else if (env._X_AMZN_TRACE_ID !== undefined) delete env._X_AMZN_TRACE_ID;
   if (header.thaw !== undefined) {
     unique.renew(header.thaw);
-    const hooks = runAfter();
+    const hooks = rehearsing ? undefined : runAfter();
     if (hooks !== undefined) {
       onIdle = () => failRestore(request, new Error("an after-restore hook never finished"));
       hooks.then(
@@ -232,20 +232,25 @@ function collectGarbage(rounds, startedAt) {
 function prepare() {
   const startedAt = now();
   const refuse = (error) => {
+    if (onIdle === null) return;
     onIdle = null;
     send({ type: "prepareError" }, stringify(describe(error)));
     setImmediate(serve);
   };
   onIdle = () => refuse(new Error("a before-snapshot hook never finished"));
-  runBefore().then(() => {
-    if (onIdle === null) return;
-    onIdle = null;
+  const hooksRun = () => {
+    if (onIdle === null) return undefined;
+    onIdle = () => refuse(new Error("bug: the rehearsal did not end"));
     // Opened now, so that the first console.log after a thaw need not load half of net and stream.
     void process.stdout;
     void process.stderr;
     if (collect === undefined) takeCollector();
-    setImmediate(collectGarbage, COLLECTIONS, startedAt);
-  }, refuse);
+    return rehearse().then(() => {
+      onIdle = null;
+      setImmediate(collectGarbage, COLLECTIONS, startedAt);
+    });
+  };
+  runBefore().then(hooksRun).catch(refuse);
 }
 
 function serve() {
@@ -264,7 +269,7 @@ function serve() {
   }
 }
 
-/** A request and an error of our own making go the whole way, except into the descriptor. */
+/** A request and an error of our own making go the whole way of a thaw, except into the descriptor and the after-hooks. */
 async function rehearse() {
   const header = {
     type: "invoke",
@@ -276,20 +281,25 @@ async function rehearse() {
     thaw: { id: "", entropy: "00".repeat(32), pid: process.pid, generation: 0 },
     text: "{}",
   };
+  const [ownHandler, ownIdle] = [handler, onIdle];
   rehearsing = true;
-  handler = async (event, context) => context.getRemainingTimeInMillis() > 0 && event;
-  invoke(header);
-  await null;
-  await null;
-  handler = async () => {
-    throw new Error("rehearsal");
-  };
-  invoke(header);
-  await null;
-  await null;
-  handler = undefined;
-  rehearsing = false;
-  if (open !== null) throw new Error("bug: the rehearsal did not answer");
+  try {
+    handler = async (event, context) => context.getRemainingTimeInMillis() > 0 && event;
+    invoke(header);
+    await null;
+    await null;
+    handler = async () => {
+      throw new Error("rehearsal");
+    };
+    invoke(header);
+    await null;
+    await null;
+    if (open !== null) throw new Error("bug: the rehearsal did not answer");
+  } finally {
+    open = null;
+    [handler, onIdle] = [ownHandler, ownIdle];
+    rehearsing = false;
+  }
 }
 
 /** Errors that belong to no promise of the handler's: answered when a request is open, and the end in any case. */
@@ -310,7 +320,6 @@ async function boot() {
   blockingOutput("stdout");
   blockingOutput("stderr");
   installGlobals();
-  await rehearse();
   let loading = true;
   process.on("beforeExit", () => onIdle?.());
   process.on("uncaughtException", (error) => die(describe(error), loading));

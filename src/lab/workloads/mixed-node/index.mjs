@@ -7,12 +7,14 @@ import { execFile } from "node:child_process";
 import { createHash, createHmac, pbkdf2, randomBytes, randomUUID } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { readFile, unlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { gunzip, gzip } from "node:zlib";
 
 const derive = promisify(pbkdf2);
-const KEPT = "/tmp/thaw-lab-kept.txt";
+const KEPT = join(tmpdir(), "thaw-lab-kept.txt");
 const table = Array.from({ length: 20_000 }, (_, index) => ({ index, value: (index * 7919) % 10_007 }));
 await derive("warm the thread pool", "salt", 1, 32, "sha256");
 if (!existsSync(KEPT)) writeFileSync(KEPT, "kept over the freeze");
@@ -46,7 +48,7 @@ const operations = {
     return { value: `${order.join("")}:${elapsed >= 5.5 && elapsed < 3_000}`, wallMs: Date.now() };
   },
   files: async (seed) => {
-    const path = `/tmp/thaw-lab-${seed}.bin`;
+    const path = join(tmpdir(), `thaw-lab-${seed}.bin`);
     await writeFile(path, Buffer.alloc(100_000, `seed ${seed};`));
     const digest = createHash("sha256")
       .update(await readFile(path))

@@ -9,13 +9,14 @@ import random
 import secrets
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-KEPT = "/tmp/thaw-lab-kept.txt"
+KEPT = os.path.join(tempfile.gettempdir(), "thaw-lab-kept.txt")
 TABLE = [{"index": i, "value": i * 7919 % 10007} for i in range(20_000)]
 POOL = ThreadPoolExecutor(max_workers=4)
 calls = 0
@@ -62,7 +63,7 @@ def timers(seed):
 
 
 def files(seed):
-    path = f"/tmp/thaw-lab-{seed}.bin"
+    path = os.path.join(tempfile.gettempdir(), f"thaw-lab-{seed}.bin")
     pattern = f"seed {seed};".encode()
     with open(path, "wb") as file:
         file.write((pattern * (100_000 // len(pattern) + 1))[:100_000])
