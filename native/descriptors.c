@@ -375,7 +375,7 @@ static void write_file(const struct descriptor *d)
 {
 	bool deleted = d->is.st_nlink == 0;
 	json_string("kind", S_ISDIR(d->is.st_mode) ? "directory" : "file");
-	json_string("path", d->link);
+	json_path("path", d->link);
 	json_int("mode", d->is.st_mode & 07777);
 	if (!deleted)
 		return;
@@ -409,7 +409,7 @@ static void write_descriptor(const struct target *target, const struct descripto
 		write_file(d);
 	} else if (S_ISCHR(d->is.st_mode) && major(d->is.st_rdev) == 1) {
 		json_string("kind", "device");
-		json_string("path", d->link);
+		json_path("path", d->link);
 	} else if (strcmp(d->link, "anon_inode:[eventfd]") == 0) {
 		json_string("kind", "eventfd");
 		json_hex("count", info_number(d, "eventfd-count: ", 16));
@@ -460,7 +460,7 @@ static void write_tree(int dir, const char *prefix, int depth)
 		if (++tmp_entries > TMP_ENTRIES_MAX)
 			refuse("/tmp holds more than %d files", TMP_ENTRIES_MAX);
 		json_open(NULL, '{');
-		json_string("path", path);
+		json_path("path", path);
 		json_int("mode", is.st_mode & 07777);
 		json_int("mtimeS", is.st_mtim.tv_sec);
 		json_int("mtimeNs", is.st_mtim.tv_nsec);
@@ -480,7 +480,7 @@ static void write_tree(int dir, const char *prefix, int depth)
 				die("cannot read %s: %s", path, strerror(errno));
 			target[got] = 0;
 			json_string("type", "link");
-			json_string("target", target);
+			json_path("target", target);
 		} else if (S_ISREG(is.st_mode)) {
 			json_string("type", "file");
 			fd = openat(dir, entry->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);

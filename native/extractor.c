@@ -46,16 +46,33 @@ uint64_t clock_ns(int clock)
 
 /* ---- JSON ---- */
 
+/* Bytes of the UTF-8 character at `at`; 0 when there is none. */
+static size_t character_bytes(const unsigned char *at)
+{
+	size_t count = *at < 0x80 ? 1 : *at < 0xc2 ? 0 : *at < 0xe0 ? 2 : *at < 0xf0 ? 3 : *at < 0xf5 ? 4 : 0;
+	for (size_t i = 1; i < count; i++)
+		if ((at[i] & 0xc0) != 0x80)
+			return 0;
+	/* overlong forms, surrogates, beyond U+10FFFF */
+	if ((*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] > 0x9f) || (*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] > 0x8f))
+		return 0;
+	return count;
+}
+
 static void json_text(FILE *out, const char *text)
 {
 	fputc('"', out);
-	for (const unsigned char *at = (const unsigned char *)text; *at; at++) {
-		if (*at == '"' || *at == '\\')
+	for (const unsigned char *at = (const unsigned char *)text; *at;) {
+		size_t count = character_bytes(at);
+		if (count == 0)
+			fputs("\\ufffd", out);
+		else if (*at == '"' || *at == '\\')
 			fprintf(out, "\\%c", *at);
-		else if (*at < 0x20 || *at >= 0x7f)
+		else if (*at < 0x20 || *at == 0x7f)
 			fprintf(out, "\\u%04x", *at);
 		else
-			fputc(*at, out);
+			fwrite(at, 1, count, out);
+		at += count ? count : 1;
 	}
 	fputc('"', out);
 }
@@ -88,6 +105,14 @@ void json_string(const char *key, const char *value)
 {
 	json_key(key);
 	json_text(facts, value);
+}
+
+void json_path(const char *key, const char *path)
+{
+	for (const unsigned char *at = (const unsigned char *)path; *at; at += character_bytes(at))
+		if (character_bytes(at) == 0)
+			refuse("the name of a file is not UTF-8 (%s)", path);
+	json_string(key, path);
 }
 
 void json_bytes(const char *key, const void *bytes, size_t count)
@@ -155,11 +180,31 @@ void note(const char *format, ...)
 
 /* ---- facts about the process as a whole ---- */
 
+/* What a time namespace adds to the clocks: those of the process, which may have been thawed into one, less our own. */
+static void add_clock_offsets(const char *path, int64_t sign, uint64_t *monotonic, uint64_t *boottime)
+{
+	char name[16];
+	long long seconds, nanoseconds;
+	FILE *file = fopen(path, "re");
+	if (!file)
+		return; /* a kernel without CONFIG_TIME_NS */
+	while (fscanf(file, "%15s %lld %lld", name, &seconds, &nanoseconds) == 3) {
+		uint64_t offset = (uint64_t)(sign * (seconds * 1000000000LL + nanoseconds));
+		*(strcmp(name, "monotonic") == 0 ? monotonic : boottime) += offset;
+	}
+	fclose(file);
+}
+
 static void write_clocks(void)
 {
+	char path[64];
+	uint64_t monotonic = clock_ns(CLOCK_MONOTONIC), boottime = clock_ns(CLOCK_BOOTTIME);
+	snprintf(path, sizeof path, "/proc/%d/timens_offsets", target.pid);
+	add_clock_offsets(path, 1, &monotonic, &boottime);
+	add_clock_offsets("/proc/self/timens_offsets", -1, &monotonic, &boottime);
 	json_open("clock", '{');
-	json_hex("monotonicNs", clock_ns(CLOCK_MONOTONIC));
-	json_hex("boottimeNs", clock_ns(CLOCK_BOOTTIME));
+	json_hex("monotonicNs", monotonic);
+	json_hex("boottimeNs", boottime);
 	json_hex("realtimeNs", clock_ns(CLOCK_REALTIME));
 	json_close('}');
 }
@@ -293,7 +338,7 @@ static void write_limits_and_place(void)
 	if (got < 0)
 		die("cannot read the working directory: %s", strerror(errno));
 	cwd[got] = 0;
-	json_string("cwd", cwd);
+	json_path("cwd", cwd);
 }
 
 /* Another process in the sandbox cannot be part of the image: name it. */

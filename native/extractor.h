@@ -22,6 +22,8 @@ extern FILE *facts;
 void json_open(const char *key, char bracket);
 void json_close(char bracket);
 void json_string(const char *key, const char *value);
+/* For names of files, which may be any bytes: refuses those that JSON cannot hold. */
+void json_path(const char *key, const char *path);
 void json_bytes(const char *key, const void *bytes, size_t count);
 void json_hex(const char *key, uint64_t value);
 void json_int(const char *key, int64_t value);

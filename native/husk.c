@@ -10,7 +10,7 @@
  *   stage        who runs it                 takes away
  *   start        _start → husk_main          the kernel's stack, all signals (blocked)
  *   programs     run_program, any number     nothing; a pooled husk waits between two of them
- *   threads      OP_THREAD → thread_main     –
+ *   threads      OP_THREAD → thread_main     –; they wait for OP_RELEASE
  *   resume       OP_RESUME                   the channel and all temporary descriptors (closed by the program), this code
  *
  * There is no libc, no allocation, and no state but the arrays below, whose bounds are constants. Every failed
@@ -48,6 +48,8 @@
 #define SCM_RIGHTS_ 1
 #define MSG_NOSIGNAL_ 0x4000
 #define MSG_CMSG_CLOEXEC_ 0x40000000
+#define FUTEX_WAIT_PRIVATE_ 128
+#define FUTEX_WAKE_PRIVATE_ 129
 #define CLONE_THREAD_FLAGS_ 0x00050f00 /* VM FS FILES SIGHAND THREAD SYSVSEM */
 #define CLONE_PARENT_CHILD_TID_ 0x01200000 /* CHILD_CLEARTID, CHILD_SETTID */
 
@@ -100,6 +102,7 @@ static uint64_t slots[HUSK_SLOTS];
 static struct husk_report report;
 static long channel = HUSK_CHANNEL_FD;
 static unsigned int threads_made;
+static uint32_t released; /* threads of a parked husk wait until it is not 0 */
 static char boot_stack[16384] __attribute__((used, aligned(16)));
 
 static uint64_t now_ns(void)
@@ -234,6 +237,8 @@ static _Noreturn void become(uint64_t frame)
 __attribute__((used)) static _Noreturn void thread_main(const struct thread_state *state)
 {
 	set_thread_facts(state);
+	while (!__atomic_load_n(&released, __ATOMIC_ACQUIRE))
+		raw(__NR_futex, &released, FUTEX_WAIT_PRIVATE_, 0, 0, 0, 0);
 	become(state->frame);
 }
 
@@ -367,6 +372,9 @@ static long run_op(const struct program_op *ops, const struct program_op *op, ui
 		work.count = op->args[1];
 		return start_thread(CLONE_THREAD_FLAGS_, 0, (void (*)(void))background_main, &work);
 	}
+	case OP_RELEASE:
+		__atomic_store_n(&released, 1, __ATOMIC_RELEASE);
+		return threads_made == 0 ? 0 : raw(__NR_futex, &released, FUTEX_WAKE_PRIVATE_, HUSK_THREADS_MAX, 0, 0, 0);
 	case OP_REPORT:
 		send_report(0, index, 1);
 		return 0;
@@ -382,13 +390,32 @@ static long run_op(const struct program_op *ops, const struct program_op *op, ui
 	}
 }
 
-static void run_program(const struct husk_run *run)
+/* Maps a program where its header says, in place of the one that was there. */
+static const struct program_header *map_program(long program, const struct husk_run *run)
 {
-	const struct program_header *header = (const struct program_header *)HUSK_PROGRAM_AT;
+	static uint64_t mapped[2];
+	struct program_header header;
+	long got = raw(__NR_pread64, program, &header, sizeof header, 0);
+	if (got != sizeof header || (header.base != HUSK_PROGRAM_AT && header.base != HUSK_RESUME_AT) || run->program_bytes == 0 ||
+	    run->program_bytes > HUSK_PROGRAM_BYTES_MAX)
+		give_up(-EPROTO_, 0);
+	uint64_t *old = &mapped[header.base == HUSK_RESUME_AT];
+	if (*old > run->program_bytes)
+		raw(__NR_munmap, header.base, *old);
+	*old = run->program_bytes;
+	long result = raw(__NR_mmap, header.base, run->program_bytes, PROT_RW_, MAP_PRIVATE_ | MAP_FIXED_, program, 0);
+	if (failed(result))
+		give_up(result, 0);
+	raw(__NR_close, program);
+	return (const struct program_header *)header.base;
+}
+
+static void run_program(const struct program_header *header, const struct husk_run *run)
+{
 	if (header->magic != PROGRAM_MAGIC || header->version != HUSK_VERSION || header->total_bytes > run->program_bytes ||
 	    header->ops_at + (uint64_t)header->op_count * sizeof(struct program_op) > header->total_bytes)
 		give_up(-EPROTO_, 0);
-	const struct program_op *ops = (const struct program_op *)(HUSK_PROGRAM_AT + header->ops_at);
+	const struct program_op *ops = (const struct program_op *)((uint64_t)header + header->ops_at);
 	for (uint32_t i = 0; i < header->op_count; i++) {
 		const struct program_op *op = &ops[i];
 		if (op->kind == OP_BACKGROUND && op->args[0] + op->args[1] > header->op_count)
@@ -477,22 +504,12 @@ __attribute__((used)) static _Noreturn void husk_main(void)
 			  MAP_PRIVATE_ | MAP_FIXED_ | MAP_ANONYMOUS_, -1, 0);
 	if (failed(result))
 		give_up(result, 0);
-	uint64_t mapped = 0;
 	for (;;) {
 		struct husk_run run;
 		long program = receive_run(&run);
 		memset(&report, 0, sizeof report);
 		report.stamps[0] = now_ns();
-		if (run.program_bytes == 0 || run.program_bytes > HUSK_PROGRAM_BYTES_MAX)
-			give_up(-EPROTO_, 0);
-		if (mapped > run.program_bytes)
-			raw(__NR_munmap, HUSK_PROGRAM_AT, mapped);
-		result = raw(__NR_mmap, HUSK_PROGRAM_AT, run.program_bytes, PROT_RW_, MAP_PRIVATE_ | MAP_FIXED_, program, 0);
-		if (failed(result))
-			give_up(result, 0);
-		mapped = run.program_bytes;
-		raw(__NR_close, program);
-		run_program(&run);
+		run_program(map_program(program, &run), &run);
 		if (!(run.flags & RUN_QUIET))
 			send_report(0, 0, 0);
 	}

@@ -601,7 +601,7 @@ void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64
 
 static void write_file_of(const struct vma *vma)
 {
-	json_string("path", vma->path);
+	json_path("path", vma->path);
 	if (!vma->identified)
 		return; /* the compiler refuses a file without identity, and names it */
 	json_open("identity", '{');

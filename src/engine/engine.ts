@@ -16,8 +16,9 @@ import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { type Interpreter, findInterpreters } from "../linux/interpreters.js";
 import { planRoot } from "../linux/rootfs.js";
 import { launch } from "../runtime/launch.js";
+import { type FloorSample, measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
-import { type Husk, HuskPool, type StageStep, runStage } from "./husk-pool.js";
+import { type Husk, HuskPool, type StageStep, minorFaults, runStage } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper, type PassedFd } from "./keeper.js";
@@ -193,13 +194,14 @@ export class LocalEngine implements Engine, InstanceOwner {
       phases: [],
       waitUs: chosen.waitUs,
       husk: chosen.from,
-      prefetchedPages: chosen.from === "image" ? 0 : loaded.prefetchedPages(loader),
+      prefetchedPages: chosen.from === "image" && loader !== "eager" ? 0 : loaded.prefetchedPages(loader),
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
     instance.origin = image;
     instance.lineagePids = [...loaded.lineagePids, husk.pid];
     instance.announceThaw(generation);
     const steps = this.remainingSteps(loaded, loader, husk);
+    if (!loaded.recorded) husk.faultsBefore = minorFaults(husk.host.pid);
     // All stages are queued at once; the husk runs them back to back.
     const stages = Promise.all(steps.map((step) => runStage(this.keeper, husk, step)));
     faultPoint("thaw-stage-sent");
@@ -227,9 +229,10 @@ export class LocalEngine implements Engine, InstanceOwner {
       if (loader === "splice") steps.push(loaded.runtimePrefaultStep());
     }
     if (husk.level === "generic" || husk.level === "runtime") steps.push(loaded.memoryStep(loader, (one) => this.limit(one, loaded.image.spec)));
+    if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
     if (time !== undefined) steps.push(time);
-    steps.push(loaded.finishStep(loader === "splice" && husk.level !== "prefaulted" && loaded.recorded));
+    steps.push(loaded.finishStep(loader === "splice" && loaded.recorded));
     return steps;
   }
 
@@ -303,6 +306,11 @@ export class LocalEngine implements Engine, InstanceOwner {
       const list = [loaded.runtimeStep(), loaded.runtimePrefaultStep()];
       if (level !== "runtime") list.push(loaded.memoryStep(loader, limit));
       if (level === "prefaulted") list.push(loaded.prefaultStep());
+      if (level !== "runtime") {
+        const time = loaded.timeStep(this.fingerprint);
+        if (time !== undefined) list.push(time);
+        list.push(loaded.equipStep());
+      }
       return list;
     };
     const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
@@ -326,6 +334,17 @@ export class LocalEngine implements Engine, InstanceOwner {
     return this.husks.full(timeoutMs);
   }
 
+  /**
+   * What the kernel charges for a process, as many mappings and as many faults as this image takes, and nothing else, in
+   * microseconds: the measure that a thaw is held against. Needs a recorded working set.
+   */
+  async floor(image: Image): Promise<FloorSample> {
+    this.assertCanFreeze();
+    const loaded = this.loaded(image);
+    const template = await this.template(image.spec.runtime);
+    return measureFloor({ keeper: this.keeper, husks: this.husks, huskPath: this.paths.husk, template: template.id }, loaded);
+  }
+
   async pages(instance: LiveInstance): Promise<PageCounts> {
     return (await this.scan(instance)).counts;
   }
@@ -342,8 +361,9 @@ export class LocalEngine implements Engine, InstanceOwner {
   private async record(instance: LiveInstance, loaded: LoadedImage): Promise<void> {
     try {
       const { written, read } = await this.scan(instance);
+      const faults = minorFaults(instance.hostPid) - instance.husk.faultsBefore;
       if (this.images.get(loaded.image.dir) !== loaded) return;
-      await loaded.record({ written, read });
+      await loaded.record({ written, read, faults: Math.max(0, faults) });
     } catch (error) {
       this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be recorded; starts of this image take more faults until it is");
     }

@@ -9,6 +9,7 @@
  *
  * Pools are refilled in the background, two at a time; nothing here is on the path of a request except {@link HuskPool.take}.
  */
+import { readFileSync } from "node:fs";
 import { ThawError, assert, errorText } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { monotonicNs } from "../base/clock.js";
@@ -33,6 +34,8 @@ export interface StageStep {
   readonly name: string;
   readonly request: () => StageRequest;
   readonly labels: readonly string[];
+  /** Set by a stage that moves the husk's monotonic clock: its distance from ours from then on. */
+  readonly clockShiftNs?: number;
   /** Cgroup limits to be in force before the stage runs. */
   readonly before?: (husk: Husk) => void;
 }
@@ -44,8 +47,12 @@ export class Husk implements InstanceListener {
   exit: InstanceExit | undefined;
   level: HuskLevel = "generic";
   host: HuskReady = { pid: 0, initPid: 0, us: 0 };
+  /** How far its monotonic clock is ahead of ours: its stamps are, too. */
+  clockShiftNs = 0;
   /** What it cost to make, wall microseconds. */
   madeUs = 0;
+  /** Page faults that it had taken before a thaw whose working set shall be recorded. */
+  faultsBefore = 0;
   private readonly exitListeners: (() => void)[] = [];
 
   constructor(
@@ -80,8 +87,10 @@ export class Husk implements InstanceListener {
 /** Runs one stage and turns its report into success or a ThawError. */
 export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Promise<readonly number[]> {
   step.before?.(husk);
+  const shift = husk.clockShiftNs;
+  husk.clockShiftNs = step.clockShiftNs ?? shift;
   const report = await keeper.stage(husk.id, step.request());
-  if (report.status === 0) return report.stamps;
+  if (report.status === 0) return shift === 0 ? report.stamps : report.stamps.map((stamp) => (stamp > 0 ? stamp - shift : stamp));
   throw stageError(step, report.status, report.failedOp);
 }
 
@@ -289,6 +298,16 @@ export class HuskPool {
       pool.making--;
       this.refill();
     }
+  }
+}
+
+/** Minor page faults of a process so far; 0 when it is gone. */
+export function minorFaults(pid: number): number {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[7]);
+  } catch {
+    return 0;
   }
 }
 

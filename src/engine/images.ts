@@ -15,9 +15,12 @@ import {
   bytesOnDisk,
   checkPages,
   clipRuns,
+  compileEquip,
   compileFinish,
+  compileFloor,
   compileMemory,
   compilePrefault,
+  compileResume,
   compileRuntime,
   compileTime,
   fdBase,
@@ -34,7 +37,7 @@ import {
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Husk, StageStep } from "./husk-pool.js";
-import type { Keeper, PassedFd } from "./keeper.js";
+import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { parseReply } from "./native.js";
 import type { Image, Loader } from "./types.js";
 
@@ -62,6 +65,8 @@ export class LoadedImage {
   private readonly finishPrograms = new Map<string, Compiled>();
   private prefaultProgram: Compiled | undefined;
   private runtimePrefaultProgram: Compiled | undefined;
+  private equipProgram: Compiled | undefined;
+  private resumeProgram: Compiled | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -161,7 +166,7 @@ export class LoadedImage {
 
   /** Maps what invocations read of the interpreter's own files; shared with everything that runs it, so it costs no memory. */
   runtimePrefaultStep(): StageStep {
-    this.runtimePrefaultProgram ??= this.hand(compilePrefault({ written: [], read: this.split().runtime }));
+    this.runtimePrefaultProgram ??= this.hand(compilePrefault({ ...EMPTY_WORKING_SET, read: this.split().runtime }));
     return this.plainStep("runtime prefault", this.runtimePrefaultProgram);
   }
 
@@ -171,8 +176,35 @@ export class LoadedImage {
     return this.plainStep("prefault", this.prefaultProgram);
   }
 
+  /** The floor's program (see engine/floor.ts); handed over for one use. */
+  floorStep(): { step: StageStep; done: () => void; mappings: number; faults: number } {
+    const { program, mappings, faults } = compileFloor(this.facts, this.workingSet);
+    const file = this.keeper.fileBytes(program.bytes);
+    const request = (): StageRequest => ({ program: file, fds: [{ kind: "file", file: this.pagesFile }], fdBase: this.fdBase });
+    return { step: { name: "floor", labels: program.labels, request }, done: () => this.keeper.closeFile(file), mappings, faults };
+  }
+
   private plainStep(name: string, { program, file }: Compiled): StageStep {
     return { name, labels: program.labels, request: () => ({ program: file, fds: [], fdBase: this.fdBase }) };
+  }
+
+  /** Ahead of a request: everything of the finish stage that does not belong to one start. */
+  equipStep(): StageStep {
+    this.equipProgram ??= this.hand(compileEquip(this.facts, this.stored.contents));
+    return this.plainStep("equip", this.equipProgram);
+  }
+
+  /** What remains for an equipped husk. */
+  resumeStep(): StageStep {
+    this.resumeProgram ??= this.hand(compileResume(this.facts));
+    return this.channelStep("resume", this.resumeProgram);
+  }
+
+  private channelStep(name: string, { program, file }: Compiled): StageStep {
+    const fds: PassedFd[] = [];
+    fds[FINISH_PASSES.control] = { kind: "control" };
+    fds[FINISH_PASSES.log] = { kind: "log" };
+    return { name, labels: program.labels, request: () => ({ program: file, fds, fdBase: this.fdBase }) };
   }
 
   /** `prefetch` is off where the pages are there already, or shall come by faults. */
@@ -183,11 +215,7 @@ export class LoadedImage {
       compiled = this.hand(compileFinish(this.facts, { contents: this.stored.contents, ...(prefetch ? { prefetch: this.split().image.written } : {}) }));
       this.finishPrograms.set(key, compiled);
     }
-    const { program, file } = compiled;
-    const fds: PassedFd[] = [];
-    fds[FINISH_PASSES.control] = { kind: "control" };
-    fds[FINISH_PASSES.log] = { kind: "log" };
-    return { name: "finish", labels: program.labels, request: () => ({ program: file, fds, fdBase: this.fdBase }) };
+    return this.channelStep("finish", compiled);
   }
 
   /** A stage that puts the clock where the image left it; undefined while the clock only moved forward. */
@@ -205,6 +233,7 @@ export class LoadedImage {
     return {
       name: "time",
       labels: program.labels,
+      clockShiftNs: Number(monotonic),
       request: () => {
         setImmediate(() => this.keeper.closeFile(file));
         return { program: file, fds: [], fdBase: this.fdBase };
@@ -218,11 +247,11 @@ export class LoadedImage {
   }
 
   /** Keeps what an invocation touched, and compiles the programs that use it anew. */
-  async record(present: { written: readonly PageRun[]; read: readonly PageRun[] }): Promise<void> {
+  async record(present: WorkingSet): Promise<void> {
     // Only what the image itself brings back: later mappings of the function are not there after a thaw.
     const keep = (runs: readonly PageRun[]): PageRun[] => this.facts.regions.filter((region) => region.kind !== "vdso" && region.kind !== "stack" && region.prot !== 0).flatMap((region) => clipRuns(runs, region.start, region.end));
     const writable = (runs: readonly PageRun[]): PageRun[] => this.facts.regions.filter((region) => (region.prot & 2) !== 0 && region.kind !== "stack").flatMap((region) => clipRuns(runs, region.start, region.end));
-    const set: WorkingSet = { written: writable(present.written), read: keep(present.read) };
+    const set: WorkingSet = { written: writable(present.written), read: keep(present.read), faults: present.faults };
     await writeWorkingSet(this.image.dir, set);
     this.workingSet = set;
     this.recorded = true;
@@ -235,7 +264,7 @@ export class LoadedImage {
   }
 
   close(): void {
-    for (const compiled of [this.runtimeProgram, ...this.memoryPrograms.values(), ...this.finishPrograms.values(), this.prefaultProgram, this.runtimePrefaultProgram]) this.forget(compiled);
+    for (const compiled of [this.runtimeProgram, ...this.memoryPrograms.values(), ...this.finishPrograms.values(), this.prefaultProgram, this.runtimePrefaultProgram, this.equipProgram, this.resumeProgram]) this.forget(compiled);
     this.memoryPrograms.clear();
     this.finishPrograms.clear();
     this.keeper.closeFile(this.pagesFile);
@@ -248,7 +277,7 @@ export class LoadedImage {
     const { written, read } = this.workingSet;
     const inside = (files: boolean): PageRun[] =>
       this.facts.regions.filter((region) => isRuntimeFile(region) === files && region.prot !== 0 && region.kind !== "stack" && region.kind !== "vdso").flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
-    return { runtime: inside(true), image: { written: joinRuns(written, WRITTEN_GAP_PAGES), read: inside(false) } };
+    return { runtime: inside(true), image: { ...this.workingSet, written: joinRuns(written, WRITTEN_GAP_PAGES), read: inside(false) } };
   }
 
   private hand(program: Program): Compiled {

@@ -18,13 +18,21 @@ const EFD_SEMAPHORE = 1;
 const DEFAULT_PIPE_BYTES = 65536;
 const STATUS_FLAGS = O_NONBLOCK | O_APPEND;
 
+/** Descriptors that are new for every start. */
+export interface Channels {
+  readonly control: Argument;
+  readonly log: Argument;
+}
+
 type Of<K extends Descriptor["kind"]> = Extract<Descriptor, { kind: K }>;
 
 /** What {@link compileDescriptors} needs beside the builder. */
 export interface DescriptorInputs {
-  /** The function's end of the fresh control socket, and the write end of the fresh log pipe. */
-  readonly control: Argument;
-  readonly log: Argument;
+  /**
+   * The function's end of the fresh control socket, and the write end of the fresh log pipe. Absent for a husk that is parked: their
+   * numbers are then held by /dev/null until {@link compileChannels}.
+   */
+  readonly channels: Channels | undefined;
   /** Numbers from here on belong to the husk. */
   readonly fdBase: number;
   /** Contents of deleted files, by position in the image's `tmp` file. */
@@ -104,6 +112,16 @@ class DescriptorCompiler {
     this.open.delete(fd);
   }
 
+  /** The number is in use already. */
+  holds(fd: number): void {
+    this.open.add(fd);
+  }
+
+  /** The image may have closed its standard descriptors. */
+  closeSpare(wanted: ReadonlySet<number>): void {
+    for (const fd of [0, 1, 2]) if (!wanted.has(fd)) this.closeNumber(`descriptor ${fd}`, fd);
+  }
+
   duplicate(label: string, from: Argument, fd: number): void {
     this.program.call(label, SYS.dup3, [from, fd, this.flagOf(fd)], { expect: fd });
     this.open.add(fd);
@@ -114,13 +132,19 @@ class DescriptorCompiler {
     if (wanted !== had) this.program.call(`flags of descriptor ${one.fd}`, SYS.fcntl, [one.fd, F_SETFL, wanted]);
   }
 
+  /** A descriptor that is new for every start; /dev/null keeps its number meanwhile. */
+  channel(one: Descriptor, fresh: Argument | undefined): void {
+    if (fresh !== undefined) this.duplicate(`${one.kind} on descriptor ${one.fd}`, fresh, one.fd);
+    else if (one.fd > 2) this.duplicate(`place of descriptor ${one.fd}`, 0, one.fd);
+  }
+
   pipe(pipes: readonly Of<"pipe">[]): void {
     const reader = pipes.find((one) => one.end === "read");
     const writer = pipes.find((one) => one.end === "write");
     if (reader === undefined) {
       // Only write ends: stdout and stderr, whose reader is the keeper.
       assert(writer !== undefined, "pipe without ends");
-      this.duplicate(`log pipe on descriptor ${writer.fd}`, this.inputs.log, writer.fd);
+      this.channel(writer, this.inputs.channels?.log);
       return;
     }
     const label = `pipe behind descriptor ${reader.fd}`;
@@ -236,8 +260,11 @@ class DescriptorCompiler {
   }
 
   timer(one: Of<"timerfd">): void {
-    const label = `timer on descriptor ${one.fd}`;
-    this.create(label, one.fd, SYS.timerfd_create, [one.clock, one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+    this.create(`timer on descriptor ${one.fd}`, one.fd, SYS.timerfd_create, [one.clock, one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+  }
+
+  /** Timers run from the moment of the start, not while a husk is parked. */
+  armTimer(one: Of<"timerfd">): void {
     const spec = Buffer.alloc(32);
     // A timer that had expired unread expires again at once.
     const pending = one.ticks > 0 && one.value[0] === 0 && one.value[1] === 0;
@@ -245,12 +272,12 @@ class DescriptorCompiler {
     spec.writeBigInt64LE(BigInt(one.interval[1]), 8);
     spec.writeBigInt64LE(BigInt(one.value[0]), 16);
     spec.writeBigInt64LE(BigInt(pending ? 1 : one.value[1]), 24);
-    this.program.call(`${label}: settime`, SYS.timerfd_settime, [one.fd, 0, this.program.data(spec), 0]);
+    this.program.call(`timer on descriptor ${one.fd}: settime`, SYS.timerfd_settime, [one.fd, 0, this.program.data(spec), 0]);
   }
 
   /** Entries whose number is closed, or means another file by now, are made under that number while it is borrowed. */
-  epollEntries(one: Of<"epoll">): void {
-    for (const entry of one.entries) {
+  epollEntries(one: Of<"epoll">, wanted: (entry: Of<"epoll">["entries"][number]) => boolean): void {
+    for (const entry of one.entries.filter(wanted)) {
       const label = `epoll entry ${entry.fd} of descriptor ${one.fd}`;
       const event = Buffer.alloc(12);
       event.writeUInt32LE(entry.events >>> 0, 0);
@@ -283,7 +310,7 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
     done.add(one.fd);
     switch (one.kind) {
       case "control":
-        compiler.duplicate("control socket", inputs.control, one.fd);
+        compiler.channel(one, inputs.channels?.control);
         break;
       case "pipe": {
         const ends = sorted.filter((other): other is Of<"pipe"> => other.kind === "pipe" && other.inode === one.inode);
@@ -331,6 +358,42 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
         break;
     }
   }
-  for (const one of sorted) if (one.kind === "same") compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
-  for (const one of sorted) if (one.kind === "epoll") compiler.epollEntries(one);
+  const late = channelNumbers(sorted);
+  for (const one of sorted) {
+    if (one.kind !== "same") continue;
+    if (inputs.channels === undefined && late.has(one.fd)) compiler.channel(one, undefined);
+    else compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
+  }
+  compiler.closeSpare(new Set(sorted.map(({ fd }) => fd)));
+  if (inputs.channels !== undefined) for (const one of sorted) if (one.kind === "timerfd") compiler.armTimer(one);
+  for (const one of sorted) if (one.kind === "epoll") compiler.epollEntries(one, (entry) => inputs.channels !== undefined || !touches(entry, late));
+}
+
+/** For a husk that was parked: what compileDescriptors left out. */
+export function compileChannels(program: ProgramBuilder, descriptors: readonly Descriptor[], channels: Channels, base: number): void {
+  const compiler = new DescriptorCompiler(program, { channels, fdBase: base, contents: Buffer.alloc(0) }, descriptors);
+  const late = channelNumbers(descriptors);
+  for (const one of descriptors) compiler.holds(one.fd);
+  for (const one of descriptors) {
+    if (one.kind === "control") compiler.channel(one, channels.control);
+    else if (one.kind === "pipe" && late.has(one.fd)) compiler.channel(one, channels.log);
+  }
+  for (const one of descriptors) if (one.kind === "same" && late.has(one.fd)) compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
+  for (const one of descriptors) if (one.kind === "timerfd") compiler.armTimer(one);
+  for (const one of descriptors) if (one.kind === "epoll") compiler.epollEntries(one, (entry) => touches(entry, late));
+}
+
+type EpollEntry = Of<"epoll">["entries"][number];
+
+function touches(entry: EpollEntry, numbers: ReadonlySet<number>): boolean {
+  return numbers.has(entry.fd) || numbers.has(entry.file);
+}
+
+/** Numbers behind which lies the control socket, the log pipe, or a duplicate of them. */
+function channelNumbers(descriptors: readonly Descriptor[]): Set<number> {
+  const readable = new Set(descriptors.flatMap((one) => (one.kind === "pipe" && one.end === "read" ? [one.inode] : [])));
+  const numbers = new Set<number>();
+  for (const one of descriptors) if (one.kind === "control" || (one.kind === "pipe" && !readable.has(one.inode))) numbers.add(one.fd);
+  for (const one of descriptors) if (one.kind === "same" && numbers.has(one.as)) numbers.add(one.fd);
+  return numbers;
 }

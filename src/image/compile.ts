@@ -5,7 +5,9 @@
  *   runtime    maps the interpreter's own files; the same for all images of one interpreter, which share a pool
  *   memory     /var/task, the image's mappings, the stack; from here on a husk belongs to one image
  *   prefault   copies and maps the working set ahead (parked husks)
- *   finish     prefetch in the background, /tmp, descriptors, signals, limits, no capabilities, threads, resume
+ *   finish     copies what will be written, /tmp, descriptors, signals, no capabilities, threads, limits, resume
+ *
+ * A parked husk has the finish stage in two halves: `equip` ahead of the request, `resume` when it comes.
  */
 import { createHash } from "node:crypto";
 import { ThawError, assert } from "../base/errors.js";
@@ -28,7 +30,7 @@ import {
   PROT_WRITE,
   SYS,
 } from "../linux/syscalls.js";
-import { compileDescriptors } from "./compile-descriptors.js";
+import { type Channels, compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { type Facts, type FileIdentity, type Region, type ThreadFacts, type TmpEntry, storedRuns } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import { type Program, ProgramBuilder, type Slot, passed } from "./program.js";
@@ -42,7 +44,7 @@ export const MEMORY_PASSES = { pages: 0, task: 1 } as const;
 export const FINISH_PASSES = { control: 0, log: 1 } as const;
 
 /** Stamps in the finish and memory programs. */
-export const STAMPS = { files: 1, regions: 2, stack: 3, tmp: 4, descriptors: 5, process: 6, threads: 7 } as const;
+export const STAMPS = { files: 1, regions: 2, stack: 3, prefetch: 8, tmp: 4, descriptors: 5, process: 6, threads: 7 } as const;
 
 const CAPABILITY_VERSION_3 = 0x20080522;
 const PR_SET_MM = 35;
@@ -151,7 +153,8 @@ function readRuns(program: ProgramBuilder, region: Region): void {
   }
 }
 
-function mapRegion(program: ProgramBuilder, region: Region, source: PageSource): void {
+/** Maps one region where it was; `eager` reads its pages instead of mapping them. */
+export function mapRegion(program: ProgramBuilder, region: Region, source: PageSource): void {
   const bytes = region.end - region.start;
   const label = `map ${region.kind} 0x${region.start.toString(16)}`;
   const anonymous = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -255,6 +258,9 @@ function restoreSignals(program: ProgramBuilder, facts: Facts): void {
     bytes.writeBigUInt64LE(action.mask, 24);
     program.call(`action of signal ${action.signal}`, SYS.rt_sigaction, [action.signal, program.data(bytes), 0, 8]);
   }
+}
+
+function restoreTimers(program: ProgramBuilder, facts: Facts): void {
   for (const [which, [everyS, everyUs, valueS, valueUs]] of facts.itimers.entries()) {
     if (valueS === 0 && valueUs === 0) continue;
     const bytes = Buffer.alloc(32);
@@ -274,7 +280,7 @@ function threadState(program: ProgramBuilder, thread: ThreadFacts, frame: Facts[
   const stateAt = program.data(extendedState(thread, frame), 64);
   const frameAt = program.data(signalFrame(thread, stateAt), 16);
   const name = Buffer.alloc(16);
-  name.write(thread.name.slice(0, 15), "latin1");
+  name.write(thread.name, 0, 15, "utf8");
   const bytes = Buffer.alloc(structBytes("thread_state"));
   writeStruct(bytes, 0, "thread_state", {
     frame: frameAt,
@@ -298,39 +304,68 @@ export interface FinishInputs {
   readonly prefetch?: readonly PageRun[];
 }
 
+const CHANNELS = { control: passed(FINISH_PASSES.control), log: passed(FINISH_PASSES.log) };
+
 /** The last stage: the husk becomes the function. Passes: {@link FINISH_PASSES}. */
 export function compileFinish(facts: Facts, inputs: FinishInputs): Program {
   const program = new ProgramBuilder();
   const { prefetch } = inputs;
-  // Before any thread is made: each keeps what it is cloned with, and the one that prefetches may outlive the start.
-  dropCapabilities(program);
   if (prefetch !== undefined && prefetch.length > 0) {
     if (process.env["THAW_OVERLAP"] === "1") program.background(() => copyAhead(program, prefetch));
     else copyAhead(program, prefetch);
+    program.stamp(STAMPS.prefetch);
   }
+  equip(program, facts, inputs.contents, CHANNELS);
+  program.releaseThreads();
+  startThreads(program, facts);
+  resume(program, facts);
+  return program.build();
+}
+
+/** For parked husks: everything of the last stage that does not belong to one start. Its threads wait. */
+export function compileEquip(facts: Facts, contents: Buffer): Program {
+  const program = new ProgramBuilder();
+  equip(program, facts, contents, undefined);
+  startThreads(program, facts);
+  return program.build();
+}
+
+/** For husks that were equipped: the rest. Passes: {@link FINISH_PASSES}. */
+export function compileResume(facts: Facts): Program {
+  const program = new ProgramBuilder(ABI_CONSTANTS.HUSK_RESUME_AT);
+  compileChannels(program, facts.descriptors, CHANNELS, fdBase(facts));
+  program.stamp(STAMPS.descriptors);
+  program.releaseThreads();
+  resume(program, facts);
+  return program.build();
+}
+
+function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels: Channels | undefined): void {
   program.call("umask", SYS.umask, [0]);
-  restoreTmp(program, facts.tmp, inputs.contents);
+  restoreTmp(program, facts.tmp, contents);
   program.call("umask", SYS.umask, [facts.umask]);
   program.call("working directory", SYS.chdir, [program.text(facts.cwd)]);
   program.stamp(STAMPS.tmp);
-  compileDescriptors(program, facts.descriptors, {
-    control: passed(FINISH_PASSES.control),
-    log: passed(FINISH_PASSES.log),
-    fdBase: fdBase(facts),
-    contents: inputs.contents,
-  });
+  compileDescriptors(program, facts.descriptors, { channels, fdBase: fdBase(facts), contents });
   program.stamp(STAMPS.descriptors);
   restoreSignals(program, facts);
-  restoreLimits(program, facts);
+  dropCapabilities(program);
   program.stamp(STAMPS.process);
-  const [main, ...others] = facts.threads;
-  assert(main !== undefined, "process without threads");
-  for (const thread of others) program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame));
+}
+
+function startThreads(program: ProgramBuilder, facts: Facts): void {
+  for (const thread of facts.threads.slice(1)) program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame));
   program.stamp(STAMPS.threads);
+}
+
+function resume(program: ProgramBuilder, facts: Facts): void {
+  const main = facts.threads[0];
+  assert(main !== undefined, "process without threads");
+  restoreTimers(program, facts);
+  restoreLimits(program, facts);
   program.report();
   program.call("close the husk's descriptors", SYS.close_range, [fdBase(facts), 0xffffffff, 0]);
   program.resume(threadState(program, main, facts.frame));
-  return program.build();
 }
 
 /** Limits come after the descriptors, whose number they could forbid. */

@@ -1,5 +1,6 @@
 /** The image format: reading, writing, compiling. Touches no process. */
 export * from "./compile.js";
+export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type Facts, factsSchema, storedPages } from "./facts.js";
 export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
 export { IMAGE_VERSION, type Manifest, type RawManifest, decodeManifest, encodeManifest } from "./manifest.js";

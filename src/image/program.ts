@@ -2,8 +2,8 @@
  * Programs: flat lists of system calls that a husk executes (native/husk.c). A program is a cache, compiled from the
  * manifest for one husk version; it can always be thrown away.
  *
- * Layout: `program_header`, data (paths, structs, signal frames; absolute addresses, because the husk maps a
- * program at HUSK_PROGRAM_AT), then `program_op`s. A `Slot` argument is filled in by the husk: descriptors that came with the
+ * Layout: `program_header`, data (paths, structs, signal frames; absolute addresses, because the header says
+ * where the husk maps it), then `program_op`s. A `Slot` argument is filled in by the husk: descriptors that came with the
  * program (0–63), parameters (64–71), results of earlier operations (80–255).
  */
 import { assert } from "../base/errors.js";
@@ -63,6 +63,9 @@ export class ProgramBuilder {
   private dataBytes = DATA_AT;
   private nextSlot = FIRST_RESULT_SLOT;
 
+  /** @param base where the husk shall map it */
+  constructor(private readonly base: bigint = ABI_CONSTANTS.HUSK_PROGRAM_AT) {}
+
   /** A fresh slot for a result. Slots are few: use {@link release} for short-lived ones. */
   slot(): Slot {
     assert(this.nextSlot < ABI_CONSTANTS.HUSK_SLOTS, "program has too many result slots");
@@ -82,7 +85,7 @@ export class ProgramBuilder {
     const at = this.dataBytes + padding;
     this.chunks.push(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
     this.dataBytes = at + bytes.byteLength;
-    return ABI_CONSTANTS.HUSK_PROGRAM_AT + BigInt(at);
+    return this.base + BigInt(at);
   }
 
   /** A NUL-terminated string. */
@@ -135,6 +138,11 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_THREAD, label, [state]);
   }
 
+  /** Lets the threads go on that {@link thread} made, and those that it will make. */
+  releaseThreads(): void {
+    this.push(ABI_CONSTANTS.OP_RELEASE, "release threads", []);
+  }
+
   /** The process becomes the function; nothing after this runs. */
   resume(state: bigint): void {
     this.push(ABI_CONSTANTS.OP_RESUME, "resume", [state]);
@@ -169,6 +177,7 @@ export class ProgramBuilder {
       op_count: this.operations.length,
       ops_at: opsAt,
       total_bytes: total,
+      base: this.base,
     });
     let at = DATA_AT;
     for (const chunk of this.chunks) {

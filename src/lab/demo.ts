@@ -11,7 +11,7 @@ import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
 import { type DemoResult, demoTable } from "./demo-table.js";
 import { PACKAGE_ROOT } from "./environment.js";
 import { HttpConnection } from "./http-connection.js";
-import { type HttpWay, httpArm, startOverHttp, type Trace } from "./http-start.js";
+import { type HttpWay, httpArm, startOverHttp, type Trace, warmUp } from "./http-start.js";
 import { interleave } from "./interleave.js";
 import { Progress } from "./progress.js";
 import { type Server, startServer } from "./server-under-test.js";
@@ -37,7 +37,7 @@ const WAYS: readonly HttpWay[] = [
   { name: "thaw lazy", kind: "thaw", loader: "lazy", prefer: "thaw;loader=lazy;dispose" },
   { name: "thaw splice", kind: "thaw", loader: "splice", prefer: "thaw;loader=splice;dispose" },
   { name: "parked", kind: "parked", prefer: "parked;dispose" },
-  { name: "reuse", kind: "reuse", prefer: "reuse" },
+  { name: "reuse", kind: "reuse", prefer: "reuse", justBefore: true },
 ];
 const SERVE = ["--pool", "2", "--park", "runtime=2", "--park", "prefaulted=1", "--keep-alive", "300"];
 
@@ -109,8 +109,7 @@ async function measureAll(deadline: Deadline): Promise<DemoResult[]> {
 async function measure(server: Server, { name, about, event, expect }: DemoFunction, deadline: Deadline): Promise<DemoResult> {
   const connection = await HttpConnection.open(server.url);
   try {
-    // The instance that `reuse` finds.
-    await startOverHttp(connection, name, { name: "the first start", kind: "thaw", prefer: "thaw" }, event);
+    await warmUp(connection, name, event);
     const verify = (_round: number, payload: Buffer) => {
       if (!expect.test(payload.toString())) throw new Error(`wrong reply: ${payload.toString("utf8", 0, 200)}`);
     };

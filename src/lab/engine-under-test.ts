@@ -10,9 +10,10 @@ import { checkReply, specOf, type Workload } from "./workloads.js";
 
 /** Requests an instance answers before its image is made: one, which every function survives and few are hot after. */
 export const REQUESTS_BEFORE_FREEZE = 1;
-const POOL_MS_MAX = 15_000;
+/** How long pools may take to fill. */
+export const POOL_MS_MAX = 15_000;
 /** After husks were made or dropped, until the processes that ended are reaped and their cgroups idle. */
-const SETTLE_MS = 15;
+export const SETTLE_MS = 15;
 
 /** Runs `use` with an engine, and closes it whatever happens. */
 export async function withEngine<T>(lab: Lab, use: (engine: Engine) => Promise<T>): Promise<T> {
@@ -54,15 +55,10 @@ export type PoolPlan = Readonly<Record<HuskLevel, number>>;
 
 export const EMPTY_POOLS: PoolPlan = { generic: 0, runtime: 0, image: 0, prefaulted: 0 };
 
-/**
- * Makes the pools as `plan` says and waits until they are, off the clock. Returns what making husks cost meanwhile, as the engine
- * accounts it, in microseconds.
- */
-export async function preparePools(engine: Engine, image: Image, plan: PoolPlan, loader: Loader = "splice"): Promise<number> {
-  const before = engine.stats().husksUs;
+/** Makes the pools as `plan` says and waits until they are, off the clock. */
+export async function preparePools(engine: Engine, image: Image, plan: PoolPlan, loader: Loader = "splice"): Promise<void> {
   engine.pool({ generic: plan.generic });
   for (const level of ["runtime", "image", "prefaulted"] as const) engine.park(image, level, plan[level], loader);
   await engine.poolsFull(POOL_MS_MAX);
   await sleep(SETTLE_MS);
-  return engine.stats().husksUs - before;
 }

@@ -14,6 +14,23 @@ export function machineCpuUs(): number {
   return ((user + nice + system + irq + softirq) * 1e6) / TICKS_PER_SECOND;
 }
 
+/**
+ * CPU time of this process, its children, and all of theirs that have ended and were waited for, in microseconds: with every
+ * sandbox ended, the whole of what its processes took. The kernel's own threads are not in it.
+ */
+export function familyCpuUs(): number {
+  const own = process.cpuUsage();
+  const children = childrenOf(readParents());
+  const ticks = children.reduce((sum, pid) => sum + unlessGone(() => cpuTicks(pid)), 0);
+  return own.user + own.system + (ticks * 1e6) / TICKS_PER_SECOND;
+}
+
+/** utime, stime, cutime, cstime of proc_pid_stat(5), counted from the field behind the command's name. */
+function cpuTicks(pid: number): number {
+  const fields = statFields(pid);
+  return [11, 12, 13, 14].reduce((sum, index) => sum + Number(fields[index]), 0);
+}
+
 /** One row of the soak table. */
 export interface Usage {
   /** Processes below this one, itself included. */
@@ -37,8 +54,7 @@ export interface Usage {
 /** Reads {@link Usage} now. Processes that end while being read count as gone. */
 export function readUsage(): Usage {
   const parents = readParents();
-  const children = [...parents].filter(([, parent]) => parent === process.pid).map(([pid]) => pid);
-  const family = [process.pid, ...children];
+  const family = [process.pid, ...childrenOf(parents)];
   const memory = readMeminfo();
   const sum = (read: (pid: number) => number) => family.reduce((total, pid) => total + unlessGone(() => read(pid)), 0);
   return {
@@ -57,14 +73,20 @@ function readParents(): Map<number, number> {
   const parents = new Map<number, number>();
   for (const name of readdirSync("/proc")) {
     if (!/^\d+$/.test(name)) continue;
-    const parent = unlessGone(() => {
-      const stat = readFileSync(`/proc/${name}/stat`, "utf8");
-      // The command name in parentheses may hold spaces and parentheses itself.
-      return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
-    }, -1);
+    const parent = unlessGone(() => Number(statFields(Number(name))[1]), -1);
     if (parent >= 0) parents.set(Number(name), parent);
   }
   return parents;
+}
+
+function childrenOf(parents: ReadonlyMap<number, number>): number[] {
+  return [...parents].filter(([, parent]) => parent === process.pid).map(([pid]) => pid);
+}
+
+/** The fields of /proc/PID/stat from the state on; the command's name before it may hold spaces and parentheses itself. */
+function statFields(pid: number): string[] {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
 }
 
 function descendsFromUs(pid: number, parents: ReadonlyMap<number, number>): boolean {

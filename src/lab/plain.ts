@@ -31,7 +31,7 @@ export function plainArm(workload: Workload, runtime: RuntimeInfo): Arm<StartSam
       const began = nowUs();
       const { line, endUs } = await runPlain(runtime.interpreter, args, event);
       checkReply(workload, seed, line);
-      return { us: endUs - began, phases: [], refillUs: 0 };
+      return { us: endUs - began, phases: [], poolUs: 0 };
     },
   };
 }

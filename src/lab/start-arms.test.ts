@@ -52,7 +52,7 @@ describe("startArms", () => {
     const thaw = all.arms.find(({ name }) => name === "thaw splice");
     expect(thaw?.samples).toEqual([]);
     expect(thaw?.failures[0]?.error).toBe('meant to be "thaw splice", but was thaw, splice, husk generic');
-    expect(renderTable(startsTable("t", "s", [all], "warm"), false)).toMatch(/thaw splice +– +– .* 3 failed/);
+    expect(renderTable(startsTable("t", "s", [all], "warm", "refill"), false)).toMatch(/thaw splice +– +– .* 3 failed/);
   });
 
   it("takes a wrong answer for a failed run, and still disposes the instance", async () => {

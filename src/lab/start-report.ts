@@ -30,7 +30,7 @@ export function startMeasurements(
     ...(cutShort === undefined ? {} : { cutShort }),
     facts: {
       ...facts,
-      refillUsMedian: median(samples.map(({ refillUs }) => refillUs)),
+      poolUsMedian: median(samples.map(({ poolUs }) => poolUs)),
       prefetchedPagesMedian: median(samples.map(({ prefetchedPages }) => prefetchedPages ?? 0)),
     },
   }));
@@ -61,8 +61,14 @@ export function mainPhases(samples: readonly Pick<StartSample, "phases">[], show
     .join(", ");
 }
 
-/** One group of rows for each workload. `boot`, `warm`: names of the arms that others are compared with. */
-export function startsTable(title: string, subtitle: string, results: readonly StartResults[], warm: string): Table {
+/** One group of rows for each workload. `warm`: the arm that others are compared with, besides boot. `pool`: what the samples' poolUs is. */
+export function startsTable(
+  title: string,
+  subtitle: string,
+  results: readonly StartResults[],
+  warm: string,
+  pool: string,
+): Table {
   const rows = results.flatMap((each): Row[] => {
     const boot = timesOf(each, "boot");
     const warmUs = median(timesOf(each, warm));
@@ -76,7 +82,7 @@ export function startsTable(title: string, subtitle: string, results: readonly S
         ms(summary.iqr),
         `${significant(ratioOfMedians(boot, us).value)}x`,
         name === warm ? "" : ms(summary.median - warmUs),
-        ms(median(samples.map(({ refillUs }) => refillUs))),
+        ms(median(samples.map(({ poolUs }) => poolUs))),
         String(samples.length),
         failures.length === 0 ? "" : { text: `${failures.length} failed`, tone: "bad" },
         mainPhases(samples),
@@ -90,7 +96,7 @@ export function startsTable(title: string, subtitle: string, results: readonly S
     subtitle,
     columns: [
       { title: "start" },
-      ...["median ms", "p99", "iqr", "boot/this", "minus warm", "refill", "n"].map(right),
+      ...["median ms", "p99", "iqr", "boot/this", "minus warm", pool, "n"].map(right),
       { title: "" },
       { title: "main phases, ms" },
     ],

@@ -69,7 +69,7 @@ describe("workloads", () => {
     expect(checker.check("child", 4, 3, child, 0)).toContain('"calls":3');
     expect(checker.check("child", 5, 2, child, 0)).toContain("instead of");
     expect(checker.check("child", 4, 2, "", 0)).toContain("not JSON");
-    const timers = JSON.stringify({ op: "timers", seed: 4, calls: 2, value: "123:true", wallMs: 1 });
+    const timers = JSON.stringify({ op: "timers", seed: 4, calls: 2, value: [true, true, true], wallMs: 1 });
     expect(checker.check("timers", 4, 2, timers, 1_000_000)).toContain("wall clock");
     const value = createHmac("sha256", "key").update("4").digest("hex");
     const random = JSON.stringify({ op: "crypto", seed: 4, calls: 2, value, unique: ["a", "b", "c"] });

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 1;
+export const HUSK_VERSION = 2;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -20,6 +20,8 @@ export const ABI_CONSTANTS = {
   HUSK_THREADS_MAX: 256n,
   HUSK_PROGRAM_AT: 0x10_0100_0000n,
   HUSK_PROGRAM_BYTES_MAX: 0x2000_0000n,
+  /** Programs that run while the one before is still in use: its threads return through frames that lie in it. */
+  HUSK_RESUME_AT: 0x10_3000_0000n,
   /** The husk's channel to the keeper (SOCK_SEQPACKET) when it is executed. */
   HUSK_CHANNEL_FD: 100,
   HUSK_SLOTS: 256,
@@ -42,6 +44,7 @@ export const ABI_CONSTANTS = {
   OP_COPY: 9,
   OP_REPORT: 10,
   OP_LOAD: 11,
+  OP_RELEASE: 12,
 
   /** In `husk_run.flags`: no report unless an operation fails. */
   RUN_QUIET: 1,
@@ -158,7 +161,8 @@ export const ABI_STRUCTS = {
     ["op_count", "u32"],
     ["ops_at", "u32"],
     ["total_bytes", "u64"],
-    ["reserved", "u64"],
+    /** Where the husk maps it: HUSK_PROGRAM_AT or HUSK_RESUME_AT. */
+    ["base", "u64"],
   ],
   program_op: [
     ["kind", "u16"],

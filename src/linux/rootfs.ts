@@ -123,6 +123,8 @@ export function planRoot(interpreter: Interpreter, parts: RootParts): RootOperat
   for (const [path, content] of Object.entries(ETC)) plan.push({ kind: "file", path, mode: 0o644, content });
   planDevices(plan);
   bind(parts.runtimeDir, "/var/runtime");
+  // Where `import "thaw-snapshot"` looks from /var/task, from /opt, from anywhere.
+  plan.push({ kind: "link", path: "/node_modules", target: "/var/runtime/node/packages" });
   bind(parts.huskPath, "/run/thaw/husk");
   return plan;
 }

@@ -17,20 +17,32 @@ const ALLOW = 0x7fff0000;
 const ERRNO = 0x00050000;
 const EPERM = 1;
 const ENOSYS = 38;
+const EPROTONOSUPPORT = 93;
+const EAFNOSUPPORT = 97;
 const AUDIT_ARCH_X86_64 = 0xc000003e;
 const X32_BIT = 0x40000000;
 const AT_NR = 0;
 const AT_ARCH = 4;
 const AT_ARG0 = 16;
 const AT_ARG1 = 24;
+const AT_ARG2 = 32;
 
 const CLONE_NAMESPACES = 0x7e020000;
 const CLONE_NEWTIME = 0x80;
 const TIOCSTI = 0x5412;
 const PERSONALITY_QUERY = 0xffffffff;
+const AF_UNIX = 1;
+const AF_INET = 2;
+const AF_INET6 = 10;
+const AF_NETLINK = 16;
+const IPPROTO_ICMP = 1;
+const IPPROTO_TCP = 6;
+const IPPROTO_UDP = 17;
+const IPPROTO_ICMPV6 = 58;
 
 const CLONE = 56;
 const IOCTL = 16;
+const SOCKET = 41;
 const PERSONALITY = 135;
 const UNSHARE = 272;
 const SETNS = 308;
@@ -102,6 +114,32 @@ type Instruction = readonly [code: number, ifTrue: number, ifFalse: number, k: n
 const refuse = (errno: number): Instruction => [BPF_RETURN, 0, 0, ERRNO | errno];
 const allow: Instruction = [BPF_RETURN, 0, 0, ALLOW];
 
+/**
+ * Sockets: unix, TCP, UDP, ping, and the netlink family that lists interfaces. Of the others some reach past the network namespace (vsock
+ * talks to the hypervisor and, over its own loopback, to other sandboxes; netlink carries the host's device events), and asking for any
+ * makes the host load a kernel module. They answer as a kernel without them.
+ */
+const SOCKETS: readonly Instruction[] = [
+  [BPF_JEQ, 0, 16, SOCKET],
+  [BPF_LOAD, 0, 0, AT_ARG0],
+  [BPF_JEQ, 13, 0, AF_UNIX],
+  [BPF_JEQ, 5, 0, AF_INET],
+  [BPF_JEQ, 4, 0, AF_INET6],
+  [BPF_JEQ, 1, 0, AF_NETLINK],
+  refuse(EAFNOSUPPORT),
+  // NETLINK_ROUTE is protocol 0, as is the default of the others.
+  [BPF_LOAD, 0, 0, AT_ARG2],
+  [BPF_JEQ, 7, 6, 0],
+  [BPF_LOAD, 0, 0, AT_ARG2],
+  [BPF_JEQ, 5, 0, 0],
+  [BPF_JEQ, 4, 0, IPPROTO_TCP],
+  [BPF_JEQ, 3, 0, IPPROTO_UDP],
+  [BPF_JEQ, 2, 0, IPPROTO_ICMP],
+  [BPF_JEQ, 1, 0, IPPROTO_ICMPV6],
+  refuse(EPROTONOSUPPORT),
+  allow,
+];
+
 /** The filter as an array of `struct sock_filter` (8 bytes each). */
 export function seccompFilter(): Buffer {
   const code: Instruction[] = [
@@ -120,7 +158,7 @@ export function seccompFilter(): Buffer {
   code.push([BPF_JEQ, 0, 4, SETNS], [BPF_LOAD, 0, 0, AT_ARG1], [BPF_JEQ, 1, 0, CLONE_NEWTIME], refuse(EPERM), allow);
   code.push([BPF_JEQ, 0, 4, PERSONALITY], [BPF_LOAD, 0, 0, AT_ARG0], [BPF_JEQ, 1, 0, PERSONALITY_QUERY], refuse(EPERM), allow);
   code.push([BPF_JEQ, 0, 4, IOCTL], [BPF_LOAD, 0, 0, AT_ARG1], [BPF_JEQ, 0, 1, TIOCSTI], refuse(EPERM), allow);
-  code.push(allow);
+  code.push(...SOCKETS, allow);
   const bytes = Buffer.alloc(code.length * 8);
   for (const [index, [operation, ifTrue, ifFalse, k]] of code.entries()) {
     bytes.writeUInt16LE(operation, index * 8);

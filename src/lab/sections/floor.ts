@@ -45,7 +45,13 @@ async function run(lab: Lab, engine: Engine) {
     measurements: parts.flatMap(({ result, facts }) => startMeasurements(result, facts)),
     checks: parts.map(({ result }) => compare(result)),
     tables: [
-      startsTable("Thaw and its floor", "Request in hand to response in hand, ms; floor: no request at all", results, "warm"),
+      startsTable(
+        "Thaw and its floor",
+        "Request in hand to response in hand, ms; floor: no request at all",
+        results,
+        "warm",
+        "refill",
+      ),
     ],
   };
 }
@@ -85,7 +91,7 @@ function floorArm(engine: Engine & Partial<FloorSource>, image: Image, counts: F
       { name: "mappings", us: mappingsUs },
       { name: "faults", us: faultsUs },
     ];
-    return { us: spawnUs + mappingsUs + faultsUs, phases, refillUs: 0 };
+    return { us: spawnUs + mappingsUs + faultsUs, phases, poolUs: 0 };
   };
   return [{ name: "floor", run }];
 }

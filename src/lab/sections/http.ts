@@ -1,7 +1,7 @@
 /** Starts through HTTP: the same comparison with a real server in a process of its own, timed by the client. */
 import { Deadline } from "../bounded.js";
 import { HttpConnection } from "../http-connection.js";
-import { type HttpWay, httpArm, startOverHttp } from "../http-start.js";
+import { type HttpWay, httpArm, warmUp } from "../http-start.js";
 import { interleave } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
 import { type Check, check, type Measurement } from "../report.js";
@@ -27,7 +27,8 @@ const WAYS: readonly HttpWay[] = [
   { name: "thaw eager", kind: "thaw", loader: "eager", prefer: "thaw;loader=eager;dispose" },
   { name: "thaw splice, husk on the path", kind: "thaw", loader: "splice", prefer: "thaw;loader=splice;husk=fresh;dispose" },
   { name: "parked: prefaulted", kind: "parked", prefer: "parked;dispose" },
-  { name: "reuse", kind: "reuse", prefer: "reuse" },
+  { name: "reuse, after a pause", kind: "reuse", prefer: "reuse" },
+  { name: "reuse", kind: "reuse", prefer: "reuse", justBefore: true },
 ];
 /** Husks for every way at hand; instances kept idle for longer than the section lasts. */
 const SERVE = ["--pool", "2", "--park", "runtime=2", "--park", "prefaulted=2", "--keep-alive", "900"];
@@ -55,8 +56,9 @@ export const http: Section = {
         await server.stop();
       }
     }
-    const subtitle = "Client's request to client's response in ms, one kept-alive connection; waits for a pool left out";
-    return { measurements, checks, tables: [startsTable("Starts through HTTP", subtitle, results, "reuse")] };
+    const subtitle =
+      "Client's request to client's response in ms, one kept-alive connection; the wait for a pool left out and shown";
+    return { measurements, checks, tables: [startsTable("Starts through HTTP", subtitle, results, "reuse", "pool wait")] };
   },
 };
 
@@ -65,8 +67,7 @@ async function measure(lab: Lab, server: Server, workload: Workload, deadline: D
   await server.deploy(workload.dir, workload.name, ["--memory", String(workload.memoryMb), "--timeout", "20"]);
   const connection = await HttpConnection.open(server.url);
   try {
-    const keep: HttpWay = { name: "the instance that is reused", kind: "thaw", prefer: "thaw" };
-    await startOverHttp(connection, workload.name, keep, JSON.stringify(workload.event(1)));
+    await warmUp(connection, workload.name, JSON.stringify(workload.event(1)));
     const arms = WAYS.map((way) =>
       httpArm(connection, workload.name, way, {
         body: (round) => JSON.stringify(workload.event(seedOf(round))),

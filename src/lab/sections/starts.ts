@@ -40,8 +40,8 @@ async function run(lab: Lab, engine: Engine) {
     measurements.push(...startMeasurements(result, { heat }));
     checks.push(...compare(result, bootOverThawMin));
   }
-  const subtitle = `Request in hand to response in hand, ms, interleaved; thaw: from a pooled husk with its runtime mapped, unless named otherwise; refill: husks made off the clock, for each start`;
-  return { measurements, checks, tables: [startsTable("Starts at the engine", subtitle, results, "warm")] };
+  const subtitle = `Request in hand to response in hand, ms, interleaved; thaw: from a pooled husk with its runtime mapped, unless named otherwise; refill: husks made off the clock to replace the one taken`;
+  return { measurements, checks, tables: [startsTable("Starts at the engine", subtitle, results, "warm", "refill")] };
 }
 
 async function measure(lab: Lab, engine: Engine, workload: Workload, deadline: Deadline) {

@@ -50,16 +50,15 @@ def allocation(seed):
 
 
 def timers(seed):
-    order = []
+    fired = {}
     before = time.monotonic()
-    threads = [threading.Timer(tenths * 0.02, order.append, [tenths]) for tenths in (3, 1, 2)]
+    threads = [threading.Timer(ms / 1000, lambda ms=ms: fired.update({ms: time.monotonic() - before})) for ms in (6, 2, 4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    elapsed = (time.monotonic() - before) * 1000
-    in_time = "true" if 55 <= elapsed < 3000 else "false"
-    return {"value": "".join(map(str, order)) + ":" + in_time, "wallMs": int(time.time() * 1000)}
+    in_time = [ms <= fired.get(ms, 0) * 1000 < 5000 for ms in (6, 2, 4)]
+    return {"value": in_time, "wallMs": int(time.time() * 1000)}
 
 
 def files(seed):

@@ -1,0 +1,364 @@
+/**
+ * Functions that misbehave: what the caller is told, word for word, and that nothing of them stays. Each is tried in a booted and,
+ * where it gets that far, in a thawed instance.
+ */
+import { afterEach, beforeAll, describe, expect, it } from "vitest";
+import type { FunctionSpec, Image, Instance, InvokeResult } from "../src/engine/index.js";
+import { ask, errorOf, refusal, useBench, valueOf, withInstance } from "./support-sandbox.js";
+
+const bench = useBench();
+const MIB = 1024 * 1024;
+let hello: Image;
+
+beforeAll(async () => {
+  hello = await bench.image(bench.node("exports.handler = async (event) => ({ hello: event.name });"), { name: "first" });
+});
+
+afterEach(async () => {
+  await bench.quiet();
+  await withInstance(bench.engine.thaw(hello), async (instance) => expect(await ask(instance, { name: "again" })).toEqual({ hello: "again" }));
+  await bench.quiet();
+});
+
+describe("a function that cannot be loaded is refused with the reason", () => {
+  const cases: readonly [title: string, spec: () => FunctionSpec, why: RegExp][] = [
+    ["Node: the module is missing", () => bench.node("", { handler: "absent.handler" }), /^Runtime\.ImportModuleError: .*Cannot find module 'absent'/],
+    ["Node: the handler is missing", () => bench.node("exports.other = 1;"), /^Runtime\.HandlerNotFound: index\.handler is undefined or not exported$/],
+    ["Node: the handler is no function", () => bench.node("exports.handler = 1;"), /^Runtime\.HandlerNotFound: index\.handler is not a function$/],
+    ["Node: the handler's name has no dot", () => bench.node("", { handler: "index" }), /^Runtime\.MalformedHandlerName: Bad handler 'index'/],
+    ["Node: the handler's name leads out", () => bench.node("", { handler: "../index.handler" }), /^Runtime\.MalformedHandlerName: .*'\.\.' is not allowed/],
+    ["Node: a syntax error", () => bench.node("exports.handler = async ( => 1;"), /^Runtime\.UserCodeSyntaxError: Unexpected token/],
+    ["Node: a module that it requires is missing", () => bench.node("require('left-pad'); exports.handler = () => 1;"), /^Runtime\.ImportModuleError: Cannot find module 'left-pad'/],
+    ["Node: throws", () => bench.node("throw new TypeError('no database');"), /^TypeError: no database$/],
+    ["Node: throws something that is no error", () => bench.node("throw { code: 7 };"), /^object: \{"code":7\}$/],
+    ["Node: rejects", () => bench.node("Promise.reject(new Error('too late')); exports.handler = () => 1;"), /^Runtime\.UnhandledPromiseRejection: Error: too late$/],
+    ["Node: exits", () => bench.node("process.exit(3);"), /^Runtime exited with error: exit status 3/],
+    ["Node: kills itself", () => bench.node("process.kill(process.pid, 'SIGSEGV'); while (true);"), /^Runtime exited with error: signal 11/],
+    ["Node: closes descriptor 3", () => bench.node("require('fs').closeSync(3); while (true);"), /^the function closed its control descriptor \(3\)/],
+    ["Node: writes to descriptor 3", () => bench.node("require('fs').writeSync(3, 'hello?'); while (true);"), /^The function wrote something to descriptor 3 that is not a reply\. "hello\?" came where a frame must begin/],
+    ["Python: the module is missing", () => bench.python("", { handler: "absent.handler" }), /^Runtime\.ImportModuleError: .*No module named 'absent'/],
+    ["Python: the handler is missing", () => bench.python("other = 1\n"), /^Runtime\.HandlerNotFound: .*handler/],
+    ["Python: a syntax error", () => bench.python("def handler(event, context:\n  return 1\n"), /^Runtime\.UserCodeSyntaxError: .*'\(' was never closed|^Runtime\.UserCodeSyntaxError: .*invalid syntax/],
+    ["Python: throws", () => bench.python("raise KeyError('no database')\n"), /^KeyError: 'no database'$/],
+    ["Python: exits", () => bench.python("import sys\nsys.exit(4)\n"), /exit status 4|SystemExit/],
+    ["Python: leaves at once", () => bench.python("import os\nos._exit(5)\n"), /^Runtime exited with error: exit status 5/],
+    ["Python: aborts", () => bench.python("import os\nos.abort()\n"), /^Runtime exited with error: signal 6/],
+  ];
+
+  it.each(cases)("%s", async (_title, spec, why) => {
+    const error = await refusal(bench.engine.boot(spec()));
+    expect(error.code).toBe("INIT_FAILED");
+    expect(error.what).toMatch(/^function "test-(nodejs|python)" failed while it was loaded$/);
+    expect(error.why).toMatch(why);
+  });
+
+  it("and what it printed comes along", async () => {
+    const error = await refusal(bench.engine.boot(bench.node("console.log('looking for the database'); throw new Error('none');")));
+    expect(error.details.logs).toContain("looking for the database");
+    expect(error.details.error).toMatchObject({ errorType: "Error", errorMessage: "none" });
+  });
+
+  it.each([
+    ["Node: buffers", () => bench.node("const all = []; for (;;) all.push(Buffer.alloc(8 << 20, 1));", { memoryMb: 128 })],
+    ["Node: objects", () => bench.node("const all = []; for (;;) all.push({ a: [1, 2, 3], b: String(Math.random()) });", { memoryMb: 128 })],
+    ["Python", () => bench.python("all = []\nwhile True: all.append(bytearray(8 << 20))\n", { memoryMb: 128 })],
+  ] as const)("runs out of memory while it is loaded (%s)", async (_title, spec) => {
+    const error = await refusal(bench.engine.boot(spec()));
+    expect(error.code).toBe("INIT_FAILED");
+    expect(error.why).toContain("the function was killed at its memory limit of 128 MB");
+    expect(error.details.code).toBe("OUT_OF_MEMORY");
+  });
+
+  it("loops for ever: the load is bounded", { timeout: 90_000 }, async () => {
+    const error = await refusal(bench.engine.boot(bench.node("while (true);")));
+    expect([error.code, error.message]).toEqual(["INIT_FAILED", 'function "test-nodejs" did not finish loading. it took longer than 30 s. do less at load']);
+  });
+});
+
+/** One module for all that a handler can do wrong; `event.do` chooses. */
+const NODE = `
+const fs = require("fs");
+const { spawn } = require("child_process");
+const kept = [];
+const deeds = {
+  throw: () => { throw new RangeError("out of cheese"); },
+  reject: () => Promise.reject(new RangeError("out of cheese")),
+  throwNothing: () => { throw undefined; },
+  later: () => new Promise(() => setImmediate(() => { throw new Error("thrown in a callback"); })),
+  unhandled: () => { Promise.reject(new Error("nobody listens")); return new Promise((resolve) => setTimeout(resolve, 5000)); },
+  exit: (event) => process.exit(event.code),
+  abort: () => process.abort(),
+  signal: (event) => { process.kill(process.pid, event.signal); return new Promise(() => setInterval(() => {}, 1000)); },
+  loop: () => { for (;;); },
+  never: () => { kept.push(setInterval(() => {}, 1000)); return new Promise(() => {}); },
+  memory: () => { for (;;) kept.push(Buffer.alloc(8 << 20, 1)); },
+  heap: () => { for (;;) kept.push({ a: [1, 2, 3], b: String(Math.random()) }); },
+  recursion: () => { const down = (n) => down(n + 1) + 1; return down(0); },
+  garbage: () => { fs.writeSync(3, "this is not a frame"); return new Promise(() => setInterval(() => {}, 1000)); },
+  garbageLater: () => { setImmediate(() => fs.writeSync(3, Buffer.from([0xff, 0xfe, 0x00]))); return new Promise(() => setInterval(() => {}, 1000)); },
+  foreign: () => { const h = Buffer.from(JSON.stringify({ type: "result", requestId: "another", handlerMs: 1, maxMemoryMb: 1 })); const p = Buffer.alloc(12); p.write("THAW"); p.writeUInt32LE(h.length, 4); fs.writeSync(3, Buffer.concat([p, h])); return new Promise(() => setInterval(() => {}, 1000)); },
+  huge: () => { const p = Buffer.alloc(13); p.write("THAW"); p.writeUInt32LE(1, 4); p.writeUInt32LE(0x7fffffff, 8); fs.writeSync(3, p); return new Promise(() => setInterval(() => {}, 1000)); },
+  close: () => { fs.closeSync(3); return new Promise(() => setInterval(() => {}, 1000)); },
+  flood: (event) => { const line = "x".repeat(1023) + "\\n"; for (let i = 0; i < event.kib; i++) fs.writeSync(1, line); return event.kib; },
+  children: () => { for (let i = 0; i < 5; i++) spawn("/bin/sleep", ["1000"], { detached: true, stdio: "ignore" }).unref(); return "left"; },
+  large: (event) => "x".repeat(event.bytes),
+  echo: (event) => event.text,
+  circular: () => { const a = {}; a.a = a; return a; },
+  bigint: () => 1n,
+  lone: () => "\\ud800 and more",
+  nothing: () => undefined,
+};
+exports.handler = async (event) => (event.do === undefined ? "ready" : deeds[event.do](event));
+`;
+
+const PYTHON = `
+import ctypes, os, signal, sys, time, threading
+kept = []
+def throw(event): raise LookupError("out of cheese")
+def exit(event): sys.exit(event["code"])
+def leave(event): os._exit(event["code"])
+def segv(event): ctypes.string_at(0)
+def loop(event):
+    while True: pass
+def sleep(event): time.sleep(1000)
+def memory(event):
+    while True: kept.append(bytearray(8 << 20))
+def recursion(event):
+    def down(n): return down(n + 1) + 1
+    return down(0)
+def garbage(event): os.write(3, b"this is not a frame"); time.sleep(1000)
+def close(event): os.close(3); time.sleep(1000)
+def flood(event):
+    line = "x" * 1023
+    for _ in range(event["kib"]): print(line)
+    return event["kib"]
+def fork(event):
+    for _ in range(5):
+        if os.fork() == 0: time.sleep(1000)
+    return "left"
+def forkreturn(event): return os.fork() == 0
+def large(event): return "x" * event["bytes"]
+def echo(event): return event["text"]
+def unserialisable(event): return {1, 2}
+def invalid(event): return "\\ud800 and more"
+def bytes_out(event): os.write(1, bytes(range(256)) * 4); return "written"
+def handler(event, context):
+    return globals()[event["do"]](event) if "do" in event else "ready"
+`;
+
+const images = new Map<string, Image>();
+type Way = "booted" | "thawed";
+
+async function start(language: "node" | "python", way: Way, overrides: Partial<FunctionSpec> = {}): Promise<Instance> {
+  const key = `${language} ${JSON.stringify(overrides)}`;
+  const make = (): FunctionSpec => (language === "node" ? bench.node(NODE, overrides) : bench.python(PYTHON, overrides));
+  if (way === "booted") return await bench.engine.boot(make());
+  const image = images.get(key) ?? (await bench.image(make()));
+  images.set(key, image);
+  return await bench.engine.thaw(image);
+}
+
+const QUICK = { timeoutMs: 1500 };
+
+describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
+  /** Invokes once with a short timeout, and asserts that the instance is over, whatever the answer. */
+  async function last(language: "node" | "python", event: object, overrides: Partial<FunctionSpec> = QUICK): Promise<InvokeResult> {
+    return await withInstance(start(language, way, overrides), async (instance) => {
+      const reasons: string[] = [];
+      instance.onExit((reason) => reasons.push(reason));
+      const result = await instance.invoke(JSON.stringify(event));
+      expect(result.alive).toBe(false);
+      await bench.quiet();
+      expect(instance.alive).toBe(false);
+      expect(reasons).toHaveLength(1);
+      return result;
+    });
+  }
+
+  it.each([
+    ["node", "throw", "RangeError", "out of cheese"],
+    ["node", "reject", "RangeError", "out of cheese"],
+    ["node", "throwNothing", "undefined", "undefined"],
+    ["node", "recursion", "RangeError", "Maximum call stack size exceeded"],
+    ["node", "circular", "Runtime.MarshalError", /^Unable to stringify response body: .*circular/],
+    ["node", "bigint", "Runtime.MarshalError", /^Unable to stringify response body: .*BigInt/],
+    ["python", "throw", "LookupError", "out of cheese"],
+    ["python", "recursion", "RecursionError", /^maximum recursion depth exceeded/],
+    ["python", "unserialisable", "Runtime.MarshalError", /not JSON serializable/],
+  ] as const)("of %s that does «%s» gets its error, and the instance goes on", async (language, deed, type, message) => {
+    await withInstance(start(language, way), async (instance) => {
+      for (let turn = 0; turn < 2; turn++) {
+        const result = await instance.invoke(JSON.stringify({ do: deed }));
+        const error = errorOf(result);
+        expect(error.errorType).toBe(type);
+        expect(error.errorMessage).toMatch(message);
+        expect([result.platformError, result.alive]).toEqual([undefined, true]);
+      }
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+
+  it.each([
+    ["node", { do: "exit", code: 0 }, "exit status 0"],
+    ["node", { do: "exit", code: 7 }, "exit status 7"],
+    ["node", { do: "abort" }, "signal 6"],
+    ["node", { do: "signal", signal: "SIGKILL" }, "signal 9"],
+    ["python", { do: "leave", code: 9 }, "exit status 9"],
+    ["python", { do: "segv" }, "signal 11"],
+  ] as const)("of %s that ends its process (%j) is told so", async (language, event, how) => {
+    const result = await last(language, event, { timeoutMs: 20_000 });
+    const error = errorOf(result);
+    expect(error.errorType).toBe("Runtime.ExitError");
+    expect(error.errorMessage).toMatch(new RegExp(`^RequestId: \\S+ Error: Runtime exited with error: ${how}\\. the function's process must not exit; return from the handler$`));
+    expect(result.platformError).toBe("INSTANCE_EXITED");
+  });
+
+  it("of Python that calls sys.exit is told so", async () => {
+    await withInstance(start("python", way), async (instance) => {
+      const result = await instance.invoke(JSON.stringify({ do: "exit", code: 3 }));
+      expect(errorOf(result).errorMessage).toMatch(/exit status 3|SystemExit/);
+    });
+  });
+
+  it.each([
+    ["node", "later", "Error", "thrown in a callback"],
+    ["node", "unhandled", "Runtime.UnhandledPromiseRejection", "Error: nobody listens"],
+  ] as const)("of %s that lets an error go astray (%s) gets it, and the instance ends", async (language, deed, type, message) => {
+    const result = await last(language, { do: deed }, { timeoutMs: 20_000 });
+    expect(errorOf(result)).toMatchObject({ errorType: type, errorMessage: message });
+  });
+
+  it.each([
+    ["node", "loop"],
+    ["node", "never"],
+    ["python", "loop"],
+    ["python", "sleep"],
+  ] as const)("of %s that does not end (%s) times out and is killed", async (language, deed) => {
+    const result = await last(language, { do: deed });
+    const error = errorOf(result);
+    expect(error.errorType).toBe("Sandbox.Timedout");
+    expect(error.errorMessage).toMatch(/^\d{4}-\d\d-\d\dT[\d:.]+Z \S+ Task timed out after 1\.50 seconds$/);
+    expect(result.platformError).toBe("TIMEOUT");
+  });
+
+  it.each([
+    ["node", "memory"],
+    ["node", "heap"],
+    ["python", "memory"],
+  ] as const)("of %s that takes all memory (%s) is told its limit", async (language, deed) => {
+    const result = await last(language, { do: deed }, { memoryMb: 128, timeoutMs: 30_000 });
+    const error = errorOf(result);
+    expect(error.errorType).toBe("Runtime.OutOfMemory");
+    expect(error.errorMessage).toMatch(/^RequestId: \S+ Error: the function was killed at its memory limit of 128 MB\. .*raise --memory$/);
+    expect(result.platformError).toBe("OUT_OF_MEMORY");
+  });
+
+  it.each([
+    ["node", "garbage", /"this is not a frame" came where a frame must begin/],
+    ["node", "garbageLater", /the bytes fffe00 came where a frame must begin/],
+    ["node", "foreign", /a «result» came that nobody asked for/],
+    ["python", "garbage", /"this is not a frame" came where a frame must begin/],
+    ["node", "close", /the function closed its control descriptor \(3\)/],
+    ["python", "close", /the function closed its control descriptor \(3\)/],
+  ] as const)("of %s that abuses descriptor 3 (%s) is told so", async (language, deed, message) => {
+    const result = await last(language, { do: deed }, { timeoutMs: 20_000 });
+    const error = errorOf(result);
+    expect(error.errorType).toBe("Runtime.ProtocolViolation");
+    expect(error.errorMessage).toMatch(message);
+    expect(result.platformError).toBe("PROTOCOL_VIOLATION");
+  });
+
+  it("of Node that announces two gigabytes on descriptor 3 is refused before they come", async () => {
+    const result = await last("node", { do: "huge" }, { timeoutMs: 20_000 });
+    expect(errorOf(result)).toMatchObject({ errorType: "Function.ResponseSizeTooLarge", errorMessage: expect.stringContaining("a frame announces 2147483647 bytes and 6291556 are allowed") });
+    expect(result.platformError).toBe("RESPONSE_TOO_LARGE");
+  });
+
+  it.each(["node", "python"] as const)("of %s that floods its output is cut, and answers", async (language) => {
+    await withInstance(start(language, way), async (instance) => {
+      const result = await instance.invoke(JSON.stringify({ do: "flood", kib: 40 * 1024 }));
+      expect(valueOf(result)).toBe(40 * 1024);
+      expect(result.logs.length).toBeGreaterThan(4 * MIB - 1);
+      expect(result.logs.length).toBeLessThan(4 * MIB + 100);
+      expect(result.logs.toString("latin1")).toMatch(/\n\[log cut at 4 MiB\]\n$/);
+      const next = await instance.invoke(JSON.stringify({ do: "flood", kib: 1 }));
+      expect(next.logs.length).toBe(1024);
+    });
+  });
+
+  it("of Python may print any bytes", async () => {
+    await withInstance(start("python", way), async (instance) => {
+      const result = await instance.invoke(JSON.stringify({ do: "bytes_out" }));
+      expect(result.logs).toEqual(Buffer.concat(Array(4).fill(Buffer.from(Array.from({ length: 256 }, (_, index) => index)))));
+    });
+  });
+
+  it("may return text that is no Unicode, and what arrives is still JSON in UTF-8", async () => {
+    await withInstance(start("node", way), async (instance) => expect(await ask(instance, { do: "lone" })).toBe("\ud800 and more"));
+    await withInstance(start("python", way), async (instance) => expect(await ask(instance, { do: "invalid" })).toBe("\ud800 and more"));
+  });
+
+  it.each([
+    ["node", "children"],
+    ["python", "fork"],
+  ] as const)("of %s that leaves children behind answers, and they end with the instance", async (language, deed) => {
+    await withInstance(start(language, way), async (instance) => {
+      expect(await ask(instance, { do: deed })).toBe("left");
+      expect(bench.pids().length).toBeGreaterThanOrEqual(7);
+      expect(await ask(instance)).toBe("ready");
+    });
+    await bench.quiet();
+  });
+
+  it("of Python whose child returns from the handler too is answered once", async () => {
+    await withInstance(start("python", way), async (instance) => {
+      for (let turn = 0; turn < 3; turn++) expect(await ask(instance, { do: "forkreturn" })).toBe(false);
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+
+  it.each(["node", "python"] as const)("of %s takes and returns six megabytes, byte for byte", async (language) => {
+    await withInstance(start(language, way), async (instance) => {
+      const text = Array.from({ length: 60_000 }, (_, index) => `${index.toString(36)}·ü`).join("").slice(0, 4_000_000);
+      const filled = text + "z".repeat(6 * MIB - 64 - Buffer.byteLength(text));
+      expect(await ask(instance, { do: "echo", text: filled })).toBe(filled);
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+
+  it.each(["node", "python"] as const)("of %s that returns too much is told so, and goes on", async (language) => {
+    await withInstance(start(language, way), async (instance) => {
+      const result = await instance.invoke(JSON.stringify({ do: "large", bytes: 7 * MIB }));
+      expect(errorOf(result)).toMatchObject({
+        errorType: "Function.ResponseSizeTooLarge",
+        errorMessage: "Response payload size (7340034 bytes) exceeded maximum allowed payload size (6291556 bytes).",
+      });
+      expect([result.platformError, result.alive]).toEqual(["RESPONSE_TOO_LARGE", true]);
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+
+  it.each(["node", "python"] as const)("of %s that is given no JSON says so, and goes on", async (language) => {
+    await withInstance(start(language, way), async (instance) => {
+      const error = errorOf(await instance.invoke("{ not json"));
+      expect(error.errorType).toBe("Runtime.UnmarshalError");
+      expect(error.errorMessage).toMatch(/^Unable to (un)?marshal|^Unable to parse event/);
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+});
+
+describe("between requests", () => {
+  it.each([
+    ["garbage", "const fs = require('fs'); exports.handler = async () => { setTimeout(() => fs.writeSync(3, 'boo'), 0).unref(); return 1; };"],
+    ["a late exit", "exports.handler = async () => { setImmediate(() => process.exit(1)); return 1; };"],
+  ])("an instance that ends by %s says so to whoever invokes it next", async (_title, source) => {
+    await withInstance(bench.engine.boot(bench.node(source, { timeoutMs: 20_000 })), async (instance) => {
+      expect(await ask(instance)).toBe(1);
+      const result = await instance.invoke("{}");
+      // Either the deed is done before the second request is read, or it is part of it.
+      expect(result.alive || result.functionError === "Unhandled").toBe(true);
+      if (result.alive) expect(errorOf(await instance.invoke("{}")).errorType).toMatch(/^Runtime\.(ProtocolViolation|ExitError)$/);
+    });
+  });
+});
