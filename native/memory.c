@@ -308,6 +308,7 @@ struct collect {
 static void collect_anonymous(void *context, const struct scan_region *range)
 {
 	struct collect *collect = context;
+	collect->dump->anonymous_pages += (range->end - range->start) / PAGE;
 	add_run(collect->region, (struct run){ .address = range->start, .pages = (range->end - range->start) / PAGE });
 }
 
@@ -315,6 +316,7 @@ static void collect_anonymous(void *context, const struct scan_region *range)
 static void collect_overlay(void *context, const struct scan_region *range)
 {
 	struct collect *collect = context;
+	collect->dump->anonymous_pages += (range->end - range->start) / PAGE;
 	struct region *last = collect->region;
 	if (!last || range->start - last->end > OVERLAY_GAP_PAGES * PAGE) {
 		last = add_region(collect->dump, collect->room);
@@ -429,8 +431,6 @@ void dump_copy(struct dump *dump, const struct target *target)
 	for (size_t i = 0; i < dump->region_count; i++) {
 		struct region *region = &dump->regions[i];
 		copy_runs(dump, target->pid, mem, region);
-		for (size_t j = 0; j < region->run_count; j++)
-			dump->anonymous_pages += region->runs[j].pages;
 	}
 	close(pagemap);
 	close(mem);

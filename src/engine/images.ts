@@ -145,7 +145,7 @@ export class LoadedImage {
   }
 
   runtimeStep(): StageStep {
-    return this.plainStep("runtime", this.runtimeProgram);
+    return this.plainStep("runtime", () => this.runtimeProgram);
   }
 
   memoryStep(loader: Loader, before?: (husk: Husk) => void): StageStep {
@@ -166,14 +166,12 @@ export class LoadedImage {
 
   /** Maps what invocations read of the interpreter's own files; shared with everything that runs it, so it costs no memory. */
   runtimePrefaultStep(): StageStep {
-    this.runtimePrefaultProgram ??= this.hand(compilePrefault({ ...EMPTY_WORKING_SET, read: this.split().runtime }));
-    return this.plainStep("runtime prefault", this.runtimePrefaultProgram);
+    return this.plainStep("runtime prefault", () => (this.runtimePrefaultProgram ??= this.hand(compilePrefault({ ...EMPTY_WORKING_SET, read: this.split().runtime }))));
   }
 
   /** Copies and maps the rest of the working set. */
   prefaultStep(): StageStep {
-    this.prefaultProgram ??= this.hand(compilePrefault(this.split().image));
-    return this.plainStep("prefault", this.prefaultProgram);
+    return this.plainStep("prefault", () => (this.prefaultProgram ??= this.hand(compilePrefault(this.split().image))));
   }
 
   /** The floor's program (see engine/floor.ts); handed over for one use. */
@@ -184,14 +182,20 @@ export class LoadedImage {
     return { step: { name: "floor", labels: program.labels, request }, done: () => this.keeper.closeFile(file), mappings, faults };
   }
 
-  private plainStep(name: string, { program, file }: Compiled): StageStep {
-    return { name, labels: program.labels, request: () => ({ program: file, fds: [], fdBase: this.fdBase }) };
+  /** The program is looked up when the stage runs: a husk may be in the making while {@link LoadedImage.record} replaces it. */
+  private plainStep(name: string, compiled: () => Compiled): StageStep {
+    return {
+      name,
+      get labels() {
+        return compiled().program.labels;
+      },
+      request: () => ({ program: compiled().file, fds: [], fdBase: this.fdBase }),
+    };
   }
 
   /** Ahead of a request: everything of the finish stage that does not belong to one start. */
   equipStep(): StageStep {
-    this.equipProgram ??= this.hand(compileEquip(this.facts, this.stored.contents));
-    return this.plainStep("equip", this.equipProgram);
+    return this.plainStep("equip", () => (this.equipProgram ??= this.hand(compileEquip(this.facts, this.stored.contents))));
   }
 
   /** What remains for an equipped husk. */

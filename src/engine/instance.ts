@@ -17,11 +17,13 @@ import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
 import type { FreezeOptions, FunctionSpec, Image, Instance, InvokeOptions, InvokeResult, PageCounts, StartResult } from "./types.js";
 
 const LOG_BYTES_MAX = 4 * 1024 * 1024;
+const SIGABRT = 6;
+/** Last words of V8 when its heap is full. */
+const HEAP_FULL = "JavaScript heap out of memory";
 /** How long after its deadline an instance is killed. */
 const DEADLINE_SLACK_MS = 0;
 /** Between the end of the control socket and that of the process. */
 const CONTROL_END_GRACE_MS = 1000;
-const FATAL_ERRORS = new Set(["Runtime.UnhandledPromiseRejection", "Runtime.NodeJsExit", "Runtime.UncaughtException"]);
 
 /** What an instance asks of the engine. */
 export interface InstanceOwner {
@@ -69,6 +71,8 @@ export class LiveInstance implements Instance, InstanceListener {
   private waiting: Waiting | undefined;
   private end: EndReason | undefined;
   private exit: InstanceExit | undefined;
+  /** V8 ended the process at its own limit, which is derived from the function's and lies just below. */
+  private heapFull = false;
   private blocked: Promise<void> | undefined;
   private readonly exitListeners: ((reason: string) => void)[] = [];
 
@@ -193,6 +197,7 @@ export class LiveInstance implements Instance, InstanceListener {
       return;
     }
     this.exit = exitOrListener;
+    this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
     this.settle();
     for (const listener of this.exitListeners.splice(0)) listener(this.reason());
@@ -211,7 +216,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   onLog(bytes: Buffer): void {
-    if (this.logBytes >= LOG_BYTES_MAX) return;
+    if (this.logBytes > LOG_BYTES_MAX) return;
     const room = LOG_BYTES_MAX - this.logBytes;
     this.logBytes += bytes.length;
     this.logChunks.push(bytes.length <= room ? bytes : Buffer.concat([bytes.subarray(0, room), Buffer.from("\n[log cut at 4 MiB]\n")]));
@@ -245,7 +250,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.running = undefined;
       clearTimeout(running.timer);
       this.served++;
-      const fatal = header.type === "error" && FATAL_ERRORS.has(errorType(frame.body));
+      const fatal = header.last === true;
       if (this.served === 1 && !fatal) this.recordFirst();
       const result: InvokeResult = {
         payload: frame.body,
@@ -332,8 +337,8 @@ export class LiveInstance implements Instance, InstanceListener {
     const { end, exit } = this;
     if (end?.kind === "violation" || end?.kind === "failed") return end.error;
     if (end?.kind === "timeout") return new ThawError("TIMEOUT", { what: "the function did not answer before its deadline", why: `its timeout is ${this.spec.timeoutMs / 1000} s`, fix: "raise --timeout, or find out what it waits for" });
-    if (exit !== undefined && exit.oomKills > 0) {
-      return new ThawError("OUT_OF_MEMORY", { what: `the function was killed at its memory limit of ${this.spec.memoryMb} MB`, why: "it asked for more", fix: "raise --memory" });
+    if (this.heapFull || (exit !== undefined && exit.oomKills > 0)) {
+      return new ThawError("OUT_OF_MEMORY", { what: `the function was killed at its memory limit of ${this.spec.memoryMb} MB`, why: this.heapFull ? "its JavaScript heap was full" : "it asked for more", fix: "raise --memory" });
     }
     if (end?.kind === "disposed") return new ThawError("INSTANCE_EXITED", { what: "the instance was disposed", why: "its owner ended it" });
     const how = exit?.signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : `signal ${exit.signal}`;
@@ -356,11 +361,3 @@ const PLATFORM_ERRORS = {
 } as const as Readonly<Record<string, readonly [NonNullable<InvokeResult["platformError"]>, string]>> & {
   readonly INSTANCE_EXITED: readonly ["INSTANCE_EXITED", "Runtime.ExitError"];
 };
-
-function errorType(body: Buffer): string {
-  try {
-    return String((JSON.parse(body.toString("utf8")) as { errorType?: unknown }).errorType);
-  } catch {
-    return "";
-  }
-}

@@ -311,8 +311,11 @@ export function compileFinish(facts: Facts, inputs: FinishInputs): Program {
   const program = new ProgramBuilder();
   const { prefetch } = inputs;
   if (prefetch !== undefined && prefetch.length > 0) {
-    if (process.env["THAW_OVERLAP"] === "1") program.background(() => copyAhead(program, prefetch));
-    else copyAhead(program, prefetch);
+    if (process.env["THAW_OVERLAP"] === "1") {
+      // First: a thread keeps what it was cloned with, and this one may outlive the start.
+      dropCapabilities(program);
+      program.background(() => copyAhead(program, prefetch));
+    } else copyAhead(program, prefetch);
     program.stamp(STAMPS.prefetch);
   }
   equip(program, facts, inputs.contents, CHANNELS);

@@ -60,6 +60,8 @@ export interface AnswerHeader {
   readonly maxMemoryMb: number;
   /** Set by a streaming handler: the body is then raw bytes of this type, not JSON. */
   readonly contentType?: string;
+  /** The process ends after this answer. */
+  readonly last?: true;
   /** Set when the runtime itself refused the reply. */
   readonly platformError?: "RESPONSE_TOO_LARGE";
 }
@@ -158,6 +160,7 @@ function parseHeader(bytes: Buffer): FunctionHeader {
         handlerMs: numberMember(header, "handlerMs"),
         maxMemoryMb: numberMember(header, "maxMemoryMb"),
         ...(header.contentType === undefined ? {} : { contentType: textMember(header, "contentType") }),
+        ...(header.last === true ? { last: true as const } : {}),
         ...(header.platformError === "RESPONSE_TOO_LARGE" ? { platformError: header.platformError } : {}),
       };
     default:

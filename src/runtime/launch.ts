@@ -92,7 +92,13 @@ function launchNode(input: LaunchInput): Launch {
     "--v8-pool-size=1",
   ];
   // The user's own choice in NODE_OPTIONS would lose against the command line.
-  if (!/--max[-_]old[-_]space[-_]size/.test(input.env.NODE_OPTIONS ?? ""))
+  const chosen = (flag: RegExp): boolean => flag.test(input.env.NODE_OPTIONS ?? "");
+  if (!chosen(/--max[-_]semi[-_]space[-_]size/)) {
+    // Half-spaces of 4 MB instead of 16: what lies in them after a collection is garbage, but an image would store it and every clone
+    // carry it (200,000 objects: 72 MB anonymous → 47). Loading such a heap was not slower.
+    flags.push("--max-semi-space-size=4");
+  }
+  if (!chosen(/--max[-_]old[-_]space[-_]size/))
     flags.push(`--max-old-space-size=${nodeHeapMb(input.memoryMb)}`);
   return {
     argv: [input.interpreter, ...flags, `${RUNTIME_DIR}/node/bootstrap.cjs`],

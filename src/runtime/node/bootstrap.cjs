@@ -194,7 +194,7 @@ function failRestore(request, thrown) {
   const { errorType, errorMessage, trace } = describe(thrown);
   const body = stringify({ errorType: "Runtime.AfterRestoreError", errorMessage: `${errorType}: ${errorMessage}`, trace });
   logLine(`ERROR\tRequestId: ${request.id}\tAfter-restore hook\t${body}`);
-  answer(request, { type: "error" }, body);
+  answer(request, { type: "error", last: true }, body);
   exit(1);
 }
 
@@ -310,7 +310,7 @@ function die(error, inInit) {
     send({ type: "initError" }, body);
   } else {
     logLine(`ERROR\tRequestId: ${open?.id ?? "none"}\t${body}`);
-    if (open !== null) answer(open, { type: "error" }, body);
+    if (open !== null) answer(open, { type: "error", last: true }, body);
   }
   exit(1);
 }

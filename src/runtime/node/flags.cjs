@@ -1,8 +1,8 @@
 "use strict";
 /*
- * Must be loaded first. A heap limit on the command line changes V8's hash of its flags, and with another hash V8 refuses the
+ * Must be loaded first. Heap limits on the command line change V8's hash of its flags, and with another hash V8 refuses the
  * code cache that Node carries for its own modules: `crypto` then takes 11 ms to load instead of 3, `http` 7 instead of 2.
- * V8 reads the limit once, when the heap is made, so afterwards the flag can be put back to its default and the cache
+ * V8 reads them once, when the heap is made, so afterwards the flags can be put back to their defaults and the cache
  * is good again; `v8.getHeapStatistics().heap_size_limit` stays. (Heaps of workers made later have V8's own default.)
  *
  * `require("v8")` loads half of `stream` before the flag could be put back, hence the binding; it prints a deprecation.
@@ -20,4 +20,6 @@ function setFlag(flag) {
   }
 }
 
+// 0 is the default of both: "decide yourself".
 setFlag("--max-old-space-size=0");
+setFlag("--max-semi-space-size=0");

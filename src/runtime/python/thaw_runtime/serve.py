@@ -46,8 +46,10 @@ def _result_header(kind, request_id, started):
     }
 
 
-def _fail(request_id, exception, started):
+def _fail(request_id, exception, started, last=False):
     header = _result_header("error", request_id, started)
+    if last:
+        header["last"] = True
     error = handler.describe(exception, request_id)
     handler.log_error(error)
     _answer(header, json.dumps(error).encode())
@@ -71,7 +73,7 @@ def _renew(header):
     except Exception as exception:
         error = handler.describe(exception, header["requestId"])
         message = f"{error['errorType']}: {error['errorMessage']}"
-        _fail(header["requestId"], handler.RuntimeFault("Runtime.AfterRestoreError", message, error["stackTrace"]), 0)
+        _fail(header["requestId"], handler.RuntimeFault("Runtime.AfterRestoreError", message, error["stackTrace"]), 0, last=True)
         _flush()
         os._exit(1)
 

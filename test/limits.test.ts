@@ -1,0 +1,185 @@
+/** The limits of a sandbox: each holds, says so, and harms nobody else. No timing finer than a factor of two. */
+import { afterEach, describe, expect, it } from "vitest";
+import type { FunctionSpec, Instance } from "../src/engine/index.js";
+import { ask, errorOf, useBench, withInstance } from "./support-sandbox.js";
+
+const bench = useBench();
+afterEach(() => bench.quiet());
+
+const SOURCE = `
+import ctypes, errno, os, resource, signal, socket, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+def bomb(event):
+    """Forks until it is refused; the children fork too, and stay."""
+    for _ in range(event["max"]):
+        try:
+            if os.fork() == 0:
+                for _ in range(50):
+                    try: os.fork()
+                    except OSError: break
+                time.sleep(1000)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+    return "no limit"
+def threads(event):
+    stop = threading.Event()
+    started = 0
+    threading.stack_size(65536)
+    try:
+        while started < event["max"]:
+            threading.Thread(target=stop.wait, daemon=True).start()
+            started += 1
+    except RuntimeError as error:
+        stop.set()
+        return [started, str(error)]
+    stop.set()
+    return [started, "no limit"]
+def fill(event):
+    written = 0
+    try:
+        with open(event["path"], "wb", buffering=0) as file:
+            while written < event["max"]: written += file.write(b"x" * (1 << 20))
+    except OSError as error:
+        outcome = [written >> 20, errno.errorcode[error.errno]]
+    else:
+        outcome = [written >> 20, "no limit"]
+    os.unlink(event["path"])
+    return outcome
+def files(event):
+    kept = []
+    try:
+        while len(kept) < event["max"]: kept.append(os.open("/dev/null", 0))
+        outcome = "no limit"
+    except OSError as error:
+        outcome = errno.errorcode[error.errno]
+    for fd in kept: os.close(fd)
+    return [len(kept), outcome]
+def burn(event):
+    """How much processor time four busy processes get in a while."""
+    began = time.monotonic()
+    children = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            while time.monotonic() - began < event["seconds"]: pass
+            os._exit(0)
+        children.append(pid)
+    for pid in children: os.waitpid(pid, 0)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (used.ru_utime + used.ru_stime) / (time.monotonic() - began)
+def allocate(event):
+    kept.append(bytearray(event["mib"] << 20))
+    return "held"
+def child(event):
+    """A child takes all memory; which of them the kernel ends is told by its status."""
+    pid = os.fork()
+    if pid == 0:
+        open("/proc/self/oom_score_adj", "w").write("1000")
+        while True: kept.append(bytearray(8 << 20))
+    _, status = os.waitpid(pid, 0)
+    return os.WTERMSIG(status)
+def core(event): return resource.getrlimit(resource.RLIMIT_CORE)
+def queues(event):
+    made = 0
+    while made < event["max"] and libc.mq_open(b"/q%d" % made, 0o102, 0o600, None) >= 0: made += 1
+    return made
+def handler(event, context):
+    return globals()[event["do"]](event) if "do" in event else "ready"
+`;
+
+type Way = "booted" | "thawed";
+
+async function start(way: Way, overrides: Partial<FunctionSpec> = {}): Promise<Instance> {
+  const spec = bench.python(SOURCE, overrides);
+  return way === "booted" ? await bench.engine.boot(spec) : await bench.engine.thaw(await bench.image(spec));
+}
+
+describe.each(["booted", "thawed"] as const)("an instance (%s)", (way) => {
+  it("that forks without end is refused with EAGAIN, goes on answering, and leaves nothing", async () => {
+    await withInstance(start(way, { memoryMb: 1024 }), async (instance) => {
+      expect(await ask(instance, { do: "bomb", max: 5000 })).toBe("EAGAIN");
+      expect(bench.pids().length).toBeLessThanOrEqual(1026);
+      expect(await ask(instance)).toBe("ready");
+      // The bomb of one is no matter of the other.
+      await withInstance(bench.engine.boot(bench.python(SOURCE)), async (other) => expect(await ask(other)).toBe("ready"));
+    });
+  });
+
+  it("that makes threads without end is refused, and goes on", async () => {
+    await withInstance(start(way, { memoryMb: 1024 }), async (instance) => {
+      const [started, message] = (await ask(instance, { do: "threads", max: 3000 })) as [number, string];
+      expect(message).toBe("can't start new thread");
+      expect(started).toBeGreaterThan(500);
+      expect(started).toBeLessThanOrEqual(1024);
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+
+  it("that fills /tmp gets ENOSPC at the size that it was given", async () => {
+    await withInstance(start(way, { memoryMb: 512, tmpMb: 64 }), async (instance) => {
+      expect(await ask(instance, { do: "fill", path: "/tmp/large", max: 200 << 20 })).toEqual([64, "ENOSPC"]);
+      expect(await ask(instance, { do: "fill", path: "/tmp/again", max: 32 << 20 })).toEqual([32, "no limit"]);
+      expect(await ask(instance, { do: "fill", path: "/dev/shm/large", max: 200 << 20 })).toEqual([64, "ENOSPC"]);
+    });
+  });
+
+  it("whose files in /tmp and memory together pass its limit is killed, and told so", async () => {
+    await withInstance(start(way, { memoryMb: 128 }), async (instance) => {
+      const result = await instance.invoke(JSON.stringify({ do: "fill", path: "/tmp/large", max: 400 << 20 }));
+      expect(errorOf(result).errorMessage).toContain("the function was killed at its memory limit of 128 MB");
+      expect(result.platformError).toBe("OUT_OF_MEMORY");
+    });
+  });
+
+  it("stays below its memory limit, and is killed above it", async () => {
+    await withInstance(start(way, { memoryMb: 256 }), async (instance) => {
+      expect(await ask(instance, { do: "allocate", mib: 128 })).toBe("held");
+      const result = await instance.invoke(JSON.stringify({ do: "allocate", mib: 256 }));
+      expect(errorOf(result)).toMatchObject({ errorType: "Runtime.OutOfMemory", errorMessage: expect.stringContaining("at its memory limit of 256 MB") });
+      expect([result.platformError, result.alive]).toEqual(["OUT_OF_MEMORY", false]);
+      expect(result.maxMemoryMb).toBeGreaterThan(128);
+      expect(result.maxMemoryMb).toBeLessThanOrEqual(256);
+    });
+  });
+
+  it("whose child runs out of memory goes on when only that is killed", async () => {
+    await withInstance(start(way, { memoryMb: 128 }), async (instance) => {
+      expect(await ask(instance, { do: "child" })).toBe(9);
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+
+  it("may open 1,024 files and no more", async () => {
+    await withInstance(start(way), async (instance) => {
+      const [opened, outcome] = (await ask(instance, { do: "files", max: 5000 })) as [number, string];
+      expect(outcome).toBe("EMFILE");
+      expect(opened).toBeGreaterThan(1000);
+      expect(opened).toBeLessThanOrEqual(1021);
+      expect(await ask(instance, { do: "core" })).toEqual([0, 0]);
+    });
+  });
+
+  it("gets the share of a processor that its memory stands for, and not more", async () => {
+    // One processor for anything below 1,769 MB.
+    await withInstance(start(way, { memoryMb: 512 }), async (instance) => {
+      const processors = (await ask(instance, { do: "burn", seconds: 1 })) as number;
+      expect(processors).toBeLessThan(1.6);
+      expect(processors).toBeGreaterThan(0.2);
+    });
+  });
+});
+
+describe("limits", () => {
+  it("of one instance are as new for the next that gets its cgroup", async () => {
+    for (let turn = 0; turn < 4; turn++) {
+      const memoryMb = turn % 2 === 0 ? 96 : 400;
+      await withInstance(start("booted", { memoryMb }), async (instance) => {
+        const result = await instance.invoke(JSON.stringify({ do: "allocate", mib: 200 }));
+        expect(result.platformError).toBe(turn % 2 === 0 ? "OUT_OF_MEMORY" : undefined);
+      });
+      await bench.quiet();
+    }
+    expect(bench.cgroups("memory").length).toBeLessThan(8);
+  });
+});

@@ -1,0 +1,252 @@
+/**
+ * What a Python function may hold still works after a thaw: the kernel's objects that Node does not show among them. Every test
+ * has four beats: set up state, freeze, thaw, see that it goes on. Steps are functions of test/fixtures/python.
+ */
+import { createHash } from "node:crypto";
+import { describe, expect, it } from "vitest";
+import type { Image, Instance } from "../src/engine/index.js";
+import { openFromTheFuture } from "./support/clock.js";
+import { call, useWorld } from "./support/world.js";
+
+const DAY_S = 86_400;
+const HOUR_S = 3600;
+const world = useWorld();
+
+/** Looks at two clones of an image, and at one of an image frozen from a third. */
+async function clones(image: Image, look: (clone: Instance) => Promise<void>): Promise<void> {
+  await world.thawed(image, look, { loader: "lazy" });
+  await world.thawed(image, look, { loader: "eager" });
+  const parent = await world.engine.thaw(image);
+  const second = await parent.freeze({ then: "end" });
+  await world.thawed(second, look);
+}
+
+describe("clocks, timers and signals", () => {
+  it("fires threading timers and interval timers that were set before the freeze", async () => {
+    const image = await world.imageAfter("python", ["clocks.set", 0.2]);
+    await clones(image, async (one) => {
+      expect(await call(one, "clocks.wait", 3)).toEqual({ fired: true, alarms: true, interval: 0.05, going: true });
+    });
+  });
+
+  it("never sets a clock back, also when the image's clocks are ahead of this machine's", async () => {
+    const image = await world.imageAfter("python", "clocks.look");
+    const look = async (one: Instance, from: number): Promise<void> => {
+      const { wall, dateMs, ...passed } = await call<Record<string, number>>(one, "clocks.look");
+      for (const seconds of Object.values(passed)) expect(seconds).toBeGreaterThanOrEqual(from);
+      for (const seconds of Object.values(passed)) expect(seconds).toBeLessThan(from + HOUR_S);
+      expect(wall).toBeLessThan(HOUR_S);
+      expect(dateMs).toBeLessThanOrEqual(Date.now() + 1);
+    };
+    await world.thawed(image, (one) => look(one, 0));
+    const future = await openFromTheFuture(world.engine, image, DAY_S);
+    for (const loader of ["lazy", "splice"] as const) await world.thawed(future, (one) => look(one, DAY_S), { loader });
+  });
+
+  it("keeps handlers, ignored and blocked signals, and the umask", async () => {
+    const image = await world.imageAfter("python", "clocks.listen");
+    await clones(image, async (one) => {
+      expect(await call(one, "clocks.hear")).toEqual({ heard: ["SIGUSR1"], ignored: true, pending: true, umask: "0o27" });
+    });
+  });
+
+  it("ends with the exit code that it chose", async () => {
+    const image = await world.imageAfter("python");
+    const one = await world.engine.thaw(image);
+    const result = await one.invoke(JSON.stringify({ step: "clocks.leave", args: [23] }));
+    expect(result).toMatchObject({ platformError: "INSTANCE_EXITED", alive: false });
+    expect(result.payload.toString()).toContain("Runtime exited with error: exit status 23");
+    await one.dispose();
+  });
+});
+
+describe("threads", () => {
+  it("go on that waited in a queue, a condition, a lock and a barrier", async () => {
+    const image = await world.imageAfter("python", "threads.start");
+    await clones(image, async (one) => {
+      expect(await call(one, "threads.go_on")).toEqual({
+        served: [25, 2, "thäd _serve"],
+        condition: "notified",
+        lock: "locked",
+        barrier: ["passed", "passed"],
+        rlock: true,
+        context: "kept",
+        pool: [1, 2, 4, 8],
+        newThread: true,
+      });
+    });
+  });
+
+  it("leave an event loop with its tasks, which goes on", async () => {
+    const image = await world.imageAfter("python", "threads.start_loop");
+    await clones(image, async (one) => {
+      expect(await call(one, "threads.go_on_loop")).toEqual(["woken", "from a thread", "", "through cat", 0]);
+    });
+  });
+
+  it("start child processes, before and after", async () => {
+    const image = await world.imageAfter("python", "threads.children");
+    await clones(image, async (one) => {
+      expect(await call(one, "threads.children")).toEqual({ run: [5, "in", "err\n"], forked: 17, python: "42" });
+    });
+  });
+});
+
+describe("kernel objects", () => {
+  it("eventfd, timerfd and signalfd keep what they count", async () => {
+    const image = await world.imageAfter("python", "objects.set_events");
+    await clones(image, async (one) => {
+      expect(await call(one, "objects.check_events")).toEqual({
+        counter: [5, null],
+        semaphore: [1, 1, null],
+        large: 2 ** 40 + 3,
+        expired: true,
+        once: 1,
+        ticking: true,
+        far: null,
+        disarmed: null,
+        cloexec: [false, false],
+        signal: 10,
+      });
+    });
+  });
+
+  it("epoll keeps its entries: dup'ed, edge-triggered, one-shot, nested, stale and of numbers that mean another file", async () => {
+    const image = await world.imageAfter("python", "objects.set_epoll");
+    await clones(image, async (one) => {
+      expect(await call(one, "objects.check_epoll")).toEqual({
+        before: [],
+        plain: ["dup", "plain"],
+        edge: [["edge"], []],
+        shot: [["shot"], []],
+        stale: ["stale"],
+        reused: ["reused"],
+        other: ["reused"],
+        nested: [["inner"], true],
+        afterDup: ["plain"],
+      });
+    });
+  });
+
+  it("pipes keep their bytes, their size, and know that an end is closed", async () => {
+    const image = await world.imageAfter("python", "objects.set_pipes");
+    await clones(image, async (one) => {
+      expect(await call(one, "objects.check_pipes")).toEqual({
+        pipe: true,
+        crossed: "through a duplicate",
+        full: true,
+        sized: [262_144, 200_000],
+        noWriter: ["last words", ""],
+        noReader: "EPIPE",
+        inheritable: [true, false],
+        blocking: [true, false],
+      });
+    });
+  });
+
+  it("socket pairs keep what lies in them, in both directions; other sockets keep what they are", async () => {
+    const image = await world.imageAfter("python", "objects.set_sockets");
+    await clones(image, async (one) => {
+      expect(await call(one, "objects.check_sockets")).toEqual({
+        ready: 1,
+        toTheLeft: "to the left",
+        toTheRight: true,
+        again: [1, "again", false, true],
+        half: ["last words", ""],
+        packets: ["first", "second"],
+        datagrams: ["first", "second"],
+        shut: ["end", "", "still"],
+        udpName: true,
+        udp: "self",
+        unused: "served",
+      });
+    });
+  });
+
+  it("a TCP connection is seen as reset, and is in the report", async () => {
+    const image = await world.imageAfter("python", "objects.connect");
+    expect(image.report.notes.filter((note) => note.startsWith("TCP connection 127.0.0.1:"))).toHaveLength(2);
+    await clones(image, async (one) => {
+      expect(await call(one, "objects.use_connection")).toEqual(["ECONNRESET", "EPIPE", "ECONNRESET"]);
+    });
+  });
+});
+
+describe("files", () => {
+  it("open ones, in memory, deleted, under any name; a database in a transaction; the working directory", async () => {
+    const image = await world.imageAfter("python", "files.set");
+    await clones(image, async (one) => {
+      expect(await call(one, "files.check")).toEqual({
+        memory: "memory",
+        temporary: "buffered, not written",
+        text: "first line\nsecond line\n",
+        offset: 23,
+        module: true,
+        null: [1, ""],
+        random: 8,
+        inDirectory: true,
+        path: "/tmp/grüße-日本.txt",
+        cwd: "/tmp/work",
+        rows: [1001, 5000],
+        inTransaction: true,
+        rolledBack: [1000, 999],
+        other: [6000],
+        self: true,
+        relative: true,
+      });
+    });
+  });
+
+  it("fills /tmp with as many bytes as may be frozen", async () => {
+    const image = await world.imageAfter("python", ["files.fill", 60]);
+    let sum = 0;
+    for (let n = 0; n < 60; n++) sum += n % 251;
+    await world.thawed(image, async (one) => expect(await call(one, "files.sum")).toBe(sum));
+  });
+});
+
+describe("memory", () => {
+  const blocks = createHash("sha256");
+  for (let n = 0; n < 60; n++) blocks.update(Buffer.alloc(500_000, n));
+  const digest = blocks.digest("hex");
+
+  it.each(["lazy", "eager", "splice"] as const)("grows what was mapped at the freeze from 1 MB to 300 MB (%s)", async (loader) => {
+    const image = await world.imageAfter("python", "memory.set");
+    await world.thawed(image, async (one) => expect(await call(one, "memory.grow")).toEqual([500_000, 7, 7]), { loader });
+  });
+
+  it("keeps mappings and blocks, and gives zeroed memory where that is promised", async () => {
+    const image = await world.imageAfter("python", "memory.set");
+    await clones(image, async (one) => {
+      expect(await call(one, "memory.check")).toEqual({
+        digest,
+        zeroed: true,
+        anonymous: "abc\0",
+        anonymousZero: true,
+        file: "89XYZ34",
+        fileEnd: "789",
+        last: "99999 99999 99999 99999",
+      });
+    });
+  });
+
+  it("grows its stack", async () => {
+    const image = await world.imageAfter("python");
+    await clones(image, async (one) => expect(await call(one, "memory.recurse", 3000)).toEqual([3000, 500]));
+  });
+});
+
+describe("snapshot hooks", () => {
+  it("run in their order around the freeze, in the clone and in what goes on", async () => {
+    const instance = await world.boot("python");
+    await call(instance, "hooks.take");
+    const image = await instance.freeze();
+    const order = ["before 2", "before 1", "after 1", "after 2"];
+    expect(await call(instance, "hooks.take")).toEqual(order);
+    await world.thawed(image, async (one) => {
+      expect(await call(one, "hooks.take")).toEqual(order);
+      expect(await call(one, "hooks.take")).toEqual([]);
+    });
+    await instance.dispose();
+  });
+});

@@ -1,0 +1,391 @@
+/** The real server over HTTP: what is invoked, how it says it started, what it refuses and in which words. */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { beforeAll, describe, expect, it } from "vitest";
+import { type Files, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
+
+/** Does what the event says. */
+const NODE: Files = {
+  "index.js": `
+let count = 0;
+const held = [];
+exports.handler = async (event) => {
+  if (event.sleep) await new Promise((resolve) => setTimeout(resolve, event.sleep));
+  if (event.spin) for (;;);
+  if (event.fill) for (;;) held.push(Buffer.alloc(4 << 20, 1));
+  if (event.log) console.log(event.log);
+  if (event.fail) throw new RangeError(event.fail);
+  if (event.exit !== undefined) process.exit(event.exit);
+  return { who: process.env.WHO, count: ++count, tag: event.tag };
+};`,
+};
+
+const PYTHON: Files = {
+  "app.py": `
+import os, time
+count = 0
+def handler(event, context):
+    global count
+    if "sleep" in event: time.sleep(event["sleep"] / 1000)
+    if "log" in event: print(event["log"])
+    if "fail" in event: raise ValueError(event["fail"])
+    if "fill" in event:
+        held = []
+        while True: held.append(bytearray(b"x" * (4 << 20)))
+    count += 1
+    return {"who": os.environ.get("WHO"), "count": count, "tag": event.get("tag")}
+`,
+};
+
+const LANGUAGES = [
+  { language: "node", files: NODE, settings: { memory: "256" }, error: "RangeError" },
+  { language: "python", files: PYTHON, settings: { handler: "app.handler", memory: "256" }, error: "ValueError" },
+] as const;
+
+/** Of an error reply: status, exception and what X-Thaw-Error says. */
+function refusal(reply: Reply): { status: number; type: string | null; code: string; text: string } {
+  const error = JSON.parse(reply.headers.get("x-thaw-error") ?? "{}") as { code: string; what: string; why: string; fix: string };
+  const text = [error.what, error.why, error.fix].join(" | ");
+  return { status: reply.status, type: reply.headers.get("x-amzn-errortype"), code: error.code, text };
+}
+
+useServers();
+
+describe("a server", () => {
+  let server: TestServer;
+  beforeAll(async () => {
+    server = await TestServer.start(temporaryDir("server"), { args: ["--max-instances", "64"] });
+    for (const { language, files, settings } of LANGUAGES) await server.deployReady(language, files, { ...settings, env: `WHO=${language}` });
+  });
+
+  describe.each(LANGUAGES)("with a $language function", ({ language, error }) => {
+    it("answers, and says version, request and start", async () => {
+      const reply = await server.invoke(language, { tag: "ü" });
+      expect(reply.status).toBe(200);
+      expect(reply.json).toEqual({ who: language, count: 1, tag: "ü" });
+      expect(reply.headers.get("x-amz-executed-version")).toBe("$LATEST");
+      expect(reply.headers.get("x-amzn-requestid")).toMatch(/^[0-9a-f-]{36}$/);
+      expect(reply.headers.get("content-type")).toBe("application/json");
+      expect(reply.start).toMatchObject({ kind: "thaw", loader: "splice", generation: 0, us: expect.any(Number) });
+      const again = await server.invoke(language);
+      expect(again.json.count).toBe(2);
+      expect(again.start).toEqual({ kind: "reuse", generation: 0, us: 0 });
+    });
+
+    it("takes an empty body as {}, and a qualifier or an ARN for its name", async () => {
+      const arn = `arn:aws:lambda:us-east-1:000000000000:function:${language}`;
+      for (const name of [`${language}:$LATEST`, arn, `${arn}:$LATEST`]) {
+        expect((await server.invoke(name, "")).json.who).toBe(language);
+      }
+    });
+
+    it("returns the end of the log with Tail", async () => {
+      const reply = await server.invoke(language, { log: `words of ${language}` }, { "x-amz-log-type": "Tail" });
+      const log = Buffer.from(reply.headers.get("x-amz-log-result") ?? "", "base64").toString();
+      const id = reply.headers.get("x-amzn-requestid");
+      expect(log).toMatch(new RegExp(`^START RequestId: ${id} Version: \\$LATEST\nwords of ${language}\nEND RequestId: ${id}\n`));
+      expect(log).toMatch(/\nREPORT RequestId: \S+\tDuration: [\d.]+ ms\tBilled Duration: \d+ ms\tMemory Size: 256 MB\tMax Memory Used: \d+ MB/);
+      expect((await server.invoke(language)).headers.get("x-amz-log-result")).toBeNull();
+    });
+
+    it("answers a failing handler with 200, the function's error and its type", async () => {
+      const reply = await server.invoke(language, { fail: "no such order" });
+      expect(reply.status).toBe(200);
+      expect(reply.headers.get("x-amz-function-error")).toBe("Unhandled");
+      expect(reply.json).toMatchObject({ errorType: error, errorMessage: "no such order" });
+      expect((await server.invoke(language)).json.who).toBe(language);
+    });
+
+    it("gives every demanded kind of start, and no other", async () => {
+      const kinds: readonly (readonly [string, object])[] = [
+        ["boot", { kind: "boot" }],
+        ["boot;husk=fresh", { kind: "boot" }],
+        ["thaw", { kind: "thaw", loader: "splice", generation: 0 }],
+        ["thaw;loader=lazy", { kind: "thaw", loader: "lazy", generation: 0 }],
+        ["thaw;loader=eager", { kind: "thaw", loader: "eager", generation: 0 }],
+        ["thaw;loader=splice;husk=pooled", { kind: "thaw", loader: "splice", generation: 0 }],
+        ["thaw;husk=fresh", { kind: "thaw", loader: "splice", generation: 0 }],
+      ];
+      for (const [prefer, start] of kinds) {
+        const reply = await server.invoke(language, { tag: prefer }, { "x-thaw-prefer": `${prefer};dispose` });
+        expect(reply.json, prefer).toEqual({ who: language, count: 1, tag: prefer });
+        expect(reply.start, prefer).toMatchObject(start);
+        expect(reply.start.us, prefer).toBeGreaterThan(0);
+        expect(reply.start.fallback, prefer).toBeUndefined();
+      }
+      expect((await server.invoke(language, {}, { "x-thaw-prefer": "reuse" })).start.kind).toBe("reuse");
+    });
+
+    it("shows phases, pages by source and memory to who asks", async () => {
+      const reply = await server.invoke(language, {}, { "x-thaw-prefer": "thaw;dispose", "x-thaw-trace": "1" });
+      const trace = JSON.parse(reply.headers.get("x-thaw-trace") ?? "");
+      expect(trace.start).toMatchObject({ kind: "thaw", loader: "splice", generation: 0 });
+      expect(trace.start.phases.length).toBeGreaterThan(3);
+      for (const { name, us } of trace.start.phases) expect({ name, us }).toEqual({ name: expect.any(String), us: expect.any(Number) });
+      expect(trace.pages.written).toBeGreaterThan(0);
+      expect(trace.pages.image + trace.pages.file).toBeGreaterThan(0);
+      expect(trace.memory.privateBytes).toBeGreaterThan(100_000);
+      expect(trace.totalMs).toBeGreaterThanOrEqual(trace.handlerMs);
+      expect((await server.invoke(language)).headers.get("x-thaw-trace")).toBeNull();
+    });
+
+    it("names the memory limit when it kills", async () => {
+      const reply = await server.invoke(language, { fill: true });
+      expect(reply.status).toBe(200);
+      expect(reply.headers.get("x-thaw-platform-error")).toBe("OUT_OF_MEMORY");
+      expect(reply.json.errorType).toBe("Runtime.OutOfMemory");
+      expect(reply.json.errorMessage).toContain("the function was killed at its memory limit of 256 MB");
+      expect((await server.invoke(language)).json).toMatchObject({ who: language });
+    });
+
+    it("kills at the timeout, and starts anew", async () => {
+      await server.deployReady(`${language}-brief`, language === "node" ? NODE : PYTHON, {
+        ...(language === "python" ? { handler: "app.handler" } : {}),
+        timeout: "1",
+      });
+      const reply = await server.invoke(`${language}-brief`, language === "node" ? { spin: true } : { sleep: 60_000 });
+      expect(reply.headers.get("x-amz-function-error")).toBe("Unhandled");
+      expect(reply.headers.get("x-thaw-platform-error")).toBe("TIMEOUT");
+      expect(reply.json.errorMessage).toMatch(/Task timed out after 1\.00 seconds$/);
+      const next = await server.invoke(`${language}-brief`);
+      expect(next.json.count).toBe(1);
+      expect(next.start.kind).toBe("thaw");
+    });
+  });
+
+  it("ends the instance after the reply with ;dispose", async () => {
+    await server.invoke("node");
+    const before = (await server.view("node")).instances.idle;
+    expect(before).toBeGreaterThan(0);
+    await server.invoke("node", {}, { "x-thaw-prefer": "reuse;dispose" });
+    expect((await server.view("node")).instances.idle).toBe(before - 1);
+  });
+
+  it("checks without running with DryRun", async () => {
+    const before = (await server.metrics()).invocations;
+    const dry = { "x-amz-invocation-type": "DryRun" };
+    expect(await server.invoke("node", {}, dry)).toMatchObject({ status: 204, text: "" });
+    expect((await server.invoke("nobody", {}, dry)).status).toBe(404);
+    expect((await server.invoke("node", "{", dry)).status).toBe(400);
+    expect((await server.metrics()).invocations).toBe(before);
+  });
+
+  it("says so when the process of a function exits, and the next request finds another", async () => {
+    const reply = await server.invoke("node", { exit: 3 });
+    expect(reply.headers.get("x-amz-function-error")).toBe("Unhandled");
+    expect(reply.json.errorType).toMatch(/^Runtime\./);
+    expect((await server.invoke("node")).json.who).toBe("node");
+  });
+
+  it("refuses what it cannot take, with Lambda's exception and our sentence", async () => {
+    const large = Buffer.alloc(6 * 1024 * 1024 + 1, 0x20);
+    const cases: readonly (readonly [Promise<Reply>, number, string, string, RegExp])[] = [
+      [server.invoke("node", "{oops"), 400, "InvalidRequestContentException", "INVALID_PAYLOAD", /The payload is not valid JSON \| .*JSON/],
+      [server.invoke("node", Buffer.from([0x22, 0xff, 0x22])), 400, "InvalidRequestContentException", "INVALID_PAYLOAD", /it is not UTF-8/],
+      [server.invoke("node", large), 413, "RequestTooLargeException", "PAYLOAD_TOO_LARGE", /The limit is 6 MiB/i],
+      [server.invoke("nobody"), 404, "ResourceNotFoundException", "FUNCTION_NOT_FOUND", /There is no function "nobody"/],
+      [server.invoke("node:v7"), 404, "ResourceNotFoundException", "FUNCTION_NOT_FOUND", /has no version or alias "v7"/],
+      [server.invoke("node", {}, { "x-amz-invocation-type": "Event" }), 400, "InvalidParameterValueException", "INVALID_ARGUMENT", /no queue yet/],
+      [server.invoke("node", {}, { "x-thaw-prefer": "hot" }), 400, "InvalidParameterValueException", "INVALID_ARGUMENT", /"hot" is not a kind of start/],
+      [server.invoke("node", {}, { "x-thaw-prefer": "thaw;loader=reap" }), 400, "InvalidParameterValueException", "INVALID_ARGUMENT", /"reap" is not a loader/],
+    ];
+    for (const [sent, status, type, code, text] of cases) {
+      const reply = await sent;
+      expect(refusal(reply)).toEqual({ status, type, code, text: expect.stringMatching(text) });
+      expect(reply.json.Type).toBe("User");
+      expect(reply.json.message ?? reply.json.Message).toMatch(/\w/);
+    }
+    const encoded = await server.invoke("node", {}, { "content-encoding": "gzip" });
+    expect([encoded.status, encoded.headers.get("x-amzn-errortype")]).toEqual([415, "UnsupportedMediaTypeException"]);
+  });
+
+  it("refuses a second function of one name, unless it is an update", async () => {
+    const twin = await server.deploy("node", NODE);
+    expect(twin.status).toBe(409);
+    expect(twin.json.error).toMatchObject({
+      code: "FUNCTION_EXISTS",
+      what: 'Function "node" was not deployed',
+      why: "a function of that name exists already",
+      fix: "Deploy with --update to replace it, or choose another name",
+    });
+    await server.deployReady("changed", NODE, { env: "WHO=first" });
+    expect((await server.invoke("changed")).json.who).toBe("first");
+    expect((await server.deploy("changed", NODE, { env: "WHO=second" }, "PUT")).status).toBe(200);
+    expect((await server.invoke("changed")).json.who).toBe("second");
+    await server.ready("changed");
+    const thawed = await server.invoke("changed", {}, { "x-thaw-prefer": "thaw" });
+    expect(thawed.json).toMatchObject({ who: "second", count: 1 });
+  });
+
+  it("refuses code that cannot work, before it takes the name", async () => {
+    const broken = await server.deploy("broken", { "readme.txt": "no code" });
+    expect([broken.status, broken.json.error.code]).toEqual([400, "CODE_INVALID"]);
+    const missing = await server.deploy("broken", NODE, { runtime: "ruby3.2" });
+    expect([missing.status, missing.json.error.code]).toEqual([502, "RUNTIME_MISSING"]);
+    expect(missing.json.error.what + missing.json.error.why).toContain("nodejs");
+    expect((await server.list()).map(({ name }) => name)).not.toContain("broken");
+  });
+
+  it("says what a function that cannot be loaded died of, at every request", async () => {
+    await server.deploy("unloadable", { "index.js": "throw new TypeError('no configuration'); exports.handler = () => 1;" });
+    const ready = await server.request("GET", "/thaw/v1/functions/unloadable/ready?timeout=30");
+    expect(ready.json.error).toMatchObject({ code: "INIT_FAILED", why: expect.stringContaining("no configuration") });
+    const reply = await server.invoke("unloadable");
+    expect(reply.status).toBe(200);
+    expect(reply.headers.get("x-amz-function-error")).toBe("Unhandled");
+    expect(reply.json).toMatchObject({ errorType: "TypeError", errorMessage: "no configuration" });
+    expect(reply.start.kind).toBe("boot");
+  });
+
+  it("runs by boot what cannot be frozen, and says which and why", async () => {
+    const files = { "index.js": "require('fs').watch('/tmp'); exports.handler = async () => 'watching';" };
+    const status = await server.deployReady("watcher", files);
+    expect(status.state).toBe("refused");
+    expect(status.reason).toMatch(/function "watcher" could not be frozen.*inotify/);
+    const reply = await server.invoke("watcher");
+    expect([reply.json, reply.start.kind]).toEqual(["watching", "boot"]);
+    const demanded = await server.invoke("watcher", {}, { "x-thaw-prefer": "thaw" });
+    expect(refusal(demanded)).toMatchObject({ status: 409, code: "PREFERENCE_UNAVAILABLE", text: expect.stringContaining("inotify") });
+    expect((await server.cli(["ls"])).out).toMatch(/^watcher +nodejs\S+ +128 MB +boots \(refused\)/m);
+    expect((await server.cli(["logs", "watcher"])).out).toContain("thaw: the function cannot be frozen and runs by boot");
+  });
+
+  it("says why a demanded start cannot be had", async () => {
+    await server.deployReady("cold", NODE);
+    const reuse = refusal(await server.invoke("cold", {}, { "x-thaw-prefer": "reuse" }));
+    expect(reuse).toMatchObject({ status: 409, type: "ResourceConflictException", code: "PREFERENCE_UNAVAILABLE" });
+    expect(reuse.text).toContain("demands reuse | it has no running instance | Invoke it once without a preference first");
+    const parked = refusal(await server.invoke("cold", {}, { "x-thaw-prefer": "parked" }));
+    expect(parked).toMatchObject({ status: 409, code: "PREFERENCE_UNAVAILABLE", text: expect.stringContaining("this server parks no husks") });
+  });
+
+  it("makes a demanded reuse wait for a busy instance, and reports the wait apart", async () => {
+    await server.deployReady("shared", NODE);
+    const busy = server.invoke("shared", { sleep: 300, tag: "busy" });
+    await until("the instance to run", async () => ((await server.view("shared")).instances.running > 0 ? true : undefined));
+    const reuse = await server.invoke("shared", {}, { "x-thaw-prefer": "reuse" });
+    expect(reuse.json.count).toBe(2);
+    expect(reuse.start).toEqual({ kind: "reuse", generation: 0, us: 0, wait: expect.any(Number) });
+    expect((await busy).json.tag).toBe("busy");
+  });
+
+  it("gives each of 50 requests in flight on three functions its own answer", async () => {
+    await server.deployReady("third", NODE, { env: "WHO=third" });
+    const names = ["node", "python", "third"];
+    const replies = await Promise.all(
+      Array.from({ length: 50 }, async (_, index) => {
+        const name = names[index % 3] ?? "";
+        return { name, tag: `tag ${index}`, reply: await server.invoke(name, { tag: `tag ${index}`, sleep: 50 }) };
+      }),
+    );
+    for (const { name, tag, reply } of replies) {
+      expect(reply.status).toBe(200);
+      expect(reply.json).toMatchObject({ who: name, tag });
+    }
+    // One request at a time in one instance: while all were in flight, nobody shared.
+    expect(replies.filter(({ reply }) => reply.start.kind === "thaw").length).toBeGreaterThan(5);
+  });
+
+  it("deploys a folder by the command line as well", async () => {
+    const folder = join(temporaryDir("code"), "tickets");
+    mkdirSync(folder);
+    writeFileSync(join(folder, "app.py"), PYTHON["app.py"] ?? "");
+    const args = ["deploy", folder, "--handler", "app.handler", "--env", "WHO=cli", "--wait"];
+    const run = await server.cli(args);
+    expect(run, run.err).toMatchObject({ code: 0, err: "" });
+    expect(run.out).toMatch(/^tickets deployed: python3\.\d+, app\.handler, 128 MB, .*\ntickets is ready: image of [\d.]+ MiB, stopped for [\d.]+ ms while it was made\n$/);
+    expect((await server.invoke("tickets")).json.who).toBe("cli");
+  });
+
+  it("forgets what was removed", async () => {
+    const reply = await server.request("DELETE", "/thaw/v1/functions/tickets");
+    expect([reply.status, reply.text]).toEqual([204, ""]);
+    expect((await server.invoke("tickets")).status).toBe(404);
+    expect((await server.request("DELETE", "/thaw/v1/functions/tickets")).json.error.code).toBe("FUNCTION_NOT_FOUND");
+  });
+});
+
+describe("a server with few instances", () => {
+  let server: TestServer;
+  beforeAll(async () => {
+    server = await TestServer.start(temporaryDir("limits"), { args: ["--max-instances", "2", "--keep-alive", "2", "--pool", "0"] });
+    for (const name of ["a", "b", "c"]) await server.deployReady(name, NODE, name === "a" ? { maxInstances: "1" } : {});
+  });
+
+  /** Starts a request that sleeps, and returns once its instance runs. */
+  async function occupy(name: string): Promise<{ done: Promise<Reply> }> {
+    const { running } = (await server.view(name)).instances;
+    const done = server.invoke(name, { sleep: 1000 });
+    await until(`${name} to run`, async () => ((await server.view(name)).instances.running > running ? true : undefined));
+    return { done };
+  }
+
+  it("has no husk to give when the pool is off, and says so", async () => {
+    const pooled = refusal(await server.invoke("b", {}, { "x-thaw-prefer": "thaw;husk=pooled" }));
+    expect(pooled).toMatchObject({ status: 409, code: "PREFERENCE_UNAVAILABLE", text: expect.stringContaining("it would have come another way (thaw, splice, fresh)") });
+    expect((await server.invoke("b", {}, { "x-thaw-prefer": "thaw;dispose" })).start.kind).toBe("thaw");
+  });
+
+  it("refuses beyond the limit of a function, and beyond its own", async () => {
+    const first = await occupy("a");
+    const own = await server.invoke("a");
+    expect(refusal(own)).toMatchObject({ status: 429, type: "TooManyRequestsException", code: "TOO_MANY_INSTANCES" });
+    expect(refusal(own).text).toContain("all 1 instances that it may have are busy | Try again, or deploy it with a higher --max-instances");
+    expect(own.json).toMatchObject({ Type: "User", Reason: "ReservedFunctionConcurrentInvocationLimitExceeded" });
+    expect(own.headers.get("retry-after")).toBe("1");
+    const second = await occupy("b");
+    const overall = await server.invoke("c");
+    expect(refusal(overall).text).toContain("all 2 instances that this server may have are busy");
+    expect(overall.json.Reason).toBe("ConcurrentInvocationLimitExceeded");
+    for (const { done } of [first, second]) expect((await done).status).toBe(200);
+  });
+
+  it("evicts an idle instance of another function rather than refuse", async () => {
+    await server.invoke("a");
+    await server.invoke("b");
+    expect((await server.metrics()).instances).toMatchObject({ idle: 2, max: 2 });
+    const { evictions, throttles } = await server.metrics();
+    expect((await server.invoke("c")).status).toBe(200);
+    expect(await server.metrics()).toMatchObject({ evictions: evictions + 1, throttles, instances: { idle: 2 } });
+    // The one that was idle longest went.
+    expect((await server.view("a")).instances.idle).toBe(0);
+    expect((await server.invoke("b")).start.kind).toBe("reuse");
+  });
+
+  it("lets an idle instance go when its time is over, and thaws again", async () => {
+    expect((await server.invoke("b")).status).toBe(200);
+    await until("all idle instances to end", async () => ((await server.metrics()).instances.idle === 0 ? true : undefined));
+    await until("their processes to end", async () => ((await server.metrics()).engine.instances === 0 ? true : undefined));
+    expect((await server.invoke("b")).start.kind).toBe("thaw");
+  });
+});
+
+describe("a server with parked husks", () => {
+  let server: TestServer;
+  beforeAll(async () => {
+    server = await TestServer.start(temporaryDir("parked"), { args: ["--park", "prefaulted=1", "--pool", "1"] });
+    await server.deployReady("node", NODE, { env: "WHO=node" });
+  });
+
+  it("starts from the parked husk, and makes who comes next wait for another, reported apart", async () => {
+    const demand = { "x-thaw-prefer": "parked;dispose" };
+    const replies = await Promise.all(Array.from({ length: 4 }, (_, tag) => server.invoke("node", { tag }, demand)));
+    for (const [tag, reply] of replies.entries()) {
+      expect(reply.json, reply.text).toEqual({ who: "node", count: 1, tag });
+      expect(reply.start).toMatchObject({ kind: "parked", loader: "splice", generation: 0, us: expect.any(Number) });
+    }
+    expect(replies.filter(({ start }) => typeof start.wait === "number").length).toBeGreaterThanOrEqual(3);
+  });
+
+  it("waits for a pooled husk too", async () => {
+    const demand = { "x-thaw-prefer": "thaw;husk=pooled;dispose" };
+    const replies = await Promise.all(Array.from({ length: 4 }, (_, tag) => server.invoke("node", { tag }, demand)));
+    for (const [tag, reply] of replies.entries()) expect(reply.json, reply.text).toEqual({ who: "node", count: 1, tag });
+    expect(replies.filter(({ start }) => typeof start.wait === "number").length).toBeGreaterThanOrEqual(2);
+  });
+
+  it("uses a parked husk by itself when one is there", async () => {
+    await until("a husk to be parked", async () => ((await server.metrics()).engine.husks.prefaulted === 1 ? true : undefined));
+    expect((await server.invoke("node")).start.kind).toBe("parked");
+  });
+});
