@@ -18,6 +18,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <arpa/inet.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define FDS_MAX 4096
@@ -147,15 +149,27 @@ static void store_contents(int from, uint64_t bytes, const char *what)
 
 /* ---- kinds ---- */
 
+static int events_of(const struct descriptor *d)
+{
+	struct pollfd ask = { .fd = d->mine, .events = POLLOUT | POLLRDHUP };
+	return poll(&ask, 1, 0) == 1 ? ask.revents : 0;
+}
+
 static void write_pipe(const struct descriptor *d)
 {
 	json_string("kind", "pipe");
 	json_int("inode", (int64_t)d->is.st_ino);
+	if ((d->flags & O_ACCMODE) == O_RDWR)
+		refuse("it holds a pipe open for reading and writing (descriptor %d)", d->fd);
 	bool reads = (d->flags & O_ACCMODE) == O_RDONLY;
 	json_string("end", reads ? "read" : "write");
 	json_int("capacity", fcntl(d->mine, F_GETPIPE_SZ));
-	if (!reads)
+	if (!reads) {
+		/* Nobody reads it, unlike the log pipe, whose reader is the keeper. */
+		if (events_of(d) & POLLERR)
+			json_int("broken", 1);
 		return;
+	}
 	static uint8_t bytes[QUEUE_BYTES_MAX];
 	int copy[2];
 	if (pipe2(copy, O_CLOEXEC | O_NONBLOCK) != 0)
@@ -302,6 +316,12 @@ static void write_unix(const struct descriptor *d, int type)
 	bool peer_is_here = false;
 	for (int i = 0; i < descriptor_count; i++)
 		peer_is_here |= peer != 0 && descriptors[i].is.st_ino == peer && S_ISSOCK(descriptors[i].is.st_mode);
+	struct sockaddr_un local, remote;
+	socklen_t local_bytes = sizeof local, remote_bytes = sizeof remote;
+	bool idle = getpeername(d->mine, (struct sockaddr *)&remote, &remote_bytes) != 0;
+	if ((idle || type == SOCK_DGRAM) && getsockname(d->mine, (struct sockaddr *)&local, &local_bytes) == 0 &&
+	    local_bytes > sizeof local.sun_family)
+		refuse("it holds a unix socket that is bound to a name (descriptor %d)", d->fd);
 	static uint8_t bytes[QUEUE_BYTES_MAX];
 	if (type != SOCK_STREAM && recv(d->mine, bytes, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 && peer_is_here)
 		refuse("unread datagrams lie in a unix socket (descriptor %d)", d->fd);
@@ -311,6 +331,10 @@ static void write_unix(const struct descriptor *d, int type)
 	json_int("inode", (int64_t)d->is.st_ino);
 	json_int("peer", peer_is_here ? peer : 0);
 	json_bytes("bytes", bytes, got > 0 ? (size_t)got : 0);
+	if (idle)
+		json_int("idle", 1);
+	if (events_of(d) & POLLRDHUP)
+		json_int("readShut", 1);
 	if (peer && !peer_is_here)
 		note("a unix socket to another process (descriptor %d) will be seen as closed", d->fd);
 }
@@ -349,10 +373,12 @@ static void write_inet(const struct descriptor *d, int domain, int type)
 	bool open_connection = false;
 	if (type == SOCK_STREAM && getsockopt(d->mine, IPPROTO_TCP, TCP_INFO, &info, &info_bytes) == 0)
 		open_connection = info.tcpi_state != TCP_CLOSE;
+	/* A socket that never was connected is not at its end; one that was, and is closed by now, is. */
+	bool over = type == SOCK_STREAM && !open_connection && (events_of(d) & POLLRDHUP);
 	json_string("kind", "inet");
 	json_int("domain", domain);
 	json_int("type", type);
-	json_string("state", type == SOCK_STREAM ? (open_connection ? "connection" : "idle") : "datagram");
+	json_string("state", type == SOCK_STREAM ? (open_connection || over ? "connection" : "idle") : "datagram");
 	json_bytes("local", &local, local_bytes);
 	if (connected && type == SOCK_DGRAM)
 		json_bytes("remote", &remote, remote_bytes);
@@ -371,12 +397,66 @@ static void write_socket(const struct descriptor *d)
 		refuse("it holds a socket of address family %d (descriptor %d)", domain, d->fd);
 }
 
+/* The process's own directory in /proc has another name after a thaw. */
+static const char *lasting_path(const struct descriptor *d)
+{
+	static char path[sizeof d->link + 16];
+	char status_path[64], line[256], own[32] = "";
+	if (strncmp(d->link, "/proc/", 6) != 0)
+		return d->link;
+	snprintf(status_path, sizeof status_path, "/proc/%d/status", pid);
+	FILE *status = fopen(status_path, "re");
+	while (status && fgets(line, sizeof line, status)) {
+		const char *inner = strncmp(line, "NSpid:", 6) == 0 ? strrchr(line, '\t') : NULL;
+		if (inner)
+			snprintf(own, sizeof own, "/proc/%d", atoi(inner));
+	}
+	if (status)
+		fclose(status);
+	size_t length = strlen(own);
+	if (!length || strncmp(d->link, own, length) != 0 || (d->link[length] && d->link[length] != '/'))
+		return d->link;
+	if (strncmp(d->link + length, "/task/", 6) == 0)
+		refuse("it holds %s open (descriptor %d)", d->link, d->fd);
+	snprintf(path, sizeof path, "/proc/self%s", d->link + length);
+	return path;
+}
+
+static void write_locks(const struct descriptor *d)
+{
+	char type[16], mode[16], end[32];
+	unsigned long long start;
+	bool any = false;
+	for (const char *at = d->info; (at = strstr(at, "lock:\t")); at++) {
+		if (sscanf(at, "lock:\t%*d: %15s %*s %15s %*d %*s %llu %31s", type, mode, &start, end) != 4)
+			continue;
+		if (!any)
+			json_open("locks", '[');
+		any = true;
+		json_open(NULL, '{');
+		json_string("type", type);
+		json_int("write", strcmp(mode, "WRITE") == 0);
+		json_int("start", (int64_t)start);
+		/* 0: to the end, however far that moves */
+		json_int("bytes", strcmp(end, "EOF") == 0 ? 0 : (int64_t)(strtoull(end, NULL, 10) - start + 1));
+		json_close('}');
+	}
+	if (any)
+		json_close(']');
+}
+
 static void write_file(const struct descriptor *d)
 {
+	static const char gone[] = " (deleted)";
+	size_t length = strlen(d->link);
 	bool deleted = d->is.st_nlink == 0;
+	if (!deleted && length > sizeof gone && strcmp(d->link + length - (sizeof gone - 1), gone) == 0)
+		refuse("it holds a file open under a name that was removed, while it has another (%s)", d->link);
 	json_string("kind", S_ISDIR(d->is.st_mode) ? "directory" : "file");
-	json_path("path", d->link);
+	json_path("path", lasting_path(d));
 	json_int("mode", d->is.st_mode & 07777);
+	if (S_ISREG(d->is.st_mode))
+		write_locks(d);
 	if (!deleted)
 		return;
 	if (S_ISDIR(d->is.st_mode))
@@ -461,6 +541,7 @@ static void write_tree(int dir, const char *prefix, int depth)
 			refuse("/tmp holds more than %d files", TMP_ENTRIES_MAX);
 		json_open(NULL, '{');
 		json_path("path", path);
+		json_int("inode", (int64_t)is.st_ino);
 		json_int("mode", is.st_mode & 07777);
 		json_int("mtimeS", is.st_mtim.tv_sec);
 		json_int("mtimeNs", is.st_mtim.tv_nsec);

@@ -246,6 +246,16 @@ static uint64_t status_hex(const char *status, const char *name, int base)
 	return at ? strtoull(at + strlen(name), NULL, base) : 0;
 }
 
+static void refuse_pending(uint64_t pending, const char *where)
+{
+	for (int signal = 1; signal <= 64; signal++) {
+		if (!(pending & (1ULL << (signal - 1))))
+			continue;
+		const char *name = sigabbrev_np(signal);
+		refuse("signal %d (%s%s) is pending%s", signal, name ? "SIG" : "", name ? name : "real-time", where);
+	}
+}
+
 /*
  * Signal dispositions live in the kernel only; the process itself is asked (rt_sigaction), but only for
  * signals that are caught or ignored. The answer goes below the main thread's stack, which is put back.
@@ -260,9 +270,18 @@ static void write_signals(void)
 		die("cannot read %s: %s", path, strerror(errno));
 	close(fd);
 	text[got] = 0;
-	if (status_hex(text, "SigPnd:", 16) | status_hex(text, "ShdPnd:", 16))
-		refuse("a signal is pending (SigPnd %llx, ShdPnd %llx)", (unsigned long long)status_hex(text, "SigPnd:", 16),
-		       (unsigned long long)status_hex(text, "ShdPnd:", 16));
+	refuse_pending(status_hex(text, "ShdPnd:", 16), "");
+	for (int i = 0; i < target.thread_count; i++) {
+		char task[64], own[4096];
+		snprintf(task, sizeof task, "/proc/%d/task/%d/status", target.pid, target.threads[i].tid);
+		fd = open(task, O_RDONLY | O_CLOEXEC);
+		got = fd < 0 ? -1 : read(fd, own, sizeof own - 1);
+		if (got <= 0)
+			die("cannot read %s: %s", task, strerror(errno));
+		close(fd);
+		own[got] = 0;
+		refuse_pending(status_hex(own, "SigPnd:", 16), i == 0 ? "" : " in one of its threads");
+	}
 	uint64_t wanted = status_hex(text, "SigCgt:", 16) | status_hex(text, "SigIgn:", 16);
 	json_int("umask", (int64_t)status_hex(text, "Umask:", 8));
 
@@ -382,6 +401,16 @@ static void refuse_company(void)
 				fclose(comm);
 			}
 			fclose(list);
+			char state = '?';
+			snprintf(stat_path, sizeof stat_path, "/proc/%d/stat", child);
+			stat = fopen(stat_path, "re");
+			const char *after = stat && fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
+			if (after)
+				state = after[2];
+			if (stat)
+				fclose(stat);
+			if (state == 'Z')
+				refuse("it has a child process that ended and was not waited for (%s)", name);
 			refuse("it has a live child process (%s)", name);
 		}
 		fclose(list);

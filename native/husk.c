@@ -242,11 +242,6 @@ __attribute__((used)) static _Noreturn void thread_main(const struct thread_stat
 	become(state->frame);
 }
 
-struct background {
-	const struct program_op *ops;
-	uint64_t count;
-};
-
 static long run_syscall(const struct program_op *op)
 {
 	long args[6];
@@ -257,15 +252,6 @@ static long run_syscall(const struct program_op *op)
 		args[i] = (long)value;
 	}
 	return raw6(op->nr, args[0], args[1], args[2], args[3], args[4], args[5]);
-}
-
-/* Prefetching is help, not state: what fails here costs a fault later, so results are not looked at. */
-__attribute__((used)) static _Noreturn void background_main(const struct background *work)
-{
-	for (uint64_t i = 0; i < work->count; i++)
-		run_syscall(&work->ops[i]);
-	for (;;)
-		raw(__NR_exit, 0);
 }
 
 /*
@@ -338,7 +324,7 @@ static uint64_t argument(const struct program_op *op, int index)
 	return value;
 }
 
-static long run_op(const struct program_op *ops, const struct program_op *op, uint32_t index)
+static long run_op(const struct program_op *op, uint32_t index)
 {
 	switch (op->kind) {
 	case OP_SYSCALL:
@@ -365,12 +351,6 @@ static long run_op(const struct program_op *ops, const struct program_op *op, ui
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
 		return start_thread(CLONE_THREAD_FLAGS_ | CLONE_PARENT_CHILD_TID_, state->tid_address,
 				    (void (*)(void))thread_main, state);
-	}
-	case OP_BACKGROUND: {
-		static struct background work;
-		work.ops = ops + op->args[0];
-		work.count = op->args[1];
-		return start_thread(CLONE_THREAD_FLAGS_, 0, (void (*)(void))background_main, &work);
 	}
 	case OP_RELEASE:
 		__atomic_store_n(&released, 1, __ATOMIC_RELEASE);
@@ -418,17 +398,13 @@ static void run_program(const struct program_header *header, const struct husk_r
 	const struct program_op *ops = (const struct program_op *)((uint64_t)header + header->ops_at);
 	for (uint32_t i = 0; i < header->op_count; i++) {
 		const struct program_op *op = &ops[i];
-		if (op->kind == OP_BACKGROUND && op->args[0] + op->args[1] > header->op_count)
-			give_up(-EPROTO_, i);
-		long result = run_op(ops, op, i);
+		long result = run_op(op, i);
 		if (failed(result) && !(op->flags & OP_FLAG_MAY_FAIL))
 			give_up(result, i);
 		if ((op->flags & OP_FLAG_EXPECT) && result != (long)op->expect)
 			give_up(-EIO_, i);
 		if (op->result_slot != NO_SLOT)
 			slots[op->result_slot & (HUSK_SLOTS - 1)] = (uint64_t)result;
-		if (op->kind == OP_BACKGROUND)
-			i = (uint32_t)(op->args[0] + op->args[1]) - 1;
 	}
 }
 
@@ -510,8 +486,7 @@ __attribute__((used)) static _Noreturn void husk_main(void)
 		memset(&report, 0, sizeof report);
 		report.stamps[0] = now_ns();
 		run_program(map_program(program, &run), &run);
-		if (!(run.flags & RUN_QUIET))
-			send_report(0, 0, 0);
+		send_report(0, 0, 0);
 	}
 }
 

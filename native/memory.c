@@ -53,6 +53,7 @@ struct vma {
 	uint32_t major, minor;
 	int prot;
 	bool shared, wipe, from_parent;
+	bool copied; /* its file does not last: all its bytes are kept as memory */
 	enum kind kind;
 	char *path;
 	bool identified;
@@ -80,6 +81,7 @@ struct region {
 
 struct dump {
 	int parent_fd;
+	char parent_gone[4096]; /* how the mappings of a removed parent are called */
 	dev_t parent_dev;
 	ino_t parent_ino;
 	uint8_t *buffer;
@@ -254,10 +256,14 @@ struct dump *dump_prepare(const struct target *target, const char *parent_pages)
 	if (parent_pages) {
 		struct stat is;
 		dump->parent_fd = open(parent_pages, O_RDONLY | O_CLOEXEC);
-		if (dump->parent_fd < 0 || fstat(dump->parent_fd, &is) != 0)
-			die("cannot open the parent image's pages %s: %s", parent_pages, strerror(errno));
-		dump->parent_dev = is.st_dev;
-		dump->parent_ino = is.st_ino;
+		if (dump->parent_fd < 0 && errno == ENOENT) {
+			snprintf(dump->parent_gone, sizeof dump->parent_gone, "%s (deleted)", parent_pages);
+		} else {
+			if (dump->parent_fd < 0 || fstat(dump->parent_fd, &is) != 0)
+				die("cannot open the parent image's pages %s: %s", parent_pages, strerror(errno));
+			dump->parent_dev = is.st_dev;
+			dump->parent_ino = is.st_ino;
+		}
 	}
 	uint64_t bytes = rollup_anonymous(target->pid);
 	dump->buffer_bytes = (bytes + bytes / 8 + (8ULL << 20)) & ~((2ULL << 20) - 1);
@@ -337,6 +343,19 @@ static bool joins(const struct region *last, const struct vma *vma)
 	       last->wipe == vma->wipe;
 }
 
+/*
+ * Files that are made anew for every sandbox, or are gone: nothing could map them again. Such a mapping becomes memory, and
+ * one that was shared (it can only be read) no longer sees what is written to its file.
+ */
+static bool lasts(const struct dump *dump, const struct vma *vma)
+{
+	static const char *const passing[] = { "/tmp/", "/dev/shm/", "/memfd:" };
+	for (size_t i = 0; i < sizeof passing / sizeof passing[0]; i++)
+		if (strncmp(vma->path, passing[i], strlen(passing[i])) == 0)
+			return false;
+	return strcmp(vma->path, dump->parent_gone) != 0;
+}
+
 static int by_address(const void *left, const void *right)
 {
 	const struct run *a = left, *b = right;
@@ -405,6 +424,14 @@ void dump_copy(struct dump *dump, const struct target *target)
 			/* the kernel's own link to the file behind the mapping: no path that the function could have bent */
 			snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, target->pid, vma->start, vma->end);
 			vma->identified = stat(path, &vma->file) == 0;
+			if (!lasts(dump, vma)) {
+				if (!vma->identified)
+					die("cannot look at the mapped file %s: %s", vma->path, strerror(errno));
+				if (vma->shared)
+					note("the mapping of %s no longer follows its file", vma->path);
+				vma->kind = ANON;
+				vma->copied = true;
+			}
 		}
 		struct region *last = last_index == SIZE_MAX ? NULL : &dump->regions[last_index];
 		if (joins(last, vma)) {
@@ -423,6 +450,12 @@ void dump_copy(struct dump *dump, const struct target *target)
 		struct collect collect = { dump, NULL, vma, &room };
 		if (vma->kind == FILE_PRIVATE) {
 			scan(pagemap, vma->start, vma->end, anonymous, collect_overlay, &collect);
+		} else if (vma->copied) {
+			uint64_t bytes = (uint64_t)vma->file.st_size > vma->offset ? (uint64_t)vma->file.st_size - vma->offset : 0;
+			uint64_t room_here = vma->end - vma->start;
+			uint64_t pages = ((bytes < room_here ? bytes : room_here) + PAGE - 1) / PAGE;
+			if (pages > 0)
+				add_run(&dump->regions[last_index], (struct run){ .address = vma->start, .pages = pages });
 		} else if (vma->kind != VDSO && vma->kind != FILE_SHARED && !vma->wipe) {
 			collect.region = &dump->regions[last_index];
 			scan(pagemap, vma->start, vma->end, anonymous, collect_anonymous, &collect);

@@ -12,10 +12,14 @@ const DAY_S = 86_400;
 const HOUR_S = 3600;
 const world = useWorld();
 
-/** Looks at two clones of an image, and at one of an image frozen from a third. */
+/** Looks at clones of an image that came in each way, and at one of an image frozen from another clone. */
 async function clones(image: Image, look: (clone: Instance) => Promise<void>): Promise<void> {
   await world.thawed(image, look, { loader: "lazy" });
   await world.thawed(image, look, { loader: "eager" });
+  world.engine.park(image, "prefaulted", 1);
+  await world.engine.poolsFull(20_000);
+  await world.thawed(image, look, { husk: "parked" });
+  world.engine.park(image, "prefaulted", 0);
   const parent = await world.engine.thaw(image);
   const second = await parent.freeze({ then: "end" });
   await world.thawed(second, look);
@@ -105,7 +109,7 @@ describe("kernel objects", () => {
         ticking: true,
         far: null,
         disarmed: null,
-        cloexec: [false, false],
+        inheritable: [false, true],
         signal: 10,
       });
     });
@@ -159,6 +163,7 @@ describe("kernel objects", () => {
         udpName: true,
         udp: "self",
         unused: "served",
+        unusedUnix: "served too",
       });
     });
   });
@@ -188,6 +193,8 @@ describe("files", () => {
         path: "/tmp/grüße-日本.txt",
         cwd: "/tmp/work",
         rows: [1001, 5000],
+        inodes: true,
+        links: [2, "linked"],
         inTransaction: true,
         rolledBack: [1000, 999],
         other: [6000],
@@ -195,6 +202,11 @@ describe("files", () => {
         relative: true,
       });
     });
+  });
+
+  it("keep their locks", async () => {
+    const image = await world.imageAfter("python", "files.lock");
+    await clones(image, async (one) => expect(await call(one, "files.is_locked")).toEqual({ flock: true, bytes: [false, true] }));
   });
 
   it("fills /tmp with as many bytes as may be frozen", async () => {

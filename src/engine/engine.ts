@@ -42,6 +42,8 @@ export interface EngineOptions {
   readonly log?: Logger;
   /** Functions boot, nothing is frozen or thawed. */
   readonly bootOnly?: boolean;
+  /** Called once when the keeper ended by itself: every instance is gone, and this engine cannot make another. */
+  readonly onLost?: (error: ThawError) => void;
 }
 
 interface Template {
@@ -54,7 +56,7 @@ function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: n
   fds[BOOT_PASSES.control] = { kind: "control" };
   fds[BOOT_PASSES.log] = { kind: "log" };
   fds[BOOT_PASSES.task] = { kind: "tree", file: task };
-  return { name: "boot", labels: program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
+  return { name: "boot", labels: () => program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
 }
 
 export class LocalEngine implements Engine, InstanceOwner {
@@ -85,7 +87,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
-    this.husks = new HuskPool(keeper, { name: "base", labels: base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) }, this.log);
+    this.husks = new HuskPool(keeper, { name: "base", labels: () => base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) }, this.log);
   }
 
   static async open(options: EngineOptions): Promise<LocalEngine> {
@@ -102,7 +104,10 @@ export class LocalEngine implements Engine, InstanceOwner {
       keeper = await Keeper.start({
         binary: paths.keeper,
         onStderr: (text) => log.warn({ keeper: text.trimEnd() }, "the keeper says"),
-        onLost: (error) => log.error({ err: error }, "the keeper ended; no instance can run"),
+        onLost: (error) => {
+          log.error({ err: error }, "the keeper ended; no instance can run");
+          options.onLost?.(error);
+        },
       });
       await keeper.cgroups(parents);
     } catch (error) {
@@ -184,6 +189,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     const chosen = await this.chooseHusk(loaded, loader, options);
     faultPoint("thaw-husk-taken");
     const { husk } = chosen;
+    if (this.images.get(image.dir) !== loaded) {
+      // Found unusable by another request while this one waited for its husk.
+      this.husks.drop(husk);
+      throw notOpen(image);
+    }
     const began = monotonicNs() - chosen.madeNs;
     const generation = image.generation;
     const start: StartResult = {
@@ -202,8 +212,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     instance.announceThaw(generation);
     const steps = this.remainingSteps(loaded, loader, husk);
     if (!loaded.recorded) husk.faultsBefore = minorFaults(husk.host.pid);
-    // All stages are queued at once; the husk runs them back to back.
-    const stages = Promise.all(steps.map((step) => runStage(this.keeper, husk, step)));
+    // All is queued at once.
+    const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
+    // Behind the stages, which need a moment, and before any request: in force when the first one is read.
+    if (!chosen.parked) this.limit(husk, image.spec);
     faultPoint("thaw-stage-sent");
     const started = stages.then((stamps) => {
       instance.start = { ...start, ...phasesOf(began, chosen.madeNs, steps.map((step) => step.name), stamps) };
@@ -223,17 +235,10 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk): StageStep[] {
-    const steps: StageStep[] = [];
-    if (husk.level === "generic") {
-      steps.push(loaded.runtimeStep());
-      if (loader === "splice") steps.push(loaded.runtimePrefaultStep());
-    }
-    if (husk.level === "generic" || husk.level === "runtime") steps.push(loaded.memoryStep(loader, (one) => this.limit(one, loaded.image.spec)));
     if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
-    if (time !== undefined) steps.push(time);
-    steps.push(loaded.finishStep(loader === "splice" && loaded.recorded));
-    return steps;
+    const thaw = loaded.thawStep(loader, husk.level === "generic");
+    return time === undefined ? [thaw] : [time, thaw];
   }
 
   private async chooseHusk(loaded: LoadedImage, loader: Loader, options: ThawOptions): Promise<{ husk: Husk; from: HuskLevel | "fresh"; parked: boolean; waitUs: number; madeNs: bigint }> {
@@ -302,17 +307,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const template = this.templates.get(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
-    const steps = (): StageStep[] => {
-      const list = [loaded.runtimeStep(), loaded.runtimePrefaultStep()];
-      if (level !== "runtime") list.push(loaded.memoryStep(loader, limit));
-      if (level === "prefaulted") list.push(loaded.prefaultStep());
-      if (level !== "runtime") {
-        const time = loaded.timeStep(this.fingerprint);
-        if (time !== undefined) list.push(time);
-        list.push(loaded.equipStep());
-      }
-      return list;
-    };
+    const steps = (): StageStep[] => (level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit));
     const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
     this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
   }
@@ -415,7 +410,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   private loaded(image: Image): LoadedImage {
     const loaded = this.images.get(image.dir);
-    if (loaded === undefined) throw new ThawError("IMAGE_NOT_READY", { what: `image ${image.id} is not open`, why: "it was removed, or belongs to another engine", fix: "open it with openImage" });
+    if (loaded === undefined) throw notOpen(image);
     return loaded;
   }
 
@@ -463,6 +458,18 @@ export class LocalEngine implements Engine, InstanceOwner {
 let labels = 0;
 function nextLabel(): string {
   return String(++labels);
+}
+
+function notOpen(image: Image): ThawError {
+  return new ThawError("IMAGE_NOT_READY", { what: `image ${image.id} is not open`, why: "it was removed, or belongs to another engine", fix: "open it with openImage" });
+}
+
+/** Rejects with the first failure in this order, whichever is told first: those behind it fail because of it. */
+async function inOrder<T>(promises: readonly Promise<T>[]): Promise<T[]> {
+  for (const promise of promises) promise.catch(() => undefined);
+  const results: T[] = [];
+  for (const promise of promises) results.push(await promise);
+  return results;
 }
 
 function usBetween(from: bigint, to: bigint): number {

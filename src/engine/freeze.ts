@@ -9,7 +9,7 @@ import { ThawError } from "../base/errors.js";
 import { nowMs } from "../base/clock.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
-import { CONTROL_FD, type RawManifest, checkFacts, compileFinish, compileMemory, describeTmp, factsSchema, imageFiles, writeManifest } from "../image/index.js";
+import { CONTROL_FD, type RawManifest, checkFacts, compileThaw, describeTmp, factsSchema, imageFiles, writeManifest } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
@@ -71,8 +71,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     checkFacts(facts);
     const tmp = await describeTmp(temporary);
     // Compiled once now, so that what no program can bring back is refused while somebody listens.
-    compileMemory(facts, "lazy");
-    compileFinish(facts, { contents: await readFile(imageFiles(temporary).tmp).catch(() => Buffer.alloc(0)) });
+    compileThaw(facts, { contents: Buffer.alloc(0), source: "lazy", runtime: [] });
     const report: FreezeReport = {
       hygieneMs,
       stoppedMs: Number(reply.stoppedUs) / 1000,

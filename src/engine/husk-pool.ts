@@ -33,7 +33,8 @@ const REFILL_AFTER_MS = 3;
 export interface StageStep {
   readonly name: string;
   readonly request: () => StageRequest;
-  readonly labels: readonly string[];
+  /** What each operation of its program does, for messages. */
+  readonly labels: () => readonly string[];
   /** Set by a stage that moves the husk's monotonic clock: its distance from ours from then on. */
   readonly clockShiftNs?: number;
   /** Cgroup limits to be in force before the stage runs. */
@@ -101,7 +102,7 @@ const ENOMEM = 12;
 
 function stageError(step: StageStep, status: number, failedOp: number): ThawError {
   const errno = -status;
-  const label = step.labels[failedOp] ?? `operation ${failedOp}`;
+  const label = step.labels()[failedOp] ?? `operation ${failedOp}`;
   const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
   const details = { stage: step.name, operation: failedOp, label, errno };
   const changed = errno === ESTALE || (errno === ENOENT && label.startsWith("open "));
@@ -205,8 +206,13 @@ export class HuskPool {
     if (pool === undefined || pool.ready.length > 0 || ms <= 0) return;
     let timer: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, ms);
-      this.waiters.push({ key, resolve });
+      const waiter = { key, resolve };
+      timer = setTimeout(() => {
+        // Else the next husk would wake somebody who has left, and not the one behind.
+        this.waiters.splice(this.waiters.indexOf(waiter), 1);
+        resolve();
+      }, ms);
+      this.waiters.push(waiter);
     });
     clearTimeout(timer);
   }
@@ -283,21 +289,35 @@ export class HuskPool {
       if (this.closed || this.pools.get(key) !== pool || pool.spec !== spec || pool.ready.length >= spec.count) this.drop(husk);
       else {
         pool.ready.push(husk);
+        void husk.gone().then(() => this.buried(pool, husk));
         const index = this.waiters.findIndex((waiter) => waiter.key === key);
         if (index >= 0) this.waiters.splice(index, 1)[0]?.resolve();
       }
     } catch (error) {
-      pool.failedUntil = Date.now() + RETRY_MS;
       this.lastFailure = error instanceof ThawError ? error : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
-      if (!this.closed) {
+      if (!this.closed && this.pools.get(key) === pool) {
         this.log.warn({ err: this.lastFailure, pool: key }, "a pool could not be refilled; trying again in a second");
-        setTimeout(() => this.refill(), RETRY_MS).unref();
+        this.later(pool);
       }
     } finally {
       this.busy--;
       pool.making--;
       this.refill();
     }
+  }
+
+  /** A husk that was killed while it waited would else keep its place for ever. */
+  private buried(pool: Pool, husk: Husk): void {
+    const index = pool.ready.indexOf(husk);
+    if (index < 0 || this.closed) return;
+    pool.ready.splice(index, 1);
+    this.later(pool);
+  }
+
+  private later(pool: Pool): void {
+    pool.failedUntil = Date.now() + RETRY_MS;
+    // A timer may fire a moment before its time by the other clock.
+    setTimeout(() => this.refill(), RETRY_MS + 2).unref();
   }
 }
 

@@ -6,7 +6,8 @@ import { ThawError } from "../base/errors.js";
 import { monotonicNs } from "../base/clock.js";
 import {
   EMPTY_WORKING_SET,
-  FINISH_PASSES,
+  RESUME_PASSES,
+  THAW_PASSES,
   type Facts,
   type PageRun,
   type Program,
@@ -16,12 +17,12 @@ import {
   checkPages,
   clipRuns,
   compileEquip,
-  compileFinish,
   compileFloor,
   compileMemory,
   compilePrefault,
   compileResume,
   compileRuntime,
+  compileThaw,
   compileTime,
   fdBase,
   imageFiles,
@@ -61,12 +62,7 @@ export class LoadedImage {
   workingSet: WorkingSet;
   recorded: boolean;
   private readonly runtimeProgram: Compiled;
-  private readonly memoryPrograms = new Map<"mapped" | "eager", Compiled>();
-  private readonly finishPrograms = new Map<string, Compiled>();
-  private prefaultProgram: Compiled | undefined;
-  private runtimePrefaultProgram: Compiled | undefined;
-  private equipProgram: Compiled | undefined;
-  private resumeProgram: Compiled | undefined;
+  private readonly programs = new Map<string, Compiled>();
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -144,34 +140,55 @@ export class LoadedImage {
     this.verified = before;
   }
 
-  runtimeStep(): StageStep {
-    return this.plainStep("runtime", () => this.runtimeProgram);
-  }
-
-  memoryStep(loader: Loader, before?: (husk: Husk) => void): StageStep {
-    const kind = loader === "eager" ? "eager" : "mapped";
-    let compiled = this.memoryPrograms.get(kind);
-    if (compiled === undefined) {
-      compiled = this.hand(compileMemory(this.facts, kind === "eager" ? "eager" : "lazy"));
-      this.memoryPrograms.set(kind, compiled);
-    }
-    const { program, file } = compiled;
-    return {
-      name: "memory",
-      labels: program.labels,
-      request: () => ({ program: file, fds: [{ kind: "file", file: this.pagesFile }, { kind: "tree", file: this.taskFile }], fdBase: this.fdBase }),
-      ...(before === undefined ? {} : { before }),
+  /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. */
+  thawStep(loader: Loader, generic: boolean): StageStep {
+    const compile = (): Program => {
+      const { runtime, image } = this.split();
+      return compileThaw(this.facts, {
+        contents: this.stored.contents,
+        source: loader === "eager" ? "eager" : "lazy",
+        ...(generic ? { runtime: loader === "splice" ? runtime : [] } : {}),
+        ...(loader === "splice" ? { prefetch: image.written } : {}),
+      });
     };
+    const fds: PassedFd[] = [];
+    fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
+    fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
+    fds[THAW_PASSES.control] = { kind: "control" };
+    fds[THAW_PASSES.log] = { kind: "log" };
+    return this.step("thaw", () => this.compiled(`thaw:${loader}:${generic}`, compile), fds);
   }
 
-  /** Maps what invocations read of the interpreter's own files; shared with everything that runs it, so it costs no memory. */
-  runtimePrefaultStep(): StageStep {
-    return this.plainStep("runtime prefault", () => (this.runtimePrefaultProgram ??= this.hand(compilePrefault({ ...EMPTY_WORKING_SET, read: this.split().runtime }))));
+  /** Ahead of a request, for any image of this interpreter. What is mapped is shared with everything that runs it: it costs no memory. */
+  runtimeSteps(): StageStep[] {
+    const prefault = (): Program => compilePrefault([], this.split().runtime);
+    return [this.step("runtime", () => this.runtimeProgram), this.step("prefault runtime", () => this.compiled("prefault runtime", prefault))];
   }
 
-  /** Copies and maps the rest of the working set. */
-  prefaultStep(): StageStep {
-    return this.plainStep("prefault", () => (this.prefaultProgram ??= this.hand(compilePrefault(this.split().image))));
+  /** Ahead of a request, for this image alone, up to the last step. */
+  parkSteps(loader: Loader, prefaulted: boolean, here: Fingerprint, before: (husk: Husk) => void): StageStep[] {
+    const source = loader === "eager" ? "eager" : "lazy";
+    const memory = (): Compiled => this.compiled(`memory:${source}`, () => compileMemory(this.facts, source));
+    const fds: PassedFd[] = [];
+    fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
+    fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
+    const steps: StageStep[] = [...this.runtimeSteps(), { ...this.step("memory", memory, fds), before }];
+    if (prefaulted) {
+      const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
+      steps.push(this.step("prefault", () => this.compiled("prefault", prefault)));
+    }
+    const time = this.timeStep(here);
+    if (time !== undefined) steps.push(time);
+    steps.push(this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents))));
+    return steps;
+  }
+
+  /** What remains for a parked husk. */
+  resumeStep(): StageStep {
+    const fds: PassedFd[] = [];
+    fds[RESUME_PASSES.control] = { kind: "control" };
+    fds[RESUME_PASSES.log] = { kind: "log" };
+    return this.step("resume", () => this.compiled("resume", () => compileResume(this.facts)), fds);
   }
 
   /** The floor's program (see engine/floor.ts); handed over for one use. */
@@ -179,47 +196,23 @@ export class LoadedImage {
     const { program, mappings, faults } = compileFloor(this.facts, this.workingSet);
     const file = this.keeper.fileBytes(program.bytes);
     const request = (): StageRequest => ({ program: file, fds: [{ kind: "file", file: this.pagesFile }], fdBase: this.fdBase });
-    return { step: { name: "floor", labels: program.labels, request }, done: () => this.keeper.closeFile(file), mappings, faults };
+    return { step: { name: "floor", labels: () => program.labels, request }, done: () => this.keeper.closeFile(file), mappings, faults };
   }
 
   /** The program is looked up when the stage runs: a husk may be in the making while {@link LoadedImage.record} replaces it. */
-  private plainStep(name: string, compiled: () => Compiled): StageStep {
-    return {
-      name,
-      get labels() {
-        return compiled().program.labels;
-      },
-      request: () => ({ program: compiled().file, fds: [], fdBase: this.fdBase }),
-    };
+  /** Asks for the program when the stage runs: a working set that is recorded meanwhile replaces programs. */
+  private step(name: string, program: () => Compiled, fds: readonly PassedFd[] = []): StageStep {
+    return { name, labels: () => program().program.labels, request: () => ({ program: program().file, fds, fdBase: this.fdBase }) };
   }
 
-  /** Ahead of a request: everything of the finish stage that does not belong to one start. */
-  equipStep(): StageStep {
-    return this.plainStep("equip", () => (this.equipProgram ??= this.hand(compileEquip(this.facts, this.stored.contents))));
-  }
-
-  /** What remains for an equipped husk. */
-  resumeStep(): StageStep {
-    this.resumeProgram ??= this.hand(compileResume(this.facts));
-    return this.channelStep("resume", this.resumeProgram);
-  }
-
-  private channelStep(name: string, { program, file }: Compiled): StageStep {
-    const fds: PassedFd[] = [];
-    fds[FINISH_PASSES.control] = { kind: "control" };
-    fds[FINISH_PASSES.log] = { kind: "log" };
-    return { name, labels: program.labels, request: () => ({ program: file, fds, fdBase: this.fdBase }) };
-  }
-
-  /** `prefetch` is off where the pages are there already, or shall come by faults. */
-  finishStep(prefetch: boolean): StageStep {
-    const key = prefetch ? "prefetch" : "plain";
-    let compiled = this.finishPrograms.get(key);
+  /** A program, compiled and handed over when first asked for. */
+  private compiled(key: string, compile: () => Program): Compiled {
+    let compiled = this.programs.get(key);
     if (compiled === undefined) {
-      compiled = this.hand(compileFinish(this.facts, { contents: this.stored.contents, ...(prefetch ? { prefetch: this.split().image.written } : {}) }));
-      this.finishPrograms.set(key, compiled);
+      compiled = this.hand(compile());
+      this.programs.set(key, compiled);
     }
-    return this.channelStep("finish", compiled);
+    return compiled;
   }
 
   /** A stage that puts the clock where the image left it; undefined while the clock only moved forward. */
@@ -236,7 +229,7 @@ export class LoadedImage {
     const file = this.keeper.fileBytes(program.bytes);
     return {
       name: "time",
-      labels: program.labels,
+      labels: () => program.labels,
       clockShiftNs: Number(monotonic),
       request: () => {
         setImmediate(() => this.keeper.closeFile(file));
@@ -259,18 +252,13 @@ export class LoadedImage {
     await writeWorkingSet(this.image.dir, set);
     this.workingSet = set;
     this.recorded = true;
-    this.forget(this.finishPrograms.get("prefetch"));
-    this.finishPrograms.delete("prefetch");
-    this.forget(this.prefaultProgram);
-    this.forget(this.runtimePrefaultProgram);
-    this.prefaultProgram = undefined;
-    this.runtimePrefaultProgram = undefined;
+    // Compiled anew, with the set, when next asked for.
+    this.forgetPrograms();
   }
 
   close(): void {
-    for (const compiled of [this.runtimeProgram, ...this.memoryPrograms.values(), ...this.finishPrograms.values(), this.prefaultProgram, this.runtimePrefaultProgram, this.equipProgram, this.resumeProgram]) this.forget(compiled);
-    this.memoryPrograms.clear();
-    this.finishPrograms.clear();
+    this.forgetPrograms();
+    this.keeper.closeFile(this.runtimeProgram.file);
     this.keeper.closeFile(this.pagesFile);
     this.keeper.closeFile(this.taskFile);
   }
@@ -288,8 +276,9 @@ export class LoadedImage {
     return { program, file: this.keeper.fileBytes(program.bytes) };
   }
 
-  private forget(compiled: Compiled | undefined): void {
-    if (compiled !== undefined) this.keeper.closeFile(compiled.file);
+  private forgetPrograms(): void {
+    for (const { file } of this.programs.values()) this.keeper.closeFile(file);
+    this.programs.clear();
   }
 }
 

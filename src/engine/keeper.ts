@@ -337,8 +337,11 @@ export class Keeper {
     this.#pending.clear();
     const listeners = [...this.#listeners.values()];
     this.#listeners.clear();
-    for (const listener of listeners)
+    for (const listener of listeners) {
+      // Not the function's doing: who waits for its answer is told so.
+      if (!this.#closing) listener.onFailure?.(this.#lost);
       listener.onExit({ code: undefined, signal: 9, oomKills: 0, maxRssKb: 0, userUs: 0, systemUs: 0, peakBytes: 0 });
+    }
     this.#socket.destroy();
     if (!this.#closing) this.#options.onLost?.(this.#lost);
   }

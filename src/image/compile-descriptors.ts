@@ -16,6 +16,15 @@ const SO_LINGER = 13;
 const EPOLL_CTL_ADD = 1;
 const EFD_SEMAPHORE = 1;
 const DEFAULT_PIPE_BYTES = 65536;
+const SHUT_WR = 1;
+const LOCK_SH = 1;
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+const EVENTFD_INITIAL_MAX = 0xffffffffn;
+/** How to lock bytes of a file, by the name that the kernel gives to the kind of lock. */
+const F_SETLK: Readonly<Record<string, number>> = { POSIX: 6, OFDLCK: 37 };
+const F_RDLCK = 0;
+const F_WRLCK = 1;
 const STATUS_FLAGS = O_NONBLOCK | O_APPEND;
 
 /** Descriptors that are new for every start. */
@@ -142,8 +151,15 @@ class DescriptorCompiler {
     const reader = pipes.find((one) => one.end === "read");
     const writer = pipes.find((one) => one.end === "write");
     if (reader === undefined) {
-      // Only write ends: stdout and stderr, whose reader is the keeper.
       assert(writer !== undefined, "pipe without ends");
+      if (writer.broken === 1) {
+        const spare = this.inputs.fdBase - 1;
+        this.createPair(`pipe behind descriptor ${writer.fd}`, SYS.pipe2, (at) => [at, this.flagOf(writer.fd)], spare, writer.fd);
+        this.closeNumber(`pipe behind descriptor ${writer.fd}`, spare);
+        this.statusFlags(writer);
+        return;
+      }
+      // Only write ends: stdout and stderr, whose reader is the keeper.
       this.channel(writer, this.inputs.channels?.log);
       return;
     }
@@ -175,6 +191,11 @@ class DescriptorCompiler {
 
   unixPair(one: Of<"unix">, peer: Of<"unix"> | undefined): void {
     const label = `unix socket on descriptor ${one.fd}`;
+    if (one.idle === 1) {
+      this.create(label, one.fd, SYS.socket, [AF_UNIX, one.type | this.flagOf(one.fd), 0]);
+      this.statusFlags(one);
+      return;
+    }
     const flags = one.type | this.flagOf(one.fd);
     const spare = peer?.fd ?? this.inputs.fdBase - 1;
     this.createPair(label, SYS.socketpair, (at) => [AF_UNIX, flags, 0, at], one.fd, spare);
@@ -185,6 +206,8 @@ class DescriptorCompiler {
     if (peer === undefined) this.closeNumber(label, spare);
     else {
       fill(one.fd, peer.bytes);
+      if (one.readShut === 1) this.program.call(`${label}: nothing more to read`, SYS.shutdown, [peer.fd, SHUT_WR]);
+      if (peer.readShut === 1) this.program.call(`${label}: nothing more to write`, SYS.shutdown, [one.fd, SHUT_WR]);
       this.statusFlags(peer);
       this.fixCloexec(peer.fd, flags);
     }
@@ -257,6 +280,33 @@ class DescriptorCompiler {
       this.statusFlags(one);
     }
     if (one.pos !== 0 || one.deleted !== undefined) this.program.call(`${label}: position`, SYS.lseek, [one.fd, one.pos, 0]);
+    for (const lock of one.locks ?? []) this.lock(`${label}: lock`, one, lock);
+  }
+
+  /** Outside of /tmp, a clone may find locked what another one holds, as two processes would. */
+  private lock(label: string, one: Of<"file">, lock: NonNullable<Of<"file">["locks"]>[number]): void {
+    const options = { mayFail: !one.path.startsWith("/tmp/") };
+    const command = F_SETLK[lock.type];
+    if (command === undefined) {
+      this.program.call(label, SYS.flock, [one.fd, (lock.write ? LOCK_EX : LOCK_SH) | LOCK_NB], options);
+      return;
+    }
+    const bytes = Buffer.alloc(32);
+    bytes.writeInt16LE(lock.write ? F_WRLCK : F_RDLCK, 0);
+    bytes.writeBigInt64LE(BigInt(lock.start), 8);
+    bytes.writeBigInt64LE(BigInt(lock.bytes), 16);
+    this.program.call(label, SYS.fcntl, [one.fd, command, this.program.data(bytes)], options);
+  }
+
+  /** A count of more than 32 bits has to be written. */
+  eventfd(one: Of<"eventfd">): void {
+    const flags = (one.flags & (O_NONBLOCK | O_CLOEXEC)) | (one.semaphore ? EFD_SEMAPHORE : 0);
+    const large = one.count > EVENTFD_INITIAL_MAX;
+    this.create(`eventfd ${one.fd}`, one.fd, SYS.eventfd2, [large ? 0 : one.count, flags]);
+    if (!large) return;
+    const bytes = Buffer.alloc(8);
+    bytes.writeBigUInt64LE(one.count);
+    this.program.call(`eventfd ${one.fd}: count`, SYS.write, [one.fd, this.program.data(bytes), 8], { expect: 8 });
   }
 
   timer(one: Of<"timerfd">): void {
@@ -267,10 +317,10 @@ class DescriptorCompiler {
   armTimer(one: Of<"timerfd">): void {
     const spec = Buffer.alloc(32);
     // A timer that had expired unread expires again at once.
-    const pending = one.ticks > 0 && one.value[0] === 0 && one.value[1] === 0;
+    const pending = one.ticks > 0;
     spec.writeBigInt64LE(BigInt(one.interval[0]), 0);
     spec.writeBigInt64LE(BigInt(one.interval[1]), 8);
-    spec.writeBigInt64LE(BigInt(one.value[0]), 16);
+    spec.writeBigInt64LE(BigInt(pending ? 0 : one.value[0]), 16);
     spec.writeBigInt64LE(BigInt(pending ? 1 : one.value[1]), 24);
     this.program.call(`timer on descriptor ${one.fd}: settime`, SYS.timerfd_settime, [one.fd, 0, this.program.data(spec), 0]);
   }
@@ -337,7 +387,7 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
         compiler.file(one);
         break;
       case "eventfd":
-        compiler.create(`eventfd ${one.fd}`, one.fd, SYS.eventfd2, [one.count & 0xffffffffn, (one.flags & (O_NONBLOCK | O_CLOEXEC)) | (one.semaphore ? EFD_SEMAPHORE : 0)]);
+        compiler.eventfd(one);
         break;
       case "signalfd": {
         const mask = Buffer.alloc(8);
@@ -393,7 +443,7 @@ function touches(entry: EpollEntry, numbers: ReadonlySet<number>): boolean {
 function channelNumbers(descriptors: readonly Descriptor[]): Set<number> {
   const readable = new Set(descriptors.flatMap((one) => (one.kind === "pipe" && one.end === "read" ? [one.inode] : [])));
   const numbers = new Set<number>();
-  for (const one of descriptors) if (one.kind === "control" || (one.kind === "pipe" && !readable.has(one.inode))) numbers.add(one.fd);
+  for (const one of descriptors) if (one.kind === "control" || (one.kind === "pipe" && !readable.has(one.inode) && one.broken !== 1)) numbers.add(one.fd);
   for (const one of descriptors) if (one.kind === "same" && numbers.has(one.as)) numbers.add(one.fd);
   return numbers;
 }

@@ -1,15 +1,17 @@
 /**
- * From a manifest to the programs that bring the image back. Four stages, each a program of its own, so that a pooled husk can
- * be advanced to any of them ahead of a request (DESIGN: generic, runtime mapped, image mapped, prefaulted):
+ * From a manifest to the programs that bring the image back. The work has parts, in this order:
  *
  *   runtime    maps the interpreter's own files; the same for all images of one interpreter, which share a pool
  *   memory     /var/task, the image's mappings, the stack; from here on a husk belongs to one image
- *   prefault   copies and maps the working set ahead (parked husks)
- *   finish     copies what will be written, /tmp, descriptors, signals, no capabilities, threads, limits, resume
+ *   prefault   copies what will be written, maps what will be read
+ *   equip      /tmp, descriptors, signals, no capabilities, threads
+ *   resume     timers, limits; the process runs
  *
- * A parked husk has the finish stage in two halves: `equip` ahead of the request, `resume` when it comes.
+ * A pooled husk has some of them behind it (DESIGN: generic, runtime mapped, image mapped, prefaulted). What is left when
+ * a request comes is one program, {@link compileThaw} or {@link compileResume}: one message, one report.
  */
 import { createHash } from "node:crypto";
+import { dirname } from "node:path";
 import { ThawError, assert } from "../base/errors.js";
 import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
 import {
@@ -25,6 +27,8 @@ import {
   MAP_SHARED,
   O_CLOEXEC,
   O_CREAT,
+  O_RDWR,
+  O_TMPFILE,
   O_TRUNC,
   PROT_READ,
   PROT_WRITE,
@@ -34,17 +38,18 @@ import { type Channels, compileChannels, compileDescriptors } from "./compile-de
 import { type Facts, type FileIdentity, type Region, type ThreadFacts, type TmpEntry, storedRuns } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import { type Program, ProgramBuilder, type Slot, passed } from "./program.js";
-import type { PageRun, WorkingSet } from "./working-set.js";
+import type { PageRun } from "./working-set.js";
 
 /** How pages arrive; a subset of the engine's loaders, which all compile to these. */
 export type PageSource = "lazy" | "eager" | "splice";
 
-/** Order in which descriptors are passed with each stage. */
-export const MEMORY_PASSES = { pages: 0, task: 1 } as const;
-export const FINISH_PASSES = { control: 0, log: 1 } as const;
+/** Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter. */
+export const THAW_PASSES = { pages: 0, task: 1, control: 2, log: 3 } as const;
+/** … and with {@link compileResume}. */
+export const RESUME_PASSES = { control: 0, log: 1 } as const;
 
-/** Stamps in the finish and memory programs. */
-export const STAMPS = { files: 1, regions: 2, stack: 3, prefetch: 8, tmp: 4, descriptors: 5, process: 6, threads: 7 } as const;
+/** Ends of phases, in order. */
+export const STAMPS = { runtime: 9, files: 1, regions: 2, stack: 3, prefetch: 8, tmp: 4, descriptors: 5, process: 6, threads: 7 } as const;
 
 const CAPABILITY_VERSION_3 = 0x20080522;
 const PR_SET_MM = 35;
@@ -75,6 +80,10 @@ export function checkFacts(facts: Facts): void {
     }
     if (region.path?.endsWith(" (deleted)") && region.kind !== "vdso") {
       throw new ThawError("FREEZE_REFUSED", { what: `${where} maps a deleted file`, why: "nothing can open it again", fix: "keep mapped files in place" });
+    }
+    // It would be made anew at each thaw: another file, and only after the memory is mapped.
+    if (region.path?.startsWith("/tmp/")) {
+      throw new ThawError("FREEZE_REFUSED", { what: `${where} maps a temporary file`, why: "files in /tmp are made anew at each start", fix: "map it from the function's code, or read it" });
     }
   }
   if (facts.descriptors.length > 900) {
@@ -123,11 +132,15 @@ function mapFiles(program: ProgramBuilder, regions: readonly Region[]): void {
   }
 }
 
-/** The first stage; its bytes identify the pool (see {@link runtimeKey}). */
+/** Maps the interpreter's files; its bytes identify the pool (see {@link runtimeKey}). */
 export function compileRuntime(facts: Facts): Program {
   const program = new ProgramBuilder();
-  mapFiles(program, facts.regions.filter(isRuntimeFile));
+  mapRuntime(program, facts);
   return program.build();
+}
+
+function mapRuntime(program: ProgramBuilder, facts: Facts): void {
+  mapFiles(program, facts.regions.filter(isRuntimeFile));
 }
 
 /** Images with the same key share husks that have their runtime mapped. */
@@ -149,7 +162,7 @@ function mapMoved(program: ProgramBuilder, facts: Facts): void {
 function readRuns(program: ProgramBuilder, region: Region): void {
   for (const run of storedRuns(region)) {
     const offset = (region.slot ?? 0n) + (run.address - region.start);
-    program.call(`read ${region.kind} pages`, SYS.pread64, [passed(MEMORY_PASSES.pages), run.address, run.bytes, offset], { expect: run.bytes });
+    program.call(`read ${region.kind} pages`, SYS.pread64, [passed(THAW_PASSES.pages), run.address, run.bytes, offset], { expect: run.bytes });
   }
 }
 
@@ -170,16 +183,21 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
     readRuns(program, region);
     if (region.prot !== (PROT_READ | PROT_WRITE)) program.call(`${label}: protect`, SYS.mprotect, [region.start, bytes, region.prot]);
   } else {
-    program.call(label, SYS.mmap, [region.start, bytes, region.prot, MAP_PRIVATE | MAP_FIXED, passed(MEMORY_PASSES.pages), region.slot ?? 0n]);
+    program.call(label, SYS.mmap, [region.start, bytes, region.prot, MAP_PRIVATE | MAP_FIXED, passed(THAW_PASSES.pages), region.slot ?? 0n]);
   }
 }
 
-/** The second stage: everything at its address. Passes: {@link MEMORY_PASSES}. */
+/** Everything at its address, for husks that are parked. Passes: pages and task of {@link THAW_PASSES}. */
 export function compileMemory(facts: Facts, source: PageSource): Program {
   const program = new ProgramBuilder();
+  mapMemory(program, facts, source);
+  return program.build();
+}
+
+function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSource): void {
   const empty = program.text("");
   const moveMountEmptyPath = 4;
-  program.call(`mount the code on ${TASK_ROOT}`, SYS.move_mount, [passed(MEMORY_PASSES.task), empty, AT_FDCWD, program.text(TASK_ROOT), moveMountEmptyPath]);
+  program.call(`mount the code on ${TASK_ROOT}`, SYS.move_mount, [passed(THAW_PASSES.task), empty, AT_FDCWD, program.text(TASK_ROOT), moveMountEmptyPath]);
   mapFiles(
     program,
     facts.regions.filter((region) => (region.kind === "file" || region.kind === "shared") && !isRuntimeFile(region)),
@@ -205,7 +223,6 @@ export function compileMemory(facts: Facts, source: PageSource): Program {
   map.writeUInt32LE(0xffffffff, 100);
   program.call("set brk and the argument area", SYS.prctl, [PR_SET_MM, PR_SET_MM_MAP, program.data(map), map.length, 0]);
   program.stamp(STAMPS.stack);
-  return program.build();
 }
 
 /** Prefetching is help, not state: what fails here costs a fault later. */
@@ -213,29 +230,76 @@ function copyAhead(program: ProgramBuilder, written: readonly PageRun[]): void {
   for (const run of written) program.call("copy written pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_WRITE], { mayFail: true });
 }
 
-/** The third stage, for parked husks: the working set is copied and mapped ahead. */
-export function compilePrefault(set: WorkingSet): Program {
+/** Maps pages that are only read; what is shared with others costs no memory. */
+function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
+  for (const run of read) program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
+}
+
+/** For pooled husks: the working set, or a part of it, is copied and mapped ahead. */
+export function compilePrefault(written: readonly PageRun[], read: readonly PageRun[]): Program {
   const program = new ProgramBuilder();
-  copyAhead(program, set.written);
-  for (const run of set.read) program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
+  copyAhead(program, written);
+  mapAhead(program, read);
   return program.build();
 }
 
+/** Inode numbers of a fresh tmpfs count up; its root takes the one before this. */
+const FIRST_INODE = 2;
+/** Numbers of files that are gone by now are used up by as many nameless ones, up to this many. */
+const SKIPPED_INODES_MAX = 2000;
+
+function makeTmpEntry(program: ProgramBuilder, entry: TmpEntry, at: string, contents: Buffer): void {
+  const label = `make ${entry.path}`;
+  const path = program.text(at);
+  if (entry.type === "directory") {
+    program.call(label, SYS.mkdir, [path, entry.mode]);
+  } else if (entry.type === "link") {
+    program.call(label, SYS.symlink, [program.text(entry.target), path]);
+  } else {
+    const fd = program.slot();
+    const bytes = contents.subarray(entry.at, entry.at + entry.bytes);
+    program.call(label, SYS.openat, [AT_FDCWD, path, O_CREAT | O_TRUNC | O_CLOEXEC | 1, entry.mode], { result: fd });
+    if (bytes.length > 0) program.call(`fill ${entry.path}`, SYS.write, [fd, program.data(bytes), bytes.length], { expect: bytes.length });
+    program.call(`close ${entry.path}`, SYS.close, [fd]);
+    program.release(fd);
+  }
+}
+
+/**
+ * Files get the inode numbers that they had, because programs remember them (SQLite refuses to write to a database whose
+ * number changed): made in the order of their numbers, and moved to their place where a directory was made after what lies in it.
+ */
 function restoreTmp(program: ProgramBuilder, entries: readonly TmpEntry[], contents: Buffer): void {
-  for (const entry of entries) {
-    const path = program.text(entry.path);
-    if (entry.type === "directory") {
-      program.call(`make ${entry.path}`, SYS.mkdir, [path, entry.mode]);
-    } else if (entry.type === "link") {
-      program.call(`link ${entry.path}`, SYS.symlink, [program.text(entry.target), path]);
-    } else {
+  const ordered = [...entries].sort((a, b) => a.inode - b.inode);
+  const skipped = (ordered.at(-1)?.inode ?? 0) - FIRST_INODE + 1 - new Set(ordered.map(({ inode }) => inode)).size;
+  const numbered = (ordered[0]?.inode ?? 0) >= FIRST_INODE && skipped <= SKIPPED_INODES_MAX;
+  const places = new Map<number, string>();
+  const moved: { from: string; to: string }[] = [];
+  const directories = new Set(["/tmp"]);
+  let next = FIRST_INODE;
+  for (const entry of numbered ? ordered : entries) {
+    const there = numbered ? places.get(entry.inode) : undefined;
+    const at = directories.has(dirname(entry.path)) ? entry.path : `/tmp/.thaw-${moved.length}`;
+    if (at !== entry.path) moved.push({ from: at, to: entry.path });
+    else if (entry.type === "directory") directories.add(entry.path);
+    if (there !== undefined) {
+      program.call(`make ${entry.path}`, SYS.link, [program.text(there), program.text(at)]);
+      continue;
+    }
+    for (; numbered && next < entry.inode; next++) {
       const fd = program.slot();
-      const bytes = contents.subarray(entry.at, entry.at + entry.bytes);
-      program.call(`make ${entry.path}`, SYS.openat, [AT_FDCWD, path, O_CREAT | O_TRUNC | O_CLOEXEC | 1, entry.mode], { result: fd });
-      if (bytes.length > 0) program.call(`fill ${entry.path}`, SYS.write, [fd, program.data(bytes), bytes.length], { expect: bytes.length });
-      program.call(`close ${entry.path}`, SYS.close, [fd]);
+      program.call("skip an inode number", SYS.openat, [AT_FDCWD, program.text("/tmp"), O_TMPFILE | O_RDWR | O_CLOEXEC, 0], { result: fd });
+      program.call("skip an inode number", SYS.close, [fd]);
       program.release(fd);
     }
+    next++;
+    makeTmpEntry(program, entry, at, contents);
+    places.set(entry.inode, at);
+  }
+  // Directories come before what lies in them, as the entries do.
+  for (const { path } of entries) {
+    const from = moved.find(({ to }) => to === path)?.from;
+    if (from !== undefined) program.call(`move ${path}`, SYS.rename, [program.text(from), program.text(path)]);
   }
   // Times last, innermost first: making a file touches its directory.
   for (const entry of [...entries].reverse()) {
@@ -297,35 +361,38 @@ function threadState(program: ProgramBuilder, thread: ThreadFacts, frame: Facts[
   return program.data(bytes);
 }
 
-/** What the finish stage needs beside the facts. */
-export interface FinishInputs {
+/** What {@link compileThaw} needs beside the facts. */
+export interface ThawInputs {
+  /** Contents of temporary files. */
   readonly contents: Buffer;
-  /** Pages to copy before the function can fault on them; undefined: none. */
+  readonly source: PageSource;
+  /** The husk has no runtime mapped yet; what invocations read of it is mapped at once. */
+  readonly runtime?: readonly PageRun[];
+  /** Pages to copy before the function can fault on them. */
   readonly prefetch?: readonly PageRun[];
 }
 
-const CHANNELS = { control: passed(FINISH_PASSES.control), log: passed(FINISH_PASSES.log) };
-
-/** The last stage: the husk becomes the function. Passes: {@link FINISH_PASSES}. */
-export function compileFinish(facts: Facts, inputs: FinishInputs): Program {
+/** Everything that a generic or runtime-mapped husk still lacks: it becomes the function. Passes: {@link THAW_PASSES}. */
+export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
   const program = new ProgramBuilder();
-  const { prefetch } = inputs;
-  if (prefetch !== undefined && prefetch.length > 0) {
-    if (process.env["THAW_OVERLAP"] === "1") {
-      // First: a thread keeps what it was cloned with, and this one may outlive the start.
-      dropCapabilities(program);
-      program.background(() => copyAhead(program, prefetch));
-    } else copyAhead(program, prefetch);
+  if (inputs.runtime !== undefined) {
+    mapRuntime(program, facts);
+    mapAhead(program, inputs.runtime);
+    program.stamp(STAMPS.runtime);
+  }
+  mapMemory(program, facts, inputs.source);
+  if (inputs.prefetch !== undefined) {
+    copyAhead(program, inputs.prefetch);
     program.stamp(STAMPS.prefetch);
   }
-  equip(program, facts, inputs.contents, CHANNELS);
+  equip(program, facts, inputs.contents, { control: passed(THAW_PASSES.control), log: passed(THAW_PASSES.log) });
   program.releaseThreads();
   startThreads(program, facts);
   resume(program, facts);
   return program.build();
 }
 
-/** For parked husks: everything of the last stage that does not belong to one start. Its threads wait. */
+/** For parked husks: everything that does not belong to one start. The threads wait. */
 export function compileEquip(facts: Facts, contents: Buffer): Program {
   const program = new ProgramBuilder();
   equip(program, facts, contents, undefined);
@@ -333,10 +400,10 @@ export function compileEquip(facts: Facts, contents: Buffer): Program {
   return program.build();
 }
 
-/** For husks that were equipped: the rest. Passes: {@link FINISH_PASSES}. */
+/** For husks that were equipped: the rest. Passes: {@link RESUME_PASSES}. */
 export function compileResume(facts: Facts): Program {
   const program = new ProgramBuilder(ABI_CONSTANTS.HUSK_RESUME_AT);
-  compileChannels(program, facts.descriptors, CHANNELS, fdBase(facts));
+  compileChannels(program, facts.descriptors, { control: passed(RESUME_PASSES.control), log: passed(RESUME_PASSES.log) }, fdBase(facts));
   program.stamp(STAMPS.descriptors);
   program.releaseThreads();
   resume(program, facts);

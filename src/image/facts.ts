@@ -56,7 +56,7 @@ const common = { fd: count, flags: count, pos: count };
 const descriptor = z.discriminatedUnion("kind", [
   z.object({ ...common, kind: z.literal("control") }),
   z.object({ ...common, kind: z.literal("same"), as: count }),
-  z.object({ ...common, kind: z.literal("pipe"), inode: count, end: z.enum(["read", "write"]), capacity: z.int(), bytes: bytes.optional() }),
+  z.object({ ...common, kind: z.literal("pipe"), inode: count, end: z.enum(["read", "write"]), capacity: z.int(), bytes: bytes.optional(), broken: z.literal(1).optional() }),
   z.object({ ...common, kind: z.literal("eventfd"), count: hex, semaphore: count }),
   z.object({
     ...common,
@@ -78,13 +78,14 @@ const descriptor = z.discriminatedUnion("kind", [
     kind: z.literal("file"),
     path: z.string(),
     mode: count,
+    locks: z.array(z.object({ type: z.string(), write: count, start: count, bytes: count })).optional(),
     deleted: z.literal(1).optional(),
     memfd: count.optional(),
     at: count.optional(),
     bytes: count.optional(),
   }),
   z.object({ ...common, kind: z.literal("directory"), path: z.string(), mode: count }),
-  z.object({ ...common, kind: z.literal("unix"), type: count, inode: count, peer: count, bytes }),
+  z.object({ ...common, kind: z.literal("unix"), type: count, inode: count, peer: count, bytes, idle: z.literal(1).optional(), readShut: z.literal(1).optional() }),
   z.object({
     ...common,
     kind: z.literal("inet"),
@@ -96,7 +97,7 @@ const descriptor = z.discriminatedUnion("kind", [
   }),
 ]);
 
-const tmpCommon = { path: z.string().startsWith("/tmp/"), mode: count, mtimeS: z.int(), mtimeNs: count };
+const tmpCommon = { path: z.string().startsWith("/tmp/"), inode: count.default(0), mode: count, mtimeS: z.int(), mtimeNs: count };
 const tmpEntry = z.discriminatedUnion("type", [
   z.object({ ...tmpCommon, type: z.literal("directory") }),
   z.object({ ...tmpCommon, type: z.literal("link"), target: z.string() }),

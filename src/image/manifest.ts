@@ -9,7 +9,7 @@
  */
 import { createHash } from "node:crypto";
 import { z } from "zod";
-import { ThawError } from "../base/errors.js";
+import { ThawError, errorText } from "../base/errors.js";
 import { factsSchema } from "./facts.js";
 
 /** Bumped when an older reader could misunderstand a newer image. */
@@ -103,7 +103,13 @@ export function decodeManifest(bytes: Buffer, path: string): Manifest {
   if (createHash("sha256").update(json).digest("hex") !== digest) {
     throw damaged(path, `its checksum does not match its ${json.length} bytes (from offset ${line.length})`);
   }
-  const parsed = manifestSchema.safeParse(JSON.parse(json.toString("utf8")));
+  let value: unknown;
+  try {
+    value = JSON.parse(json.toString("utf8"));
+  } catch (error) {
+    throw damaged(path, errorText(error));
+  }
+  const parsed = manifestSchema.safeParse(value);
   if (!parsed.success) throw damaged(path, z.prettifyError(parsed.error));
   return parsed.data;
 }

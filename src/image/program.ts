@@ -153,17 +153,6 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_REPORT, "report", []);
   }
 
-  /** Runs the system calls that `body` adds beside what follows, on a thread of their own; their failures do not count. */
-  background(body: () => void): void {
-    const index = this.operations.length;
-    this.push(ABI_CONSTANTS.OP_BACKGROUND, "background", [0, 0]);
-    body();
-    const count = this.operations.length - index - 1;
-    const operation = this.operations[index];
-    assert(operation !== undefined, "background operation vanished");
-    this.operations[index] = { ...operation, args: [index + 1, count] };
-  }
-
   /** Lays the program out. */
   build(): Program {
     const opBytes = structBytes("program_op");

@@ -40,14 +40,10 @@ export const ABI_CONSTANTS = {
   OP_IDENTITY: 5,
   OP_THREAD: 6,
   OP_RESUME: 7,
-  OP_BACKGROUND: 8,
   OP_COPY: 9,
   OP_REPORT: 10,
   OP_LOAD: 11,
   OP_RELEASE: 12,
-
-  /** In `husk_run.flags`: no report unless an operation fails. */
-  RUN_QUIET: 1,
 
   /** A failed system call ends the program unless this is set. */
   OP_FLAG_MAY_FAIL: 1,

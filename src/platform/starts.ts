@@ -73,7 +73,8 @@ export class Starts implements Starter {
       } catch (error) {
         if (!isImageFault(error)) throw error;
         this.images.drop(version, image, error);
-        fallback = error.message;
+        // The one that found it first knows why; behind it, the image is only gone.
+        fallback = version.image.lost ?? error.message;
       }
     }
     const instance = await this.engine.boot(version.spec);
@@ -114,9 +115,11 @@ export class Starts implements Starter {
   }
 }
 
+const IMAGE_FAULTS = ["IMAGE_DAMAGED", "IMAGE_MISMATCH", "IMAGE_NOT_READY", "THAW_FAILED"] as const;
+
 /** Whether an error of a start means that the image, not the request, is at fault. */
 function isImageFault(error: unknown): error is ThawError {
-  return isThawError(error, "IMAGE_DAMAGED") || isThawError(error, "IMAGE_MISMATCH") || isThawError(error, "THAW_FAILED");
+  return isThawError(error) && IMAGE_FAULTS.some((code) => code === error.code);
 }
 
 function unavailable(version: Version, prefer: Preference, why: string, fix: string, cause?: unknown): ThawError {

@@ -6,8 +6,13 @@ import type { MachineReport } from "../../linux/doctor.js";
 import { Client, DEFAULT_URL } from "../client.js";
 import type { Io } from "../io.js";
 
-/** Opens an engine in a data directory. */
-export type OpenEngine = (options: { dataDir: string; bootOnly: boolean; log: Logger }) => Promise<Engine>;
+/** Opens an engine in a data directory. `onLost` is called when it can start no instance any more. */
+export type OpenEngine = (options: {
+  dataDir: string;
+  bootOnly: boolean;
+  log: Logger;
+  onLost: (error: Error) => void;
+}) => Promise<Engine>;
 
 /** Parts loaded only by the commands that need them: `thaw ls` must not pay for an engine. Tests pass others. */
 export interface Parts {

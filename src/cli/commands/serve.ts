@@ -2,7 +2,7 @@
 import { once } from "node:events";
 import { resolve } from "node:path";
 import type { Command } from "commander";
-import { ThawError } from "../../base/errors.js";
+import { errorText, isThawError, ThawError } from "../../base/errors.js";
 import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
 import { LOADERS, type Loader } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
@@ -61,7 +61,8 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
     import("../../gateway/index.js"),
   ]);
   const log = createLogger({ level: options.logLevel ?? levelFrom(io.env.THAW_LOG) });
-  const engine = await parts.openEngine({ dataDir, bootOnly, log });
+  const lost = new AbortController();
+  const engine = await parts.openEngine({ dataDir, bootOnly, log, onLost: (error) => lost.abort(error) });
   let platform: Platform | undefined;
   let gateway: Gateway | undefined;
   try {
@@ -72,7 +73,10 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
     if (!isLoopback(options.host)) {
       io.err("warning: whoever reaches this address can deploy and run code: requests are not authenticated\n");
     }
-    if (!io.stop.aborted) await once(io.stop, "abort");
+    const end = AbortSignal.any([io.stop, lost.signal]);
+    if (!end.aborted) await once(end, "abort");
+    // Its state is on disk, and a supervisor, or whoever started it, starts it again.
+    if (lost.signal.aborted) throw cannotGoOn(lost.signal.reason);
     io.err("stopping; a second signal forces it\n");
   } finally {
     // In the order of dependence, each step even when one before it failed.
@@ -102,6 +106,15 @@ function policies({ maxInstances, keepAlive, pool, park, parkLoader }: Options):
     ...(pool === undefined ? {} : { genericHusks: pool }),
     ...(park === undefined ? {} : { parked: { ...park, ...(parkLoader === undefined ? {} : { loader: parkLoader }) } }),
   };
+}
+
+function cannotGoOn(cause: unknown): ThawError {
+  return new ThawError("KEEPER_FAILED", {
+    what: "The server cannot go on: its keeper, and with it every instance, has ended",
+    why: isThawError(cause) ? (cause.why ?? cause.what) : errorText(cause),
+    fix: "Start it again: functions and images are kept; under a supervisor, let it restart on failure",
+    cause,
+  });
 }
 
 function cannotFreeze({ checks }: MachineReport): ThawError {

@@ -1,0 +1,130 @@
+import { describe, expect, it } from "vitest";
+import { isThawError } from "../base/errors.js";
+import { ABI_CONSTANTS as ABI, readStruct, readStructBig, structBytes } from "../linux/abi.js";
+import { checkFacts, compileEquip, compileMemory, compileResume, compileRuntime, compileThaw, fdBase, runtimeKey } from "./compile.js";
+import { compileBase, compileBoot } from "./launch.js";
+import type { Program } from "./program.js";
+import { parsedFacts, sampleFacts } from "./testing.js";
+
+const OP_BYTES = structBytes("program_op");
+
+/** The operations of a program as `[kind, system call]`, in order. */
+function operations({ bytes, labels }: Program): { kind: number; nr: number; args: bigint[]; label: string }[] {
+  const at = readStruct(bytes, 0, "program_header", "ops_at");
+  return labels.map((label, index) => ({
+    kind: readStruct(bytes, at + index * OP_BYTES, "program_op", "kind"),
+    nr: readStruct(bytes, at + index * OP_BYTES, "program_op", "nr"),
+    args: Array.from({ length: 6 }, (_, argument) => readStructBig(bytes, at + index * OP_BYTES, "program_op", "args", argument)),
+    label,
+  }));
+}
+
+const CONTENTS = Buffer.from("hello");
+const SYS_CAPSET = 126;
+const SYS_EXECVE = 59;
+const SYS_PRLIMIT = 302;
+
+const SYS_DUP3 = 292;
+const RUNS = [{ address: 0x500000n, pages: 1 }];
+const facts = parsedFacts();
+
+describe("a compiled image", () => {
+  it("gives up all capabilities before any thread is made, and before it resumes", () => {
+    for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy", runtime: RUNS, prefetch: RUNS }), compileThaw(facts, { contents: CONTENTS, source: "eager" }), compileEquip(facts, CONTENTS)]) {
+      const list = operations(program);
+      const dropped = list.findIndex(({ kind, nr }) => kind === ABI.OP_SYSCALL && nr === SYS_CAPSET);
+      const threads = list.findIndex(({ kind }) => kind === ABI.OP_THREAD || kind === ABI.OP_RESUME);
+      expect(dropped).toBeGreaterThanOrEqual(0);
+      expect(dropped).toBeLessThan(threads);
+    }
+  });
+
+  it("sets every limit, behind the descriptors that they could forbid, and nothing behind the resume", () => {
+    for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy" }), compileResume(facts)]) {
+      const list = operations(program);
+      expect(list.at(-1)?.kind).toBe(ABI.OP_RESUME);
+      const limits = list.filter(({ nr }) => nr === SYS_PRLIMIT);
+      expect(limits.map(({ args }) => args[1])).toEqual(Array.from({ length: 16 }, (_, resource) => BigInt(resource)));
+      const descriptors = list.findLastIndex(({ kind, nr }) => kind === ABI.OP_INSTALL || nr === SYS_DUP3);
+      expect(descriptors).toBeGreaterThan(0);
+      expect(descriptors).toBeLessThan(list.findIndex(({ nr }) => nr === SYS_PRLIMIT));
+    }
+  });
+
+  it("asks each file for its identity before it maps it", () => {
+    const list = operations(compileRuntime(parsedFacts()));
+    expect(list.map(({ label }) => label)).toEqual(["open /usr/bin/node", "check that /usr/bin/node is unchanged", "map /usr/bin/node", "close /usr/bin/node"]);
+    expect(list[1]?.kind).toBe(ABI.OP_IDENTITY);
+  });
+
+  it("shares runtime husks exactly with images of the same files at the same places", () => {
+    const key = (change: object): string => {
+      const [file, ...others] = sampleFacts().regions;
+      if (file === undefined) throw new Error("no region");
+      return runtimeKey(compileRuntime(parsedFacts({ regions: [{ ...file, ...change }, ...others] })));
+    };
+    const same = key({});
+    expect(runtimeKey(compileRuntime(parsedFacts({ notes: ["another image"] })))).toBe(same);
+    const identity = sampleFacts().regions[0]?.identity;
+    for (const change of [{ start: "0x3ff000" }, { prot: 4 }, { offset: "0x1000" }, { path: "/usr/bin/nodejs" }, { identity: { ...identity, size: "0x9000" } }, { identity: { ...identity, ctimeNs: 7 } }]) {
+      expect(key(change), JSON.stringify(change)).not.toBe(same);
+    }
+  });
+
+  it("maps with MAP_FIXED only where the image was, never where the husk lives", () => {
+    for (const source of ["lazy", "eager"] as const) {
+      for (const { nr, args } of operations(compileMemory(parsedFacts(), source))) {
+        if (nr !== 9) continue;
+        const [start = 0n, bytes = 0n] = args;
+        expect(start + bytes <= ABI.HUSK_ZONE_START || start >= ABI.HUSK_ZONE_END).toBe(true);
+      }
+    }
+  });
+
+  it("keeps the husk's descriptors above those of the image", () => {
+    expect(fdBase(parsedFacts())).toBe(512);
+    const descriptors = [...sampleFacts().descriptors, { fd: 700, flags: 0, pos: 0, kind: "device" as const, path: "/dev/null" }];
+    expect(fdBase(parsedFacts({ descriptors }))).toBe(702);
+  });
+});
+
+describe("facts that no program can bring back are refused with what is in the way", () => {
+  const region = (change: object): object => ({ kind: "anon", start: "0x7f1000000000", end: "0x7f1000001000", prot: 3, ...change });
+  const identity = { inode: "0x1", size: "0x1000", mtimeS: 0, mtimeNs: 0, ctimeS: 0, ctimeNs: 0 };
+  it.each([
+    ["memory where the husk lives", region({ start: `0x${ABI.HUSK_ZONE_START.toString(16)}`, end: `0x${(ABI.HUSK_ZONE_START + 4096n).toString(16)}` }), "lies where the husk lives"],
+    ["a file without identity", region({ kind: "file", path: "/usr/lib/x.so" }), "(/usr/lib/x.so) cannot be identified"],
+    ["a deleted file", region({ kind: "file", path: "/var/task/x.node (deleted)", identity }), "(/var/task/x.node (deleted)) maps a deleted file"],
+    ["a file in /tmp", region({ kind: "file", path: "/tmp/engine.node", identity }), "(/tmp/engine.node) maps a temporary file"],
+  ])("%s", (_title, change, what) => {
+    let refused: unknown;
+    try {
+      checkFacts(parsedFacts({ regions: [...sampleFacts().regions, change as never] }));
+    } catch (error) {
+      refused = error;
+    }
+    expect(isThawError(refused, "FREEZE_REFUSED")).toBe(true);
+    expect(String(refused)).toContain(what);
+  });
+
+  it("and whole ones are not", () => {
+    expect(() => checkFacts(parsedFacts())).not.toThrow();
+  });
+});
+
+describe("a boot", () => {
+  it("is without new privileges, bounded capabilities and with the filter before anything of the function is known", () => {
+    const labels = operations(compileBase()).map(({ label }) => label);
+    expect(labels.slice(-3)).toEqual(["no new privileges", "dumpable", "seccomp filter"]);
+    expect(labels.filter((label) => label.startsWith("bounding set"))).toHaveLength(64);
+  });
+
+  it("gives up all capabilities before it executes the interpreter, and keeps no descriptor of the husk", () => {
+    const list = operations(compileBoot({ argv: ["/usr/bin/node", "x.cjs"], env: { A: "1" } }));
+    const at = (nr: number): number => list.findIndex((one) => one.nr === nr);
+    expect(at(SYS_CAPSET)).toBeGreaterThan(0);
+    expect(at(SYS_CAPSET)).toBeLessThan(at(SYS_EXECVE));
+    expect(list.at(-1)?.nr).toBe(SYS_EXECVE);
+    expect(list.findIndex(({ label }) => label === "close the husk's descriptors")).toBeGreaterThan(0);
+  });
+});
