@@ -22,6 +22,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -466,6 +467,13 @@ static void write_file(const struct descriptor *d)
 	store_contents(d->mine, (uint64_t)d->is.st_size, d->link);
 }
 
+/* libuv keeps its inotify descriptor after the last watcher was closed. */
+static bool watches_nothing(const struct descriptor *d)
+{
+	int unread = 0;
+	return !strstr(d->info, "inotify wd:") && ioctl(d->mine, FIONREAD, &unread) == 0 && unread == 0;
+}
+
 static void write_descriptor(const struct target *target, const struct descriptor *d)
 {
 	json_open(NULL, '{');
@@ -501,6 +509,8 @@ static void write_descriptor(const struct target *target, const struct descripto
 	} else if (strcmp(d->link, "anon_inode:[signalfd]") == 0) {
 		json_string("kind", "signalfd");
 		json_hex("mask", info_number(d, "sigmask:\t", 16));
+	} else if (strcmp(d->link, "anon_inode:inotify") == 0 && watches_nothing(d)) {
+		json_string("kind", "inotify");
 	} else {
 		refuse("it holds %s (descriptor %d)", d->link, d->fd);
 	}

@@ -357,6 +357,9 @@ static void write_limits_and_place(void)
 	if (got < 0)
 		die("cannot read the working directory: %s", strerror(errno));
 	cwd[got] = 0;
+	struct stat is;
+	if (stat(path, &is) == 0 && is.st_nlink == 0)
+		refuse("its working directory was removed (%s)", cwd);
 	json_path("cwd", cwd);
 }
 

@@ -13,9 +13,13 @@ const DAY_MS = DAY_S * 1000;
 const HOUR_MS = 3_600_000;
 const world = useWorld();
 
-/** Thaws `image` and looks at one clone. */
-function clone(image: Image, look: (clone: Instance) => Promise<void>): Promise<void> {
-  return world.thawed(image, look);
+/** Looks at two clones of `image`: one made on the way, and one that was parked up to its last step. */
+async function clones(image: Image, look: (clone: Instance) => Promise<void>): Promise<void> {
+  await world.thawed(image, look);
+  world.engine.park(image, "prefaulted", 1);
+  await world.engine.poolsFull(20_000);
+  await world.thawed(image, look, { husk: "parked" });
+  world.engine.park(image, "prefaulted", 0);
 }
 
 interface Passed {
@@ -29,26 +33,22 @@ interface Passed {
 describe("clocks and timers", () => {
   it("fires timers that were set before the freeze, and goes on with intervals", async () => {
     const image = await world.imageAfter("node", ["clocks.set", 300]);
-    for (let thaw = 0; thaw < 2; thaw++) {
-      await clone(image, async (one) => {
-        expect(await call(one, "clocks.wait", 3)).toEqual({ fired: ["timeout"], slept: "slept" });
-      });
-    }
+    await clones(image, async (one) => {
+      expect(await call(one, "clocks.wait", 3)).toEqual({ fired: ["timeout"], slept: "slept" });
+    });
   });
 
   it("never sets a clock back, and knows what time it is", async () => {
     const image = await world.imageAfter("node", "clocks.look");
-    for (let thaw = 0; thaw < 3; thaw++) {
-      await clone(image, async (one) => {
-        const before = Date.now();
-        const { date, ...passed } = await call<Passed>(one, "clocks.look");
-        expect(date).toBeGreaterThanOrEqual(before);
-        expect(date).toBeLessThanOrEqual(Date.now());
-        for (const ms of Object.values(passed)) expect(ms).toBeGreaterThanOrEqual(0);
-        for (const ms of Object.values(passed)) expect(ms).toBeLessThan(HOUR_MS);
-        expect(await call<number>(one, "clocks.sleep", 20)).toBeGreaterThanOrEqual(19);
-      });
-    }
+    await clones(image, async (one) => {
+      const before = Date.now();
+      const { date, ...passed } = await call<Passed>(one, "clocks.look");
+      expect(date).toBeGreaterThanOrEqual(before);
+      expect(date).toBeLessThanOrEqual(Date.now());
+      for (const ms of Object.values(passed)) expect(ms).toBeGreaterThanOrEqual(0);
+      for (const ms of Object.values(passed)) expect(ms).toBeLessThan(HOUR_MS);
+      expect(await call<number>(one, "clocks.sleep", 20)).toBeGreaterThanOrEqual(19);
+    });
   });
 
   it("goes on from an image whose clocks are ahead of this machine's, also when that is frozen again", async () => {
@@ -90,18 +90,16 @@ describe("clocks and timers", () => {
 describe("threads", () => {
   it("keeps workers alive, with their state and what lies in their channels, and starts new ones", async () => {
     const image = await world.imageAfter("node", "threads.startWorker");
-    for (let thaw = 0; thaw < 2; thaw++) {
-      await clone(image, async (one) => {
-        expect(await call(one, "threads.useWorker")).toEqual({
-          answer: { asked: 2, square: 25 },
-          lying: "lies in the channel",
-          shared: 7,
-          later: { asked: 3, square: 81 },
-          exitCode: 1,
-        });
-        expect(await call(one, "threads.newWorkers")).toEqual([0, 1, 4]);
+    await clones(image, async (one) => {
+      expect(await call(one, "threads.useWorker")).toEqual({
+        answer: { asked: 2, square: 25 },
+        lying: "lies in the channel",
+        shared: 7,
+        later: { asked: 3, square: 81 },
+        exitCode: 1,
       });
-    }
+      expect(await call(one, "threads.newWorkers")).toEqual([0, 1, 4]);
+    });
   });
 
   it("keeps workers alive through a freeze of a thawed instance", async () => {
@@ -114,9 +112,18 @@ describe("threads", () => {
     }
   });
 
+  it("lets a worker go on that was in the midst of computing", async () => {
+    const instance = await world.boot("node");
+    await call(instance, "threads.startComputing", 300);
+    const image = await instance.freeze();
+    const computed = await call(instance, "threads.computed");
+    await instance.dispose();
+    await clones(image, async (one) => expect(await call(one, "threads.computed")).toEqual(computed));
+  });
+
   it.each(["before and after the freeze", "only after it"])("uses the thread pool %s", async (when) => {
     const image = await world.imageAfter("node", ...(when === "only after it" ? [] : ["threads.pool"]));
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       expect(await call(one, "threads.pool")).toEqual({
         key: pbkdf2Sync("secret", "salt", 1000, 16, "sha256").toString("hex"),
         unpacked: 100_000,
@@ -143,12 +150,12 @@ describe("processes and signals", () => {
 
   it.each(["before and after the freeze", "only after it"])("starts child processes %s", async (when) => {
     const image = await world.imageAfter("node", ...(when === "only after it" ? [] : ["processes.children"]));
-    await clone(image, async (one) => expect(await call(one, "processes.children")).toEqual(children));
+    await clones(image, async (one) => expect(await call(one, "processes.children")).toEqual(children));
   });
 
   it("hears signals that it listened to before the freeze", async () => {
     const image = await world.imageAfter("node", "processes.listen");
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       expect(await call(one, "processes.signal", "SIGUSR2")).toEqual(["SIGUSR2"]);
       expect(await call(one, "processes.signal", "SIGTERM", "SIGWINCH", "SIGUSR2")).toHaveLength(3);
       expect(await call<Record<string, unknown>>(one, "processes.children")).toEqual(children);
@@ -187,7 +194,7 @@ describe("network", () => {
   it.each(["before and after the freeze", "only after it"])("serves and fetches on loopback %s", async (when) => {
     const steps = when === "only after it" ? [] : ["network.http", "network.unixAndUdp"];
     const image = await world.imageAfter("node", ...steps);
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       expect(await call(one, "network.http")).toEqual({ got: "GET /a ", posted: 70_008, kept: 3 });
       expect(await call(one, "network.unixAndUdp")).toEqual({ text: "hello", message: "ping", left: false });
     });
@@ -199,7 +206,7 @@ describe("network", () => {
     const resets = image.report.notes.filter((note) => note.startsWith("TCP connection"));
     expect(resets).toHaveLength(2);
     for (const note of resets) expect(note).toMatch(new RegExp(`^TCP connection ${address}:\\d+ → ${address}:\\d+ \\(descriptor \\d+\\) will be seen as reset$`));
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       const events = await call<string[]>(one, "network.useConnection");
       expect(["ECONNRESET", "EPIPE"]).toContain(events[0]);
       expect(events.at(-1)).toBe("close");
@@ -227,30 +234,36 @@ describe("files", () => {
 
   it("keeps /tmp, open descriptors with their positions, and files that were deleted while open", async () => {
     const image = await world.imageAfter("node", "files.set");
-    for (let thaw = 0; thaw < 2; thaw++) {
-      await clone(image, async (one) => {
-        expect(await call(one, "files.times")).toBe(1_000_000_000_500);
-        expect(await call(one, "files.check")).toEqual(expected);
-        expect(await call(one, "files.readStream")).toBe(5_000_000);
-      });
-    }
+    await clones(image, async (one) => {
+      expect(await call(one, "files.times")).toBe(1_000_000_000_500);
+      expect(await call(one, "files.check")).toEqual(expected);
+      expect(await call(one, "files.readStream")).toBe(5_000_000);
+    });
   });
 
   it("keeps them through a freeze of a thawed instance", async () => {
     const image = await world.imageAfter("node", "files.set");
     const parent = await world.engine.thaw(image);
     const second = await parent.freeze({ then: "end" });
-    await clone(second, async (one) => expect(await call(one, "files.check")).toEqual(expected));
+    await clones(second, async (one) => expect(await call(one, "files.check")).toEqual(expected));
+  });
+
+  it("watches /tmp, before and after", async () => {
+    const image = await world.imageAfter("node", "files.watch");
+    await clones(image, async (one) => {
+      expect(await call(one, "files.watch")).toBe("watched");
+      expect(await call(one, "files.watch")).toBe("watched");
+    });
   });
 
   it("goes on with a stream that was half read", async () => {
     const image = await world.imageAfter("node", "files.beginStream");
-    await clone(image, async (one) => expect(await call(one, "files.endStream")).toBe(700_000));
+    await clones(image, async (one) => expect(await call(one, "files.endStream")).toBe(700_000));
   });
 
   it("writes to the log of its own request", async () => {
     const image = await world.imageAfter("node", "files.console");
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       const result = await one.invoke(JSON.stringify({ step: "files.console", args: [] }));
       expect(result.logs.toString()).toMatch(/to stdout\n[^x]*to stderr\n/);
       expect(result.logs.toString().match(/x/g)).toHaveLength(100_000);
@@ -261,7 +274,7 @@ describe("files", () => {
 describe("memory", () => {
   it("grows a WebAssembly memory that was frozen", async () => {
     const image = await world.imageAfter("node", "memory.setWasm", ["memory.growWasm", 10]);
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       expect(await call(one, "memory.growWasm", 100)).toEqual({ before: 11, bytes: 111 * 65_536, at: 42, last: 7, zero: true });
       expect(await call(one, "memory.growWasm", 1000)).toEqual({ before: 111, bytes: 1111 * 65_536, at: 42, last: 7, zero: true });
     });
@@ -292,9 +305,14 @@ describe("memory", () => {
     );
   });
 
+  it("uses all of its stack", async () => {
+    const image = await world.imageAfter("node");
+    await clones(image, async (one) => expect(await call(one, "memory.recurse")).toEqual({ error: "RangeError", deep: true }));
+  });
+
   it("keeps optimised code, maps, weak references and patterns", async () => {
     const image = await world.imageAfter("node", "memory.setCode");
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       expect(await call(one, "memory.useCode")).toEqual({
         sum: 4_999_950_000,
         text: "ab",
@@ -316,7 +334,7 @@ describe("snapshot hooks", () => {
     const order = ["before 2", "before 1", "after 1", "after 2"];
     expect(await call(instance, "hooks.take")).toEqual(order);
     expect(await call(instance, "hooks.take")).toEqual([]);
-    await clone(image, async (one) => {
+    await clones(image, async (one) => {
       expect(await call(one, "hooks.take")).toEqual(order);
       expect(await call(one, "hooks.take")).toEqual([]);
     });

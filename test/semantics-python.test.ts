@@ -81,6 +81,16 @@ describe("threads", () => {
     });
   });
 
+  it("go on that were in the midst of computing, or slept", async () => {
+    const instance = await world.boot("python");
+    await call(instance, "threads.start_computing", 1000);
+    const image = await instance.freeze();
+    const computed = await call<Record<string, unknown>>(instance, "threads.computed");
+    expect(computed).toMatchObject({ slept: true });
+    await instance.dispose();
+    await clones(image, async (one) => expect(await call(one, "threads.computed")).toEqual(computed));
+  });
+
   it("leave an event loop with its tasks, which goes on", async () => {
     const image = await world.imageAfter("python", "threads.start_loop");
     await clones(image, async (one) => {
@@ -200,6 +210,7 @@ describe("files", () => {
         other: [6000],
         self: true,
         relative: true,
+        process: ["python3", "/var/runtime/python/bootstrap.py", "_HANDLER=index.handler"],
       });
     });
   });

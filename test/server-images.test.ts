@@ -139,7 +139,6 @@ describe("images that changed while the server was stopped", () => {
 
   it("answer everybody when many requests find an upgrade at once", async () => {
     const replies = await Promise.all(Array.from({ length: 12 }, (_, at) => server.invoke("crowd", { at })));
-    console.log(server.output);
     for (const [at, reply] of replies.entries()) {
       expectAnswer(reply, at);
       expect(reply.start).toMatchObject({ kind: "boot", fallback: expect.stringContaining("is not the file it was made with") });

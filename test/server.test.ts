@@ -2,6 +2,7 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
+import { descendants } from "./support/processes.js";
 import { type Files, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
 
 /** Does what the event says. */
@@ -382,6 +383,17 @@ describe("a server with parked husks", () => {
     const replies = await Promise.all(Array.from({ length: 4 }, (_, tag) => server.invoke("node", { tag }, demand)));
     for (const [tag, reply] of replies.entries()) expect(reply.json, reply.text).toEqual({ who: "node", count: 1, tag });
     expect(replies.filter(({ start }) => typeof start.wait === "number").length).toBeGreaterThanOrEqual(2);
+  });
+
+  it("replaces a parked husk that somebody killed", async () => {
+    await until("a husk to be parked", async () => ((await server.metrics()).engine.husks.prefaulted === 1 ? true : undefined));
+    // Every sandbox without an instance: the children of the keeper's children that no request started.
+    const husks = descendants(server.keeper.pid).filter(({ exe }) => exe.endsWith("/husk"));
+    expect(husks.length).toBeGreaterThanOrEqual(1);
+    for (const { pid } of husks) process.kill(pid, "SIGKILL");
+    const reply = await server.invoke("node", { tag: "after" }, { "x-thaw-prefer": "parked;dispose" });
+    expect(reply.json, reply.text).toEqual({ who: "node", count: 1, tag: "after" });
+    expect(reply.start.kind).toBe("parked");
   });
 
   it("uses a parked husk by itself when one is there", async () => {

@@ -179,10 +179,15 @@ describe("an image", () => {
     await engine.removeImage(image);
     expect(engine.stats().husks.prefaulted).toBe(0);
     expect(existsSync(image.dir)).toBe(false);
-    // Who runs already keeps the pages that it maps.
+    // Who runs already keeps the pages that it maps, and can be frozen with them.
     expect(await call(clone, "counter.next")).toBe(4);
     expect(await call<Counter>(clone, "counter.read")).toMatchObject({ objects: OBJECTS });
-    await clone.dispose();
+    const next = await clone.freeze({ then: "end" });
+    expect(next.generation).toBe(1);
+    await world.thawed(next, async (one) => {
+      expect(await call(one, "counter.next")).toBe(5);
+      expect(await call<Counter>(one, "counter.read")).toMatchObject({ objects: OBJECTS, last: `object ${OBJECTS - 1}` });
+    });
     await expect(engine.thaw(image)).rejects.toMatchObject({ code: "IMAGE_NOT_READY" });
   });
 

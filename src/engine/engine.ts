@@ -2,7 +2,7 @@
  * The engine: boots, freezes and thaws on this machine. It owns the keeper, the husk pools and the open images; what a function is
  * for, and when it starts, is decided above.
  */
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync, realpathSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { ThawError, assert, isThawError } from "../base/errors.js";
@@ -14,6 +14,7 @@ import { BOOT_FD_BASE, BOOT_PASSES, type PageRun, compileBase, compileBoot, imag
 import { type CgroupLayout, type CgroupParents, limitWrites, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { type Interpreter, findInterpreters } from "../linux/interpreters.js";
+import { mountOf } from "../linux/mounts.js";
 import { planRoot } from "../linux/rootfs.js";
 import { launch } from "../runtime/launch.js";
 import { type FloorSample, measureFloor } from "./floor.js";
@@ -93,6 +94,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   static async open(options: EngineOptions): Promise<LocalEngine> {
     const paths = nativePaths();
     mkdirSync(join(options.dataDir, "images"), { recursive: true, mode: 0o700 });
+    if (options.bootOnly !== true) refuseNoexec(options.dataDir);
     await removeTemporaries(join(options.dataDir, "images"));
     const layout = probeCgroups();
     await sweepCgroups(layout);
@@ -453,6 +455,17 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (this.canFreeze) return;
     throw new ThawError("UNSUPPORTED_PLATFORM", { what: "this server runs functions without images", why: "it was started with --boot-only", fix: "start it without --boot-only" });
   }
+}
+
+/** Code that a runtime compiled lies in its image, and is mapped from there. */
+function refuseNoexec(dataDir: string): void {
+  const mount = mountOf(realpathSync(dataDir), readFileSync("/proc/self/mounts", "utf8"));
+  if (mount?.options.includes("noexec") !== true) return;
+  throw new ThawError("UNSUPPORTED_PLATFORM", {
+    what: `images cannot be kept in ${dataDir}`,
+    why: `${mount.point} is mounted noexec, and an image holds code`,
+    fix: `choose another directory with --data, or: mount -o remount,exec ${mount.point}`,
+  });
 }
 
 let labels = 0;

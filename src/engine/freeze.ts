@@ -4,7 +4,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { nowMs } from "../base/clock.js";
 import { faultPoint } from "../base/fault.js";
@@ -55,8 +55,9 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
   const id = randomUUID();
   const dir = options.dir ?? join(tools.imagesDir, id);
   const temporary = temporaryPath(dir);
-  await mkdir(temporary, { recursive: true, mode: 0o700 });
   try {
+    await mkdir(dirname(temporary), { recursive: true, mode: 0o700 });
+    await mkdir(temporary, { mode: 0o700 });
     const origin = instance.origin;
     const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
     if (origin !== undefined) argv.push(imageFiles(origin.dir).pages);
@@ -99,7 +100,8 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     return dir;
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });
-    if ((error as NodeJS.ErrnoException).code === "ENOSPC") throw refusal(instance, { code: "exhausted", why: "no space left on the device" });
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOSPC" || code === "EDQUOT") throw refusal(instance, { code: "exhausted", why: "no space left on the device" });
     throw error;
   }
 }

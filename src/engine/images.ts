@@ -73,6 +73,7 @@ export class LoadedImage {
     private readonly stored: StoredImage,
     private readonly pagesFile: number,
     private readonly taskFile: number,
+    private readonly inode: string,
   ) {
     this.facts = stored.manifest.facts;
     this.avoidPids = new Set(stored.manifest.lineagePids);
@@ -98,6 +99,7 @@ export class LoadedImage {
       bytesOnDisk: await bytesOnDisk(dir),
       report: manifest.report,
     };
+    const inode = inodeOf(pagesIdentity(dir));
     const pages = await keeper.openFile(imageFiles(dir).pages);
     let task: number;
     try {
@@ -106,7 +108,7 @@ export class LoadedImage {
       keeper.closeFile(pages);
       throw error;
     }
-    const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task);
+    const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task, inode);
     if (written) loaded.verified = pagesIdentity(dir);
     return loaded;
   }
@@ -130,9 +132,9 @@ export class LoadedImage {
 
   private async verifyNow(): Promise<void> {
     const before = pagesIdentity(this.image.dir);
-    if (before === "missing") {
-      throw new ThawError("IMAGE_DAMAGED", { what: `the image file ${imageFiles(this.image.dir).pages} cannot be used`, why: "it is missing", fix: "the function boots and is frozen anew" });
-    }
+    // What is mapped is the file that was opened; another one under its name, even a whole one, says nothing about that.
+    const why = before === "missing" ? "it is missing" : inodeOf(before) === this.inode ? undefined : "another file took its place since it was opened";
+    if (why !== undefined) throw new ThawError("IMAGE_DAMAGED", { what: `the image file ${imageFiles(this.image.dir).pages} cannot be used`, why, fix: "the function boots and is frozen anew" });
     const { stdout } = await this.keeper.helper([this.extractor, "verify", imageFiles(this.image.dir).pages]);
     const reply = parseReply(stdout);
     if (!reply.ok) throw new ThawError("IMAGE_DAMAGED", { what: `the pages of image ${this.image.id} cannot be read`, why: String(reply.why), fix: "the function boots and is frozen anew" });
@@ -280,6 +282,10 @@ export class LoadedImage {
     for (const { file } of this.programs.values()) this.keeper.closeFile(file);
     this.programs.clear();
   }
+}
+
+function inodeOf(identity: string): string {
+  return identity.slice(0, identity.indexOf(":"));
 }
 
 function checkFingerprint(made: { kernel: string; cpu: string }, here: Fingerprint, dir: string): void {

@@ -395,6 +395,9 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
         compiler.create(`signalfd ${one.fd}`, one.fd, SYS.signalfd4, [-1, program.data(mask), 8, one.flags & (O_NONBLOCK | O_CLOEXEC)]);
         break;
       }
+      case "inotify":
+        compiler.create(`inotify ${one.fd}`, one.fd, SYS.inotify_init1, [one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+        break;
       case "timerfd":
         compiler.timer(one);
         break;

@@ -72,6 +72,8 @@ const descriptor = z.discriminatedUnion("kind", [
     interval: z.tuple([count, count]),
   }),
   z.object({ ...common, kind: z.literal("signalfd"), mask: hex }),
+  /** One that watches nothing; others are refused. */
+  z.object({ ...common, kind: z.literal("inotify") }),
   z.object({ ...common, kind: z.literal("device"), path: z.string() }),
   z.object({
     ...common,

@@ -2,6 +2,7 @@
 import { join } from "node:path";
 import { formatBytes, GIB, MIB, TIB } from "../base/units.js";
 import type { Check, Machine } from "./doctor-machine.js";
+import { mountOf } from "./mounts.js";
 
 const HELPERS = ["keeper", "husk", "extractor", "shim.so"] as const;
 
@@ -36,25 +37,6 @@ export async function checkInterpreters(machine: Machine): Promise<Check> {
 
 /** Page spaces are sparse: mappings lie at their offsets, and tails for growth behind them (limit of ext4: 16 TiB). */
 const SPARSE_BYTES = 8 * TIB;
-
-interface Mount {
-  readonly point: string;
-  readonly type: string;
-  readonly options: readonly string[];
-}
-
-function mountOf(dir: string, mounts: string): Mount | undefined {
-  let best: Mount | undefined;
-  for (const line of mounts.split("\n")) {
-    const [, escaped, type, options] = line.split(" ");
-    if (escaped === undefined || type === undefined || options === undefined) continue;
-    const point = escaped.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
-    const covers = point === "/" || dir === point || dir.startsWith(`${point}/`);
-    // Of two mounts on one point the later one is on top.
-    if (covers && point.length >= (best?.point.length ?? 0)) best = { point, type, options: options.split(",") };
-  }
-  return best;
-}
 
 export async function checkDataDir(machine: Machine, dataDir: string): Promise<Check> {
   const base = { name: "data", required: true };

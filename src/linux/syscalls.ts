@@ -47,6 +47,7 @@ export const SYS = {
   epoll_ctl: 233,
   dup3: 292,
   pipe2: 293,
+  inotify_init1: 294,
   unshare: 272,
   prlimit64: 302,
   setns: 308,

@@ -4,7 +4,7 @@
  */
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { zipSync } from "fflate";
@@ -12,6 +12,7 @@ import { afterAll, beforeAll } from "vitest";
 import { parseStart } from "../../src/cli/commands/invoke.js";
 import type { FunctionView, MetricsView } from "../../src/gateway/index.js";
 import type { ImageStatus } from "../../src/platform/types.js";
+import { type Living, livingProcesses } from "./processes.js";
 
 export const ROOT = join(import.meta.dirname, "../..");
 const CLI = join(ROOT, "bin/thaw.mjs");
@@ -79,10 +80,9 @@ export function useServers(): void {
   }, 120_000);
 }
 
-/** Whether a source is newer than the last build. */
+/** Whether a source is newer than all that was built of its kind. */
 function isStale(): boolean {
-  const built = [join(ROOT, "dist/.tsbuildinfo"), join(ROOT, "native/build/keeper")];
-  if (!built.every((path) => existsSync(path))) return true;
+  if (!existsSync(join(ROOT, "dist/cli/main.js")) || !existsSync(join(ROOT, "native/build/keeper"))) return true;
   const newest = (dir: string, fits: RegExp): number => {
     let latest = 0;
     for (const entry of readdirSync(join(ROOT, dir), { withFileTypes: true })) {
@@ -92,8 +92,7 @@ function isStale(): boolean {
     }
     return latest;
   };
-  const [types = 0, native = 0] = built.map((path) => statSync(path).mtimeMs);
-  return newest("src", /(?<!\.test)\.(ts|cjs|py)$/) > types || newest("native", /\.([ch]|ld)$|^Makefile$/) > native;
+  return newest("src", /(?<!\.test)\.ts$/) > newest("dist", /\.js$/) || newest("native", /\.([ch]|ld)$/) > newest("native/build", /./);
 }
 
 /** Runs one command to its end. */
@@ -170,11 +169,10 @@ export class TestServer {
     return this.#child.exitCode === null && this.#child.signalCode === null;
   }
 
-  /** The keeper that it started: its only child that lives as long as itself. */
-  get keeperPid(): number {
-    const children = readFileSync(`/proc/${this.pid}/task/${this.pid}/children`, "utf8").trim().split(" ").map(Number);
-    const keeper = children.find((pid) => readFileSync(`/proc/${pid}/comm`, "utf8").startsWith("keeper"));
-    if (keeper === undefined) throw new Error(`no keeper among the children of the server: ${children.join(", ")}`);
+  /** The keeper that it started. */
+  get keeper(): Living {
+    const keeper = [...livingProcesses().values()].find(({ parent, exe }) => parent === this.pid && exe.endsWith("/native/build/keeper"));
+    if (keeper === undefined) throw new Error("the server has no keeper");
     return keeper;
   }
 

@@ -1,0 +1,91 @@
+/**
+ * What cannot be frozen is refused by name. The instance goes on as if nothing had been, nothing is left where images are kept,
+ * and once the function has let go of the thing, it can be frozen.
+ */
+import { describe, expect, it } from "vitest";
+import { call, type Language, useWorld } from "./support/world.js";
+
+const world = useWorld();
+const CLOSE_IT = "close it before the handler returns, or in a before-snapshot hook";
+
+const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
+  ["node", "child", /^it has a live child process \(sleep\)$/],
+  ["node", "grandchild", /^it has a live child process \(sleep\)$/],
+  ["node", "tcp", /^it listens on TCP 127\.0\.0\.1:\d+ \(descriptor \d+\)$/],
+  ["node", "unix", /^it listens on a unix socket \(descriptor \d+\)$/],
+  ["node", "watch", /^it holds anon_inode:inotify \(descriptor \d+\)$/],
+  ["python", "fifo", /^it holds a named pipe open \(\/tmp\/fifo\)$/],
+  ["python", "fifo_in_tmp", /^\/tmp\/fifo is neither a file, a directory nor a link$/],
+  ["node", "tmp", /^\/tmp\/huge: more than 64 MiB of temporary files$/],
+  ["python", "shared_mapping", /^it maps shared, writable memory \(\/dev\/zero \(deleted\), 64 KiB\)$/],
+  ["python", "shared_file", /^it maps shared, writable memory \(\/tmp\/shared, 8 KiB\)$/],
+  ["python", "shared_memory", /^it (has a live child process \(python3.*\)|holds POSIX shared memory \(\/dev\/shm\/psm_\w+\))$/],
+  ["python", "posix_timer", /^it holds a POSIX timer \(timer_create\)$/],
+  ["python", "pending_signal", /^signal 10 \(SIGUSR1\) is pending$/],
+  ["python", "pending_in_thread", /^signal 12 \(SIGUSR2\) is pending in one of its threads$/],
+  ["python", "zombie", /^it has a child process that ended and was not waited for \(true\)$/],
+  ["python", "datagrams", /^unread datagrams lie in a unix socket \(descriptor \d+\)$/],
+  ["python", "bound", /^it holds a unix socket that is bound to a name \(descriptor \d+\)$/],
+  ["python", "netlink", /^it holds a socket of address family 16 \(descriptor \d+\)$/],
+  ["python", "pidfd", /^it holds (anon_inode:\[pidfd\]|pidfd:\[\d+\]) \(descriptor \d+\)$/],
+  ["python", "inotify_in_epoll", /^it holds anon_inode:inotify \(descriptor \d+\)$/],
+  ["python", "removed_directory", /^its working directory was removed \(\/tmp\/removed \(deleted\)\)$/],
+  ["python", "second_name", /^it holds a file open under a name that was removed, while it has another \(\/tmp\/first \(deleted\)\)$/],
+  ["python", "not_utf8", /^the name of a file is not UTF-8 \(\/tmp\/\ufffd\ufffd\)$/],
+  ["python", "threads", /^it has more than 256 threads$/],
+];
+
+describe("a function that holds what cannot be frozen", () => {
+  it.each(REFUSED)("is told so, and goes on (%s, %s)", async (language, kind, why) => {
+    const instance = await world.boot(language);
+    const names = world.imageNames();
+    await call(instance, "counter.next");
+    await call(instance, "refused.hold", kind);
+    for (let attempt = 0; attempt < 2; attempt++) {
+      await expect(instance.freeze()).rejects.toMatchObject({
+        code: "FREEZE_REFUSED",
+        what: `function "fixtures-${language}" could not be frozen`,
+        why: expect.stringMatching(why),
+        fix: CLOSE_IT,
+      });
+      expect(world.imageNames()).toEqual(names);
+      expect(instance.alive).toBe(true);
+      expect(await call(instance, "counter.next")).toBe(2 + attempt);
+    }
+    await call(instance, language === "node" ? "refused.letGo" : "refused.let_go");
+    const image = await instance.freeze({ then: "end" });
+    await world.thawed(image, async (clone) => expect(await call(clone, "counter.next")).toBe(4));
+    await world.engine.removeImage(image);
+    expect(world.imageNames()).toEqual(names);
+  });
+
+  it("is told so when it is too many descriptors", async () => {
+    const instance = await world.boot("python");
+    const names = world.imageNames();
+    await call(instance, "refused.hold", "descriptors");
+    await expect(instance.freeze()).rejects.toMatchObject({
+      code: "FREEZE_REFUSED",
+      message: expect.stringMatching(/^9\d\d descriptors are open\. at most 900 are restored\. close what is not needed$/),
+    });
+    expect(world.imageNames()).toEqual(names);
+    expect(await call(instance, "counter.next")).toBe(1);
+    await call(instance, "refused.let_go");
+    await instance.freeze({ then: "end" });
+  });
+
+  it("is ended all the same when that was asked for", async () => {
+    const instance = await world.boot("node");
+    await call(instance, "refused.hold", "tcp");
+    await expect(instance.freeze({ then: "end" })).rejects.toMatchObject({ code: "FREEZE_REFUSED" });
+    expect(instance.alive).toBe(false);
+  });
+
+  it("is refused as a clone, too", async () => {
+    const image = await world.imageAfter("node");
+    await world.thawed(image, async (clone) => {
+      await call(clone, "refused.hold", "watch");
+      await expect(clone.freeze()).rejects.toMatchObject({ code: "FREEZE_REFUSED", why: expect.stringContaining("inotify") });
+      expect(await call(clone, "counter.next")).toBe(1);
+    });
+  });
+});
