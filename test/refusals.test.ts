@@ -30,7 +30,11 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["python", "pidfd", /^it holds (anon_inode:\[pidfd\]|pidfd:\[\d+\]) \(descriptor \d+\)$/],
   ["python", "inotify_in_epoll", /^it holds anon_inode:inotify \(descriptor \d+\)$/],
   ["python", "removed_directory", /^its working directory was removed \(\/tmp\/removed \(deleted\)\)$/],
-  ["python", "second_name", /^it holds a file open under a name that was removed, while it has another \(\/tmp\/first \(deleted\)\)$/],
+  [
+    "python",
+    "second_name",
+    /^it holds a file open under a name that was removed, while it has another \(\/tmp\/first \(deleted\)\)$/,
+  ],
   ["python", "not_utf8", /^the name of a file is not UTF-8 \(\/tmp\/\ufffd\ufffd\)$/],
   ["python", "threads", /^it has more than 256 threads$/],
 ];

@@ -205,7 +205,10 @@ describe("network", () => {
     const address = family === 6 ? "::1" : "127.0.0.1";
     const resets = image.report.notes.filter((note) => note.startsWith("TCP connection"));
     expect(resets).toHaveLength(2);
-    for (const note of resets) expect(note).toMatch(new RegExp(`^TCP connection ${address}:\\d+ → ${address}:\\d+ \\(descriptor \\d+\\) will be seen as reset$`));
+    for (const note of resets)
+      expect(note).toMatch(
+        new RegExp(`^TCP connection ${address}:\\d+ → ${address}:\\d+ \\(descriptor \\d+\\) will be seen as reset$`),
+      );
     await clones(image, async (one) => {
       const events = await call<string[]>(one, "network.useConnection");
       expect(["ECONNRESET", "EPIPE"]).toContain(events[0]);
@@ -276,7 +279,13 @@ describe("memory", () => {
     const image = await world.imageAfter("node", "memory.setWasm", ["memory.growWasm", 10]);
     await clones(image, async (one) => {
       expect(await call(one, "memory.growWasm", 100)).toEqual({ before: 11, bytes: 111 * 65_536, at: 42, last: 7, zero: true });
-      expect(await call(one, "memory.growWasm", 1000)).toEqual({ before: 111, bytes: 1111 * 65_536, at: 42, last: 7, zero: true });
+      expect(await call(one, "memory.growWasm", 1000)).toEqual({
+        before: 111,
+        bytes: 1111 * 65_536,
+        at: 42,
+        last: 7,
+        zero: true,
+      });
     });
   });
 
@@ -288,7 +297,8 @@ describe("memory", () => {
     for (const loader of ["lazy", "eager", "splice"] as const) {
       await world.thawed(
         image,
-        async (one) => expect(await call(one, "memory.checkBuffers")).toEqual({ digest, sum: 14, bytes: 203_000_000, zeroed: true }),
+        async (one) =>
+          expect(await call(one, "memory.checkBuffers")).toEqual({ digest, sum: 14, bytes: 203_000_000, zeroed: true }),
         { loader },
       );
     }
@@ -299,7 +309,8 @@ describe("memory", () => {
     await world.thawed(
       image,
       async (one) => {
-        for (let round = 0; round < 4; round++) expect(await call(one, "memory.churn", 40)).toEqual({ objects: 20_000, sum: 20_000 });
+        for (let round = 0; round < 4; round++)
+          expect(await call(one, "memory.churn", 40)).toEqual({ objects: 20_000, sum: 20_000 });
       },
       { loader },
     );

@@ -233,10 +233,13 @@ describe("memory", () => {
   for (let n = 0; n < 60; n++) blocks.update(Buffer.alloc(500_000, n));
   const digest = blocks.digest("hex");
 
-  it.each(["lazy", "eager", "splice"] as const)("grows what was mapped at the freeze from 1 MB to 300 MB (%s)", async (loader) => {
-    const image = await world.imageAfter("python", "memory.set");
-    await world.thawed(image, async (one) => expect(await call(one, "memory.grow")).toEqual([500_000, 7, 7]), { loader });
-  });
+  it.each(["lazy", "eager", "splice"] as const)(
+    "grows what was mapped at the freeze from 1 MB to 300 MB (%s)",
+    async (loader) => {
+      const image = await world.imageAfter("python", "memory.set");
+      await world.thawed(image, async (one) => expect(await call(one, "memory.grow")).toEqual([500_000, 7, 7]), { loader });
+    },
+  );
 
   it("keeps mappings and blocks, and gives zeroed memory where that is promised", async () => {
     const image = await world.imageAfter("python", "memory.set");

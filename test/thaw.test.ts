@@ -164,9 +164,12 @@ describe("an image", () => {
   it("is of no use to an engine that did not open it", async () => {
     const image = await counted("python");
     const other = new World();
-    await other.open();
-    await expect(other.engine.thaw(image)).rejects.toMatchObject({ code: "IMAGE_NOT_READY" });
-    await other.close();
+    try {
+      await other.open();
+      await expect(other.engine.thaw(image)).rejects.toMatchObject({ code: "IMAGE_NOT_READY" });
+    } finally {
+      await other.end();
+    }
   });
 
   it("is removed with its pools and its directory", async () => {

@@ -25,7 +25,7 @@ import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper, type PassedFd } from "./keeper.js";
 import { type NativePaths, nativePaths, parseReply } from "./native.js";
 import { phasesOf } from "./phases.js";
-import type { BootOptions, Engine, EngineStats, FreezeOptions, FunctionSpec, HuskLevel, Image, Instance, Loader, PageCounts, PoolTarget, RuntimeInfo, StartResult, ThawOptions } from "./types.js";
+import type { BootOptions, Engine, EngineStats, FreezeOptions, FunctionSpec, HuskLevel, Image, ImageInspection, Instance, Loader, PageCounts, PoolTarget, RuntimeInfo, StartResult, ThawOptions } from "./types.js";
 
 const SHIM_INSIDE = "/run/thaw/shim.so";
 const DEFAULT_TMP_MB = 512;
@@ -291,6 +291,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     await this.template(loaded.image.spec.runtime);
     this.images.set(dir, loaded);
     return loaded.image;
+  }
+
+  inspect(image: Image): Promise<ImageInspection> {
+    this.assertCanFreeze();
+    return this.loaded(image).inspect();
   }
 
   async removeImage(image: Image): Promise<void> {

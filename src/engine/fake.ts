@@ -15,6 +15,7 @@ import type {
   FunctionSpec,
   HuskLevel,
   Image,
+  ImageInspection,
   Instance,
   InvokeOptions,
   InvokeResult,
@@ -171,6 +172,11 @@ export class FakeEngine implements Engine {
         cause: error,
       });
     }
+  }
+
+  async inspect(image: Image): Promise<ImageInspection> {
+    const none = { lineagePids: [], threads: [], mappings: {}, mappedFiles: [], descriptors: [], bytes: {} };
+    return { ...none, formatVersion: 1, createdMs: 0, kernel: "fake", cpu: "fake", tmpFiles: 0, pages: { stored: image.bytesOnDisk / 4096 }, workingSetDamaged: false };
   }
 
   async removeImage(image: Image): Promise<void> {

@@ -25,7 +25,10 @@ import {
   compileThaw,
   compileTime,
   fdBase,
+  IMAGE_VERSION,
+  type ImageInspection,
   imageFiles,
+  inspectImage,
   isRuntimeFile,
   joinRuns,
   pagesIdentity,
@@ -140,6 +143,13 @@ export class LoadedImage {
     if (!reply.ok) throw new ThawError("IMAGE_DAMAGED", { what: `the pages of image ${this.image.id} cannot be read`, why: String(reply.why), fix: "the function boots and is frozen anew" });
     checkPages(this.stored.manifest, { digest: String(reply.digest), bytes: String(reply.bytes) }, this.image.dir);
     this.verified = before;
+  }
+
+  /** Reads and checks everything again, the pages too. */
+  async inspect(): Promise<ImageInspection> {
+    const stored = await readImage(this.image.dir);
+    await this.verifyNow();
+    return inspectImage(stored, IMAGE_VERSION);
   }
 
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. */

@@ -4,6 +4,10 @@
  * (`src/engine/fake.ts`) tests all of platform without a kernel.
  */
 
+import type { ImageInspection } from "../image/index.js";
+
+export type { ImageInspection } from "../image/index.js";
+
 /** Which way pages arrive in a thawed instance. */
 export type Loader = "lazy" | "eager" | "splice";
 export const LOADERS: readonly Loader[] = ["lazy", "eager", "splice"];
@@ -203,6 +207,8 @@ export interface Engine {
   thaw(image: Image, options?: ThawOptions): Promise<Instance>;
   /** Reads, checks and opens an image that a former run wrote. IMAGE_DAMAGED or IMAGE_MISMATCH when it cannot be used. */
   openImage(dir: string): Promise<Image>;
+  /** Reads the image anew, checks all of it, its pages too, and says what it consists of. IMAGE_DAMAGED when it does not hold. */
+  inspect(image: Image): Promise<ImageInspection>;
   /** Forgets the image's pools and descriptors and removes its directory. */
   removeImage(image: Image): Promise<void>;
   /** How many husks to keep ready for this image at a level; refilled in the background. 0 drops them. */

@@ -11,8 +11,8 @@
 import { once } from "node:events";
 import { createRequire } from "node:module";
 import type { FastifyInstance, FastifyReply } from "fastify";
-import type { EngineStats, RuntimeInfo, StartResult } from "../engine/types.js";
-import { type DeployRequest, type FunctionInfo, LIMITS, type Metrics, type Platform } from "../platform/types.js";
+import type { EngineStats, ImageInspection, RuntimeInfo, StartResult } from "../engine/types.js";
+import { type DeployRequest, type FunctionInfo, type ImageStatus, LIMITS, type Metrics, type Platform } from "../platform/types.js";
 import { deployQuery, logsQuery, readQuery, readyQuery } from "./query.js";
 
 /** Where these routes stand. */
@@ -20,6 +20,11 @@ export const CONTROL_PREFIX = "/thaw/v1";
 
 /** How the most recent request to a function was started. */
 export type LastStart = Pick<StartResult, "kind" | "us" | "loader" | "generation"> & { readonly atMs: number };
+
+/** What `image inspect` shows. */
+export interface ImageView extends ImageStatus {
+  readonly inspection?: ImageInspection;
+}
 
 /** A function as the control routes show it. */
 export interface FunctionView extends FunctionInfo {
@@ -87,7 +92,10 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
   app.get<Named>("/functions/:name/ready", ({ params, query }) =>
     platform.waitReady(params.name, { timeoutMs: readQuery(readyQuery, query).timeout }),
   );
-  app.get<Named>("/functions/:name/image", async ({ params }) => platform.get(params.name).image);
+  app.get<Named>("/functions/:name/image", async ({ params }): Promise<ImageView> => {
+    const inspection = await platform.inspect(params.name);
+    return { ...platform.get(params.name).image, ...(inspection === undefined ? {} : { inspection }) };
+  });
 
   app.get<Named>("/functions/:name/logs", async ({ params, query }, reply) => {
     const { follow, bytes } = readQuery(logsQuery, query);

@@ -8,7 +8,7 @@ import { resolve } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
 import { silentLogger } from "../base/log.js";
-import type { Engine, InvokeResult, StartResult } from "../engine/types.js";
+import type { Engine, ImageInspection, InvokeResult, StartResult } from "../engine/types.js";
 import { Functions } from "./functions.js";
 import { Images } from "./images.js";
 import { Instances, type Lease } from "./instances.js";
@@ -125,6 +125,11 @@ class LocalPlatform implements Platform {
 
   get(name: string, qualifier?: string): FunctionInfo {
     return this.#functions.find(name, qualifier).info();
+  }
+
+  async inspect(name: string, qualifier?: string): Promise<ImageInspection | undefined> {
+    const { image } = this.#functions.find(name, qualifier).image;
+    return image === undefined ? undefined : this.engine.inspect(image);
   }
 
   async waitReady(name: string, options: { readonly timeoutMs?: number | undefined } = {}): Promise<ImageStatus> {

@@ -3,7 +3,7 @@
  * removed; every answer says how its instance was started. One platform per data directory.
  */
 import type { Logger } from "../base/log.js";
-import type { Engine, Image, InvokeResult, Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
+import type { Engine, Image, ImageInspection, InvokeResult, Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
 
 /** The only version that this platform creates so far. */
 export const LATEST = "$LATEST";
@@ -200,6 +200,8 @@ export interface Platform {
   list(): FunctionInfo[];
   /** FUNCTION_NOT_FOUND when there is none, or none of that qualifier. */
   get(name: string, qualifier?: string): FunctionInfo;
+  /** What the function's image consists of, read anew and checked, pages and all. Undefined while there is none. IMAGE_DAMAGED. */
+  inspect(name: string, qualifier?: string): Promise<ImageInspection | undefined>;
   /**
    * Resolves with the status once the first try at an image ended in `ready`, `refused` or `none`: the function can be used. Rejects
    * with the reason when the function could not be loaded (INIT_FAILED and its kin), when the freeze failed, or with TIMEOUT.

@@ -2,7 +2,7 @@
  * The real server in a process of its own, as `thaw serve` starts it: from dist, on a free port, with its own data
  * directory. What it wrote is kept to explain a failure. Whatever a test forgets to stop is stopped after its file.
  */
-import { execFileSync, spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -69,7 +69,9 @@ const running = new Set<TestServer>();
 /** Builds what is out of date, once, and stops every server of the file at its end. */
 export function useServers(): void {
   beforeAll(() => {
-    if (isStale()) execFileSync(process.execPath, [join(ROOT, "scripts/build.mjs")], { stdio: "pipe", timeout: 110_000 });
+    if (!isStale()) return;
+    const build = spawnSync(process.execPath, [join(ROOT, "scripts/build.mjs")], { encoding: "utf8", timeout: 110_000 });
+    if (build.status !== 0) throw new Error(`the build failed: ${build.stdout}${build.stderr}`);
   }, 120_000);
   afterAll(async () => {
     try {

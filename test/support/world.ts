@@ -18,7 +18,9 @@ const RUNTIME_PREFIX: Readonly<Record<Language, string>> = { node: "nodejs", pyt
 export async function call<T = unknown>(instance: Instance, step: string, ...args: unknown[]): Promise<T> {
   const result = await instance.invoke(JSON.stringify({ step, args }));
   if (result.functionError === undefined) return JSON.parse(result.payload.toString("utf8")) as T;
-  throw new Error(`${step}: ${result.platformError ?? "error"}: ${result.payload.toString("utf8")} ${result.logs.toString("utf8")}`);
+  throw new Error(
+    `${step}: ${result.platformError ?? "error"}: ${result.payload.toString("utf8")} ${result.logs.toString("utf8")}`,
+  );
 }
 
 /** An engine for one test file, closed after it together with everything that it started. */
@@ -33,6 +35,12 @@ export class World {
 
   async close(): Promise<void> {
     await this.engine?.close();
+  }
+
+  /** Closes the engine and removes its data. */
+  async end(): Promise<void> {
+    await this.close();
+    rmSync(this.dataDir, { recursive: true, force: true });
   }
 
   /** The fixture functions of a language. */
@@ -91,10 +99,7 @@ export class World {
 export function useWorld(): World {
   const world = new World();
   beforeAll(() => world.open());
-  afterAll(async () => {
-    await world.close();
-    rmSync(world.dataDir, { recursive: true, force: true });
-  });
+  afterAll(() => world.end());
   return world;
 }
 

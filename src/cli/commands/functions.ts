@@ -1,8 +1,8 @@
 /** `thaw ls`, `thaw logs`, `thaw rm`, `thaw image inspect`: what is deployed. */
 import type { Command } from "commander";
 import { formatBytes, formatUs } from "../../base/units.js";
-import type { FunctionView } from "../../gateway/index.js";
-import type { ImageState, ImageStatus } from "../../platform/types.js";
+import type { FunctionView, ImageView } from "../../gateway/index.js";
+import type { ImageState } from "../../platform/types.js";
 import { formatPairs, formatTable, type Io, printable } from "../io.js";
 import { wholeNumber } from "../options.js";
 import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine } from "./context.js";
@@ -92,8 +92,27 @@ async function remove(io: Io, name: string, options: ClientOptions): Promise<voi
   await io.out(options.json === true ? jsonLine({ removed: name }) : `${printable(name)} removed\n`);
 }
 
+function inspectionPairs(inspection: NonNullable<ImageView["inspection"]>): [string, string][] {
+  const { pages, mappings, bytes } = inspection;
+  const set = pages.written === undefined ? "none recorded yet: the first thaw does" : `${pages.written} pages written, ${pages.read} read, ${pages.faults} faults by demand`;
+  return [
+    ["format", `${inspection.formatVersion}, made ${new Date(inspection.createdMs).toISOString()}`],
+    ["for", `${inspection.kernel}, CPU features ${inspection.cpu}`],
+    ["checked", "manifest, temporary files and pages are as they were written"],
+    ["pages", `${pages.stored} stored; zero pages and clean file pages are not`],
+    ["working set", inspection.workingSetDamaged ? "damaged: recorded anew at the next thaw" : set],
+    ["mappings", Object.entries(mappings).map(([kind, count]) => `${count} ${kind}`).join(", ")],
+    ["threads", inspection.threads.join(", ")],
+    ["lineage", `pids ${inspection.lineagePids.join(", ")}`],
+    ["descriptors", inspection.descriptors.join("; ")],
+    ["/tmp", `${inspection.tmpFiles} files`],
+    ["files", Object.entries(bytes).map(([name, size]) => `${name} ${formatBytes(size)}`).join(", ")],
+    ...inspection.mappedFiles.map((path): [string, string] => ["maps", path]),
+  ];
+}
+
 async function inspect(io: Io, name: string, options: ClientOptions): Promise<void> {
-  const status = await clientOf(io, options).json<ImageStatus>("GET", functionPath(name, "/image"));
+  const status = await clientOf(io, options).json<ImageView>("GET", functionPath(name, "/image"));
   if (options.json === true) return io.out(jsonLine(status));
   const { image } = status;
   const pairs: [string, string][] = [["state", status.state]];
@@ -112,6 +131,7 @@ async function inspect(io: Io, name: string, options: ClientOptions): Promise<vo
       ["freezing", `${report.totalMs.toFixed(1)} ms in all`],
       ...report.notes.map((note): [string, string] => ["note", note]),
     );
+    if (status.inspection !== undefined) pairs.push(...inspectionPairs(status.inspection));
   }
   await io.out(formatPairs(pairs));
 }
