@@ -95,7 +95,7 @@ int cgroups_open(struct cgroups *to, const char *payload, size_t count, char *te
 	const char *name = layout + strlen(layout) + 1;
 	while (name < end) {
 		const char *path = name + strlen(name) + 1;
-		if (path >= end || opened.count == CONTROLLERS_MAX || strlen(name) >= sizeof opened.controllers[0].name) {
+		if (path >= end || opened.count == CONTROLLERS_MAX || strlen(name) >= sizeof opened.controllers[0].name || strlen(path) >= sizeof opened.controllers[0].path) {
 			snprintf(text, TEXT_BYTES, "the cgroup parents are cut short, or more than %d", CONTROLLERS_MAX);
 			return -EINVAL;
 		}
@@ -106,6 +106,7 @@ int cgroups_open(struct cgroups *to, const char *payload, size_t count, char *te
 			return -error;
 		}
 		snprintf(opened.controllers[opened.count].name, sizeof opened.controllers[0].name, "%s", name);
+		snprintf(opened.controllers[opened.count].path, sizeof opened.controllers[0].path, "%s", path);
 		opened.controllers[opened.count++].dir = dir;
 		name = path + strlen(path) + 1;
 	}
@@ -173,6 +174,12 @@ static int prepare_slot(unsigned slot, bool reused, char *text) {
 	return 0;
 }
 
+static void enter_mounts(int namespace) {
+	if (namespace == current_mounts) return;
+	if (setns(namespace, CLONE_NEWNS) != 0) die("cannot enter a mount namespace");
+	current_mounts = namespace;
+}
+
 /* A cgroup stays busy for a moment after its last process was reaped. */
 static void remove_cgroups(void) {
 	for (unsigned index = 0; groups.on && index < groups.count; index++) {
@@ -182,16 +189,17 @@ static void remove_cgroups(void) {
 			snprintf(name, sizeof name, "h%u", slot);
 			while (unlinkat(groups.controllers[index].dir, name, AT_REMOVEDIR) != 0 && errno == EBUSY && tries++ < REMOVE_TRIES) usleep(REMOVE_PAUSE_US);
 		}
+		/* The parent is the server's, which may have been killed; the one above is shared, and stays while another server has one. */
+		char *path = groups.controllers[index].path;
+		enter_mounts(host_mounts);
+		if (rmdir(path) == 0 && strrchr(path, '/') != NULL) {
+			*strrchr(path, '/') = '\0';
+			rmdir(path);
+		}
 	}
 }
 
 /* ---- jobs ---- */
-
-static void enter_mounts(int namespace) {
-	if (namespace == current_mounts) return;
-	if (setns(namespace, CLONE_NEWNS) != 0) die("cannot enter a mount namespace");
-	current_mounts = namespace;
-}
 
 static int loopback_up(void) {
 	int any = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);

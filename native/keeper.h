@@ -77,7 +77,7 @@ void table_put(struct table *t, uint32_t id, void *value); /* NULL removes */
 struct cgroups {
 	bool on, unified;
 	unsigned count;
-	struct { char name[16]; int dir; } controllers[CONTROLLERS_MAX];
+	struct { char name[16]; char path[256]; int dir; } controllers[CONTROLLERS_MAX];
 };
 /* Parses the payload of MSG_CGROUPS and opens the parents. 0, or -errno with text. */
 int cgroups_open(struct cgroups *groups, const char *payload, size_t count, char *text);

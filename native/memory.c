@@ -593,8 +593,10 @@ static int lay_out(struct dump *dump, int fd)
 	size_t holding = 0;
 	for (size_t i = 0; i < dump->region_count; i++)
 		holding += dump->regions[i].has_pages;
+	uint64_t next = 0;
 	for (int shift = SLOT_SHIFT_MAX; shift >= SLOT_SHIFT_MIN; shift--) {
-		uint64_t next = 0, slot_bytes = 1ULL << shift;
+		uint64_t slot_bytes = 1ULL << shift;
+		next = 0;
 		for (size_t i = 0; i < dump->region_count; i++) {
 			struct region *region = &dump->regions[i];
 			if (!region->has_pages)
@@ -609,6 +611,8 @@ static int lay_out(struct dump *dump, int fd)
 			return shift;
 		}
 	}
+	if (next > PAGE_SPACE_BYTES_MAX)
+		refuse("its memory is spread over %" PRIu64 " GiB of addresses, and an image takes %llu", next >> 30, PAGE_SPACE_BYTES_MAX >> 30);
 	die("the page space of %zu regions does not fit into one file here: %s", holding, strerror(errno));
 }
 

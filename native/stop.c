@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -26,6 +27,8 @@
 #define PARK_TRIES 400
 #define PARK_WAIT_NS 500000
 #define SEIZE_ROUNDS 16
+#define STOP_TICK_US 100000
+#define STOP_TICKS_MAX 20
 #define XSTATE_BYTES_MAX 32768
 
 /* Indexes into struct user_regs_struct. */
@@ -76,13 +79,33 @@ static bool known(const struct target *target, pid_t tid)
 	return false;
 }
 
+static volatile sig_atomic_t ticks;
+
+static void on_tick(int signal)
+{
+	(void)signal;
+	ticks++;
+}
+
+/* A thread that waits for a child of vfork(2), or for a device, does not stop: the wait for it is bounded by ticks. */
+static void bound_waits(bool on)
+{
+	struct sigaction action = { .sa_handler = on_tick };
+	struct timeval tick = { 0, on ? STOP_TICK_US : 0 };
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &(struct itimerval){ tick, tick }, NULL);
+	ticks = 0;
+}
+
 static void wait_stop(pid_t tid)
 {
 	int status;
 	for (;;) {
 		pid_t got = waitpid(tid, &status, __WALL);
-		if (got < 0 && errno == EINTR)
+		if (got < 0 && errno == EINTR && ticks < STOP_TICKS_MAX)
 			continue;
+		if (got < 0 && errno == EINTR)
+			refuse("one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)");
 		if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status))
 			refuse("a thread ended while it was being stopped");
 		return;
@@ -93,7 +116,7 @@ static void seize(struct target *target, pid_t tid)
 {
 	if (target->thread_count == THREADS_MAX)
 		refuse("it has more than %d threads", THREADS_MAX);
-	long options = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
+	long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
 	if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)options) != 0) {
 		if (errno == ESRCH)
 			return;
@@ -105,6 +128,9 @@ static void seize(struct target *target, pid_t tid)
 	if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0)
 		die("cannot interrupt thread %d: %s", tid, strerror(errno));
 	wait_stop(tid);
+	/* Only now: one that never stopped shall outlive us. */
+	if (ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)(options | PTRACE_O_EXITKILL)) != 0)
+		die("cannot hold thread %d: %s", tid, strerror(errno));
 }
 
 /* New threads may appear while others are being stopped: repeat until a round finds none. */
@@ -160,7 +186,9 @@ uint64_t stop_all(struct target *target)
 	for (int attempt = 0;; attempt++) {
 		wait_parked(target);
 		began = clock_ns(CLOCK_MONOTONIC);
+		bound_waits(true);
 		seize_all(target);
+		bound_waits(false);
 		get_regs(&target->threads[0]);
 		const uint64_t *regs = target->threads[0].original_regs;
 		if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
@@ -259,6 +287,22 @@ long inject(struct target *target, struct thread *thread, long nr, const uint64_
 
 /* ---- what only threads know ---- */
 
+/* The sandbox's own filter is in force in every husk. Others cannot be read by number, and a clone without them could do more. */
+static void refuse_filters(const struct target *target, const struct thread *thread)
+{
+	char path[64], line[256];
+	int filters = 0;
+	snprintf(path, sizeof path, "/proc/%d/task/%d/status", target->pid, thread->tid);
+	FILE *status = fopen(path, "re");
+	while (status && fgets(line, sizeof line, status))
+		if (sscanf(line, "Seccomp_filters: %d", &filters) == 1)
+			break;
+	if (status)
+		fclose(status);
+	if (filters > 1)
+		refuse("it installed a seccomp filter of its own");
+}
+
 static void read_thread(struct target *target, struct thread *thread)
 {
 	thread->xstate = malloc(XSTATE_BYTES_MAX);
@@ -303,6 +347,7 @@ static void read_thread(struct target *target, struct thread *thread)
 		die("cannot read a thread's name: %s", strerror(errno));
 	fclose(comm);
 	thread->name[strcspn(thread->name, "\n")] = 0;
+	refuse_filters(target, thread);
 }
 
 void read_threads(struct target *target)

@@ -3,6 +3,7 @@
  * where it gets that far, in a thawed instance.
  */
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
+import { isThawError } from "../src/base/errors.js";
 import type { FunctionSpec, Image, Instance, InvokeResult } from "../src/engine/index.js";
 import { ask, errorOf, refusal, useBench, valueOf, withInstance } from "./support-sandbox.js";
 
@@ -359,6 +360,83 @@ describe("between requests", () => {
       // Either the deed is done before the second request is read, or it is part of it.
       expect(result.alive || result.functionError === "Unhandled").toBe(true);
       if (result.alive) expect(errorOf(await instance.invoke("{}")).errorType).toMatch(/^Runtime\.(ProtocolViolation|ExitError)$/);
+    });
+  });
+});
+
+describe("a function that stands in the way of its freezing is refused by name, and goes on", () => {
+  const HELPERS = `
+import ctypes, mmap, os, signal, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+kept = []
+def vfork():
+    # mov rax, 58; syscall; test rax, rax; jnz 1f; 0: jmp 0b; 1: ret
+    code = mmap.mmap(-1, 4096, prot=7, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    code.write(b"\\x48\\xc7\\xc0\\x3a\\x00\\x00\\x00\\x0f\\x05\\x48\\x85\\xc0\\x75\\x02\\xeb\\xfe\\xc3")
+    kept.append(code)
+    threading.Thread(target=ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(code))), daemon=True).start()
+    # Until the child is there.
+    while len([p for p in os.listdir("/proc") if p.isdigit()]) < 3: time.sleep(0.01)
+def filter():
+    allow = ctypes.create_string_buffer(b"\\x06\\0\\0\\0\\0\\0\\xff\\x7f")
+    program = ctypes.create_string_buffer((1).to_bytes(8, "little") + ctypes.addressof(allow).to_bytes(8, "little"))
+    assert libc.syscall(317, 1, 0, program) == 0
+def reserve():
+    kept.append(libc.mmap(ctypes.c_void_p(0), ctypes.c_size_t(1 << 44), 3, 0x4022, -1, ctypes.c_long(0)))
+    ctypes.memset(kept[0], 65, 1)
+def fifo(): os.mkfifo("/tmp/fifo")
+def sparse():
+    with open("/tmp/sparse", "w") as file: file.truncate(1 << 40)
+def child():
+    if os.fork() == 0: time.sleep(1000)
+def handler(event, context):
+    if "do" in event: globals()[event["do"]]()
+    return "ready"
+`;
+
+  it.each([
+    ["vfork", "one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)"],
+    ["filter", "it installed a seccomp filter of its own"],
+    ["reserve", "its memory is spread over"],
+    ["fifo", "/tmp/fifo is neither a file, a directory nor a link"],
+    ["sparse", "/tmp/sparse: more than 64 MiB of temporary files"],
+    ["child", "it has a live child process (python"],
+  ])("(%s)", async (deed, why) => {
+    await withInstance(bench.engine.boot(bench.python(HELPERS)), async (instance) => {
+      expect(await ask(instance, { do: deed })).toBe("ready");
+      for (let turn = 0; turn < 2; turn++) {
+        const error = await refusal(instance.freeze());
+        expect(error.code).toBe("FREEZE_REFUSED");
+        expect(error.what).toBe('function "test-python" could not be frozen');
+        expect(error.why).toContain(why);
+        expect(await ask(instance)).toBe("ready");
+      }
+    });
+  });
+
+  it("(killed by the function itself while it is being frozen): an error, not a wait", async () => {
+    const source = `
+import os, signal, threading, time
+def later():
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+def handler(event, context):
+    threading.Thread(target=later, daemon=True).start()
+    return "ready"
+`;
+    await withInstance(bench.engine.boot(bench.python(source)), async (instance) => {
+      expect(await ask(instance)).toBe("ready");
+      // Whether the end comes before, during or after a freeze is a matter of luck; each must be told or succeed.
+      for (let turn = 0; turn < 20; turn++) {
+        try {
+          const image = await instance.freeze();
+          await bench.engine.removeImage(image);
+        } catch (error) {
+          expect(isThawError(error)).toBe(true);
+          break;
+        }
+      }
     });
   });
 });

@@ -5,33 +5,32 @@
 import { mkdirSync, readFileSync, realpathSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { ThawError, assert, isThawError } from "../base/errors.js";
+import { ThawError, assert } from "../base/errors.js";
 import { monotonicNs } from "../base/clock.js";
 import { faultPoint } from "../base/fault.js";
 import { removeTemporaries } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
-import { BOOT_FD_BASE, BOOT_PASSES, type PageRun, compileBase, compileBoot, imageFiles } from "../image/index.js";
+import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import { type CgroupLayout, type CgroupParents, limitWrites, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { type Interpreter, findInterpreters } from "../linux/interpreters.js";
 import { mountOf } from "../linux/mounts.js";
-import { planRoot } from "../linux/rootfs.js";
-import { launch } from "../runtime/launch.js";
+import { bootInstance } from "./boot.js";
 import { type FloorSample, measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
 import { type Husk, HuskPool, type StageStep, minorFaults, runStage } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
-import { Keeper, type PassedFd } from "./keeper.js";
-import { type NativePaths, nativePaths, parseReply } from "./native.js";
+import { Keeper } from "./keeper.js";
+import { type NativePaths, nativePaths } from "./native.js";
 import { phasesOf } from "./phases.js";
+import { Recorder } from "./recorder.js";
+import { Templates } from "./templates.js";
 import type { BootOptions, Engine, EngineStats, FreezeOptions, FunctionSpec, HuskLevel, Image, ImageInspection, Instance, Loader, PageCounts, PoolTarget, RuntimeInfo, StartResult, ThawOptions } from "./types.js";
 
-const SHIM_INSIDE = "/run/thaw/shim.so";
 const DEFAULT_TMP_MB = 512;
 const MB_PER_CPU = 1769;
 const PIDS_MAX = 1024;
-const READY_GRACE_MS = 30_000;
 const DEFAULT_GENERIC_HUSKS = 2;
 const NO_PIDS: ReadonlySet<number> = new Set();
 
@@ -47,27 +46,14 @@ export interface EngineOptions {
   readonly onLost?: (error: ThawError) => void;
 }
 
-interface Template {
-  readonly id: number;
-  readonly interpreter: Interpreter;
-}
-
-function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: number): StageStep {
-  const fds: PassedFd[] = [];
-  fds[BOOT_PASSES.control] = { kind: "control" };
-  fds[BOOT_PASSES.log] = { kind: "log" };
-  fds[BOOT_PASSES.task] = { kind: "tree", file: task };
-  return { name: "boot", labels: () => program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
-}
-
 export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;
-  private readonly templates = new Map<string, Template>();
+  private readonly templates: Templates;
+  private readonly recorder: Recorder;
   private readonly images = new Map<string, LoadedImage>();
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
-  private readonly recording = new Set<string>();
   private readonly imagesDir: string;
   private readonly log: Logger;
   private closing: Promise<void> | undefined;
@@ -80,12 +66,14 @@ export class LocalEngine implements Engine, InstanceOwner {
     private readonly layout: CgroupLayout,
     private readonly parents: CgroupParents,
     private readonly fingerprint: Fingerprint,
-    private readonly interpreters: readonly Interpreter[],
+    interpreters: readonly Interpreter[],
   ) {
     this.log = options.log ?? silentLogger();
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
+    this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
+    this.recorder = new Recorder(keeper, paths.extractor, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(keeper, { name: "base", labels: () => base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) }, this.log);
@@ -123,7 +111,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
     this.assertOpen();
     const began = monotonicNs();
-    const template = await this.template(spec.runtime);
+    const template = await this.templates.get(spec.runtime);
     const key = genericKey(template.id);
     const pooled = options.husk === "fresh" || spec.tmpMb !== DEFAULT_TMP_MB ? undefined : this.husks.take(key);
     const husk = pooled ?? (await this.husks.make(template.id, [], "generic", NO_PIDS, spec.tmpMb));
@@ -131,53 +119,13 @@ export class LocalEngine implements Engine, InstanceOwner {
     const start: StartResult = { kind: "boot", us: 0, phases: [], waitUs: 0, husk: pooled === undefined ? "fresh" : "generic", prefetchedPages: 0 };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, spec, start));
     this.limit(husk, spec);
-    const program = compileBoot(
-      launch({ runtime: spec.runtime, interpreter: template.interpreter.path, name: spec.name, version: spec.version, handler: spec.handler, memoryMb: spec.memoryMb, env: spec.env, ...(template.interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) }),
-    );
-    const file = this.keeper.fileBytes(program.bytes);
-    let task: number | undefined;
     try {
-      task = await this.keeper.openFile(spec.codeDir, "path");
-      await runStage(this.keeper, husk, bootStep(program, file, task));
-      const executed = monotonicNs();
-      await this.ready(instance);
-      const end = monotonicNs();
-      instance.start = { ...start, us: usBetween(began, end), phases: [
-        { name: "husk", us: usBetween(began, made) },
-        { name: "execute", us: usBetween(made, executed) },
-        { name: "load", us: usBetween(executed, end) },
-      ] };
+      const phases = await bootInstance(this.keeper, instance, template);
+      instance.start = { ...start, us: usBetween(began, monotonicNs()), phases: [{ name: "husk", us: usBetween(began, made) }, ...phases] };
       return instance;
     } catch (error) {
       await instance.dispose();
       throw error;
-    } finally {
-      this.keeper.closeFile(file);
-      if (task !== undefined) this.keeper.closeFile(task);
-    }
-  }
-
-  private async ready(instance: LiveInstance): Promise<void> {
-    const timer = setTimeout(
-      () => instance.fail(new ThawError("INIT_FAILED", { what: `function "${instance.spec.name}" did not finish loading`, why: `it took longer than ${READY_GRACE_MS / 1000} s`, fix: "do less at load" })),
-      READY_GRACE_MS,
-    );
-    try {
-      const { header, body } = await instance.expect("ready");
-      if (header.type !== "initError") return;
-      const { errorType = "Error", errorMessage = "" } = JSON.parse(body.toString("utf8")) as { errorType?: string; errorMessage?: string };
-      throw new ThawError("INIT_FAILED", {
-        what: `function "${instance.spec.name}" failed while it was loaded`,
-        why: `${errorType}: ${errorMessage}`,
-        details: { error: JSON.parse(body.toString("utf8")), logs: instance.takeLogs().toString("utf8") },
-      });
-    } catch (error) {
-      if (isThawError(error, "INSTANCE_EXITED") || isThawError(error, "OUT_OF_MEMORY") || isThawError(error, "PROTOCOL_VIOLATION")) {
-        throw new ThawError("INIT_FAILED", { what: `function "${instance.spec.name}" failed while it was loaded`, why: error.message, details: { code: error.code, logs: instance.takeLogs().toString("utf8") }, cause: error });
-      }
-      throw error;
-    } finally {
-      clearTimeout(timer);
     }
   }
 
@@ -244,7 +192,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private async chooseHusk(loaded: LoadedImage, loader: Loader, options: ThawOptions): Promise<{ husk: Husk; from: HuskLevel | "fresh"; parked: boolean; waitUs: number; madeNs: bigint }> {
-    const template = await this.template(loaded.image.spec.runtime);
+    const template = await this.templates.get(loaded.image.spec.runtime);
     const fits = (husk: Husk): boolean => !loaded.avoidPids.has(husk.pid);
     const wanted = options.husk ?? "pooled";
     const keys = wanted === "parked" ? [parkedKey(loaded, "prefaulted", loader), parkedKey(loaded, "image", loader)] : wanted === "pooled" ? [runtimePoolKey(loaded), genericKey(template.id)] : [];
@@ -288,7 +236,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const known = this.images.get(dir);
     if (known !== undefined) return known.image;
     const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
-    await this.template(loaded.image.spec.runtime);
+    await this.templates.get(loaded.image.spec.runtime);
     this.images.set(dir, loaded);
     return loaded.image;
   }
@@ -311,7 +259,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader: Loader = "splice"): void {
     const loaded = this.loaded(image);
-    const template = this.templates.get(image.spec.runtime);
+    const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
     const steps = (): StageStep[] => (level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit));
@@ -325,7 +273,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   pool(target: PoolTarget): void {
     this.genericCount = target.generic;
-    for (const template of this.templates.values()) this.poolGeneric(template.id);
+    for (const template of this.templates.all()) this.poolGeneric(template.id);
   }
 
   private poolGeneric(template: number): void {
@@ -343,47 +291,17 @@ export class LocalEngine implements Engine, InstanceOwner {
   async floor(image: Image): Promise<FloorSample> {
     this.assertCanFreeze();
     const loaded = this.loaded(image);
-    const template = await this.template(image.spec.runtime);
+    const template = await this.templates.get(image.spec.runtime);
     return measureFloor({ keeper: this.keeper, husks: this.husks, huskPath: this.paths.husk, template: template.id }, loaded);
   }
 
   async pages(instance: LiveInstance): Promise<PageCounts> {
-    return (await this.scan(instance)).counts;
+    return (await this.recorder.scan(instance)).counts;
   }
 
-  /** After the first answer of an image that has no working set: what is present now is what it touched. */
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
-    const { origin } = instance;
-    const loaded = origin === undefined ? undefined : this.images.get(origin.dir);
-    if (loaded === undefined || loaded.recorded || this.recording.has(loaded.image.dir) || instance.start.loader === "eager") return undefined;
-    this.recording.add(loaded.image.dir);
-    return this.record(instance, loaded).finally(() => this.recording.delete(loaded.image.dir));
-  }
-
-  private async record(instance: LiveInstance, loaded: LoadedImage): Promise<void> {
-    try {
-      const { written, read } = await this.scan(instance);
-      const faults = minorFaults(instance.hostPid) - instance.husk.faultsBefore;
-      if (this.images.get(loaded.image.dir) !== loaded) return;
-      await loaded.record({ written, read, faults: Math.max(0, faults) });
-    } catch (error) {
-      this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be recorded; starts of this image take more faults until it is");
-    }
-  }
-
-  private async scan(instance: LiveInstance): Promise<{ counts: PageCounts; written: PageRun[]; read: PageRun[] }> {
-    const argv = [this.paths.extractor, "scan", String(instance.hostPid)];
-    if (instance.origin !== undefined) argv.push(imageFiles(instance.origin.dir).pages);
-    const { stdout } = await this.keeper.helper(argv);
-    const reply = parseReply(stdout);
-    if (!reply.ok) throw new ThawError("FREEZE_FAILED", { what: `the pages of instance ${instance.id} could not be counted`, why: String(reply.why) });
-    const runs = (value: unknown): PageRun[] => {
-      const list = value as (string | number)[];
-      const result: PageRun[] = [];
-      for (let index = 0; index + 1 < list.length; index += 2) result.push({ address: BigInt(list[index] ?? 0), pages: Number(list[index + 1]) });
-      return result;
-    };
-    return { counts: reply.counts as PageCounts, written: runs(reply.written), read: [...runs(reply.image), ...runs(reply.file)] };
+    const loaded = instance.origin === undefined ? undefined : this.images.get(instance.origin.dir);
+    return loaded === undefined ? undefined : this.recorder.firstAnswer(instance, loaded);
   }
 
   ended(instance: LiveInstance): void {
@@ -419,36 +337,6 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loaded = this.images.get(image.dir);
     if (loaded === undefined) throw notOpen(image);
     return loaded;
-  }
-
-  private readonly templatesInMaking = new Map<string, Promise<Template>>();
-
-  private template(runtime: string): Promise<Template> {
-    const made = this.templates.get(runtime);
-    if (made !== undefined) return Promise.resolve(made);
-    let making = this.templatesInMaking.get(runtime);
-    if (making === undefined) {
-      making = this.makeTemplate(runtime).finally(() => this.templatesInMaking.delete(runtime));
-      this.templatesInMaking.set(runtime, making);
-    }
-    return making;
-  }
-
-  private async makeTemplate(runtime: string): Promise<Template> {
-    const interpreter = this.interpreters.find((one) => one.id === runtime);
-    if (interpreter === undefined) {
-      throw new ThawError("RUNTIME_MISSING", {
-        what: `runtime ${runtime} is not on this machine`,
-        why: `found: ${this.interpreters.map((one) => one.id).join(", ") || "none"}`,
-        fix: "install its interpreter, or choose another runtime",
-      });
-    }
-    const plan = planRoot(interpreter, { huskPath: this.paths.husk, runtimeDir: this.paths.runtimeDir });
-    const id = await this.keeper.template([...plan, { kind: "bind", source: this.paths.shim, target: SHIM_INSIDE, flags: ["ro"] }]);
-    const template = { id, interpreter };
-    this.templates.set(runtime, template);
-    this.poolGeneric(id);
-    return template;
   }
 
   private assertOpen(): void {

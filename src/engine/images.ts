@@ -4,6 +4,7 @@
  */
 import { ThawError } from "../base/errors.js";
 import { monotonicNs } from "../base/clock.js";
+import { removeTemporaries } from "../base/fsync.js";
 import {
   EMPTY_WORKING_SET,
   RESUME_PASSES,
@@ -64,6 +65,7 @@ export class LoadedImage {
   readonly pagesTotal: number;
   workingSet: WorkingSet;
   recorded: boolean;
+  closed = false;
   private readonly runtimeProgram: Compiled;
   private readonly programs = new Map<string, Compiled>();
   private verified: string | undefined;
@@ -90,6 +92,8 @@ export class LoadedImage {
 
   /** Reads, checks and opens. `written`: the pages were written by this server a moment ago. */
   static async open(keeper: Keeper, extractor: string, dir: string, here: Fingerprint, written: boolean): Promise<LoadedImage> {
+    // A working set that a killed server was writing.
+    if (!written) await removeTemporaries(dir);
     const stored = await readImage(dir);
     const { manifest } = stored;
     checkFingerprint(manifest.fingerprint, here, dir);
@@ -269,6 +273,7 @@ export class LoadedImage {
   }
 
   close(): void {
+    this.closed = true;
     this.forgetPrograms();
     this.keeper.closeFile(this.runtimeProgram.file);
     this.keeper.closeFile(this.pagesFile);

@@ -95,7 +95,6 @@ describe("facts that no program can bring back are refused with what is in the w
     ["memory where the husk lives", region({ start: `0x${ABI.HUSK_ZONE_START.toString(16)}`, end: `0x${(ABI.HUSK_ZONE_START + 4096n).toString(16)}` }), "lies where the husk lives"],
     ["a file without identity", region({ kind: "file", path: "/usr/lib/x.so" }), "(/usr/lib/x.so) cannot be identified"],
     ["a deleted file", region({ kind: "file", path: "/var/task/x.node (deleted)", identity }), "(/var/task/x.node (deleted)) maps a deleted file"],
-    ["a file in /tmp", region({ kind: "file", path: "/tmp/engine.node", identity }), "(/tmp/engine.node) maps a temporary file"],
   ])("%s", (_title, change, what) => {
     let refused: unknown;
     try {

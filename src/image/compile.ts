@@ -81,10 +81,6 @@ export function checkFacts(facts: Facts): void {
     if (region.path?.endsWith(" (deleted)") && region.kind !== "vdso") {
       throw new ThawError("FREEZE_REFUSED", { what: `${where} maps a deleted file`, why: "nothing can open it again", fix: "keep mapped files in place" });
     }
-    // It would be made anew at each thaw: another file, and only after the memory is mapped.
-    if (region.path?.startsWith("/tmp/")) {
-      throw new ThawError("FREEZE_REFUSED", { what: `${where} maps a temporary file`, why: "files in /tmp are made anew at each start", fix: "map it from the function's code, or read it" });
-    }
   }
   if (facts.descriptors.length > 900) {
     throw new ThawError("FREEZE_REFUSED", { what: `${facts.descriptors.length} descriptors are open`, why: "at most 900 are restored", fix: "close what is not needed" });

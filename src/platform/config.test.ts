@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
-import { checkConfig, RESERVED_ENVIRONMENT } from "./config.js";
+import { RESERVED_ENVIRONMENT } from "../runtime/launch.js";
+import { checkConfig } from "./config.js";
 import type { DeployRequest } from "./types.js";
 
 const zip = new Uint8Array();

@@ -1,26 +1,8 @@
 /** What a function may be configured to: checked at the door, with the limit and its value in every refusal. */
 import { z } from "zod";
 import { ThawError } from "../base/errors.js";
+import { RESERVED_ENVIRONMENT } from "../runtime/launch.js";
 import { type DeployRequest, LIMITS } from "./types.js";
-
-/** Set by the platform, not by users (the list of Lambda). */
-export const RESERVED_ENVIRONMENT: readonly string[] = [
-  "_HANDLER",
-  "_X_AMZN_TRACE_ID",
-  "AWS_REGION",
-  "AWS_DEFAULT_REGION",
-  "AWS_EXECUTION_ENV",
-  "AWS_LAMBDA_FUNCTION_NAME",
-  "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
-  "AWS_LAMBDA_FUNCTION_VERSION",
-  "AWS_LAMBDA_INITIALIZATION_TYPE",
-  "AWS_LAMBDA_LOG_GROUP_NAME",
-  "AWS_LAMBDA_LOG_STREAM_NAME",
-  "AWS_LAMBDA_RUNTIME_API",
-  "LAMBDA_TASK_ROOT",
-  "LAMBDA_RUNTIME_DIR",
-  "TZ",
-];
 
 const whole = (what: string, min: number, max: number, unit: string) =>
   z.number(`${what} is not a number`).refine((value) => Number.isInteger(value) && value >= min && value <= max, {

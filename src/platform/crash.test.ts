@@ -53,9 +53,9 @@ afterAll(async () => {
 /** Deploys `kept`, then does what the third argument says to `subject`, with the fault point armed. Prints what was acknowledged. */
 const SERVER = `
 import { writeSync } from "node:fs";
-import { FakeEngine } from "./out/engine/fake.js";
-import { openPlatform } from "./out/platform/index.js";
-import { zipOf } from "./out/platform/testing.js";
+const { FakeEngine } = await import(new URL("out/engine/fake.js", import.meta.url));
+const { openPlatform } = await import(new URL("out/platform/index.js", import.meta.url));
+const { zipOf } = await import(new URL("out/platform/testing.js", import.meta.url));
 
 const [dataDir, fault, operation] = process.argv.slice(2);
 const acknowledged = (what) => writeSync(1, what + "\\n");

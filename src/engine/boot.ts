@@ -1,0 +1,74 @@
+/** Booting: a husk executes the interpreter, the runtime loads the handler and says that it is ready. */
+import { ThawError, isThawError } from "../base/errors.js";
+import { monotonicNs } from "../base/clock.js";
+import { BOOT_FD_BASE, BOOT_PASSES, compileBoot } from "../image/index.js";
+import { launch } from "../runtime/launch.js";
+import { type StageStep, runStage } from "./husk-pool.js";
+import type { LiveInstance } from "./instance.js";
+import type { Keeper, PassedFd } from "./keeper.js";
+import { SHIM_INSIDE, type Template } from "./templates.js";
+import type { Phase } from "./types.js";
+
+const READY_GRACE_MS = 30_000;
+
+function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: number): StageStep {
+  const fds: PassedFd[] = [];
+  fds[BOOT_PASSES.control] = { kind: "control" };
+  fds[BOOT_PASSES.log] = { kind: "log" };
+  fds[BOOT_PASSES.task] = { kind: "tree", file: task };
+  return { name: "boot", labels: () => program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
+}
+
+/** Boots the function of `instance` in its husk. Returns the phases; INIT_FAILED with the function's own error and what it wrote. */
+export async function bootInstance(keeper: Keeper, instance: LiveInstance, template: Template): Promise<Phase[]> {
+  const began = monotonicNs();
+  const { spec } = instance;
+  const { interpreter } = template;
+  const program = compileBoot(launch({ ...spec, interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) }));
+  const file = keeper.fileBytes(program.bytes);
+  let task: number | undefined;
+  try {
+    task = await keeper.openFile(spec.codeDir, "path");
+    await runStage(keeper, instance.husk, bootStep(program, file, task));
+    const executed = monotonicNs();
+    await ready(instance);
+    return [
+      { name: "execute", us: Number(executed - began) / 1000 },
+      { name: "load", us: Number(monotonicNs() - executed) / 1000 },
+    ];
+  } finally {
+    keeper.closeFile(file);
+    if (task !== undefined) keeper.closeFile(task);
+  }
+}
+
+function initFailed(instance: LiveInstance, why: string, details: Record<string, unknown>, cause?: unknown): ThawError {
+  return new ThawError("INIT_FAILED", {
+    what: `function "${instance.spec.name}" failed while it was loaded`,
+    why,
+    details: { ...details, logs: instance.takeLogs().toString("utf8") },
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
+
+async function ready(instance: LiveInstance): Promise<void> {
+  const late = new ThawError("INIT_FAILED", {
+    what: `function "${instance.spec.name}" did not finish loading`,
+    why: `it took longer than ${READY_GRACE_MS / 1000} s`,
+    fix: "do less at load",
+  });
+  const timer = setTimeout(() => instance.fail(late), READY_GRACE_MS);
+  try {
+    const { header, body } = await instance.expect("ready");
+    if (header.type !== "initError") return;
+    const error = JSON.parse(body.toString("utf8")) as { errorType?: string; errorMessage?: string };
+    throw initFailed(instance, `${error.errorType ?? "Error"}: ${error.errorMessage ?? ""}`, { error });
+  } catch (error) {
+    if (isThawError(error, "INSTANCE_EXITED") || isThawError(error, "OUT_OF_MEMORY") || isThawError(error, "PROTOCOL_VIOLATION")) {
+      throw initFailed(instance, error.message, { code: error.code }, error);
+    }
+    throw error;
+  } finally {
+    clearTimeout(timer);
+  }
+}
