@@ -2,10 +2,11 @@
  * Functions that misbehave: what the caller is told, word for word, and that nothing of them stays. Each is tried in a booted and,
  * where it gets that far, in a thawed instance.
  */
+import { readFileSync } from "node:fs";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { isThawError } from "../src/base/errors.js";
 import type { FunctionSpec, Image, Instance, InvokeResult } from "../src/engine/index.js";
-import { ask, errorOf, refusal, useBench, valueOf, withInstance } from "./support-sandbox.js";
+import { ask, errorOf, eventually, refusal, useBench, returned, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
 const MIB = 1024 * 1024;
@@ -70,10 +71,6 @@ describe("a function that cannot be loaded is refused with the reason", () => {
     expect(error.details.code).toBe("OUT_OF_MEMORY");
   });
 
-  it("loops for ever: the load is bounded", { timeout: 90_000 }, async () => {
-    const error = await refusal(bench.engine.boot(bench.node("while (true);")));
-    expect([error.code, error.message]).toEqual(["INIT_FAILED", 'function "test-nodejs" did not finish loading. it took longer than 30 s. do less at load']);
-  });
 });
 
 /** One module for all that a handler can do wrong; `event.do` chooses. */
@@ -278,7 +275,7 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
   it.each(["node", "python"] as const)("of %s that floods its output is cut, and answers", async (language) => {
     await withInstance(start(language, way), async (instance) => {
       const result = await instance.invoke(JSON.stringify({ do: "flood", kib: 40 * 1024 }));
-      expect(valueOf(result)).toBe(40 * 1024);
+      expect(returned(result)).toBe(40 * 1024);
       expect(result.logs.length).toBeGreaterThan(4 * MIB - 1);
       expect(result.logs.length).toBeLessThan(4 * MIB + 100);
       expect(result.logs.toString("latin1")).toMatch(/\n\[log cut at 4 MiB\]\n$/);
@@ -437,6 +434,40 @@ def handler(event, context):
           break;
         }
       }
+    });
+  });
+});
+
+describe("what does not end is bounded", () => {
+  const hooked = (hook: string): string =>
+    `awslambda.snapshot.registerBeforeSnapshot(${hook});\nexports.handler = async (event) => { if (event.stop) setTimeout(() => process.kill(process.pid, "SIGSTOP"), 0); return "ready"; };`;
+
+  async function frozen(source: string, event: object): Promise<[string, string | undefined]> {
+    return await withInstance(bench.engine.boot(bench.node(source)), async (instance) => {
+      expect(await ask(instance, event)).toBe("ready");
+      const error = await refusal(instance.freeze());
+      expect(instance.alive).toBe(false);
+      return [error.code, error.why];
+    });
+  }
+
+  it("(a load, a hook before the snapshot, a process that stopped itself): each fails after its time, and nothing stays", { timeout: 120_000 }, async () => {
+    const load = refusal(bench.engine.boot(bench.node("while (true);")));
+    const hooks = [frozen(hooked("() => { for (;;); }"), {}), frozen(hooked("() => new Promise(() => setInterval(() => {}, 1000))"), {}), frozen(hooked("() => {}"), { stop: true })];
+    const error = await load;
+    expect([error.code, error.message]).toEqual(["INIT_FAILED", 'function "test-nodejs" did not finish loading. it took longer than 30 s. do less at load']);
+    for (const hook of hooks) expect(await hook).toEqual(["FREEZE_REFUSED", "its before-snapshot hooks took longer than 30 s, and it was ended"]);
+  });
+
+  it("(a process that stopped itself is frozen without hygiene): its clone runs", async () => {
+    const source = "exports.handler = async (event) => { if (event.stop) setImmediate(() => process.kill(process.pid, 'SIGSTOP')); return 'ready'; };";
+    await withInstance(bench.engine.boot(bench.node(source)), async (instance) => {
+      expect(await ask(instance, { stop: true })).toBe("ready");
+      const { hostPid } = instance as Instance & { hostPid: number };
+      await eventually(() => expect(readFileSync(`/proc/${hostPid}/stat`, "utf8")).toMatch(/\) T /));
+      const outcome = await instance.freeze({ hygiene: false }).catch((error: unknown) => error);
+      if (isThawError(outcome)) expect(outcome.code).toBe("FREEZE_REFUSED");
+      else await withInstance(bench.engine.thaw(outcome as Image), async (clone) => expect(await ask(clone)).toBe("ready"));
     });
   });
 });

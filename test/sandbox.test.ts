@@ -137,7 +137,7 @@ describe("a function's credentials", () => {
     const texts = [
       ...((await python.run(`out = ${code}`)) as string[]),
       ...((await node.run(
-        "const fs = require('fs'); return fs.readdirSync('/proc/self/task').map((t) => fs.readFileSync(`/proc/self/task/${t}/status`, 'utf8'))",
+        "const fs = require('fs'); return fs.readdirSync('/proc/self/task').map((t) => fs.readFileSync('/proc/self/task/' + t + '/status', 'utf8'))",
       )) as string[]),
     ];
     expect(texts.length).toBeGreaterThan(3);

@@ -127,21 +127,21 @@ export async function eventually(check: () => void, withinMs = SETTLE_MS): Promi
 }
 
 /** The value that the handler returned. */
-export function valueOf(result: InvokeResult): unknown {
+export function returned(result: InvokeResult): unknown {
   return JSON.parse(result.payload.toString("utf8"));
 }
 
 /** The error object of a failed invocation. */
 export function errorOf(result: InvokeResult): { errorType: string; errorMessage: string } {
   expect(result.functionError, result.payload.toString("utf8").slice(0, 500)).toBe("Unhandled");
-  return valueOf(result) as { errorType: string; errorMessage: string };
+  return returned(result) as { errorType: string; errorMessage: string };
 }
 
 /** Sends an event and returns the value; a function error fails the test. */
 export async function ask(instance: Instance, event: unknown = {}): Promise<unknown> {
   const result = await instance.invoke(JSON.stringify(event));
   if (result.functionError !== undefined) throw new Error(`the function failed: ${result.payload.toString("utf8").slice(0, 2000)}`);
-  return valueOf(result);
+  return returned(result);
 }
 
 /** The ThawError that `promise` rejects with. */

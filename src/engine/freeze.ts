@@ -17,6 +17,8 @@ import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 
 const PAGE_BYTES = 4096;
+/** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
+const PREPARE_MS_MAX = 30_000;
 
 /** What freezing needs of the engine. */
 export interface FreezeTools {
@@ -30,7 +32,12 @@ export interface FreezeTools {
 async function prepare(instance: LiveInstance): Promise<number> {
   const answer = instance.expect("prepared");
   instance.tell({ type: "prepare" });
-  const { header, body } = await answer;
+  // Whoever does not answer this answers nothing any more.
+  const timer = setTimeout(
+    () => instance.fail(new ThawError("FREEZE_REFUSED", { what: `function "${instance.spec.name}" could not be frozen`, why: `its before-snapshot hooks took longer than ${PREPARE_MS_MAX / 1000} s, and it was ended`, fix: "mend the hook" })),
+    PREPARE_MS_MAX,
+  );
+  const { header, body } = await answer.finally(() => clearTimeout(timer));
   if (header.type === "prepared") return header.hygieneMs;
   throw new ThawError("FREEZE_REFUSED", {
     what: `function "${instance.spec.name}" could not be frozen`,

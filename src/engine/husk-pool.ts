@@ -148,8 +148,8 @@ export class HuskPool {
   private readonly pools = new Map<string, Pool>();
   private readonly waiters: { key: string; resolve: () => void }[] = [];
   private busy = 0;
-  private nextUid = 0;
   private made = 0;
+  private nextUid = 0;
   private us = 0;
   private closed = false;
   private refillTimer: NodeJS.Timeout | undefined;

@@ -34,9 +34,8 @@ describe("a manifest", () => {
   });
 
   it("keeps every bit of a 64-bit number", () => {
-    const manifest = sampleManifest();
-    manifest.facts.threads[0] = { ...(manifest.facts.threads[0] ?? { ...({} as never) }), tidAddress: "0xfedcba9876543211" };
-    expect(decodeManifest(encodeManifest(manifest), PATH).facts.threads[0]?.tidAddress).toBe(0xfedcba9876543211n);
+    const manifest = sampleManifest({ facts: { ...sampleManifest().facts, digest: "0xfedcba9876543211", pageSpaceBytes: "0xfedcba9876543211" } });
+    expect(decodeManifest(encodeManifest(manifest), PATH).facts.pageSpaceBytes).toBe(0xfedcba9876543211n);
   });
 
   it("is refused when cut short at any byte", () => {
