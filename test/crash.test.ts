@@ -107,7 +107,7 @@ describe("a server killed with SIGKILL", () => {
   ]);
   beforeAll(async () => {
     const server = await TestServer.start(dataDir);
-    for (const name of ["kept", "changed", "removed"]) await server.deploy(name, node(acknowledged.get(name) ?? ""));
+    for (const name of ["kept", "changed", "removed"]) await server.deploy(name, node(acknowledged.get(name) ?? ""), { timeout: "60" });
     await server.deploy("kept-python", PYTHON, { handler: "app.handler" });
     for (const name of acknowledged.keys()) await server.ready(name);
     await server.stop();
@@ -132,7 +132,7 @@ describe("a server killed with SIGKILL", () => {
   }
 
   const created = (point: FaultPoint) => crash(point, (server) => expectNoAnswer(server.deploy("new", node("new"))));
-  const changed = (point: FaultPoint, to: string) => crash(point, (server) => expectNoAnswer(server.deploy("changed", node(to), {}, "PUT")));
+  const changed = (point: FaultPoint, to: string) => crash(point, (server) => expectNoAnswer(server.deploy("changed", node(to), { timeout: "60" }, "PUT")));
   const thawed = (point: FaultPoint) => crash(point, (server) => expectNoAnswer(server.invoke("kept")));
   const frozen = (point: FaultPoint) =>
     crash(point, async (server) => {
@@ -184,12 +184,13 @@ describe("a server killed with SIGKILL", () => {
       const requests = Array.from({ length: 8 }, (_, index) => server.invoke(index % 2 === 0 ? "kept" : "changed", { sleep: 60_000, children: 1 }));
       const outcomes = Promise.allSettled(requests);
       const running = async (): Promise<true | undefined> => {
-        const kept = descendants(server.keeper.pid).filter(({ exe }) => exe.endsWith("/node"));
-        return (await server.metrics()).instances.running === 8 && kept.length >= 16 ? true : undefined;
+        // A thawed function is a husk to the kernel; what it started is not.
+        const children = descendants(server.keeper.pid).filter(({ exe }) => exe.endsWith("/node"));
+        return (await server.metrics()).instances.running === 8 && children.length >= 8 ? true : undefined;
       };
       await until("8 requests and their children", running);
       const traces = tracesOf(server);
-      expect(traces.processes.length).toBeGreaterThan(24);
+      expect(traces.processes.length).toBeGreaterThan(3 * 8);
       server.kill("SIGKILL");
       for (const { status } of await outcomes) expect(status).toBe("rejected");
       await expectNothingRuns(traces);
@@ -206,7 +207,7 @@ describe("a server whose keeper is killed", () => {
   it("tells who waits, says what to do, and ends so that a supervisor starts it again", async () => {
     const dataDir = temporaryDir("keeper");
     const server = await TestServer.start(dataDir);
-    await server.deploy("one", node("one"));
+    await server.deploy("one", node("one"), { timeout: "60" });
     await server.ready("one");
     const waiting = [server.invoke("one", { sleep: 60_000 }), server.invoke("one", { sleep: 60_000 }, { "x-thaw-prefer": "boot" })];
     await until("both to run", async () => ((await server.metrics()).instances.running === 2 ? true : undefined));
@@ -251,7 +252,7 @@ describe("a server whose keeper is killed", () => {
 describe("a server that is told to stop", () => {
   it("answers what runs, takes nothing new, and leaves nothing", async () => {
     const server = await TestServer.start(temporaryDir("stop"));
-    await server.deploy("one", node("one"));
+    await server.deploy("one", node("one"), { timeout: "60" });
     await server.ready("one");
     const running = [server.invoke("one", { sleep: 1000 }), server.invoke("one", { sleep: 1000 })];
     await until("both to run", async () => ((await server.metrics()).instances.running === 2 ? true : undefined));
@@ -266,7 +267,7 @@ describe("a server that is told to stop", () => {
 
   it("twice does not wait, and still leaves nothing that runs", async () => {
     const server = await TestServer.start(temporaryDir("stop-twice"));
-    await server.deploy("one", node("one"));
+    await server.deploy("one", node("one"), { timeout: "60" });
     const lost = expect(server.invoke("one", { sleep: 60_000 })).rejects.toThrow();
     await until("it to run", async () => ((await server.metrics()).instances.running === 1 ? true : undefined));
     const traces = tracesOf(server);

@@ -8,7 +8,6 @@ import { join } from "node:path";
 import { ThawError, assert } from "../base/errors.js";
 import { monotonicNs } from "../base/clock.js";
 import { faultPoint } from "../base/fault.js";
-import { removeTemporaries } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import { type CgroupLayout, type CgroupParents, limitWrites, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
@@ -83,7 +82,6 @@ export class LocalEngine implements Engine, InstanceOwner {
     const paths = nativePaths();
     mkdirSync(join(options.dataDir, "images"), { recursive: true, mode: 0o700 });
     if (options.bootOnly !== true) refuseNoexec(options.dataDir);
-    await removeTemporaries(join(options.dataDir, "images"));
     const layout = probeCgroups();
     await sweepCgroups(layout);
     const interpreters = await findInterpreters();
