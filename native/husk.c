@@ -352,6 +352,13 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return start_thread(CLONE_THREAD_FLAGS_ | CLONE_PARENT_CHILD_TID_, state->tid_address,
 				    (void (*)(void))thread_main, state);
 	}
+	case OP_TOUCH: {
+		/* Writes without changing anything: the kernel copies the page. */
+		const uint64_t *pages = (const uint64_t *)argument(op, 0);
+		for (uint64_t i = 0; i < op->args[1]; i++)
+			__asm__ volatile("lock orb $0, (%0)" : : "r"(pages[i]) : "memory");
+		return 0;
+	}
 	case OP_RELEASE:
 		__atomic_store_n(&released, 1, __ATOMIC_RELEASE);
 		return threads_made == 0 ? 0 : raw(__NR_futex, &released, FUTEX_WAKE_PRIVATE_, HUSK_THREADS_MAX, 0, 0, 0);

@@ -27,7 +27,9 @@ describe("with a server", () => {
   }
 
   it("serve says in one line where it listens, how it starts functions, which it can run, and where its data is", () => {
-    expect(server.output).toBe(`thaw listens on ${server.url} (freezing, ${server.output.match(/freezing, (.*)\)/)?.[1]}), data in ${server.dataDir}\n`);
+    expect(server.output).toBe(
+      `thaw listens on ${server.url} (freezing, ${server.output.match(/freezing, (.*)\)/)?.[1]}), data in ${server.dataDir}\n`,
+    );
     expect(server.output).toMatch(/nodejs\d+\.x/);
   });
 
@@ -38,7 +40,9 @@ describe("with a server", () => {
   it("deploy, invoke, ls, logs, image inspect and rm: a function's life by hand", async () => {
     const deployed = await server.cli(["deploy", "examples/hello", "--name", "hello", "--wait"]);
     expect(deployed, deployed.err).toMatchObject({ code: 0, err: "" });
-    expect(deployed.out).toMatch(/^hello deployed: nodejs\d+\.x, index\.handler, 128 MB, \d+ B of code\nhello is ready: image of [\d.]+ MiB, stopped for [\d.]+ ms while it was made\n$/);
+    expect(deployed.out).toMatch(
+      /^hello deployed: nodejs\d+\.x, index\.handler, 128 MB, \d+ B of code\nhello is ready: image of [\d.]+ MiB, stopped for [\d.]+ ms while it was made\n$/,
+    );
 
     const first = await server.cli(["invoke", "hello", "--payload", '{"name":"world"}']);
     expect(first.code).toBe(0);
@@ -48,23 +52,31 @@ describe("with a server", () => {
     expect((await server.cli(["invoke", "hello"])).err).toMatch(/^reuse, answered in [\d.]+ ms\n$/);
 
     const listed = await server.cli(["ls"]);
-    expect(listed.out).toMatch(/^NAME +RUNTIME +MEMORY +STATE +IMAGE +INSTANCES +LAST START\nhello +nodejs\d+\.x +128 MB +frozen +[\d.]+ MiB +1 idle +reuse\n$/);
+    expect(listed.out).toMatch(
+      /^NAME +RUNTIME +MEMORY +STATE +IMAGE +INSTANCES +LAST START\nhello +nodejs\d+\.x +128 MB +frozen +[\d.]+ MiB +1 idle +reuse\n$/,
+    );
 
     const logs = await server.cli(["logs", "hello"]);
     expect(logs).toMatchObject({ code: 0, err: "" });
-    expect(logs.out).toMatch(/^START RequestId: \S+ Version: \$LATEST\ngreeting world\nEND RequestId: .*\nREPORT RequestId: .*\tMemory Size: 128 MB/);
+    expect(logs.out).toMatch(
+      /^START RequestId: \S+ Version: \$LATEST\ngreeting world\nEND RequestId: .*\nREPORT RequestId: .*\tMemory Size: 128 MB/,
+    );
     expect(logs.out).toContain("greeting nobody in particular\n");
 
     const inspected = await server.cli(["image", "inspect", "hello"]);
     expect(inspected.code).toBe(0);
-    expect(inspected.out).toMatch(/^state +ready\nimage +\S+\ndirectory +\S+\/images\/hello\.\S+\ngeneration +0\nheat +0 requests before the freeze\non disk +[\d.]+ MiB\n/);
+    expect(inspected.out).toMatch(
+      /^state +ready\nimage +\S+\ndirectory +\S+\/images\/hello\.\S+\ngeneration +0\nheat +0 requests before the freeze\non disk +[\d.]+ MiB\n/,
+    );
 
     expect(await server.cli(["rm", "hello"])).toEqual({ code: 0, out: "hello removed\n", err: "" });
     expect((await server.cli(["invoke", "hello"])).code).toBe(1);
   });
 
   it("the same for machines: one line of JSON on stdout, nothing on stderr", async () => {
-    expect(await json("deploy", HELLO_PYTHON, "--wait", "--memory", "256", "--timeout", "2.5", "--env", "A=1", "--env", "B=x=y")).toMatchObject({
+    expect(
+      await json("deploy", HELLO_PYTHON, "--wait", "--memory", "256", "--timeout", "2.5", "--env", "A=1", "--env", "B=x=y"),
+    ).toMatchObject({
       name: "hello-python",
       runtime: expect.stringMatching(/^python3\.\d+$/),
       handler: "app.handler",
@@ -79,10 +91,19 @@ describe("with a server", () => {
       start: { kind: "thaw", loader: "splice", generation: 0, us: expect.any(Number) },
       totalUs: expect.any(Number),
       log: expect.stringContaining("greeting Ö\n"),
-      trace: { start: { phases: expect.any(Array) }, pages: { written: expect.any(Number) }, memory: { privateBytes: expect.any(Number) } },
+      trace: {
+        start: { phases: expect.any(Array) },
+        pages: { written: expect.any(Number) },
+        memory: { privateBytes: expect.any(Number) },
+      },
     });
-    expect(await json("ls")).toMatchObject({ functions: [{ name: "hello-python", instances: { idle: 1 }, lastStart: { kind: "thaw" } }] });
-    expect(await json("image", "inspect", "hello-python")).toMatchObject({ state: "ready", image: { report: { stoppedMs: expect.any(Number) } } });
+    expect(await json("ls")).toMatchObject({
+      functions: [{ name: "hello-python", instances: { idle: 1 }, lastStart: { kind: "thaw" } }],
+    });
+    expect(await json("image", "inspect", "hello-python")).toMatchObject({
+      state: "ready",
+      image: { report: { stoppedMs: expect.any(Number) } },
+    });
     expect((await server.cli(["logs", "hello-python", "--json"])).out.split("\n")).toContain('{"line":"greeting Ö"}');
     expect(await json("rm", "hello-python")).toEqual({ removed: "hello-python" });
   });
@@ -94,7 +115,9 @@ describe("with a server", () => {
     const file = await server.cli(["invoke", "payloads", "--payload", "@event.json", "--prefer", "boot"], { cwd });
     expect([file.code, JSON.parse(file.out).message]).toEqual([0, "Hello, file!"]);
     expect(file.err).toMatch(/^boot, started in /);
-    const input = await server.cli(["invoke", "payloads", "--payload", "-", "--prefer", "thaw;loader=eager"], { input: '{"name":"stdin"}' });
+    const input = await server.cli(["invoke", "payloads", "--payload", "-", "--prefer", "thaw;loader=eager"], {
+      input: '{"name":"stdin"}',
+    });
     expect(JSON.parse(input.out).message).toBe("Hello, stdin!");
     expect(input.err).toMatch(/^thaw \(eager\), started in /);
   });
@@ -122,9 +145,13 @@ describe("with a server", () => {
 
   it("logs --follow prints what comes until it is interrupted, which is no failure", async () => {
     await server.cli(["deploy", HELLO, "--name", "followed", "--wait"]);
-    const child = spawn(process.execPath, [join(ROOT, "bin/thaw.mjs"), "logs", "followed", "--follow", "--url", server.url], { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(process.execPath, [join(ROOT, "bin/thaw.mjs"), "logs", "followed", "--follow", "--url", server.url], {
+      stdio: ["ignore", "pipe", "pipe"],
+    });
     let out = "";
-    child.stdout.on("data", (chunk: Buffer) => void (out += chunk.toString()));
+    child.stdout.on("data", (chunk: Buffer) => {
+      out += chunk.toString();
+    });
     const ended = once(child, "close");
     try {
       for (const name of ["one", "two"]) {
@@ -135,7 +162,7 @@ describe("with a server", () => {
       child.kill("SIGINT");
     }
     expect((await ended)[0]).toBe(0);
-    expect(out).toMatch(/greeting one\n[^]*greeting two\n/);
+    expect(out).toMatch(/greeting one\n.*greeting two\n/s);
   });
 
   it("THAW_URL and --url name the server, --url first", async () => {
@@ -150,8 +177,16 @@ describe("with a server", () => {
     [["rm", "nobody"], "FUNCTION_NOT_FOUND", /^error: There is no function "nobody"\n/],
     [["image", "inspect", "nobody"], "FUNCTION_NOT_FOUND", /^error: There is no function "nobody"\n/],
     [["invoke", "payloads", "--payload", "{oops"], "INVALID_PAYLOAD", /^error: The payload is not valid JSON\n {2}why: .*JSON/],
-    [["invoke", "payloads", "--prefer", "parked"], "PREFERENCE_UNAVAILABLE", /^error: .*demands parked\n {2}why: this server parks no husks\n/],
-    [["deploy", HELLO, "--name", "payloads"], "FUNCTION_EXISTS", /^error: Function "payloads" was not deployed\n {2}why: a function of that name exists already\n {2}fix: Deploy with --update/],
+    [
+      ["invoke", "payloads", "--prefer", "parked"],
+      "PREFERENCE_UNAVAILABLE",
+      /^error: .*demands parked\n {2}why: this server parks no husks\n/,
+    ],
+    [
+      ["deploy", HELLO, "--name", "payloads"],
+      "FUNCTION_EXISTS",
+      /^error: Function "payloads" was not deployed\n {2}why: a function of that name exists already\n {2}fix: Deploy with --update/,
+    ],
     [["deploy", HELLO, "--name", "old", "--runtime", "nodejs4.x"], "RUNTIME_MISSING", /^error: .*nodejs4\.x/],
   ])("thaw %j fails in words for people, and in JSON for machines", async (args, code, sentence) => {
     const run = await server.cli(args);
@@ -175,7 +210,11 @@ describe("with a server", () => {
       expect(run.out).toMatch(new RegExp(`^ok +${check} +\\S`, "m"));
     expect(run.out).toContain("\nFunctions can be frozen and thawed on this machine.\n");
     expect(run.out).toMatch(new RegExp(`\nAt ${server.url}: thaw \\d+\\.\\d+\\.\\d+, freezing, .*nodejs`));
-    expect(await json("doctor", "--data", server.dataDir)).toMatchObject({ ok: true, canFreeze: true, server: { pid: server.pid, canFreeze: true } });
+    expect(await json("doctor", "--data", server.dataDir)).toMatchObject({
+      ok: true,
+      canFreeze: true,
+      server: { pid: server.pid, canFreeze: true },
+    });
   });
 
   it("a second server on the same data directory is refused, and the first one goes on", async () => {
@@ -197,21 +236,26 @@ describe("with a server", () => {
   it("a second server on the same port is refused", async () => {
     const run = await cli(["serve", "--data", temporaryDir("port"), "--port", new URL(server.url).port]);
     expect(run.code).toBe(1);
-    expect(run.err).toMatch(/^error: Cannot listen on 127\.0\.0\.1:\d+\n {2}why: Another program listens there, perhaps another thaw\n {2}fix: Stop it, or choose another port with --port\n$/);
+    expect(run.err).toMatch(
+      /^error: Cannot listen on 127\.0\.0\.1:\d+\n {2}why: Another program listens there, perhaps another thaw\n {2}fix: Stop it, or choose another port with --port\n$/,
+    );
   });
 });
 
 describe("without a server", () => {
-  it.each([["ls"], ["invoke", "x"], ["deploy", HELLO], ["logs", "x"], ["rm", "x"], ["image", "inspect", "x"]])("thaw %s %s says how to start one", async (...args) => {
-    expect(await cli(args, { url: NOBODY })).toEqual({
-      code: 1,
-      out: "",
-      err:
-        `error: No thaw server answers at ${NOBODY}\n` +
-        "  why: The connection was refused: nothing listens there\n" +
-        "  fix: Start one with `thaw serve`, or name another with --url or THAW_URL\n",
-    });
-  });
+  it.each([["ls"], ["invoke", "x"], ["deploy", HELLO], ["logs", "x"], ["rm", "x"], ["image", "inspect", "x"]])(
+    "thaw %s %s says how to start one",
+    async (...args) => {
+      expect(await cli(args, { url: NOBODY })).toEqual({
+        code: 1,
+        out: "",
+        err:
+          `error: No thaw server answers at ${NOBODY}\n` +
+          "  why: The connection was refused: nothing listens there\n" +
+          "  fix: Start one with `thaw serve`, or name another with --url or THAW_URL\n",
+      });
+    },
+  );
 
   it("doctor reports nevertheless", async () => {
     const run = await cli(["doctor", "--url", NOBODY, "--data", temporaryDir("doctor")]);
@@ -227,7 +271,9 @@ describe("serve --boot-only", () => {
     expect(server.output).toMatch(/^thaw listens on \S+ \(booting only, /);
     const deployed = await server.cli(["deploy", HELLO, "--wait"]);
     expect(deployed.code).toBe(0);
-    expect(deployed.out).toMatch(/\nhello has no image and will be booted at every start \(This server runs functions without images: .*\)\n$/);
+    expect(deployed.out).toMatch(
+      /\nhello has no image and will be booted at every start \(This server runs functions without images: .*\)\n$/,
+    );
     expect((await server.cli(["invoke", "hello"])).err).toMatch(/^boot, started in /);
     expect((await server.cli(["ls"])).out).toMatch(/^hello +\S+ +128 MB +boots +- +1 idle +boot /m);
     const thaw = await server.cli(["invoke", "hello", "--prefer", "thaw"]);

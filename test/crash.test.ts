@@ -50,7 +50,11 @@ function tracesOf({ pid, keeper }: TestServer): Traces {
 function cgroupsOf(pid: number): string[] {
   return Object.values(probeCgroups().mounts).flatMap((mount) => {
     const ours = join(mount, "thaw");
-    return existsSync(ours) ? readdirSync(ours).filter((name) => name.startsWith(`${pid}-`)).map((name) => join(ours, name)) : [];
+    return existsSync(ours)
+      ? readdirSync(ours)
+          .filter((name) => name.startsWith(`${pid}-`))
+          .map((name) => join(ours, name))
+      : [];
   });
 }
 
@@ -65,7 +69,9 @@ async function expectNothingRuns({ pid, processes, mounts: before }: Traces): Pr
 function namesBelow(dir: string, depth: number): string[] {
   return readdirSync(dir, { withFileTypes: true }).flatMap((entry) => [
     entry.name,
-    ...(entry.isDirectory() && depth > 1 ? namesBelow(join(dir, entry.name), depth - 1).map((name) => join(entry.name, name)) : []),
+    ...(entry.isDirectory() && depth > 1
+      ? namesBelow(join(dir, entry.name), depth - 1).map((name) => join(entry.name, name))
+      : []),
   ]);
 }
 
@@ -75,8 +81,12 @@ async function expectTidy(server: TestServer): Promise<void> {
   const { dataDir } = server;
   const names = functions.map(({ name }) => name);
   // A working set may be on its way to disk at this moment.
-  await until("temporary files to go", () => (namesBelow(dataDir, 3).some((name) => /\.tmp-|\.after-/.test(name)) ? undefined : true));
-  expect(readdirSync(join(dataDir, "images")).sort()).toEqual(functions.flatMap(({ image }) => image.image?.dir.slice(join(dataDir, "images").length + 1) ?? []).sort());
+  await until("temporary files to go", () =>
+    namesBelow(dataDir, 3).some((name) => /\.tmp-|\.after-/.test(name)) ? undefined : true,
+  );
+  expect(readdirSync(join(dataDir, "images")).sort()).toEqual(
+    functions.flatMap(({ image }) => image.image?.dir.slice(join(dataDir, "images").length + 1) ?? []).sort(),
+  );
   const code = functions.flatMap(({ name, codeSha256 }) => [name, join(name, Buffer.from(codeSha256, "base64").toString("hex"))]);
   expect(namesBelow(join(dataDir, "functions"), 2).sort()).toEqual(code.sort());
   expect(readdirSync(join(dataDir, "logs")).filter((log) => !names.includes(log.replace(/\.log(\.1)?$/, "")))).toEqual([]);
@@ -107,7 +117,8 @@ describe("a server killed with SIGKILL", () => {
   ]);
   beforeAll(async () => {
     const server = await TestServer.start(dataDir);
-    for (const name of ["kept", "changed", "removed"]) await server.deploy(name, node(acknowledged.get(name) ?? ""), { timeout: "60" });
+    for (const name of ["kept", "changed", "removed"])
+      await server.deploy(name, node(acknowledged.get(name) ?? ""), { timeout: "60" });
     await server.deploy("kept-python", PYTHON, { handler: "app.handler" });
     for (const name of acknowledged.keys()) await server.ready(name);
     await server.stop();
@@ -132,7 +143,8 @@ describe("a server killed with SIGKILL", () => {
   }
 
   const created = (point: FaultPoint) => crash(point, (server) => expectNoAnswer(server.deploy("new", node("new"))));
-  const changed = (point: FaultPoint, to: string) => crash(point, (server) => expectNoAnswer(server.deploy("changed", node(to), { timeout: "60" }, "PUT")));
+  const changed = (point: FaultPoint, to: string) =>
+    crash(point, (server) => expectNoAnswer(server.deploy("changed", node(to), { timeout: "60" }, "PUT")));
   const thawed = (point: FaultPoint) => crash(point, (server) => expectNoAnswer(server.invoke("kept")));
   const frozen = (point: FaultPoint) =>
     crash(point, async (server) => {
@@ -164,7 +176,11 @@ describe("a server killed with SIGKILL", () => {
     },
   };
 
-  it.each(Object.keys(FAULT_POINTS) as FaultPoint[])("at %s loses nothing and leaves nothing", (point) => LEADS[point](), RESTART_MS_MAX);
+  it.each(Object.keys(FAULT_POINTS) as FaultPoint[])(
+    "at %s loses nothing and leaves nothing",
+    (point) => LEADS[point](),
+    RESTART_MS_MAX,
+  );
 
   it("before an update was recorded, runs the old code", () => changed("deploy-code-renamed", "newer"), RESTART_MS_MAX);
 
@@ -181,7 +197,9 @@ describe("a server killed with SIGKILL", () => {
     "under load takes every sandbox with it, and what they started",
     async () => {
       const server = await TestServer.start(dataDir);
-      const requests = Array.from({ length: 8 }, (_, index) => server.invoke(index % 2 === 0 ? "kept" : "changed", { sleep: 60_000, children: 1 }));
+      const requests = Array.from({ length: 8 }, (_, index) =>
+        server.invoke(index % 2 === 0 ? "kept" : "changed", { sleep: 60_000, children: 1 }),
+      );
       const outcomes = Promise.allSettled(requests);
       const running = async (): Promise<true | undefined> => {
         // A thawed function is a husk to the kernel; what it started is not.
@@ -204,49 +222,67 @@ describe("a server killed with SIGKILL", () => {
 });
 
 describe("a server whose keeper is killed", () => {
-  it("tells who waits, says what to do, and ends so that a supervisor starts it again", async () => {
-    const dataDir = temporaryDir("keeper");
-    const server = await TestServer.start(dataDir);
-    await server.deploy("one", node("one"), { timeout: "60" });
-    await server.ready("one");
-    const waiting = [server.invoke("one", { sleep: 60_000 }), server.invoke("one", { sleep: 60_000 }, { "x-thaw-prefer": "boot" })];
-    await until("both to run", async () => ((await server.metrics()).instances.running === 2 ? true : undefined));
-    const traces = tracesOf(server);
-    process.kill(server.keeper.pid, "SIGKILL");
-    for (const reply of await Promise.all(waiting)) {
-      expect([reply.status, reply.headers.get("x-amzn-errortype"), reply.json.Type]).toEqual([500, "ServiceException", "Service"]);
-      expect(JSON.parse(reply.headers.get("x-thaw-error") ?? "{}")).toMatchObject({ code: "KEEPER_FAILED", why: "it was killed by SIGKILL" });
-    }
-    expect(await server.ended()).toEqual({ code: 1, signal: null });
-    expect(server.output).toContain(
-      "error: The server cannot go on: its keeper, and with it every instance, has ended\n" +
-        "  why: it was killed by SIGKILL\n" +
-        "  fix: Start it again: functions and images are kept; under a supervisor, let it restart on failure\n",
-    );
-    await expectNothingRuns(traces);
-    const next = await TestServer.start(dataDir);
-    await expectAnswers(next, new Map([["one", "one"]]));
-    await expectTidy(next);
-    await next.stop();
-  }, RESTART_MS_MAX);
+  it(
+    "tells who waits, says what to do, and ends so that a supervisor starts it again",
+    async () => {
+      const dataDir = temporaryDir("keeper");
+      const server = await TestServer.start(dataDir);
+      await server.deploy("one", node("one"), { timeout: "60" });
+      await server.ready("one");
+      const waiting = [
+        server.invoke("one", { sleep: 60_000 }),
+        server.invoke("one", { sleep: 60_000 }, { "x-thaw-prefer": "boot" }),
+      ];
+      await until("both to run", async () => ((await server.metrics()).instances.running === 2 ? true : undefined));
+      const traces = tracesOf(server);
+      process.kill(server.keeper.pid, "SIGKILL");
+      for (const reply of await Promise.all(waiting)) {
+        expect([reply.status, reply.headers.get("x-amzn-errortype"), reply.json.Type]).toEqual([
+          500,
+          "ServiceException",
+          "Service",
+        ]);
+        expect(JSON.parse(reply.headers.get("x-thaw-error") ?? "{}")).toMatchObject({
+          code: "KEEPER_FAILED",
+          why: "it was killed by SIGKILL",
+        });
+      }
+      expect(await server.ended()).toEqual({ code: 1, signal: null });
+      expect(server.output).toContain(
+        "error: The server cannot go on: its keeper, and with it every instance, has ended\n" +
+          "  why: it was killed by SIGKILL\n" +
+          "  fix: Start it again: functions and images are kept; under a supervisor, let it restart on failure\n",
+      );
+      await expectNothingRuns(traces);
+      const next = await TestServer.start(dataDir);
+      await expectAnswers(next, new Map([["one", "one"]]));
+      await expectTidy(next);
+      await next.stop();
+    },
+    RESTART_MS_MAX,
+  );
 
-  it("together with the server, leaves empty cgroups that the next server removes", async () => {
-    const dataDir = temporaryDir("both");
-    const server = await TestServer.start(dataDir);
-    await server.deployReady("one", node("one"));
-    expect((await server.invoke("one")).json).toBe("one");
-    const traces = tracesOf(server);
-    server.kill("SIGSTOP");
-    process.kill(server.keeper.pid, "SIGKILL");
-    server.kill("SIGKILL");
-    await until("all processes to end", () => (traces.processes.some(isAlive) ? undefined : true));
-    expect(cgroupsOf(traces.pid).length).toBeGreaterThan(0);
-    const next = await TestServer.start(dataDir);
-    await expectNothingRuns(traces);
-    await expectAnswers(next, new Map([["one", "one"]]));
-    await expectTidy(next);
-    await next.stop();
-  }, RESTART_MS_MAX);
+  it(
+    "together with the server, leaves empty cgroups that the next server removes",
+    async () => {
+      const dataDir = temporaryDir("both");
+      const server = await TestServer.start(dataDir);
+      await server.deployReady("one", node("one"));
+      expect((await server.invoke("one")).json).toBe("one");
+      const traces = tracesOf(server);
+      server.kill("SIGSTOP");
+      process.kill(server.keeper.pid, "SIGKILL");
+      server.kill("SIGKILL");
+      await until("all processes to end", () => (traces.processes.some(isAlive) ? undefined : true));
+      expect(cgroupsOf(traces.pid).length).toBeGreaterThan(0);
+      const next = await TestServer.start(dataDir);
+      await expectNothingRuns(traces);
+      await expectAnswers(next, new Map([["one", "one"]]));
+      await expectTidy(next);
+      await next.stop();
+    },
+    RESTART_MS_MAX,
+  );
 });
 
 describe("a server that is told to stop", () => {
@@ -258,7 +294,12 @@ describe("a server that is told to stop", () => {
     await until("both to run", async () => ((await server.metrics()).instances.running === 2 ? true : undefined));
     const traces = tracesOf(server);
     server.kill("SIGTERM");
-    await until("it to stop listening", () => server.invoke("one").then(({ status }) => (status === 500 ? true : undefined), () => true as const));
+    await until("it to stop listening", () =>
+      server.invoke("one").then(
+        ({ status }) => (status === 500 ? true : undefined),
+        () => true as const,
+      ),
+    );
     for (const reply of await Promise.all(running)) expect([reply.status, reply.json]).toEqual([200, "one"]);
     expect(await server.ended(), server.output).toEqual({ code: 0, signal: null });
     expect(server.output).toMatch(/\nstopping; a second signal forces it\n$/);

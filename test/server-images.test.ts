@@ -6,8 +6,8 @@ import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
-import { type Files, type Reply, TestServer, temporaryDir, useServers } from "./support/server.js";
 import { flipBit, flipStoredBit } from "./support/damage.js";
+import { type Files, type Reply, TestServer, temporaryDir, useServers } from "./support/server.js";
 
 const FILES: Files = {
   "index.js": `
@@ -19,7 +19,7 @@ exports.handler = async ({ at }) => ({ word: words[at], count: ++count });`,
 type Damage = (dir: string) => void;
 
 /** Rewrites the manifest with its checksum right: what it says is wrong then, not how it is written. */
-function rewrite(change: (manifest: RawManifest) => void): Damage {
+function rewrite(change: (manifest: RawManifest) => unknown): Damage {
   return (dir) => {
     const path = imageFiles(dir).manifest;
     const bytes = readFileSync(path);
@@ -44,20 +44,32 @@ function truncated(file: keyof ReturnType<typeof imageFiles>, bytes: number): Da
 
 /** Found when the server opens the image, at its start. */
 const SEEN_AT_START: Readonly<Record<string, readonly [Damage, RegExp]>> = {
-  "manifest-cut": [truncated("manifest", 1000), /manifest cannot be used\. it holds \d+ bytes behind its header where \d+ were written \(offset 1000\)/],
+  "manifest-cut": [
+    truncated("manifest", 1000),
+    /manifest cannot be used\. it holds \d+ bytes behind its header where \d+ were written \(offset 1000\)/,
+  ],
   "manifest-empty": [truncated("manifest", 0), /it does not begin with a thaw-manifest line \(offset 0\)/],
   "manifest-flipped": [(dir) => flipBit(imageFiles(dir).manifest, 5000), /its checksum does not match its \d+ bytes/],
   "manifest-gone": [(dir) => rmSync(imageFiles(dir).manifest), /ENOENT/],
   "pages-cut": [truncated("pages", 4096), /pages cannot be used\. it is 4096 bytes long where \d+ were written/],
   "image-gone": [(dir) => rmSync(dir, { recursive: true }), /ENOENT/],
-  kernel: [rewrite((manifest) => void (manifest.fingerprint.kernel = "5.10.0")), /was made for another kernel\. it was made for 5\.10\.0, this is /],
-  cpu: [rewrite((manifest) => void (manifest.fingerprint.cpu = "0".repeat(64))), /was made for another CPU\. it was made for features 000000000000, this is/],
+  kernel: [
+    rewrite(({ fingerprint }) => Object.assign(fingerprint, { kernel: "5.10.0" })),
+    /was made for another kernel\. it was made for 5\.10\.0, this is /,
+  ],
+  cpu: [
+    rewrite(({ fingerprint }) => Object.assign(fingerprint, { cpu: "0".repeat(64) })),
+    /was made for another CPU\. it was made for features 000000000000, this is/,
+  ],
 };
 
 /** Found by the first thaw. */
 const SEEN_AT_THAW: Readonly<Record<string, readonly [Damage, RegExp]>> = {
   "pages-flipped": [flipStoredBit, /pages cannot be used\. its digest is \w+ where \w+ was written/],
-  interpreter: [upgraded(/\/node$/), /does not fit this machine any more: \S+\/node is not the file it was made with\. its size, inode or times differ/],
+  interpreter: [
+    upgraded(/\/node$/),
+    /does not fit this machine any more: \S+\/node is not the file it was made with\. its size, inode or times differ/,
+  ],
   library: [upgraded(/\/libc\.so/), /does not fit this machine any more: \S+\/libc\.so\S* is not the file it was made with/],
 };
 
@@ -83,7 +95,13 @@ describe("images that changed while the server was stopped", () => {
   const first = new Map<string, Reply>();
   let server: TestServer;
   beforeAll(async () => {
-    const damages = { ...SEEN_AT_START, ...SEEN_AT_THAW, crowd: [upgraded(/\/node$/)] as const, "working-set": [truncated("workingSet", 20)] as const, sound: [() => undefined] as const };
+    const damages = {
+      ...SEEN_AT_START,
+      ...SEEN_AT_THAW,
+      crowd: [upgraded(/\/node$/)] as const,
+      "working-set": [truncated("workingSet", 20)] as const,
+      sound: [() => undefined] as const,
+    };
     const before = await TestServer.start(dataDir);
     const dirs = new Map<string, string>();
     for (const name of Object.keys(damages)) dirs.set(name, (await before.deployReady(name, FILES)).image?.dir ?? "");
@@ -120,17 +138,24 @@ describe("images that changed while the server was stopped", () => {
     expect(lastFallback?.reason).toMatch(why);
     expect(["pending", "ready"]).toContain(image.state);
     await expectFrozenAnew(server, name);
-    expect((await server.cli(["logs", name])).out).toMatch(new RegExp(`thaw: the image cannot be used and is made anew: .*${why.source}`));
+    expect((await server.cli(["logs", name])).out).toMatch(
+      new RegExp(`thaw: the image cannot be used and is made anew: .*${why.source}`),
+    );
   });
 
-  it.each(Object.entries(SEEN_AT_START))("boot, say why and are frozen anew when the start finds it: %s", async (name, [, why]) => {
-    const reply = first.get(name) as Reply;
-    expectAnswer(reply, 42);
-    // The first images to be made anew may have been ready before the request came.
-    if (reply.start.kind === "boot") expect(reply.start.fallback).toMatch(why);
-    await expectFrozenAnew(server, name);
-    expect((await server.cli(["logs", name])).out).toMatch(new RegExp(`thaw: the image cannot be used and is made anew: .*${why.source}`));
-  });
+  it.each(Object.entries(SEEN_AT_START))(
+    "boot, say why and are frozen anew when the start finds it: %s",
+    async (name, [, why]) => {
+      const reply = first.get(name) as Reply;
+      expectAnswer(reply, 42);
+      // The first images to be made anew may have been ready before the request came.
+      if (reply.start.kind === "boot") expect(reply.start.fallback).toMatch(why);
+      await expectFrozenAnew(server, name);
+      expect((await server.cli(["logs", name])).out).toMatch(
+        new RegExp(`thaw: the image cannot be used and is made anew: .*${why.source}`),
+      );
+    },
+  );
 
   it("have their requests booted while they are made anew", () => {
     const boots = [...first.values()].filter(({ start }) => start.kind === "boot");
@@ -158,7 +183,8 @@ describe("images that change while the server runs", () => {
   const images = new Map<string, string>();
   beforeAll(async () => {
     server = await TestServer.start(temporaryDir("images-live"));
-    for (const name of ["flipped", "cut", "gone", "demanded", "crowd"]) images.set(name, (await server.deployReady(name, FILES)).image?.dir ?? "");
+    for (const name of ["flipped", "cut", "gone", "demanded", "crowd"])
+      images.set(name, (await server.deployReady(name, FILES)).image?.dir ?? "");
   });
   const dirOf = (name: string): string => images.get(name) ?? "";
 

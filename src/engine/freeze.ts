@@ -79,7 +79,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     checkFacts(facts);
     const tmp = await describeTmp(temporary);
     // Compiled once now, so that what no program can bring back is refused while somebody listens.
-    compileThaw(facts, { contents: Buffer.alloc(0), source: "lazy", runtime: [] });
+    compileThaw(facts, { contents: Buffer.alloc(0), source: "lazy", runtime: true });
     const report: FreezeReport = {
       hygieneMs,
       stoppedMs: Number(reply.stoppedUs) / 1000,

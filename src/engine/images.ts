@@ -159,11 +159,11 @@ export class LoadedImage {
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. */
   thawStep(loader: Loader, generic: boolean): StageStep {
     const compile = (): Program => {
-      const { runtime, image } = this.split();
+      const { image } = this.split();
       return compileThaw(this.facts, {
         contents: this.stored.contents,
         source: loader === "eager" ? "eager" : "lazy",
-        ...(generic ? { runtime: loader === "splice" ? runtime : [] } : {}),
+        runtime: generic,
         ...(loader === "splice" ? { prefetch: image.written } : {}),
       });
     };

@@ -30,7 +30,7 @@ const facts = parsedFacts();
 
 describe("a compiled image", () => {
   it("gives up all capabilities before any thread is made, and before it resumes", () => {
-    for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy", runtime: RUNS, prefetch: RUNS }), compileThaw(facts, { contents: CONTENTS, source: "eager" }), compileEquip(facts, CONTENTS)]) {
+    for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy", runtime: true, prefetch: RUNS }), compileThaw(facts, { contents: CONTENTS, source: "eager", runtime: true }), compileEquip(facts, CONTENTS)]) {
       const list = operations(program);
       const dropped = list.findIndex(({ kind, nr }) => kind === ABI.OP_SYSCALL && nr === SYS_CAPSET);
       const threads = list.findIndex(({ kind }) => kind === ABI.OP_THREAD || kind === ABI.OP_RESUME);
@@ -40,7 +40,7 @@ describe("a compiled image", () => {
   });
 
   it("sets every limit, behind the descriptors that they could forbid, and nothing behind the resume", () => {
-    for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy" }), compileResume(facts)]) {
+    for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy", runtime: false }), compileResume(facts)]) {
       const list = operations(program);
       expect(list.at(-1)?.kind).toBe(ABI.OP_RESUME);
       const limits = list.filter(({ nr }) => nr === SYS_PRLIMIT);

@@ -17,7 +17,6 @@ import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
 import {
   AT_FDCWD,
   MADV_POPULATE_READ,
-  MADV_POPULATE_WRITE,
   MADV_WIPEONFORK,
   MAP_ANONYMOUS,
   MAP_FIXED,
@@ -221,9 +220,13 @@ function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSource): v
   program.stamp(STAMPS.stack);
 }
 
-/** Prefetching is help, not state: what fails here costs a fault later. */
+/**
+ * Copies what an invocation writes before the function runs into it. The touches are ordinary faults, but in one go and in order of
+ * address; MADV_POPULATE_WRITE costs more for runs of one or two pages, and a thread beside the start was slower on two
+ * processors (docs/design/thaw.md).
+ */
 function copyAhead(program: ProgramBuilder, written: readonly PageRun[]): void {
-  for (const run of written) program.call("copy written pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_WRITE], { mayFail: true });
+  program.touch("copy written pages", written.flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n)));
 }
 
 /** Maps pages that are only read; what is shared with others costs no memory. */
@@ -362,8 +365,8 @@ export interface ThawInputs {
   /** Contents of temporary files. */
   readonly contents: Buffer;
   readonly source: PageSource;
-  /** The husk has no runtime mapped yet; what invocations read of it is mapped at once. */
-  readonly runtime?: readonly PageRun[];
+  /** The husk has no runtime mapped yet. */
+  readonly runtime: boolean;
   /** Pages to copy before the function can fault on them. */
   readonly prefetch?: readonly PageRun[];
 }
@@ -371,9 +374,8 @@ export interface ThawInputs {
 /** Everything that a generic or runtime-mapped husk still lacks: it becomes the function. Passes: {@link THAW_PASSES}. */
 export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
   const program = new ProgramBuilder();
-  if (inputs.runtime !== undefined) {
+  if (inputs.runtime) {
     mapRuntime(program, facts);
-    mapAhead(program, inputs.runtime);
     program.stamp(STAMPS.runtime);
   }
   mapMemory(program, facts, inputs.source);

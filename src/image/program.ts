@@ -148,6 +148,13 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_RESUME, "resume", [state]);
   }
 
+  /** Makes the kernel copy these pages: one writing touch each. They must be mapped and writable. */
+  touch(label: string, pages: readonly bigint[]): void {
+    const list = Buffer.alloc(pages.length * 8);
+    for (const [index, address] of pages.entries()) list.writeBigUInt64LE(address, index * 8);
+    this.push(ABI_CONSTANTS.OP_TOUCH, label, [this.data(list), pages.length]);
+  }
+
   /** Tells the keeper that all that can fail is done. */
   report(): void {
     this.push(ABI_CONSTANTS.OP_REPORT, "report", []);

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 2;
+export const HUSK_VERSION = 3;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -42,6 +42,7 @@ export const ABI_CONSTANTS = {
   OP_RESUME: 7,
   OP_COPY: 9,
   OP_REPORT: 10,
+  OP_TOUCH: 8,
   OP_LOAD: 11,
   OP_RELEASE: 12,
 

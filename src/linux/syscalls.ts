@@ -71,7 +71,6 @@ export const MAP_NORESERVE = 0x4000;
 export const MADV_RANDOM = 1;
 export const MADV_WIPEONFORK = 18;
 export const MADV_POPULATE_READ = 22;
-export const MADV_POPULATE_WRITE = 23;
 
 export const O_ACCMODE = 3;
 export const O_RDWR = 2;

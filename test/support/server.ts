@@ -94,7 +94,9 @@ function isStale(): boolean {
     }
     return latest;
   };
-  return newest("src", /(?<!\.test)\.ts$/) > newest("dist", /\.js$/) || newest("native", /\.([ch]|ld)$/) > newest("native/build", /./);
+  return (
+    newest("src", /(?<!\.test)\.ts$/) > newest("dist", /\.js$/) || newest("native", /\.([ch]|ld)$/) > newest("native/build", /./)
+  );
 }
 
 /** Runs one command to its end. */
@@ -106,8 +108,12 @@ export async function cli(
   const child = spawn(process.execPath, [CLI, ...args], { cwd: options.cwd ?? ROOT, env, stdio: "pipe", timeout: CLI_MS_MAX });
   let out = "";
   let err = "";
-  child.stdout.setEncoding("utf8").on("data", (text: string) => void (out += text));
-  child.stderr.setEncoding("utf8").on("data", (text: string) => void (err += text));
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    out += text;
+  });
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    err += text;
+  });
   // A command that needs no input may end before it is written.
   child.stdin.on("error", () => undefined).end(options.input ?? "");
   const [code] = (await once(child, "close")) as [number | null];
@@ -142,7 +148,9 @@ export class TestServer {
     this.#child = spawn(process.execPath, line, { env: environment(env), stdio: ["ignore", "pipe", "pipe"] });
     this.pid = this.#child.pid ?? 0;
     for (const stream of [this.#child.stdout, this.#child.stderr])
-      stream?.setEncoding("utf8").on("data", (text: string) => void (this.output += text));
+      stream?.setEncoding("utf8").on("data", (text: string) => {
+        this.output += text;
+      });
     this.#exited = once(this.#child, "close").then(([code, signal]) => {
       running.delete(this);
       return { code: code as number | null, signal: signal as NodeJS.Signals | null };
@@ -173,7 +181,9 @@ export class TestServer {
 
   /** The keeper that it started. */
   get keeper(): Living {
-    const keeper = [...livingProcesses().values()].find(({ parent, exe }) => parent === this.pid && exe.endsWith("/native/build/keeper"));
+    const keeper = [...livingProcesses().values()].find(
+      ({ parent, exe }) => parent === this.pid && exe.endsWith("/native/build/keeper"),
+    );
     if (keeper === undefined) throw new Error("the server has no keeper");
     return keeper;
   }
@@ -201,7 +211,11 @@ export class TestServer {
   }
 
   /** One request; a body that is not JSON is given as text. */
-  async request(method: string, path: string, init: { headers?: Record<string, string>; body?: string | Uint8Array } = {}): Promise<Reply> {
+  async request(
+    method: string,
+    path: string,
+    init: { headers?: Record<string, string>; body?: string | Uint8Array } = {},
+  ): Promise<Reply> {
     const reply = await fetch(this.url + path, { method, ...(init as RequestInit) });
     const text = await reply.text();
     let json: unknown;
@@ -210,7 +224,13 @@ export class TestServer {
     } catch {
       json = undefined;
     }
-    return { status: reply.status, headers: reply.headers, text, json, start: parseStart(reply.headers.get("x-thaw-start") ?? "") };
+    return {
+      status: reply.status,
+      headers: reply.headers,
+      text,
+      json,
+      start: parseStart(reply.headers.get("x-thaw-start") ?? ""),
+    };
   }
 
   /** `event` is sent as JSON; a string or bytes as they are. */
