@@ -208,7 +208,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       throw new ThawError("PREFERENCE_UNAVAILABLE", {
         what: `no husk is parked for function "${loaded.image.spec.name}" with loader ${loader}`,
         why: this.husks.targetCount(keys[0] ?? "") + this.husks.targetCount(keys[1] ?? "") === 0 ? "none is configured" : `none was ready within ${options.waitMs ?? 0} ms`,
-        fix: "start the server with --parked, or ask for another kind of start",
+        fix: "start the server with --park, or ask for another kind of start",
       });
     }
     const from = monotonicNs();

@@ -215,7 +215,6 @@ export class LoadedImage {
     return { step: { name: "floor", labels: () => program.labels, request }, done: () => this.keeper.closeFile(file), mappings, faults };
   }
 
-  /** The program is looked up when the stage runs: a husk may be in the making while {@link LoadedImage.record} replaces it. */
   /** Asks for the program when the stage runs: a working set that is recorded meanwhile replaces programs. */
   private step(name: string, program: () => Compiled, fds: readonly PassedFd[] = []): StageStep {
     return { name, labels: () => program().program.labels, request: () => ({ program: program().file, fds, fdBase: this.fdBase }) };

@@ -125,7 +125,7 @@ export interface FreezeReport {
   readonly notes: readonly string[];
 }
 
-/** A frozen instance on disk. Plain data; `dir` holds manifest, pages, programs, working set. */
+/** A frozen instance on disk. Plain data; `dir` holds manifest, pages, temporary files, working set. */
 export interface Image {
   readonly id: string;
   readonly dir: string;

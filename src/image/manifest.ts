@@ -5,7 +5,7 @@
  * thaw-manifest 1 <sha256 of the JSON, hex> <bytes of the JSON>\n{…}
  * ```
  *
- * Everything else in an image's directory is either described by it (`pages`, `tmp`) or can be thrown away (`programs`, `working-set`).
+ * Everything else in an image's directory is either described by it (`pages`, `tmp`) or can be thrown away (`working-set`).
  */
 import { createHash } from "node:crypto";
 import { z } from "zod";
