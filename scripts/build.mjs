@@ -13,7 +13,9 @@ chmodSync(join(root, "bin/thaw.mjs"), 0o755);
 
 const missing = ["gcc", "make"].filter((tool) => spawnSync(tool, ["--version"], { stdio: "ignore" }).status !== 0);
 if (process.platform !== "linux" || process.arch !== "x64") {
-  console.error(`thaw: not building the native helpers: they need Linux on x86-64, this is ${process.platform} on ${process.arch}.`);
+  console.error(
+    `thaw: not building the native helpers: they need Linux on x86-64, this is ${process.platform} on ${process.arch}.`,
+  );
   console.error("thaw: nothing can be frozen here.");
 } else if (missing.length > 0) {
   console.error(`thaw: cannot build the native helpers: ${missing.join(" and ")} not found.`);

@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { isThawError } from "../src/base/errors.js";
 import type { FunctionSpec, Image, Instance, InvokeResult } from "../src/engine/index.js";
-import { ask, errorOf, eventually, refusal, useBench, returned, withInstance } from "./support-sandbox.js";
+import { ask, errorOf, eventually, refusal, returned, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
 const MIB = 1024 * 1024;
@@ -18,29 +18,83 @@ beforeAll(async () => {
 
 afterEach(async () => {
   await bench.quiet();
-  await withInstance(bench.engine.thaw(hello), async (instance) => expect(await ask(instance, { name: "again" })).toEqual({ hello: "again" }));
+  await withInstance(bench.engine.thaw(hello), async (instance) =>
+    expect(await ask(instance, { name: "again" })).toEqual({ hello: "again" }),
+  );
   await bench.quiet();
 });
 
 describe("a function that cannot be loaded is refused with the reason", () => {
   const cases: readonly [title: string, spec: () => FunctionSpec, why: RegExp][] = [
-    ["Node: the module is missing", () => bench.node("", { handler: "absent.handler" }), /^Runtime\.ImportModuleError: .*Cannot find module 'absent'/],
-    ["Node: the handler is missing", () => bench.node("exports.other = 1;"), /^Runtime\.HandlerNotFound: index\.handler is undefined or not exported$/],
-    ["Node: the handler is no function", () => bench.node("exports.handler = 1;"), /^Runtime\.HandlerNotFound: index\.handler is not a function$/],
-    ["Node: the handler's name has no dot", () => bench.node("", { handler: "index" }), /^Runtime\.MalformedHandlerName: Bad handler 'index'/],
-    ["Node: the handler's name leads out", () => bench.node("", { handler: "../index.handler" }), /^Runtime\.MalformedHandlerName: .*'\.\.' is not allowed/],
-    ["Node: a syntax error", () => bench.node("exports.handler = async ( => 1;"), /^Runtime\.UserCodeSyntaxError: SyntaxError: Unexpected token '=>'$/],
-    ["Node: a module that it requires is missing", () => bench.node("require('left-pad'); exports.handler = () => 1;"), /^Runtime\.ImportModuleError: Error: Cannot find module 'left-pad'/],
+    [
+      "Node: the module is missing",
+      () => bench.node("", { handler: "absent.handler" }),
+      /^Runtime\.ImportModuleError: .*Cannot find module 'absent'/,
+    ],
+    [
+      "Node: the handler is missing",
+      () => bench.node("exports.other = 1;"),
+      /^Runtime\.HandlerNotFound: index\.handler is undefined or not exported$/,
+    ],
+    [
+      "Node: the handler is no function",
+      () => bench.node("exports.handler = 1;"),
+      /^Runtime\.HandlerNotFound: index\.handler is not a function$/,
+    ],
+    [
+      "Node: the handler's name has no dot",
+      () => bench.node("", { handler: "index" }),
+      /^Runtime\.MalformedHandlerName: Bad handler 'index'/,
+    ],
+    [
+      "Node: the handler's name leads out",
+      () => bench.node("", { handler: "../index.handler" }),
+      /^Runtime\.MalformedHandlerName: .*'\.\.' is not allowed/,
+    ],
+    [
+      "Node: a syntax error",
+      () => bench.node("exports.handler = async ( => 1;"),
+      /^Runtime\.UserCodeSyntaxError: SyntaxError: Unexpected token '=>'$/,
+    ],
+    [
+      "Node: a module that it requires is missing",
+      () => bench.node("require('left-pad'); exports.handler = () => 1;"),
+      /^Runtime\.ImportModuleError: Error: Cannot find module 'left-pad'/,
+    ],
     ["Node: throws", () => bench.node("throw new TypeError('no database');"), /^TypeError: no database$/],
     ["Node: throws something that is no error", () => bench.node("throw { code: 7 };"), /^object: \{"code":7\}$/],
-    ["Node: rejects", () => bench.node("Promise.reject(new Error('too late')); exports.handler = () => 1;"), /^Runtime\.UnhandledPromiseRejection: Error: too late$/],
+    [
+      "Node: rejects",
+      () => bench.node("Promise.reject(new Error('too late')); exports.handler = () => 1;"),
+      /^Runtime\.UnhandledPromiseRejection: Error: too late$/,
+    ],
     ["Node: exits", () => bench.node("process.exit(3);"), /^Runtime exited with error: exit status 3/],
-    ["Node: kills itself", () => bench.node("process.kill(process.pid, 'SIGSEGV'); while (true);"), /^Runtime exited with error: signal 11/],
-    ["Node: closes descriptor 3", () => bench.node("require('fs').closeSync(3); while (true);"), /^the function closed its control descriptor \(3\)/],
-    ["Node: writes to descriptor 3", () => bench.node("require('fs').writeSync(3, 'hello?'); while (true);"), /^The function wrote something to descriptor 3 that is not a reply\. "hello\?" came where a frame must begin/],
-    ["Python: the module is missing", () => bench.python("", { handler: "absent.handler" }), /^Runtime\.ImportModuleError: .*No module named 'absent'/],
+    [
+      "Node: kills itself",
+      () => bench.node("process.kill(process.pid, 'SIGSEGV'); while (true);"),
+      /^Runtime exited with error: signal 11/,
+    ],
+    [
+      "Node: closes descriptor 3",
+      () => bench.node("require('fs').closeSync(3); while (true);"),
+      /^the function closed its control descriptor \(3\)/,
+    ],
+    [
+      "Node: writes to descriptor 3",
+      () => bench.node("require('fs').writeSync(3, 'hello?'); while (true);"),
+      /^The function wrote something to descriptor 3 that is not a reply\. "hello\?" came where a frame must begin/,
+    ],
+    [
+      "Python: the module is missing",
+      () => bench.python("", { handler: "absent.handler" }),
+      /^Runtime\.ImportModuleError: .*No module named 'absent'/,
+    ],
     ["Python: the handler is missing", () => bench.python("other = 1\n"), /^Runtime\.HandlerNotFound: .*handler/],
-    ["Python: a syntax error", () => bench.python("def handler(event, context:\n  return 1\n"), /^Runtime\.UserCodeSyntaxError: .*'\(' was never closed|^Runtime\.UserCodeSyntaxError: .*invalid syntax/],
+    [
+      "Python: a syntax error",
+      () => bench.python("def handler(event, context:\n  return 1\n"),
+      /^Runtime\.UserCodeSyntaxError: .*'\(' was never closed|^Runtime\.UserCodeSyntaxError: .*invalid syntax/,
+    ],
     ["Python: throws", () => bench.python("raise KeyError('no database')\n"), /^KeyError: 'no database'$/],
     ["Python: exits", () => bench.python("import sys\nsys.exit(4)\n"), /exit status 4|SystemExit/],
     ["Python: leaves at once", () => bench.python("import os\nos._exit(5)\n"), /^Runtime exited with error: exit status 5/],
@@ -55,14 +109,19 @@ describe("a function that cannot be loaded is refused with the reason", () => {
   });
 
   it("and what it printed comes along", async () => {
-    const error = await refusal(bench.engine.boot(bench.node("console.log('looking for the database'); throw new Error('none');")));
+    const error = await refusal(
+      bench.engine.boot(bench.node("console.log('looking for the database'); throw new Error('none');")),
+    );
     expect(error.details.logs).toContain("looking for the database");
     expect(error.details.error).toMatchObject({ errorType: "Error", errorMessage: "none" });
   });
 
   it.each([
     ["Node: buffers", () => bench.node("const all = []; for (;;) all.push(Buffer.alloc(8 << 20, 1));", { memoryMb: 128 })],
-    ["Node: objects", () => bench.node("const all = []; for (;;) all.push({ a: [1, 2, 3], b: String(Math.random()) });", { memoryMb: 128 })],
+    [
+      "Node: objects",
+      () => bench.node("const all = []; for (;;) all.push({ a: [1, 2, 3], b: String(Math.random()) });", { memoryMb: 128 }),
+    ],
     ["Python", () => bench.python("all = []\nwhile True: all.append(bytearray(8 << 20))\n", { memoryMb: 128 })],
   ] as const)("runs out of memory while it is loaded (%s)", async (_title, spec) => {
     const error = await refusal(bench.engine.boot(spec()));
@@ -70,7 +129,6 @@ describe("a function that cannot be loaded is refused with the reason", () => {
     expect(error.why).toContain("the function was killed at its memory limit of 128 MB");
     expect(error.details.code).toBe("OUT_OF_MEMORY");
   });
-
 });
 
 /** One module for all that a handler can do wrong; `event.do` chooses. */
@@ -160,7 +218,11 @@ const QUICK = { timeoutMs: 1500 };
 
 describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
   /** Invokes once with a short timeout, and asserts that the instance is over, whatever the answer. */
-  async function last(language: "node" | "python", event: object, overrides: Partial<FunctionSpec> = QUICK): Promise<InvokeResult> {
+  async function last(
+    language: "node" | "python",
+    event: object,
+    overrides: Partial<FunctionSpec> = QUICK,
+  ): Promise<InvokeResult> {
     return await withInstance(start(language, way, overrides), async (instance) => {
       const reasons: string[] = [];
       instance.onExit((reason) => reasons.push(reason));
@@ -207,7 +269,11 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
     const result = await last(language, event, { timeoutMs: 20_000 });
     const error = errorOf(result);
     expect(error.errorType).toBe("Runtime.ExitError");
-    expect(error.errorMessage).toMatch(new RegExp(`^RequestId: \\S+ Error: Runtime exited with error: ${how}\\. the function's process must not exit; return from the handler$`));
+    expect(error.errorMessage).toMatch(
+      new RegExp(
+        `^RequestId: \\S+ Error: Runtime exited with error: ${how}\\. the function's process must not exit; return from the handler$`,
+      ),
+    );
     expect(result.platformError).toBe("INSTANCE_EXITED");
   });
 
@@ -247,7 +313,9 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
     const result = await last(language, { do: deed }, { memoryMb: 128, timeoutMs: 30_000 });
     const error = errorOf(result);
     expect(error.errorType).toBe("Runtime.OutOfMemory");
-    expect(error.errorMessage).toMatch(/^RequestId: \S+ Error: the function was killed at its memory limit of 128 MB\. .*raise --memory$/);
+    expect(error.errorMessage).toMatch(
+      /^RequestId: \S+ Error: the function was killed at its memory limit of 128 MB\. .*raise --memory$/,
+    );
     expect(result.platformError).toBe("OUT_OF_MEMORY");
   });
 
@@ -268,7 +336,10 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
 
   it("of Node that announces two gigabytes on descriptor 3 is refused before they come", async () => {
     const result = await last("node", { do: "huge" }, { timeoutMs: 20_000 });
-    expect(errorOf(result)).toMatchObject({ errorType: "Function.ResponseSizeTooLarge", errorMessage: expect.stringContaining("a frame announces 2147483647 bytes and 6291556 are allowed") });
+    expect(errorOf(result)).toMatchObject({
+      errorType: "Function.ResponseSizeTooLarge",
+      errorMessage: expect.stringContaining("a frame announces 2147483647 bytes and 6291556 are allowed"),
+    });
     expect(result.platformError).toBe("RESPONSE_TOO_LARGE");
   });
 
@@ -292,8 +363,12 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
   });
 
   it("may return text that is no Unicode, and what arrives is still JSON in UTF-8", async () => {
-    await withInstance(start("node", way), async (instance) => expect(await ask(instance, { do: "lone" })).toBe("\ud800 and more"));
-    await withInstance(start("python", way), async (instance) => expect(await ask(instance, { do: "invalid" })).toBe("\ud800 and more"));
+    await withInstance(start("node", way), async (instance) =>
+      expect(await ask(instance, { do: "lone" })).toBe("\ud800 and more"),
+    );
+    await withInstance(start("python", way), async (instance) =>
+      expect(await ask(instance, { do: "invalid" })).toBe("\ud800 and more"),
+    );
   });
 
   it.each([
@@ -317,7 +392,9 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
 
   it.each(["node", "python"] as const)("of %s takes and returns six megabytes, byte for byte", async (language) => {
     await withInstance(start(language, way), async (instance) => {
-      const text = Array.from({ length: 60_000 }, (_, index) => `${index.toString(36)}·ü`).join("").slice(0, 4_000_000);
+      const text = Array.from({ length: 60_000 }, (_, index) => `${index.toString(36)}·ü`)
+        .join("")
+        .slice(0, 4_000_000);
       const filled = text + "z".repeat(6 * MIB - 64 - Buffer.byteLength(text));
       expect(await ask(instance, { do: "echo", text: filled })).toBe(filled);
       expect(await ask(instance)).toBe("ready");
@@ -348,7 +425,10 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
 
 describe("between requests", () => {
   it.each([
-    ["garbage", "const fs = require('fs'); exports.handler = async () => { setTimeout(() => fs.writeSync(3, 'boo'), 0).unref(); return 1; };"],
+    [
+      "garbage",
+      "const fs = require('fs'); exports.handler = async () => { setTimeout(() => fs.writeSync(3, 'boo'), 0).unref(); return 1; };",
+    ],
     ["a late exit", "exports.handler = async () => { setImmediate(() => process.exit(1)); return 1; };"],
   ])("an instance that ends by %s says so to whoever invokes it next", async (_title, source) => {
     await withInstance(bench.engine.boot(bench.node(source, { timeoutMs: 20_000 })), async (instance) => {
@@ -356,7 +436,8 @@ describe("between requests", () => {
       const result = await instance.invoke("{}");
       // Either the deed is done before the second request is read, or it is part of it.
       expect(result.alive || result.functionError === "Unhandled").toBe(true);
-      if (result.alive) expect(errorOf(await instance.invoke("{}")).errorType).toMatch(/^Runtime\.(ProtocolViolation|ExitError)$/);
+      if (result.alive)
+        expect(errorOf(await instance.invoke("{}")).errorType).toMatch(/^Runtime\.(ProtocolViolation|ExitError)$/);
     });
   });
 });
@@ -451,16 +532,27 @@ describe("what does not end is bounded", () => {
     });
   }
 
-  it("(a load, a hook before the snapshot, a process that stopped itself): each fails after its time, and nothing stays", { timeout: 120_000 }, async () => {
+  it("(a load, a hook before the snapshot, a process that stopped itself): each fails after its time, and nothing stays", {
+    timeout: 120_000,
+  }, async () => {
     const load = refusal(bench.engine.boot(bench.node("while (true);")));
-    const hooks = [frozen(hooked("() => { for (;;); }"), {}), frozen(hooked("() => new Promise(() => setInterval(() => {}, 1000))"), {}), frozen(hooked("() => {}"), { stop: true })];
+    const hooks = [
+      frozen(hooked("() => { for (;;); }"), {}),
+      frozen(hooked("() => new Promise(() => setInterval(() => {}, 1000))"), {}),
+      frozen(hooked("() => {}"), { stop: true }),
+    ];
     const error = await load;
-    expect([error.code, error.message]).toEqual(["INIT_FAILED", 'function "test-nodejs" did not finish loading. it took longer than 30 s. do less at load']);
-    for (const hook of hooks) expect(await hook).toEqual(["FREEZE_REFUSED", "its before-snapshot hooks took longer than 30 s, and it was ended"]);
+    expect([error.code, error.message]).toEqual([
+      "INIT_FAILED",
+      'function "test-nodejs" did not finish loading. it took longer than 30 s. do less at load',
+    ]);
+    for (const hook of hooks)
+      expect(await hook).toEqual(["FREEZE_REFUSED", "its before-snapshot hooks took longer than 30 s, and it was ended"]);
   });
 
   it("(a process that stopped itself is frozen without hygiene): its clone runs", async () => {
-    const source = "exports.handler = async (event) => { if (event.stop) setImmediate(() => process.kill(process.pid, 'SIGSTOP')); return 'ready'; };";
+    const source =
+      "exports.handler = async (event) => { if (event.stop) setImmediate(() => process.kill(process.pid, 'SIGSTOP')); return 'ready'; };";
     await withInstance(bench.engine.boot(bench.node(source)), async (instance) => {
       expect(await ask(instance, { stop: true })).toBe("ready");
       const { hostPid } = instance as Instance & { hostPid: number };

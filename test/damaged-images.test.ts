@@ -3,12 +3,28 @@
  * the reason, never run, and the function boots as before.
  */
 import { execFileSync } from "node:child_process";
-import { closeSync, existsSync, ftruncateSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, renameSync, rmSync, statSync, truncateSync, utimesSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
+import { type FunctionSpec, type Image, openEngine } from "../src/engine/index.js";
 import { encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
-import { openEngine, type FunctionSpec, type Image } from "../src/engine/index.js";
 import { ask, Bench, refusal, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
@@ -59,7 +75,8 @@ function storedPages(dir: string): number[] {
   return facts.regions.flatMap(({ slot, runs = [] }) => {
     const pages: number[] = [];
     for (let index = 0; index + 1 < runs.length; index += 2) {
-      for (let page = 0; page < (runs[index + 1] ?? 0); page++) pages.push(Number(BigInt(slot ?? "0x0")) + ((runs[index] ?? 0) + page) * PAGE);
+      for (let page = 0; page < (runs[index + 1] ?? 0); page++)
+        pages.push(Number(BigInt(slot ?? "0x0")) + ((runs[index] ?? 0) + page) * PAGE);
     }
     return pages;
   });
@@ -103,7 +120,9 @@ async function works(dir: string): Promise<void> {
 
 /** Offsets at which to cut a file: its ends, and some between. */
 function cuts(size: number): number[] {
-  return [...new Set([0, 1, Math.floor(size / 3), Math.floor(size / 2), size - PAGE, size - 1].filter((cut) => cut >= 0 && cut < size))];
+  return [
+    ...new Set([0, 1, Math.floor(size / 3), Math.floor(size / 2), size - PAGE, size - 1].filter((cut) => cut >= 0 && cut < size)),
+  ];
 }
 
 describe("an image", () => {
@@ -111,16 +130,20 @@ describe("an image", () => {
     await works(copy());
   });
 
-  it.each(["manifest", "pages", "tmp"] as const)("whose %s is cut short anywhere is refused with the file's name", { timeout: 120_000 }, async (name) => {
-    for (const length of cuts(statSync(imageFiles(whole.dir)[name]).size)) {
-      const dir = copy();
-      truncateSync(imageFiles(dir)[name], length);
-      const error = await refusedThaw(dir);
-      expect(error.code, `${length} bytes`).toBe("IMAGE_DAMAGED");
-      expect(error.message).toContain(imageFiles(dir)[name]);
-      expect(error.message).toContain("frozen anew");
-    }
-  });
+  it.each(["manifest", "pages", "tmp"] as const)(
+    "whose %s is cut short anywhere is refused with the file's name",
+    { timeout: 120_000 },
+    async (name) => {
+      for (const length of cuts(statSync(imageFiles(whole.dir)[name]).size)) {
+        const dir = copy();
+        truncateSync(imageFiles(dir)[name], length);
+        const error = await refusedThaw(dir);
+        expect(error.code, `${length} bytes`).toBe("IMAGE_DAMAGED");
+        expect(error.message).toContain(imageFiles(dir)[name]);
+        expect(error.message).toContain("frozen anew");
+      }
+    },
+  );
 
   it.each(["manifest", "pages", "tmp"] as const)("that lacks its %s is refused with the file's name", async (name) => {
     const dir = copy();
@@ -189,7 +212,8 @@ describe("an image", () => {
     await withInstance(bench.engine.thaw(image), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
     const bit = (storedPages(dir).at(-1) ?? 0) * 8 + 77;
     flip(imageFiles(dir).pages, bit);
-    for (const loader of ["lazy", "eager", "splice"] as const) expect((await refusal(bench.engine.thaw(image, { loader }))).code).toBe("IMAGE_DAMAGED");
+    for (const loader of ["lazy", "eager", "splice"] as const)
+      expect((await refusal(bench.engine.thaw(image, { loader }))).code).toBe("IMAGE_DAMAGED");
     flip(imageFiles(dir).pages, bit);
     await withInstance(bench.engine.thaw(image), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
     await bench.engine.removeImage(image);
@@ -239,7 +263,8 @@ describe("an image", () => {
       const dir = copy();
       damage(imageFiles(dir).workingSet);
       const image = await bench.engine.openImage(dir);
-      for (let turn = 0; turn < 2; turn++) await withInstance(bench.engine.thaw(image), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
+      for (let turn = 0; turn < 2; turn++)
+        await withInstance(bench.engine.thaw(image), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
       expect(JSON.parse(readFileSync(imageFiles(dir).workingSet, "utf8"))).toMatchObject({ version: 1 });
       await bench.engine.removeImage(image);
     }
@@ -263,8 +288,16 @@ describe("an image", () => {
 
 describe("an image made for something else", () => {
   it.each([
-    ["kernel", (manifest: RawManifest) => (manifest.fingerprint.kernel = "5.10.0 #1 SMP"), /was made for another kernel\. it was made for 5\.10\.0 #1 SMP, this is /],
-    ["CPU", (manifest: RawManifest) => (manifest.fingerprint.cpu = "f".repeat(64)), /was made for another CPU\. it was made for features ffffffffffff, this is features [0-9a-f]{12}/],
+    [
+      "kernel",
+      (manifest: RawManifest) => (manifest.fingerprint.kernel = "5.10.0 #1 SMP"),
+      /was made for another kernel\. it was made for 5\.10\.0 #1 SMP, this is /,
+    ],
+    [
+      "CPU",
+      (manifest: RawManifest) => (manifest.fingerprint.cpu = "f".repeat(64)),
+      /was made for another CPU\. it was made for features ffffffffffff, this is features [0-9a-f]{12}/,
+    ],
   ])("(another %s) is refused with both", async (_title, change, message) => {
     const dir = copy();
     rewriteManifest(dir, change);
@@ -284,7 +317,13 @@ describe("an image made for something else", () => {
   });
 
   it("(an interpreter or library that changed in any respect) is refused with the file's name", { timeout: 60_000 }, async () => {
-    const paths = [...new Set(rawManifest(whole.dir).facts.regions.flatMap(({ path, identity }) => (path !== undefined && identity !== undefined ? [path] : [])))];
+    const paths = [
+      ...new Set(
+        rawManifest(whole.dir).facts.regions.flatMap(({ path, identity }) =>
+          path !== undefined && identity !== undefined ? [path] : [],
+        ),
+      ),
+    ];
     expect(paths.length).toBeGreaterThan(2);
     const changes: ((identity: NonNullable<RawManifest["facts"]["regions"][number]["identity"]>) => void)[] = [
       (identity) => (identity.inode = "0x1"),
@@ -295,26 +334,36 @@ describe("an image made for something else", () => {
     for (const [index, path] of paths.entries()) {
       const dir = copy();
       rewriteManifest(dir, (manifest) => {
-        for (const region of manifest.facts.regions) if (region.path === path && region.identity !== undefined) changes[index % changes.length]?.(region.identity);
+        for (const region of manifest.facts.regions)
+          if (region.path === path && region.identity !== undefined) changes[index % changes.length]?.(region.identity);
       });
       const error = await refusedThaw(dir);
       expect(error.code).toBe("IMAGE_MISMATCH");
-      expect(error.message).toBe(`the image does not fit this machine any more: ${path} is not the file it was made with. its size, inode or times differ. the function boots and is frozen anew`);
+      expect(error.message).toBe(
+        `the image does not fit this machine any more: ${path} is not the file it was made with. its size, inode or times differ. the function boots and is frozen anew`,
+      );
     }
   });
 
   it("(a library that is gone) is refused with the file's name", async () => {
     const dir = copy();
-    const [victim] = rawManifest(dir).facts.regions.flatMap(({ path, identity }) => (path !== undefined && identity !== undefined ? [path] : []));
+    const [victim] = rawManifest(dir).facts.regions.flatMap(({ path, identity }) =>
+      path !== undefined && identity !== undefined ? [path] : [],
+    );
     rewriteManifest(dir, (manifest) => {
       for (const region of manifest.facts.regions) if (region.path === victim) region.path = "/usr/lib/libgone.so.1";
     });
     const error = await refusedThaw(dir);
-    expect([error.code, error.message]).toEqual(["IMAGE_MISMATCH", "the image does not fit this machine any more: /usr/lib/libgone.so.1 is not the file it was made with. it is gone. the function boots and is frozen anew"]);
+    expect([error.code, error.message]).toEqual([
+      "IMAGE_MISMATCH",
+      "the image does not fit this machine any more: /usr/lib/libgone.so.1 is not the file it was made with. it is gone. the function boots and is frozen anew",
+    ]);
   });
 
   it("(a function's own library, in its code, that changed) is refused with the file's name", async () => {
-    const library = bench.python("import ctypes\nlib = ctypes.CDLL('/var/task/lib.so')\ndef handler(event, context): return lib.answer()\n");
+    const library = bench.python(
+      "import ctypes\nlib = ctypes.CDLL('/var/task/lib.so')\ndef handler(event, context): return lib.answer()\n",
+    );
     const build = (answer: number): void => {
       writeFileSync(join(bench.root, "lib.c"), `int answer(void) { return ${answer}; }\n`);
       execFileSync("gcc", ["-shared", "-fPIC", "-o", join(library.codeDir, "lib.so"), join(bench.root, "lib.c")]);
@@ -322,7 +371,11 @@ describe("an image made for something else", () => {
     build(41);
     const image = await bench.image(library);
     await withInstance(bench.engine.thaw(image), async (instance) => expect(await ask(instance)).toBe(41));
-    for (const change of [() => utimesSync(join(library.codeDir, "lib.so"), 1, 1), () => build(42), () => rmSync(join(library.codeDir, "lib.so"))]) {
+    for (const change of [
+      () => utimesSync(join(library.codeDir, "lib.so"), 1, 1),
+      () => build(42),
+      () => rmSync(join(library.codeDir, "lib.so")),
+    ]) {
       change();
       const error = await refusal(bench.engine.thaw(image));
       expect(error.code).toBe("IMAGE_MISMATCH");
@@ -383,7 +436,9 @@ describe("a disk that is full while freezing", () => {
           for (let turn = 0; turn < 2; turn++) {
             const error = await refusal(instance.freeze());
             expect(error.code).toBe("RESOURCE_EXHAUSTED");
-            expect(error.message).toMatch(/^function "test-python" could not be frozen\. .*[Nn]o space left on.*device.*\. free some space where the server keeps its images \(--data\)$/);
+            expect(error.message).toMatch(
+              /^function "test-python" could not be frozen\. .*[Nn]o space left on.*device.*\. free some space where the server keeps its images \(--data\)$/,
+            );
             expect(readdirSync(join(dir, "images"))).toEqual([]);
             expect(await ask(instance)).toEqual(ANSWER);
           }
@@ -409,7 +464,8 @@ describe("a disk that is full while freezing", () => {
           }
         }
         const answer = async (): Promise<void> => {
-          for (let turn = 0; turn < 2; turn++) await withInstance(engine.thaw(image), async (clone) => expect(await ask(clone)).toEqual(ANSWER));
+          for (let turn = 0; turn < 2; turn++)
+            await withInstance(engine.thaw(image), async (clone) => expect(await ask(clone)).toEqual(ANSWER));
         };
         await answer();
         expect(existsSync(imageFiles(image.dir).workingSet)).toBe(false);
@@ -426,12 +482,17 @@ describe("a data directory that is mounted noexec", () => {
     await onMount("size=64m,noexec", async (dir) => {
       const error = await refusal(openEngine({ dataDir: join(dir, "data") }));
       expect(error.code).toBe("UNSUPPORTED_PLATFORM");
-      expect(error.message).toBe(`images cannot be kept in ${dir}/data. ${dir} is mounted noexec, and an image holds code. choose another directory with --data, or: mount -o remount,exec ${dir}`);
+      expect(error.message).toBe(
+        `images cannot be kept in ${dir}/data. ${dir} is mounted noexec, and an image holds code. choose another directory with --data, or: mount -o remount,exec ${dir}`,
+      );
       const engine = await openEngine({ dataDir: join(dir, "data"), bootOnly: true });
       await withInstance(engine.boot(spec), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
       await engine.close();
       execFileSync("mount", ["-o", "remount,exec", dir]);
-      await withEngine(join(dir, "data"), async (other) => await withInstance(other.boot(spec), async (instance) => expect(await ask(instance)).toEqual(ANSWER)));
+      await withEngine(
+        join(dir, "data"),
+        async (other) => await withInstance(other.boot(spec), async (instance) => expect(await ask(instance)).toEqual(ANSWER)),
+      );
     });
   });
 });

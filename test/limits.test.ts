@@ -136,7 +136,10 @@ describe.each(["booted", "thawed"] as const)("an instance (%s)", (way) => {
     await withInstance(start(way, { memoryMb: 256 }), async (instance) => {
       expect(await ask(instance, { do: "allocate", mib: 128 })).toBe("held");
       const result = await instance.invoke(JSON.stringify({ do: "allocate", mib: 256 }));
-      expect(errorOf(result)).toMatchObject({ errorType: "Runtime.OutOfMemory", errorMessage: expect.stringContaining("at its memory limit of 256 MB") });
+      expect(errorOf(result)).toMatchObject({
+        errorType: "Runtime.OutOfMemory",
+        errorMessage: expect.stringContaining("at its memory limit of 256 MB"),
+      });
       expect([result.platformError, result.alive]).toEqual(["OUT_OF_MEMORY", false]);
       expect(result.maxMemoryMb).toBeGreaterThan(128);
       expect(result.maxMemoryMb).toBeLessThanOrEqual(256);

@@ -93,7 +93,8 @@ beforeAll(async () => {
     chmodSync(join(codeDir, "open.txt"), 0o666);
     chmodSync(codeDir, 0o777);
   }
-  for (const language of ["python", "node"] as const) for (const way of WAYS) probes.set(`${language} ${way}`, probeOf(await start(language, way)));
+  for (const language of ["python", "node"] as const)
+    for (const way of WAYS) probes.set(`${language} ${way}`, probeOf(await start(language, way)));
   server = createServer((socket) => socket.end("host"));
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const address = server.address();
@@ -113,7 +114,10 @@ function each(title: string, body: (python: Probe, node: Probe) => Promise<void>
 }
 
 /** Attempts by name, each an expression of the probe's language, and what each must answer. */
-async function expectAll(run: (name: string, code: string) => Promise<unknown>, table: Readonly<Record<string, readonly [code: string, answer: unknown]>>): Promise<void> {
+async function expectAll(
+  run: (name: string, code: string) => Promise<unknown>,
+  table: Readonly<Record<string, readonly [code: string, answer: unknown]>>,
+): Promise<void> {
   const found: Record<string, unknown> = {};
   for (const [name, [code]] of Object.entries(table)) found[name] = await run(name, code);
   expect(found).toEqual(Object.fromEntries(Object.entries(table).map(([name, [, answer]]) => [name, answer])));
@@ -142,7 +146,9 @@ describe("a function's credentials", () => {
     ];
     expect(texts.length).toBeGreaterThan(3);
     for (const text of texts) {
-      const fields = Object.fromEntries(text.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()]));
+      const fields = Object.fromEntries(
+        text.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()]),
+      );
       for (const [name, value] of Object.entries(wanted)) expect(fields[name], name).toBe(value);
     }
   });
@@ -153,7 +159,10 @@ describe("a function's credentials", () => {
       "setgid(0)": ["attempt(os.setgid, 0)", "EINVAL"],
       "setresuid(1001)": ["attempt(os.setresuid, 1001, 1001, 1001)", "EINVAL"],
       "setgroups([1000])": ["attempt(os.setgroups, [1000])", "EPERM"],
-      "capset of all": ["call(126, ctypes.create_string_buffer(b'\\x22\\x05\\x08\\x20' + bytes(4)), ctypes.create_string_buffer(b'\\xff' * 24))", "EPERM"],
+      "capset of all": [
+        "call(126, ctypes.create_string_buffer(b'\\x22\\x05\\x08\\x20' + bytes(4)), ctypes.create_string_buffer(b'\\xff' * 24))",
+        "EPERM",
+      ],
       "ambient capability": ["call(157, 47, 2, 21, 0, 0)", "EPERM"],
       "new uid map": ["attempt(write, '/proc/self/uid_map', '0 0 1')", "EPERM"],
       "setgroups file": ["attempt(write, '/proc/self/setgroups', 'allow')", expect.stringMatching(/^(EPERM|EACCES)$/)],
@@ -163,26 +172,69 @@ describe("a function's credentials", () => {
   });
 
   each("come with the working directory and the environment of a function, and no more", async (python, node) => {
-    expect(await python.run("out = [os.getcwd(), os.environ['HOME'], os.environ['SECRETLESS'], socket.gethostname()]")).toEqual(["/var/task", "/tmp", "yes", "thaw"]);
+    expect(await python.run("out = [os.getcwd(), os.environ['HOME'], os.environ['SECRETLESS'], socket.gethostname()]")).toEqual([
+      "/var/task",
+      "/tmp",
+      "yes",
+      "thaw",
+    ]);
     const reserved = /^(AWS_|LAMBDA_|_HANDLER$)/;
-    const known = ["HOME", "LANG", "LD_PRELOAD", "MALLOC_ARENA_MAX", "NODE_PATH", "PATH", "PYTHONDONTWRITEBYTECODE", "SECRETLESS", "TZ", "UV_USE_IO_URING"];
-    for (const names of [await python.run("out = list(os.environ)"), await node.run("return Object.keys(process.env)")] as string[][]) {
+    const known = [
+      "HOME",
+      "LANG",
+      "LD_PRELOAD",
+      "MALLOC_ARENA_MAX",
+      "NODE_PATH",
+      "PATH",
+      "PYTHONDONTWRITEBYTECODE",
+      "SECRETLESS",
+      "TZ",
+      "UV_USE_IO_URING",
+    ];
+    for (const names of [
+      await python.run("out = list(os.environ)"),
+      await node.run("return Object.keys(process.env)"),
+    ] as string[][]) {
       expect(names.filter((name) => !reserved.test(name) && !known.includes(name))).toEqual([]);
     }
     // Only what the runtime needs is open: input, output, the control socket; Node has its event loop besides.
-    expect(await python.run("out = sorted(int(f) for f in os.listdir('/proc/self/fd') if os.path.lexists('/proc/self/fd/' + f))")).toEqual([0, 1, 2, 3]);
-    const links = (await node.run("const fs = require('fs'); return fs.readdirSync('/proc/self/fd').map((f) => { try { return fs.readlinkSync('/proc/self/fd/' + f); } catch { return ''; } })")) as string[];
+    expect(
+      await python.run("out = sorted(int(f) for f in os.listdir('/proc/self/fd') if os.path.lexists('/proc/self/fd/' + f))"),
+    ).toEqual([0, 1, 2, 3]);
+    const links = (await node.run(
+      "const fs = require('fs'); return fs.readdirSync('/proc/self/fd').map((f) => { try { return fs.readlinkSync('/proc/self/fd/' + f); } catch { return ''; } })",
+    )) as string[];
     for (const link of links) expect(link).toMatch(/^(|\/dev\/null|(pipe|socket):\[\d+\]|anon_inode:\[(eventpoll|eventfd)\])$/);
   });
 });
 
 describe("a function's view of files", () => {
   each("has nothing of the host but what its interpreter needs", async (python, node) => {
-    expect(await python.run("out = sorted(os.listdir('/'))")).toEqual(expect.arrayContaining(["dev", "etc", "opt", "proc", "tmp", "usr", "var"]));
-    const secrets = ["/etc/shadow", "/home", "/root/.ssh", "/sys/fs/cgroup", "/boot", "/dev/mem", "/dev/kmsg", "/dev/tty", "/dev/fuse", "/dev/kvm", "/dev/userfaultfd", bench.dataDir, bench.root, import.meta.filename];
+    expect(await python.run("out = sorted(os.listdir('/'))")).toEqual(
+      expect.arrayContaining(["dev", "etc", "opt", "proc", "tmp", "usr", "var"]),
+    );
+    const secrets = [
+      "/etc/shadow",
+      "/home",
+      "/root/.ssh",
+      "/sys/fs/cgroup",
+      "/boot",
+      "/dev/mem",
+      "/dev/kmsg",
+      "/dev/tty",
+      "/dev/fuse",
+      "/dev/kvm",
+      "/dev/userfaultfd",
+      bench.dataDir,
+      bench.root,
+      import.meta.filename,
+    ];
     for (const path of secrets) {
       expect(await python.run(`out = attempt(os.stat, values_path)`, { values_path: path }), path).toBe("ENOENT");
-      expect(await node.run("return await attempt(() => require('fs').promises.stat(values.path).then(() => 'there'))", { path }), path).toBe("ENOENT");
+      expect(
+        await node.run("return await attempt(() => require('fs').promises.stat(values.path).then(() => 'there'))", { path }),
+        path,
+      ).toBe("ENOENT");
     }
     // The other function's code lies beside ours on the host.
     expect(await python.run("out = sorted(os.listdir('/var/task'))")).toEqual(["index.py", "open.txt"]);
@@ -209,8 +261,8 @@ describe("a function's view of files", () => {
       "/dev": ["attempt(write, '/dev/new')", "EROFS"],
       "a program's own file": ["attempt(write, '/run/thaw/husk')", expect.stringMatching(/^(EROFS|EACCES)$/)],
       "/proc/sys": ["attempt(write, '/proc/sys/kernel/hostname')", "EACCES"],
-      "core_pattern": ["attempt(write, '/proc/sys/kernel/core_pattern')", "EACCES"],
-      "drop_caches": ["attempt(write, '/proc/sys/vm/drop_caches', '3')", "EACCES"],
+      core_pattern: ["attempt(write, '/proc/sys/kernel/core_pattern')", "EACCES"],
+      drop_caches: ["attempt(write, '/proc/sys/vm/drop_caches', '3')", "EACCES"],
       "limits of the user namespace": ["attempt(write, '/proc/sys/user/max_user_namespaces', '9')", "EACCES"],
       // Some kernels are built without these.
       sysrq: ["attempt(write, '/proc/sysrq-trigger', 's')", expect.stringMatching(/^(EACCES|ENOENT)$/)],
@@ -243,7 +295,10 @@ describe("a function's view of files", () => {
 
 describe("a function's view of processes", () => {
   each("has its own and the sandbox's init", async (python, node) => {
-    for (const pids of [await python.run("out = [int(p) for p in os.listdir('/proc') if p.isdigit()]"), await node.run("return require('fs').readdirSync('/proc').filter((p) => /^[0-9]+$/.test(p)).map(Number)")] as number[][]) {
+    for (const pids of [
+      await python.run("out = [int(p) for p in os.listdir('/proc') if p.isdigit()]"),
+      await node.run("return require('fs').readdirSync('/proc').filter((p) => /^[0-9]+$/.test(p)).map(Number)"),
+    ] as number[][]) {
       expect(pids).toHaveLength(2);
       expect(pids).toContain(1);
     }
@@ -253,7 +308,8 @@ describe("a function's view of processes", () => {
 
   each("does not let it signal, trace or read init or anybody", async (python, node) => {
     const { run } = python;
-    for (const signal of [0, 1, 9, 15, 19]) expect(await run(`out = attempt(os.kill, 1, ${signal})`), `signal ${signal}`).toBe("EPERM");
+    for (const signal of [0, 1, 9, 15, 19])
+      expect(await run(`out = attempt(os.kill, 1, ${signal})`), `signal ${signal}`).toBe("EPERM");
     expect(await run("out = attempt(os.kill, -1, 9)"), "everybody else").toBe("ESRCH");
     expect(await node.run("return await attempt(() => process.kill(1, 'SIGKILL'))")).toBe("EPERM");
     await expectAll((_name, code) => run(`out = ${code}`), {
@@ -276,10 +332,22 @@ describe("a function's view of processes", () => {
 
   each("does not let it leave its namespaces or make others", async (python) => {
     const { run } = python;
-    for (const [name, flag] of Object.entries({ user: 0x10000000, mnt: 0x20000, pid: 0x20000000, net: 0x40000000, ipc: 0x8000000, uts: 0x4000000, cgroup: 0x2000000, time: 0x80 })) {
+    for (const [name, flag] of Object.entries({
+      user: 0x10000000,
+      mnt: 0x20000,
+      pid: 0x20000000,
+      net: 0x40000000,
+      ipc: 0x8000000,
+      uts: 0x4000000,
+      cgroup: 0x2000000,
+      time: 0x80,
+    })) {
       expect(await run(`out = call(272, ${flag})`), `unshare ${name}`).toBe("EPERM");
       if (name !== "time") expect(await run(`out = call(56, ${flag} | 17, 0, 0, 0, 0)`), `clone ${name}`).toBe("EPERM");
-      expect(await run(`fd = os.open('/proc/self/ns/${name}', 0)\nout = call(308, fd, 0), call(308, fd, ${flag})\nos.close(fd)`), `setns ${name}`).toEqual(["EPERM", "EPERM"]);
+      expect(
+        await run(`fd = os.open('/proc/self/ns/${name}', 0)\nout = call(308, fd, 0), call(308, fd, ${flag})\nos.close(fd)`),
+        `setns ${name}`,
+      ).toEqual(["EPERM", "EPERM"]);
     }
     expect(await run("out = call(435, ctypes.create_string_buffer(88), 88)"), "clone3").toBe("ENOSYS");
   });
@@ -310,26 +378,42 @@ describe("the kernel", () => {
       io_uring_setup: ["call(425, 1, ctypes.create_string_buffer(120))", "ENOSYS"],
       memfd_secret: ["call(447, 0)", "ENOSYS"],
       "personality without address checks": ["call(135, 0x0100000)", "EPERM"],
-      "TIOCSTI": ["call(16, 0, 0x5412, ctypes.create_string_buffer(b'x'))", "EPERM"],
+      TIOCSTI: ["call(16, 0, 0x5412, ctypes.create_string_buffer(b'x'))", "EPERM"],
     });
   });
 
   each("does not let it raise its limits", async (python) => {
     const { run } = python;
-    for (const name of ["RLIMIT_NOFILE", "RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING", "RLIMIT_NPROC", "RLIMIT_NICE", "RLIMIT_RTPRIO"]) {
+    for (const name of [
+      "RLIMIT_NOFILE",
+      "RLIMIT_CORE",
+      "RLIMIT_MEMLOCK",
+      "RLIMIT_MSGQUEUE",
+      "RLIMIT_SIGPENDING",
+      "RLIMIT_NPROC",
+      "RLIMIT_NICE",
+      "RLIMIT_RTPRIO",
+    ]) {
       const raise = `soft, hard = resource.getrlimit(resource.${name})\nout = attempt(resource.setrlimit, resource.${name}, (hard + 1, hard + 1)) if hard >= 0 else 'EPERM'`;
       expect(await run(raise), name).toBe("EPERM");
     }
     expect(await run("out = attempt(os.listdir, '/sys')"), "cgroup files").toBe("ENOENT");
     expect(await run("out = [line for line in read('/proc/self/mountinfo').split('\\n') if 'cgroup' in line]")).toEqual([]);
     // Its cgroups are the root of what it sees.
-    const lines = String(await run("out = read('/proc/self/cgroup')")).trim().split("\n");
+    const lines = String(await run("out = read('/proc/self/cgroup')"))
+      .trim()
+      .split("\n");
     for (const line of lines) expect(line).toMatch(/:\/$/);
   });
 
   each("does not let one function use up what the host counts by user", async (python) => {
     const { run } = python;
-    expect(await run("made = [call(294, 0) for _ in range(1100)]\nkept.extend(fd for fd in made if isinstance(fd, int))\nout = made[-1]"), "inotify_init1").toBe("EMFILE");
+    expect(
+      await run(
+        "made = [call(294, 0) for _ in range(1100)]\nkept.extend(fd for fd in made if isinstance(fd, int))\nout = made[-1]",
+      ),
+      "inotify_init1",
+    ).toBe("EMFILE");
     // The host's root, and another function, still get theirs.
     for (let index = 0; index < 4; index++) watch(bench.root).close();
     const other = await bench.engine.boot(spec.python);
@@ -345,16 +429,31 @@ describe("the network of a function", () => {
     expect(interfaces).toEqual(["lo"]);
     expect(await python.run("out = [name for _, name in socket.if_nameindex()]")).toEqual(["lo"]);
     const dial = (code: string, values: Record<string, unknown> = {}): Promise<unknown> => python.run(code, values);
-    await expectAll((_name, code) => dial(`s = socket.socket(*${code.split("|")[0]})\nout = attempt(s.connect, ${code.split("|")[1]})\ns.close()`, { port, abstract: ABSTRACT }), {
-      "TCP to the world": ["(socket.AF_INET, socket.SOCK_STREAM)|('8.8.8.8', 53)", "ENETUNREACH"],
-      "UDP to the world": ["(socket.AF_INET, socket.SOCK_DGRAM)|('8.8.8.8', 53)", "ENETUNREACH"],
-      "IPv6 to the world": ["(socket.AF_INET6, socket.SOCK_STREAM)|('2001:4860:4860::8888', 53)", "ENETUNREACH"],
-      "link-local": ["(socket.AF_INET, socket.SOCK_STREAM)|('169.254.169.254', 80)", "ENETUNREACH"],
-      "a server on the host's loopback": ["(socket.AF_INET, socket.SOCK_STREAM)|('127.0.0.1', port)", "ECONNREFUSED"],
-      "an abstract socket of the host": ["(socket.AF_UNIX, socket.SOCK_STREAM)|abstract", "ECONNREFUSED"],
-    });
-    expect(await node.run("return await attempt(() => new Promise((resolve, reject) => require('net').connect(53, '8.8.8.8').on('connect', resolve).on('error', reject)))")).toBe("ENETUNREACH");
-    expect(await node.run("return await attempt(() => fetch('http://example.com/').then(() => 'reached', (error) => error.cause.code))")).toMatch(/^(EAI_AGAIN|ENOTFOUND|ECONNREFUSED)$/);
+    await expectAll(
+      (_name, code) =>
+        dial(`s = socket.socket(*${code.split("|")[0]})\nout = attempt(s.connect, ${code.split("|")[1]})\ns.close()`, {
+          port,
+          abstract: ABSTRACT,
+        }),
+      {
+        "TCP to the world": ["(socket.AF_INET, socket.SOCK_STREAM)|('8.8.8.8', 53)", "ENETUNREACH"],
+        "UDP to the world": ["(socket.AF_INET, socket.SOCK_DGRAM)|('8.8.8.8', 53)", "ENETUNREACH"],
+        "IPv6 to the world": ["(socket.AF_INET6, socket.SOCK_STREAM)|('2001:4860:4860::8888', 53)", "ENETUNREACH"],
+        "link-local": ["(socket.AF_INET, socket.SOCK_STREAM)|('169.254.169.254', 80)", "ENETUNREACH"],
+        "a server on the host's loopback": ["(socket.AF_INET, socket.SOCK_STREAM)|('127.0.0.1', port)", "ECONNREFUSED"],
+        "an abstract socket of the host": ["(socket.AF_UNIX, socket.SOCK_STREAM)|abstract", "ECONNREFUSED"],
+      },
+    );
+    expect(
+      await node.run(
+        "return await attempt(() => new Promise((resolve, reject) => require('net').connect(53, '8.8.8.8').on('connect', resolve).on('error', reject)))",
+      ),
+    ).toBe("ENETUNREACH");
+    expect(
+      await node.run(
+        "return await attempt(() => fetch('http://example.com/').then(() => 'reached', (error) => error.cause.code))",
+      ),
+    ).toMatch(/^(EAI_AGAIN|ENOTFOUND|ECONNREFUSED)$/);
   });
 
   each("has no way around it", async (python) => {
@@ -368,31 +467,55 @@ describe("the network of a function", () => {
       "raw IP": ["2, socket.SOCK_RAW, 1", "EPERM"],
       SCTP: ["2, socket.SOCK_STREAM, 132", "EPROTONOSUPPORT"],
     });
-    expect(await python.run("import struct, fcntl\ns = socket.socket()\nout = attempt(fcntl.ioctl, s, 0x8914, struct.pack('16sh14x', b'lo', 0))\ns.close()"), "take lo down").toBe("EPERM");
+    expect(
+      await python.run(
+        "import struct, fcntl\ns = socket.socket()\nout = attempt(fcntl.ioctl, s, 0x8914, struct.pack('16sh14x', b'lo', 0))\ns.close()",
+      ),
+      "take lo down",
+    ).toBe("EPERM");
   });
 });
 
 describe("two instances", () => {
-  it.each([["Python", "booted"], ["Python", "thawed"]] as const)("of one %s function do not see each other (%s)", async (_language, way) => {
+  it.each([
+    ["Python", "booted"],
+    ["Python", "thawed"],
+  ] as const)("of one %s function do not see each other (%s)", async (_language, way) => {
     const a = probe("python", way);
     const b = probeOf(await start("python", way));
     try {
       await a.run("write('/tmp/of-a'); write('/dev/shm/of-a')");
       expect(await b.run("out = os.listdir('/tmp') + os.listdir('/dev/shm')")).toEqual([]);
-      await a.run("s = socket.socket(); s.bind(('127.0.0.1', 4711)); s.listen(); kept.append(s)\nu = socket.socket(socket.AF_UNIX); u.bind('\\0of-a'); u.listen(); kept.append(u)");
+      await a.run(
+        "s = socket.socket(); s.bind(('127.0.0.1', 4711)); s.listen(); kept.append(s)\nu = socket.socket(socket.AF_UNIX); u.bind('\\0of-a'); u.listen(); kept.append(u)",
+      );
       expect(await a.run("s = socket.create_connection(('127.0.0.1', 4711)); s.close(); out = 'reached'")).toBe("reached");
-      expect(await b.run("out = [attempt(lambda: socket.create_connection(('127.0.0.1', 4711))), attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0of-a'))]")).toEqual(["ECONNREFUSED", "ECONNREFUSED"]);
+      expect(
+        await b.run(
+          "out = [attempt(lambda: socket.create_connection(('127.0.0.1', 4711))), attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0of-a'))]",
+        ),
+      ).toEqual(["ECONNREFUSED", "ECONNREFUSED"]);
       expect(await b.run("s = socket.socket(); s.bind(('127.0.0.1', 4711)); s.close(); out = 'free'")).toBe("free");
       // SysV and POSIX IPC: made here, missing there, and not the host's.
-      expect(await a.run("out = [type(call(29, 77, 4096, 0o1666)).__name__, type(call(68, 77, 0o1666)).__name__, type(call(64, 77, 1, 0o1666)).__name__, type(call(240, b'of-a', 0o102, 0o666, 0)).__name__]")).toEqual(["int", "int", "int", "int"]);
-      expect(await b.run("out = [call(29, 77, 4096, 0o666), call(68, 77, 0o666), call(64, 77, 1, 0o666), call(240, b'of-a', 2, 0, 0)]")).toEqual(["ENOENT", "ENOENT", "ENOENT", "ENOENT"]);
+      expect(
+        await a.run(
+          "out = [type(call(29, 77, 4096, 0o1666)).__name__, type(call(68, 77, 0o1666)).__name__, type(call(64, 77, 1, 0o1666)).__name__, type(call(240, b'of-a', 0o102, 0o666, 0)).__name__]",
+        ),
+      ).toEqual(["int", "int", "int", "int"]);
+      expect(
+        await b.run(
+          "out = [call(29, 77, 4096, 0o666), call(68, 77, 0o666), call(64, 77, 1, 0o666), call(240, b'of-a', 2, 0, 0)]",
+        ),
+      ).toEqual(["ENOENT", "ENOENT", "ENOENT", "ENOENT"]);
       expect(readFileSync("/proc/sysvipc/shm", "utf8")).not.toMatch(/^\s+77\s/m);
       const pid = await a.run("out = os.getpid()");
       expect(await b.run(`out = attempt(os.kill, ${pid}, 0) if ${pid} != os.getpid() else 'ESRCH'`)).toBe("ESRCH");
       expect(await b.run("out = len([p for p in os.listdir('/proc') if p.isdigit()])")).toBe(2);
     } finally {
       await b.instance.dispose();
-      await a.run("[s.close() for s in kept]; kept.clear(); os.unlink('/tmp/of-a'); os.unlink('/dev/shm/of-a')\nfor nr, op in ((31, 29), (71, 68)):\n    call(nr, call(op, 77, 0, 0), 0, 0)");
+      await a.run(
+        "[s.close() for s in kept]; kept.clear(); os.unlink('/tmp/of-a'); os.unlink('/dev/shm/of-a')\nfor nr, op in ((31, 29), (71, 68)):\n    call(nr, call(op, 77, 0, 0), 0, 0)",
+      );
     }
   });
 
@@ -408,7 +531,10 @@ describe("two instances", () => {
 
 describe("the host", () => {
   it("notices nothing of all this", async () => {
-    const look = (): unknown => ({ name: hostname(), modules: existsSync("/proc/modules") && readFileSync("/proc/modules", "utf8").split("\n").length });
+    const look = (): unknown => ({
+      name: hostname(),
+      modules: existsSync("/proc/modules") && readFileSync("/proc/modules", "utf8").split("\n").length,
+    });
     const before = look();
     const { instance, run } = probe("python", "booted");
     await run("[call(nr, 0, 0, 0, 0, 0) for nr in range(159, 180) if nr != 160]");

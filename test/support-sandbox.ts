@@ -95,12 +95,18 @@ export class Bench {
   cgroups(controller: string): string[] {
     const parent = (this.engine as unknown as { parents: { dirs: Record<string, string> } }).parents.dirs;
     const dir = parent[controller] ?? parent["unified"] ?? "";
-    return existsSync(dir) ? readdirSync(dir).filter((name) => /^h\d+$/.test(name)).map((name) => join(dir, name)) : [];
+    return existsSync(dir)
+      ? readdirSync(dir)
+          .filter((name) => /^h\d+$/.test(name))
+          .map((name) => join(dir, name))
+      : [];
   }
 
   /** Waits until nothing lives in any sandbox; the test fails when something stays. */
   async quiet(): Promise<void> {
-    await eventually(() => expect([this.pids(), this.engine.stats().instances], "processes and instances left behind").toEqual([[], 0]));
+    await eventually(() =>
+      expect([this.pids(), this.engine.stats().instances], "processes and instances left behind").toEqual([[], 0]),
+    );
   }
 }
 
@@ -140,7 +146,8 @@ export function errorOf(result: InvokeResult): { errorType: string; errorMessage
 /** Sends an event and returns the value; a function error fails the test. */
 export async function ask(instance: Instance, event: unknown = {}): Promise<unknown> {
   const result = await instance.invoke(JSON.stringify(event));
-  if (result.functionError !== undefined) throw new Error(`the function failed: ${result.payload.toString("utf8").slice(0, 2000)}`);
+  if (result.functionError !== undefined)
+    throw new Error(`the function failed: ${result.payload.toString("utf8").slice(0, 2000)}`);
   return returned(result);
 }
 

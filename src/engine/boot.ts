@@ -1,9 +1,10 @@
 /** Booting: a husk executes the interpreter, the runtime loads the handler and says that it is ready. */
-import { ThawError, isThawError } from "../base/errors.js";
+
 import { monotonicNs } from "../base/clock.js";
+import { isThawError, ThawError } from "../base/errors.js";
 import { BOOT_FD_BASE, BOOT_PASSES, compileBoot } from "../image/index.js";
 import { launch } from "../runtime/launch.js";
-import { type StageStep, runStage } from "./husk-pool.js";
+import { runStage, type StageStep } from "./husk-pool.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PassedFd } from "./keeper.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
@@ -24,14 +25,19 @@ export async function bootInstance(keeper: Keeper, instance: LiveInstance, templ
   const began = monotonicNs();
   const { spec } = instance;
   const { interpreter } = template;
-  const program = compileBoot(launch({ ...spec, interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) }));
+  const program = compileBoot(
+    launch({ ...spec, interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) }),
+  );
   const file = keeper.fileBytes(program.bytes);
   let task: number | undefined;
   try {
     task = await keeper.openFile(spec.codeDir, "path");
+    // Asked for first: where the server was held up, the stage's report and the greeting come in one read.
+    const loaded = ready(instance);
+    loaded.catch(() => undefined);
     await runStage(keeper, instance.husk, bootStep(program, file, task));
     const executed = monotonicNs();
-    await ready(instance);
+    await loaded;
     return [
       { name: "execute", us: Number(executed - began) / 1000 },
       { name: "load", us: Number(monotonicNs() - executed) / 1000 },
@@ -64,7 +70,11 @@ async function ready(instance: LiveInstance): Promise<void> {
     const error = JSON.parse(body.toString("utf8")) as { errorType?: string; errorMessage?: string };
     throw initFailed(instance, `${error.errorType ?? "Error"}: ${error.errorMessage ?? ""}`, { error });
   } catch (error) {
-    if (isThawError(error, "INSTANCE_EXITED") || isThawError(error, "OUT_OF_MEMORY") || isThawError(error, "PROTOCOL_VIOLATION")) {
+    if (
+      isThawError(error, "INSTANCE_EXITED") ||
+      isThawError(error, "OUT_OF_MEMORY") ||
+      isThawError(error, "PROTOCOL_VIOLATION")
+    ) {
       throw initFailed(instance, error.message, { code: error.code }, error);
     }
     throw error;

@@ -5,19 +5,27 @@
 import { mkdirSync, readFileSync, realpathSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { ThawError, assert } from "../base/errors.js";
 import { monotonicNs } from "../base/clock.js";
+import { assert, ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
-import { type CgroupLayout, type CgroupParents, limitWrites, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
+import {
+  type CgroupLayout,
+  type CgroupParents,
+  limitWrites,
+  makeParents,
+  probeCgroups,
+  removeParents,
+  sweepCgroups,
+} from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
-import { type Interpreter, findInterpreters } from "../linux/interpreters.js";
+import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
 import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
 import { type FloorSample, measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
-import { type Husk, HuskPool, type StageStep, minorFaults, runStage } from "./husk-pool.js";
+import { type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
@@ -25,7 +33,23 @@ import { type NativePaths, nativePaths } from "./native.js";
 import { phasesOf } from "./phases.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
-import type { BootOptions, Engine, EngineStats, FreezeOptions, FunctionSpec, HuskLevel, Image, ImageInspection, Instance, Loader, PageCounts, PoolTarget, RuntimeInfo, StartResult, ThawOptions } from "./types.js";
+import type {
+  BootOptions,
+  Engine,
+  EngineStats,
+  FreezeOptions,
+  FunctionSpec,
+  HuskLevel,
+  Image,
+  ImageInspection,
+  Instance,
+  Loader,
+  PageCounts,
+  PoolTarget,
+  RuntimeInfo,
+  StartResult,
+  ThawOptions,
+} from "./types.js";
 
 const DEFAULT_TMP_MB = 512;
 const MB_PER_CPU = 1769;
@@ -75,7 +99,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.recorder = new Recorder(keeper, paths.extractor, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
-    this.husks = new HuskPool(keeper, { name: "base", labels: () => base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) }, this.log);
+    this.husks = new HuskPool(
+      keeper,
+      { name: "base", labels: () => base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) },
+      this.log,
+    );
   }
 
   static async open(options: EngineOptions): Promise<LocalEngine> {
@@ -114,12 +142,23 @@ export class LocalEngine implements Engine, InstanceOwner {
     const pooled = options.husk === "fresh" || spec.tmpMb !== DEFAULT_TMP_MB ? undefined : this.husks.take(key);
     const husk = pooled ?? (await this.husks.make(template.id, [], "generic", NO_PIDS, spec.tmpMb));
     const made = monotonicNs();
-    const start: StartResult = { kind: "boot", us: 0, phases: [], waitUs: 0, husk: pooled === undefined ? "fresh" : "generic", prefetchedPages: 0 };
+    const start: StartResult = {
+      kind: "boot",
+      us: 0,
+      phases: [],
+      waitUs: 0,
+      husk: pooled === undefined ? "fresh" : "generic",
+      prefetchedPages: 0,
+    };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, spec, start));
     this.limit(husk, spec);
     try {
       const phases = await bootInstance(this.keeper, instance, template);
-      instance.start = { ...start, us: usBetween(began, monotonicNs()), phases: [{ name: "husk", us: usBetween(began, made) }, ...phases] };
+      instance.start = {
+        ...start,
+        us: usBetween(began, monotonicNs()),
+        phases: [{ name: "husk", us: usBetween(began, made) }, ...phases],
+      };
       return instance;
     } catch (error) {
       await instance.dispose();
@@ -166,8 +205,20 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (!chosen.parked) this.limit(husk, image.spec);
     faultPoint("thaw-stage-sent");
     const started = stages.then((stamps) => {
-      instance.start = { ...start, ...phasesOf(began, chosen.madeNs, steps.map((step) => step.name), stamps) };
-      if (verifying !== undefined) instance.start = { ...instance.start, phases: [{ name: "verify", us: usBetween(asked, began) }, ...instance.start.phases] };
+      instance.start = {
+        ...start,
+        ...phasesOf(
+          began,
+          chosen.madeNs,
+          steps.map((step) => step.name),
+          stamps,
+        ),
+      };
+      if (verifying !== undefined)
+        instance.start = {
+          ...instance.start,
+          phases: [{ name: "verify", us: usBetween(asked, began) }, ...instance.start.phases],
+        };
     });
     // The caller's request is queued behind the stages; what fails is told there too.
     instance.startsWith(started);
@@ -189,25 +240,44 @@ export class LocalEngine implements Engine, InstanceOwner {
     return time === undefined ? [thaw] : [time, thaw];
   }
 
-  private async chooseHusk(loaded: LoadedImage, loader: Loader, options: ThawOptions): Promise<{ husk: Husk; from: HuskLevel | "fresh"; parked: boolean; waitUs: number; madeNs: bigint }> {
+  private async chooseHusk(
+    loaded: LoadedImage,
+    loader: Loader,
+    options: ThawOptions,
+  ): Promise<{ husk: Husk; from: HuskLevel | "fresh"; parked: boolean; waitUs: number; madeNs: bigint }> {
     const template = await this.templates.get(loaded.image.spec.runtime);
     const fits = (husk: Husk): boolean => !loaded.avoidPids.has(husk.pid);
     const wanted = options.husk ?? "pooled";
-    const keys = wanted === "parked" ? [parkedKey(loaded, "prefaulted", loader), parkedKey(loaded, "image", loader)] : wanted === "pooled" ? [runtimePoolKey(loaded), genericKey(template.id)] : [];
+    const keys =
+      wanted === "parked"
+        ? [parkedKey(loaded, "prefaulted", loader), parkedKey(loaded, "image", loader)]
+        : wanted === "pooled"
+          ? [runtimePoolKey(loaded), genericKey(template.id)]
+          : [];
     const usable = loaded.image.spec.tmpMb === DEFAULT_TMP_MB || wanted === "parked" ? keys : [];
     const waitFrom = monotonicNs();
     for (const patient of [false, true]) {
       for (const key of usable) {
         if (patient && this.husks.targetCount(key) > 0) await this.husks.waitFor(key, options.waitMs ?? 0);
         const husk = this.husks.take(key, fits);
-        if (husk !== undefined) return { husk, from: husk.level, parked: wanted === "parked", waitUs: patient ? usBetween(waitFrom, monotonicNs()) : 0, madeNs: 0n };
+        if (husk !== undefined)
+          return {
+            husk,
+            from: husk.level,
+            parked: wanted === "parked",
+            waitUs: patient ? usBetween(waitFrom, monotonicNs()) : 0,
+            madeNs: 0n,
+          };
       }
       if ((options.waitMs ?? 0) <= 0) break;
     }
     if (wanted === "parked") {
       throw new ThawError("PREFERENCE_UNAVAILABLE", {
         what: `no husk is parked for function "${loaded.image.spec.name}" with loader ${loader}`,
-        why: this.husks.targetCount(keys[0] ?? "") + this.husks.targetCount(keys[1] ?? "") === 0 ? "none is configured" : `none was ready within ${options.waitMs ?? 0} ms`,
+        why:
+          this.husks.targetCount(keys[0] ?? "") + this.husks.targetCount(keys[1] ?? "") === 0
+            ? "none is configured"
+            : `none was ready within ${options.waitMs ?? 0} ms`,
         fix: "start the server with --park, or ask for another kind of start",
       });
     }
@@ -219,7 +289,11 @@ export class LocalEngine implements Engine, InstanceOwner {
   async freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image> {
     this.assertCanFreeze();
     try {
-      const dir = await freezeInstance({ keeper: this.keeper, extractor: this.paths.extractor, fingerprint: this.fingerprint, imagesDir: this.imagesDir }, instance, options);
+      const dir = await freezeInstance(
+        { keeper: this.keeper, extractor: this.paths.extractor, fingerprint: this.fingerprint, imagesDir: this.imagesDir },
+        instance,
+        options,
+      );
       const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
       this.images.set(dir, loaded);
       return loaded.image;
@@ -248,8 +322,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loaded = this.images.get(image.dir);
     if (loaded !== undefined) {
       this.images.delete(image.dir);
-      for (const level of ["image", "prefaulted"] as const) for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
-      if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey)) this.dropPool(runtimePoolKey(loaded));
+      for (const level of ["image", "prefaulted"] as const)
+        for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
+      if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
+        this.dropPool(runtimePoolKey(loaded));
       loaded.close();
     }
     await rm(image.dir, { recursive: true, force: true });
@@ -260,13 +336,15 @@ export class LocalEngine implements Engine, InstanceOwner {
     const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
-    const steps = (): StageStep[] => (level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit));
+    const steps = (): StageStep[] =>
+      level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit);
     const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
     this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
   }
 
   private dropPool(key: string): void {
-    if (this.husks.targetCount(key) > 0) this.husks.target(key, { level: "generic", template: 0, steps: () => [], avoid: NO_PIDS, count: 0 });
+    if (this.husks.targetCount(key) > 0)
+      this.husks.target(key, { level: "generic", template: 0, steps: () => [], avoid: NO_PIDS, count: 0 });
   }
 
   pool(target: PoolTarget): void {
@@ -275,7 +353,13 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private poolGeneric(template: number): void {
-    this.husks.target(genericKey(template), { level: "generic", template, steps: () => [], avoid: NO_PIDS, count: this.genericCount });
+    this.husks.target(genericKey(template), {
+      level: "generic",
+      template,
+      steps: () => [],
+      avoid: NO_PIDS,
+      count: this.genericCount,
+    });
   }
 
   poolsFull(timeoutMs: number): Promise<void> {
@@ -328,7 +412,10 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private limit(husk: Husk, spec: FunctionSpec): void {
-    this.keeper.limits(husk.id, limitWrites(this.layout, { memoryMb: spec.memoryMb, cpus: Math.max(1, spec.memoryMb / MB_PER_CPU), pids: PIDS_MAX }));
+    this.keeper.limits(
+      husk.id,
+      limitWrites(this.layout, { memoryMb: spec.memoryMb, cpus: Math.max(1, spec.memoryMb / MB_PER_CPU), pids: PIDS_MAX }),
+    );
   }
 
   private loaded(image: Image): LoadedImage {
@@ -344,7 +431,11 @@ export class LocalEngine implements Engine, InstanceOwner {
   private assertCanFreeze(): void {
     this.assertOpen();
     if (this.canFreeze) return;
-    throw new ThawError("UNSUPPORTED_PLATFORM", { what: "this server runs functions without images", why: "it was started with --boot-only", fix: "start it without --boot-only" });
+    throw new ThawError("UNSUPPORTED_PLATFORM", {
+      what: "this server runs functions without images",
+      why: "it was started with --boot-only",
+      fix: "start it without --boot-only",
+    });
   }
 }
 
@@ -365,7 +456,11 @@ function nextLabel(): string {
 }
 
 function notOpen(image: Image): ThawError {
-  return new ThawError("IMAGE_NOT_READY", { what: `image ${image.id} is not open`, why: "it was removed, or belongs to another engine", fix: "open it with openImage" });
+  return new ThawError("IMAGE_NOT_READY", {
+    what: `image ${image.id} is not open`,
+    why: "it was removed, or belongs to another engine",
+    fix: "open it with openImage",
+  });
 }
 
 /** Rejects with the first failure in this order, whichever is told first: those behind it fail because of it. */
@@ -391,4 +486,3 @@ function runtimePoolKey(loaded: LoadedImage): string {
 function parkedKey(loaded: LoadedImage, level: "image" | "prefaulted", loader: Loader): string {
   return `${level}:${loaded.image.id}:${loader}`;
 }
-

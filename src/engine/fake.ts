@@ -176,7 +176,16 @@ export class FakeEngine implements Engine {
 
   async inspect(image: Image): Promise<ImageInspection> {
     const none = { lineagePids: [], threads: [], mappings: {}, mappedFiles: [], descriptors: [], bytes: {} };
-    return { ...none, formatVersion: 1, createdMs: 0, kernel: "fake", cpu: "fake", tmpFiles: 0, pages: { stored: image.bytesOnDisk / 4096 }, workingSetDamaged: false };
+    return {
+      ...none,
+      formatVersion: 1,
+      createdMs: 0,
+      kernel: "fake",
+      cpu: "fake",
+      tmpFiles: 0,
+      pages: { stored: image.bytesOnDisk / 4096 },
+      workingSetDamaged: false,
+    };
   }
 
   async removeImage(image: Image): Promise<void> {

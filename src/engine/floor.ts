@@ -1,6 +1,7 @@
 /** Measures the floor of an image: see {@link measureFloor}. */
-import { ThawError } from "../base/errors.js";
+
 import { monotonicNs } from "../base/clock.js";
+import { ThawError } from "../base/errors.js";
 import { FLOOR_STAMPS } from "../image/index.js";
 import { type HuskPool, runStage } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
@@ -28,7 +29,11 @@ const NO_PIDS: ReadonlySet<number> = new Set();
 /** In a husk of its own, which ends afterwards: maps what the image maps, faults as often as its recorded start did. */
 export async function measureFloor(tools: FloorTools, loaded: LoadedImage): Promise<FloorSample> {
   if (!loaded.recorded) {
-    throw new ThawError("INVALID_ARGUMENT", { what: "the floor of this image cannot be measured", why: "no working set was recorded", fix: "thaw it and send it a request first" });
+    throw new ThawError("INVALID_ARGUMENT", {
+      what: "the floor of this image cannot be measured",
+      why: "no working set was recorded",
+      fix: "thaw it and send it a request first",
+    });
   }
   const husk = await tools.husks.make(tools.template, [], "generic", NO_PIDS);
   const { step, done, mappings, faults } = loaded.floorStep();

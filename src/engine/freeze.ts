@@ -5,11 +5,20 @@
 import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { ThawError } from "../base/errors.js";
 import { nowMs } from "../base/clock.js";
+import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
-import { CONTROL_FD, type RawManifest, checkFacts, compileThaw, describeTmp, factsSchema, imageFiles, writeManifest } from "../image/index.js";
+import {
+  CONTROL_FD,
+  checkFacts,
+  compileThaw,
+  describeTmp,
+  factsSchema,
+  imageFiles,
+  type RawManifest,
+  writeManifest,
+} from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
@@ -34,7 +43,14 @@ async function prepare(instance: LiveInstance): Promise<number> {
   instance.tell({ type: "prepare" });
   // Whoever does not answer this answers nothing any more.
   const timer = setTimeout(
-    () => instance.fail(new ThawError("FREEZE_REFUSED", { what: `function "${instance.spec.name}" could not be frozen`, why: `its before-snapshot hooks took longer than ${PREPARE_MS_MAX / 1000} s, and it was ended`, fix: "mend the hook" })),
+    () =>
+      instance.fail(
+        new ThawError("FREEZE_REFUSED", {
+          what: `function "${instance.spec.name}" could not be frozen`,
+          why: `its before-snapshot hooks took longer than ${PREPARE_MS_MAX / 1000} s, and it was ended`,
+          fix: "mend the hook",
+        }),
+      ),
     PREPARE_MS_MAX,
   );
   const { header, body } = await answer.finally(() => clearTimeout(timer));
@@ -49,8 +65,14 @@ async function prepare(instance: LiveInstance): Promise<number> {
 function refusal(instance: LiveInstance, reply: Readonly<Record<string, unknown>>): ThawError {
   const why = String(reply.why);
   const what = `function "${instance.spec.name}" could not be frozen`;
-  if (reply.code === "refused") return new ThawError("FREEZE_REFUSED", { what, why, fix: "close it before the handler returns, or in a before-snapshot hook" });
-  if (reply.code === "exhausted") return new ThawError("RESOURCE_EXHAUSTED", { what, why, fix: "free some space where the server keeps its images (--data)" });
+  if (reply.code === "refused")
+    return new ThawError("FREEZE_REFUSED", {
+      what,
+      why,
+      fix: "close it before the handler returns, or in a before-snapshot hook",
+    });
+  if (reply.code === "exhausted")
+    return new ThawError("RESOURCE_EXHAUSTED", { what, why, fix: "free some space where the server keeps its images (--data)" });
   return new ThawError("FREEZE_FAILED", { what, why });
 }
 
@@ -108,7 +130,8 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });
     const { code } = error as NodeJS.ErrnoException;
-    if (code === "ENOSPC" || code === "EDQUOT") throw refusal(instance, { code: "exhausted", why: "no space left on the device" });
+    if (code === "ENOSPC" || code === "EDQUOT")
+      throw refusal(instance, { code: "exhausted", why: "no space left on the device" });
     throw error;
   }
 }

@@ -10,9 +10,9 @@
  * Pools are refilled in the background, two at a time; nothing here is on the path of a request except {@link HuskPool.take}.
  */
 import { readFileSync } from "node:fs";
-import { ThawError, assert, errorText } from "../base/errors.js";
-import type { Logger } from "../base/log.js";
 import { monotonicNs } from "../base/clock.js";
+import { assert, errorText, ThawError } from "../base/errors.js";
+import type { Logger } from "../base/log.js";
 import type { HuskReady, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
@@ -95,7 +95,24 @@ export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Pro
   throw stageError(step, report.status, report.failedOp);
 }
 
-const ERRNO_NAMES: Readonly<Record<number, string>> = { 1: "EPERM", 2: "ENOENT", 5: "EIO", 9: "EBADF", 11: "EAGAIN", 12: "ENOMEM", 13: "EACCES", 14: "EFAULT", 17: "EEXIST", 22: "EINVAL", 24: "EMFILE", 28: "ENOSPC", 32: "EPIPE", 71: "EPROTO", 98: "EADDRINUSE", 116: "ESTALE" };
+const ERRNO_NAMES: Readonly<Record<number, string>> = {
+  1: "EPERM",
+  2: "ENOENT",
+  5: "EIO",
+  9: "EBADF",
+  11: "EAGAIN",
+  12: "ENOMEM",
+  13: "EACCES",
+  14: "EFAULT",
+  17: "EEXIST",
+  22: "EINVAL",
+  24: "EMFILE",
+  28: "ENOSPC",
+  32: "EPIPE",
+  71: "EPROTO",
+  98: "EADDRINUSE",
+  116: "ESTALE",
+};
 const ESTALE = 116;
 const ENOENT = 2;
 const ENOMEM = 12;
@@ -218,10 +235,19 @@ export class HuskPool {
   }
 
   /** Makes one husk and takes it through `steps`. */
-  async make(template: number, steps: readonly StageStep[], level: HuskLevel, avoid: ReadonlySet<number>, tmpMb = DEFAULT_TMP_MB): Promise<Husk> {
+  async make(
+    template: number,
+    steps: readonly StageStep[],
+    level: HuskLevel,
+    avoid: ReadonlySet<number>,
+    tmpMb = DEFAULT_TMP_MB,
+  ): Promise<Husk> {
     const began = monotonicNs();
     const husk = new Husk(template, choosePid(avoid), tmpMb);
-    const making = this.keeper.husk({ template, pid: husk.pid, tmpMb, uid: FUNCTION_UID + (this.nextUid++ % FUNCTION_UIDS) }, husk);
+    const making = this.keeper.husk(
+      { template, pid: husk.pid, tmpMb, uid: FUNCTION_UID + (this.nextUid++ % FUNCTION_UIDS) },
+      husk,
+    );
     husk.id = making.id;
     husk.host = await making.ready;
     try {
@@ -294,7 +320,10 @@ export class HuskPool {
         if (index >= 0) this.waiters.splice(index, 1)[0]?.resolve();
       }
     } catch (error) {
-      this.lastFailure = error instanceof ThawError ? error : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
+      this.lastFailure =
+        error instanceof ThawError
+          ? error
+          : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
       if (!this.closed && this.pools.get(key) === pool) {
         this.log.warn({ err: this.lastFailure, pool: key }, "a pool could not be refilled; trying again in a second");
         this.later(pool);

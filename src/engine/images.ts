@@ -2,18 +2,11 @@
  * Images that this server has open: programs compiled, pages open in the keeper, bytes verified. Nothing here is needed again to
  * bring an image back after a restart; the manifest is the truth.
  */
-import { ThawError } from "../base/errors.js";
+
 import { monotonicNs } from "../base/clock.js";
+import { ThawError } from "../base/errors.js";
 import { removeTemporaries } from "../base/fsync.js";
 import {
-  EMPTY_WORKING_SET,
-  RESUME_PASSES,
-  THAW_PASSES,
-  type Facts,
-  type PageRun,
-  type Program,
-  type StoredImage,
-  type WorkingSet,
   bytesOnDisk,
   checkPages,
   clipRuns,
@@ -25,6 +18,8 @@ import {
   compileRuntime,
   compileThaw,
   compileTime,
+  EMPTY_WORKING_SET,
+  type Facts,
   fdBase,
   IMAGE_VERSION,
   type ImageInspection,
@@ -32,11 +27,17 @@ import {
   inspectImage,
   isRuntimeFile,
   joinRuns,
+  type PageRun,
+  type Program,
   pagesIdentity,
+  RESUME_PASSES,
   readImage,
   runPages,
   runtimeKey,
+  type StoredImage,
   storedPages,
+  THAW_PASSES,
+  type WorkingSet,
   workingSetOf,
   writeWorkingSet,
 } from "../image/index.js";
@@ -140,11 +141,26 @@ export class LoadedImage {
   private async verifyNow(): Promise<void> {
     const before = pagesIdentity(this.image.dir);
     // What is mapped is the file that was opened; another one under its name, even a whole one, says nothing about that.
-    const why = before === "missing" ? "it is missing" : inodeOf(before) === this.inode ? undefined : "another file took its place since it was opened";
-    if (why !== undefined) throw new ThawError("IMAGE_DAMAGED", { what: `the image file ${imageFiles(this.image.dir).pages} cannot be used`, why, fix: "the function boots and is frozen anew" });
+    const why =
+      before === "missing"
+        ? "it is missing"
+        : inodeOf(before) === this.inode
+          ? undefined
+          : "another file took its place since it was opened";
+    if (why !== undefined)
+      throw new ThawError("IMAGE_DAMAGED", {
+        what: `the image file ${imageFiles(this.image.dir).pages} cannot be used`,
+        why,
+        fix: "the function boots and is frozen anew",
+      });
     const { stdout } = await this.keeper.helper([this.extractor, "verify", imageFiles(this.image.dir).pages]);
     const reply = parseReply(stdout);
-    if (!reply.ok) throw new ThawError("IMAGE_DAMAGED", { what: `the pages of image ${this.image.id} cannot be read`, why: String(reply.why), fix: "the function boots and is frozen anew" });
+    if (!reply.ok)
+      throw new ThawError("IMAGE_DAMAGED", {
+        what: `the pages of image ${this.image.id} cannot be read`,
+        why: String(reply.why),
+        fix: "the function boots and is frozen anew",
+      });
     checkPages(this.stored.manifest, { digest: String(reply.digest), bytes: String(reply.bytes) }, this.image.dir);
     this.verified = before;
   }
@@ -178,7 +194,10 @@ export class LoadedImage {
   /** Ahead of a request, for any image of this interpreter. What is mapped is shared with everything that runs it: it costs no memory. */
   runtimeSteps(): StageStep[] {
     const prefault = (): Program => compilePrefault([], this.split().runtime);
-    return [this.step("runtime", () => this.runtimeProgram), this.step("prefault runtime", () => this.compiled("prefault runtime", prefault))];
+    return [
+      this.step("runtime", () => this.runtimeProgram),
+      this.step("prefault runtime", () => this.compiled("prefault runtime", prefault)),
+    ];
   }
 
   /** Ahead of a request, for this image alone, up to the last step. */
@@ -212,12 +231,21 @@ export class LoadedImage {
     const { program, mappings, faults } = compileFloor(this.facts, this.workingSet);
     const file = this.keeper.fileBytes(program.bytes);
     const request = (): StageRequest => ({ program: file, fds: [{ kind: "file", file: this.pagesFile }], fdBase: this.fdBase });
-    return { step: { name: "floor", labels: () => program.labels, request }, done: () => this.keeper.closeFile(file), mappings, faults };
+    return {
+      step: { name: "floor", labels: () => program.labels, request },
+      done: () => this.keeper.closeFile(file),
+      mappings,
+      faults,
+    };
   }
 
   /** Asks for the program when the stage runs: a working set that is recorded meanwhile replaces programs. */
   private step(name: string, program: () => Compiled, fds: readonly PassedFd[] = []): StageStep {
-    return { name, labels: () => program().program.labels, request: () => ({ program: program().file, fds, fdBase: this.fdBase }) };
+    return {
+      name,
+      labels: () => program().program.labels,
+      request: () => ({ program: program().file, fds, fdBase: this.fdBase }),
+    };
   }
 
   /** A program, compiled and handed over when first asked for. */
@@ -261,8 +289,14 @@ export class LoadedImage {
   /** Keeps what an invocation touched, and compiles the programs that use it anew. */
   async record(present: WorkingSet): Promise<void> {
     // Only what the image itself brings back: later mappings of the function are not there after a thaw.
-    const keep = (runs: readonly PageRun[]): PageRun[] => this.facts.regions.filter((region) => region.kind !== "vdso" && region.kind !== "stack" && region.prot !== 0).flatMap((region) => clipRuns(runs, region.start, region.end));
-    const writable = (runs: readonly PageRun[]): PageRun[] => this.facts.regions.filter((region) => (region.prot & 2) !== 0 && region.kind !== "stack").flatMap((region) => clipRuns(runs, region.start, region.end));
+    const keep = (runs: readonly PageRun[]): PageRun[] =>
+      this.facts.regions
+        .filter((region) => region.kind !== "vdso" && region.kind !== "stack" && region.prot !== 0)
+        .flatMap((region) => clipRuns(runs, region.start, region.end));
+    const writable = (runs: readonly PageRun[]): PageRun[] =>
+      this.facts.regions
+        .filter((region) => (region.prot & 2) !== 0 && region.kind !== "stack")
+        .flatMap((region) => clipRuns(runs, region.start, region.end));
     const set: WorkingSet = { written: writable(present.written), read: keep(present.read), faults: present.faults };
     await writeWorkingSet(this.image.dir, set);
     this.workingSet = set;
@@ -284,8 +318,15 @@ export class LoadedImage {
     if (!this.recorded) return { runtime: [], image: EMPTY_WORKING_SET };
     const { written, read } = this.workingSet;
     const inside = (files: boolean): PageRun[] =>
-      this.facts.regions.filter((region) => isRuntimeFile(region) === files && region.prot !== 0 && region.kind !== "stack" && region.kind !== "vdso").flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
-    return { runtime: inside(true), image: { ...this.workingSet, written: joinRuns(written, WRITTEN_GAP_PAGES), read: inside(false) } };
+      this.facts.regions
+        .filter(
+          (region) => isRuntimeFile(region) === files && region.prot !== 0 && region.kind !== "stack" && region.kind !== "vdso",
+        )
+        .flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
+    return {
+      runtime: inside(true),
+      image: { ...this.workingSet, written: joinRuns(written, WRITTEN_GAP_PAGES), read: inside(false) },
+    };
   }
 
   private hand(program: Program): Compiled {
@@ -312,4 +353,3 @@ function checkFingerprint(made: { kernel: string; cpu: string }, here: Fingerpri
   if (made.kernel !== here.kernel) throw mismatch("kernel", made.kernel, here.kernel);
   if (made.cpu !== here.cpu) throw mismatch("CPU", `features ${made.cpu.slice(0, 12)}`, `features ${here.cpu.slice(0, 12)}`);
 }
-

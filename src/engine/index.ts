@@ -1,5 +1,5 @@
 /** Boot, freeze, thaw. See {@link Engine} for what it offers. */
-import { LocalEngine, type EngineOptions } from "./engine.js";
+import { type EngineOptions, LocalEngine } from "./engine.js";
 import type { Engine } from "./types.js";
 
 export type { EngineOptions } from "./engine.js";

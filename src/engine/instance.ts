@@ -9,12 +9,21 @@
  */
 import { randomBytes, randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { ThawError, assert } from "../base/errors.js";
 import { nowMs } from "../base/clock.js";
-import { type FunctionFrame, type ThawHeader, FrameParser, encodeFrame } from "../runtime/frames.js";
+import { assert, ThawError } from "../base/errors.js";
+import { encodeFrame, FrameParser, type FunctionFrame, type ThawHeader } from "../runtime/frames.js";
 import type { Husk } from "./husk-pool.js";
 import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
-import type { FreezeOptions, FunctionSpec, Image, Instance, InvokeOptions, InvokeResult, PageCounts, StartResult } from "./types.js";
+import type {
+  FreezeOptions,
+  FunctionSpec,
+  Image,
+  Instance,
+  InvokeOptions,
+  InvokeResult,
+  PageCounts,
+  StartResult,
+} from "./types.js";
 
 const LOG_BYTES_MAX = 4 * 1024 * 1024;
 const SIGABRT = 6;
@@ -49,7 +58,10 @@ interface Running {
   readonly timeoutMs: number;
 }
 
-type EndReason = { readonly kind: "disposed" | "timeout" | "exited" } | { readonly kind: "violation"; readonly error: ThawError } | { readonly kind: "failed"; readonly error: ThawError };
+type EndReason =
+  | { readonly kind: "disposed" | "timeout" | "exited" }
+  | { readonly kind: "violation"; readonly error: ThawError }
+  | { readonly kind: "failed"; readonly error: ThawError };
 
 export class LiveInstance implements Instance, InstanceListener {
   start: StartResult;
@@ -140,7 +152,14 @@ export class LiveInstance implements Instance, InstanceListener {
       const now = Date.now();
       const deadlineMs = options.deadlineMs ?? now + this.spec.timeoutMs;
       const timeoutMs = Math.max(0, deadlineMs - now) + DEADLINE_SLACK_MS;
-      this.running = { requestId, beganMs: nowMs(), resolve, reject, timeoutMs, timer: setTimeout(() => this.expire(), timeoutMs) };
+      this.running = {
+        requestId,
+        beganMs: nowMs(),
+        resolve,
+        reject,
+        timeoutMs,
+        timer: setTimeout(() => this.expire(), timeoutMs),
+      };
       if (!this.alive) {
         this.settle();
         return;
@@ -178,7 +197,8 @@ export class LiveInstance implements Instance, InstanceListener {
 
   async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
     const text = await readFile(`/proc/${this.hostPid}/smaps_rollup`, "utf8");
-    const sum = (pattern: RegExp): number => [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
+    const sum = (pattern: RegExp): number =>
+      [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
     return { privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm), sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm) };
   }
 
@@ -219,7 +239,9 @@ export class LiveInstance implements Instance, InstanceListener {
     if (this.logBytes > LOG_BYTES_MAX) return;
     const room = LOG_BYTES_MAX - this.logBytes;
     this.logBytes += bytes.length;
-    this.logChunks.push(bytes.length <= room ? bytes : Buffer.concat([bytes.subarray(0, room), Buffer.from("\n[log cut at 4 MiB]\n")]));
+    this.logChunks.push(
+      bytes.length <= room ? bytes : Buffer.concat([bytes.subarray(0, room), Buffer.from("\n[log cut at 4 MiB]\n")]),
+    );
   }
 
   onControlEnd(): void {
@@ -227,7 +249,13 @@ export class LiveInstance implements Instance, InstanceListener {
     // A process that ends closes it too, and what it ended of is told by its exit, which follows at once. Else no answer can come.
     setTimeout(() => {
       if (this.exit !== undefined) return;
-      this.violate(new ThawError("PROTOCOL_VIOLATION", { what: "the function closed its control descriptor (3)", why: "no answer can come through it", fix: "leave descriptor 3 alone: it belongs to the runtime" }));
+      this.violate(
+        new ThawError("PROTOCOL_VIOLATION", {
+          what: "the function closed its control descriptor (3)",
+          why: "no answer can come through it",
+          fix: "leave descriptor 3 alone: it belongs to the runtime",
+        }),
+      );
     }, CONTROL_END_GRACE_MS).unref();
   }
 
@@ -246,7 +274,11 @@ export class LiveInstance implements Instance, InstanceListener {
   private accept(frame: FunctionFrame): void {
     const { header } = frame;
     const { running, waiting } = this;
-    if ((header.type === "result" || header.type === "error") && running !== undefined && header.requestId === running.requestId) {
+    if (
+      (header.type === "result" || header.type === "error") &&
+      running !== undefined &&
+      header.requestId === running.requestId
+    ) {
       this.running = undefined;
       clearTimeout(running.timer);
       this.served++;
@@ -268,13 +300,24 @@ export class LiveInstance implements Instance, InstanceListener {
       if (fatal) void this.dispose();
       return;
     }
-    const kind = header.type === "ready" || header.type === "initError" ? "ready" : header.type === "prepared" || header.type === "prepareError" ? "prepared" : undefined;
+    const kind =
+      header.type === "ready" || header.type === "initError"
+        ? "ready"
+        : header.type === "prepared" || header.type === "prepareError"
+          ? "prepared"
+          : undefined;
     if (waiting !== undefined && kind === waiting.kind) {
       this.waiting = undefined;
       waiting.resolve(frame);
       return;
     }
-    this.violate(new ThawError("PROTOCOL_VIOLATION", { what: "the function wrote something to its control descriptor (3) that is not the reply", why: `a «${header.type}» came that nobody asked for`, fix: "leave descriptor 3 alone: it belongs to the runtime" }));
+    this.violate(
+      new ThawError("PROTOCOL_VIOLATION", {
+        what: "the function wrote something to its control descriptor (3) that is not the reply",
+        why: `a «${header.type}» came that nobody asked for`,
+        fix: "leave descriptor 3 alone: it belongs to the runtime",
+      }),
+    );
   }
 
   private recordFirst(): void {
@@ -310,7 +353,8 @@ export class LiveInstance implements Instance, InstanceListener {
 
   takeLogs(): Buffer {
     if (this.logChunks.length === 0) return EMPTY;
-    const logs = this.logChunks.length === 1 && this.logChunks[0] !== undefined ? this.logChunks[0] : Buffer.concat(this.logChunks);
+    const logs =
+      this.logChunks.length === 1 && this.logChunks[0] !== undefined ? this.logChunks[0] : Buffer.concat(this.logChunks);
     this.logChunks = [];
     this.logBytes = 0;
     return logs;
@@ -319,7 +363,10 @@ export class LiveInstance implements Instance, InstanceListener {
   private obituary(running: Running): InvokeResult {
     const error = this.exitError();
     const [platformError, type] = PLATFORM_ERRORS[error.code] ?? PLATFORM_ERRORS.INSTANCE_EXITED;
-    const message = platformError === "TIMEOUT" ? `${new Date().toISOString()} ${running.requestId} Task timed out after ${(running.timeoutMs / 1000).toFixed(2)} seconds` : `RequestId: ${running.requestId} Error: ${error.message}`;
+    const message =
+      platformError === "TIMEOUT"
+        ? `${new Date().toISOString()} ${running.requestId} Task timed out after ${(running.timeoutMs / 1000).toFixed(2)} seconds`
+        : `RequestId: ${running.requestId} Error: ${error.message}`;
     return {
       payload: Buffer.from(JSON.stringify({ errorType: type, errorMessage: message })),
       functionError: "Unhandled",
@@ -336,13 +383,26 @@ export class LiveInstance implements Instance, InstanceListener {
   private exitError(): ThawError {
     const { end, exit } = this;
     if (end?.kind === "violation" || end?.kind === "failed") return end.error;
-    if (end?.kind === "timeout") return new ThawError("TIMEOUT", { what: "the function did not answer before its deadline", why: `its timeout is ${this.spec.timeoutMs / 1000} s`, fix: "raise --timeout, or find out what it waits for" });
+    if (end?.kind === "timeout")
+      return new ThawError("TIMEOUT", {
+        what: "the function did not answer before its deadline",
+        why: `its timeout is ${this.spec.timeoutMs / 1000} s`,
+        fix: "raise --timeout, or find out what it waits for",
+      });
     if (this.heapFull || (exit !== undefined && exit.oomKills > 0)) {
-      return new ThawError("OUT_OF_MEMORY", { what: `the function was killed at its memory limit of ${this.spec.memoryMb} MB`, why: this.heapFull ? "its JavaScript heap was full" : "it asked for more", fix: "raise --memory" });
+      return new ThawError("OUT_OF_MEMORY", {
+        what: `the function was killed at its memory limit of ${this.spec.memoryMb} MB`,
+        why: this.heapFull ? "its JavaScript heap was full" : "it asked for more",
+        fix: "raise --memory",
+      });
     }
-    if (end?.kind === "disposed") return new ThawError("INSTANCE_EXITED", { what: "the instance was disposed", why: "its owner ended it" });
+    if (end?.kind === "disposed")
+      return new ThawError("INSTANCE_EXITED", { what: "the instance was disposed", why: "its owner ended it" });
     const how = exit?.signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : `signal ${exit.signal}`;
-    return new ThawError("INSTANCE_EXITED", { what: `Runtime exited with error: ${how}`, fix: "the function's process must not exit; return from the handler" });
+    return new ThawError("INSTANCE_EXITED", {
+      what: `Runtime exited with error: ${how}`,
+      fix: "the function's process must not exit; return from the handler",
+    });
   }
 
   private reason(): string {

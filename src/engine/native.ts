@@ -19,7 +19,13 @@ export interface NativePaths {
 /** Paths of the helpers; NATIVE_MISSING when they were not built. */
 export function nativePaths(): NativePaths {
   const built = (name: string): string => join(ROOT, "native/build", name);
-  const paths = { keeper: built("keeper"), husk: built("husk"), extractor: built("extractor"), shim: built("shim.so"), runtimeDir: join(ROOT, "src/runtime") };
+  const paths = {
+    keeper: built("keeper"),
+    husk: built("husk"),
+    extractor: built("extractor"),
+    shim: built("shim.so"),
+    runtimeDir: join(ROOT, "src/runtime"),
+  };
   const missing = Object.values(paths).filter((path) => !existsSync(path));
   if (missing.length > 0) {
     throw new ThawError("NATIVE_MISSING", {
@@ -37,6 +43,10 @@ export function parseReply(stdout: Buffer): { readonly ok: boolean } & Readonly<
   try {
     return JSON.parse(line) as { ok: boolean };
   } catch {
-    return { ok: false, code: "failed", why: line === "" ? "the extractor ended without a word" : `the extractor said ${JSON.stringify(line.slice(0, 200))}` };
+    return {
+      ok: false,
+      code: "failed",
+      why: line === "" ? "the extractor ended without a word" : `the extractor said ${JSON.stringify(line.slice(0, 200))}`,
+    };
   }
 }

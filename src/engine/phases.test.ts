@@ -13,7 +13,12 @@ function stamped(arrival: number, named: Partial<Record<keyof typeof STAMPS, num
 
 describe("the phases of a start", () => {
   it("go from the beginning to the last stamp, each from the end of the one before", () => {
-    const { us, phases } = phasesOf(1_000_000n, 0n, ["thaw"], [stamped(1_050_000, { files: 1_150_000, regions: 1_450_000, stack: 1_460_000, threads: 1_500_000 })]);
+    const { us, phases } = phasesOf(
+      1_000_000n,
+      0n,
+      ["thaw"],
+      [stamped(1_050_000, { files: 1_150_000, regions: 1_450_000, stack: 1_460_000, threads: 1_500_000 })],
+    );
     expect(us).toBe(500);
     expect(phases).toEqual([
       { name: "send", us: 50 },
@@ -27,16 +32,29 @@ describe("the phases of a start", () => {
   it("begin with the husk when it was made on the path, and count it", () => {
     const { us, phases } = phasesOf(1_000_000n, 400_000n, ["thaw"], [stamped(1_410_000, { threads: 1_500_000 })]);
     expect(us).toBe(500);
-    expect(phases).toEqual([{ name: "husk", us: 400 }, { name: "send", us: 10 }, { name: "threads", us: 90 }]);
+    expect(phases).toEqual([
+      { name: "husk", us: 400 },
+      { name: "send", us: 10 },
+      { name: "threads", us: 90 },
+    ]);
   });
 
   it("give what a stage did behind its last stamp to the stage, until the next one arrives", () => {
     const { phases } = phasesOf(0n, 0n, ["time", "resume"], [stamped(10_000), stamped(60_000, { descriptors: 70_000 })]);
-    expect(phases).toEqual([{ name: "send", us: 10 }, { name: "time", us: 50 }, { name: "descriptors", us: 10 }]);
+    expect(phases).toEqual([
+      { name: "send", us: 10 },
+      { name: "time", us: 50 },
+      { name: "descriptors", us: 10 },
+    ]);
   });
 
   it("of the same name are added up, and those without length left out", () => {
-    const { us, phases } = phasesOf(0n, 0n, ["a", "b"], [stamped(0, { tmp: 10_000, descriptors: 10_000 }), stamped(10_000, { tmp: 25_000 })]);
+    const { us, phases } = phasesOf(
+      0n,
+      0n,
+      ["a", "b"],
+      [stamped(0, { tmp: 10_000, descriptors: 10_000 }), stamped(10_000, { tmp: 25_000 })],
+    );
     expect(us).toBe(25);
     expect(phases).toEqual([{ name: "tmp", us: 25 }]);
   });
@@ -66,7 +84,12 @@ describe("the phases of a start", () => {
           for (const [index, name] of names.entries()) named[name] = now += rest[index] ?? 0;
           return stamped(at, named);
         });
-        const { us, phases } = phasesOf(BigInt(began), BigInt(madeNs), stages.map((_, index) => `stage ${index}`), stamps);
+        const { us, phases } = phasesOf(
+          BigInt(began),
+          BigInt(madeNs),
+          stages.map((_, index) => `stage ${index}`),
+          stamps,
+        );
         expect(us).toBeCloseTo((now - began) / 1000, 3);
         const sum = phases.reduce((total, phase) => total + phase.us, 0);
         expect(Math.abs(sum - us)).toBeLessThan(0.06 * (phases.length + names.length));

@@ -9,7 +9,12 @@ const NAMES = Object.entries(STAMPS) as [keyof typeof STAMPS, number][];
  * @param madeNs of which making a husk took this long
  * @param stages names of the stages, with the stamps that each reported
  */
-export function phasesOf(began: bigint, madeNs: bigint, stages: readonly string[], stamps: readonly (readonly number[])[]): { us: number; phases: Phase[] } {
+export function phasesOf(
+  began: bigint,
+  madeNs: bigint,
+  stages: readonly string[],
+  stamps: readonly (readonly number[])[],
+): { us: number; phases: Phase[] } {
   const origin = Number(began);
   const phases: Phase[] = madeNs > 0n ? [{ name: "husk", us: Number(madeNs) / 1000 }] : [];
   let last = origin + Number(madeNs);

@@ -5,7 +5,7 @@
  */
 import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
-import { type PageRun, imageFiles } from "../image/index.js";
+import { imageFiles, type PageRun } from "../image/index.js";
 import { minorFaults } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
@@ -23,7 +23,8 @@ export interface PresentPages {
 function runsOf(value: unknown): PageRun[] {
   const list = value as (string | number)[];
   const runs: PageRun[] = [];
-  for (let index = 0; index + 1 < list.length; index += 2) runs.push({ address: BigInt(list[index] ?? 0), pages: Number(list[index + 1]) });
+  for (let index = 0; index + 1 < list.length; index += 2)
+    runs.push({ address: BigInt(list[index] ?? 0), pages: Number(list[index + 1]) });
   return runs;
 }
 
@@ -42,8 +43,16 @@ export class Recorder {
     if (instance.origin !== undefined) argv.push(imageFiles(instance.origin.dir).pages);
     const { stdout } = await this.keeper.helper(argv);
     const reply = parseReply(stdout);
-    if (!reply.ok) throw new ThawError("FREEZE_FAILED", { what: `the pages of instance ${instance.id} could not be counted`, why: String(reply.why) });
-    return { counts: reply.counts as PageCounts, written: runsOf(reply.written), read: [...runsOf(reply.image), ...runsOf(reply.file)] };
+    if (!reply.ok)
+      throw new ThawError("FREEZE_FAILED", {
+        what: `the pages of instance ${instance.id} could not be counted`,
+        why: String(reply.why),
+      });
+    return {
+      counts: reply.counts as PageCounts,
+      written: runsOf(reply.written),
+      read: [...runsOf(reply.image), ...runsOf(reply.file)],
+    };
   }
 
   /** Undefined when there is nothing to record. */
@@ -60,7 +69,10 @@ export class Recorder {
       const faults = minorFaults(instance.hostPid) - instance.husk.faultsBefore;
       if (!loaded.closed) await loaded.record({ written, read, faults: Math.max(0, faults) });
     } catch (error) {
-      this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be recorded; starts of this image take more faults until it is");
+      this.log.warn(
+        { err: error, image: loaded.image.id },
+        "the working set could not be recorded; starts of this image take more faults until it is",
+      );
     }
   }
 }

@@ -91,7 +91,13 @@ export interface InvokeResult {
   /** Set when the handler failed, exited, ran out of memory or time. */
   readonly functionError?: "Unhandled";
   /** Why the platform ended the instance, when it did. */
-  readonly platformError?: "TIMEOUT" | "OUT_OF_MEMORY" | "INSTANCE_EXITED" | "PROTOCOL_VIOLATION" | "RESPONSE_TOO_LARGE" | "INIT_FAILED";
+  readonly platformError?:
+    | "TIMEOUT"
+    | "OUT_OF_MEMORY"
+    | "INSTANCE_EXITED"
+    | "PROTOCOL_VIOLATION"
+    | "RESPONSE_TOO_LARGE"
+    | "INIT_FAILED";
   /** stdout and stderr of this request, in order. */
   readonly logs: Buffer;
   /** Handler time as the runtime saw it, milliseconds. */

@@ -12,7 +12,14 @@ import { once } from "node:events";
 import { createRequire } from "node:module";
 import type { FastifyInstance, FastifyReply } from "fastify";
 import type { EngineStats, ImageInspection, RuntimeInfo, StartResult } from "../engine/types.js";
-import { type DeployRequest, type FunctionInfo, type ImageStatus, LIMITS, type Metrics, type Platform } from "../platform/types.js";
+import {
+  type DeployRequest,
+  type FunctionInfo,
+  type ImageStatus,
+  LIMITS,
+  type Metrics,
+  type Platform,
+} from "../platform/types.js";
 import { deployQuery, logsQuery, readQuery, readyQuery } from "./query.js";
 
 /** Where these routes stand. */

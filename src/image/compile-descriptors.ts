@@ -2,8 +2,23 @@
  * Descriptors of an image as system calls. The husk has nothing open below its own base but /dev/null on 0, 1 and 2, so
  * the compiler knows which number each call will return; most objects land on their number at once, the others are moved.
  */
-import { ThawError, assert } from "../base/errors.js";
-import { AT_FDCWD, F_DUPFD_CLOEXEC, F_SETFL, F_SETPIPE_SZ, O_APPEND, O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NONBLOCK, O_RDWR, O_TMPFILE, O_TRUNC, SYS } from "../linux/syscalls.js";
+import { assert, ThawError } from "../base/errors.js";
+import {
+  AT_FDCWD,
+  F_DUPFD_CLOEXEC,
+  F_SETFL,
+  F_SETPIPE_SZ,
+  O_APPEND,
+  O_CLOEXEC,
+  O_CREAT,
+  O_DIRECTORY,
+  O_EXCL,
+  O_NONBLOCK,
+  O_RDWR,
+  O_TMPFILE,
+  O_TRUNC,
+  SYS,
+} from "../linux/syscalls.js";
 import type { Descriptor } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
 
@@ -83,7 +98,13 @@ class DescriptorCompiler {
   }
 
   /** A call that writes two descriptors to `at`; each goes to a number, or is closed. */
-  createPair(label: string, nr: number, args: (at: bigint) => readonly Argument[], first: number | undefined, second: number | undefined): void {
+  createPair(
+    label: string,
+    nr: number,
+    args: (at: bigint) => readonly Argument[],
+    first: number | undefined,
+    second: number | undefined,
+  ): void {
     const at = this.program.data(Buffer.alloc(8));
     this.program.call(label, nr, args(at), { expect: 0 });
     const gotFirst = this.lowest();
@@ -165,7 +186,7 @@ class DescriptorCompiler {
     }
     const label = `pipe behind descriptor ${reader.fd}`;
     const bytes = reader.bytes ?? Buffer.alloc(0);
-    const both = (reader.flags & O_NONBLOCK) & ((writer?.flags ?? O_NONBLOCK) & O_NONBLOCK);
+    const both = reader.flags & O_NONBLOCK & ((writer?.flags ?? O_NONBLOCK) & O_NONBLOCK);
     const flags = both | this.flagOf(reader.fd);
     const writerFd = writer?.fd;
     // Bytes go in through the write end, which exists at least for this moment.
@@ -174,7 +195,10 @@ class DescriptorCompiler {
     if (reader.capacity !== DEFAULT_PIPE_BYTES && reader.capacity > 0) {
       this.program.call(`${label}: capacity`, SYS.fcntl, [reader.fd, F_SETPIPE_SZ, reader.capacity], { mayFail: true });
     }
-    if (bytes.length > 0) this.program.call(`${label}: its bytes`, SYS.write, [spare, this.program.data(bytes), bytes.length], { expect: bytes.length });
+    if (bytes.length > 0)
+      this.program.call(`${label}: its bytes`, SYS.write, [spare, this.program.data(bytes), bytes.length], {
+        expect: bytes.length,
+      });
     if (writerFd === undefined) this.closeNumber(label, spare);
     else if (writer !== undefined) {
       this.statusFlags(writer, both);
@@ -186,7 +210,8 @@ class DescriptorCompiler {
   /** A pair is made with one flag for both ends. */
   private fixCloexec(fd: number, madeWith: number): void {
     const wanted = this.flagOf(fd);
-    if (wanted !== (madeWith & O_CLOEXEC)) this.program.call(`flags of descriptor ${fd}`, SYS.fcntl, [fd, 2 /* F_SETFD */, wanted ? 1 : 0]);
+    if (wanted !== (madeWith & O_CLOEXEC))
+      this.program.call(`flags of descriptor ${fd}`, SYS.fcntl, [fd, 2 /* F_SETFD */, wanted ? 1 : 0]);
   }
 
   unixPair(one: Of<"unix">, peer: Of<"unix"> | undefined): void {
@@ -200,7 +225,10 @@ class DescriptorCompiler {
     const spare = peer?.fd ?? this.inputs.fdBase - 1;
     this.createPair(label, SYS.socketpair, (at) => [AF_UNIX, flags, 0, at], one.fd, spare);
     const fill = (from: number, bytes: Buffer): void => {
-      if (bytes.length > 0) this.program.call(`${label}: its bytes`, SYS.write, [from, this.program.data(bytes), bytes.length], { expect: bytes.length });
+      if (bytes.length > 0)
+        this.program.call(`${label}: its bytes`, SYS.write, [from, this.program.data(bytes), bytes.length], {
+          expect: bytes.length,
+        });
     };
     fill(spare, one.bytes);
     if (peer === undefined) this.closeNumber(label, spare);
@@ -223,7 +251,8 @@ class DescriptorCompiler {
     this.create(label, one.fd, SYS.socket, [one.domain, one.type | this.flagOf(one.fd), 0]);
     const port = one.local.length >= 4 ? one.local.readUInt16BE(2) : 0;
     if (port !== 0) this.program.call(`${label}: bind`, SYS.bind, [one.fd, this.program.data(one.local), one.local.length]);
-    if (one.remote !== undefined) this.program.call(`${label}: connect`, SYS.connect, [one.fd, this.program.data(one.remote), one.remote.length]);
+    if (one.remote !== undefined)
+      this.program.call(`${label}: connect`, SYS.connect, [one.fd, this.program.data(one.remote), one.remote.length]);
     this.statusFlags(one);
   }
 
@@ -274,9 +303,13 @@ class DescriptorCompiler {
     } else {
       const bytes = this.inputs.contents.subarray(one.at ?? 0, (one.at ?? 0) + (one.bytes ?? 0));
       const access = O_RDWR | this.flagOf(one.fd);
-      if (one.memfd === 1) this.create(label, one.fd, SYS.memfd_create, [this.program.text("thawed"), this.flagOf(one.fd) ? 1 : 0]);
+      if (one.memfd === 1)
+        this.create(label, one.fd, SYS.memfd_create, [this.program.text("thawed"), this.flagOf(one.fd) ? 1 : 0]);
       else this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text("/tmp"), O_TMPFILE | access, one.mode]);
-      if (bytes.length > 0) this.program.call(`${label}: its bytes`, SYS.write, [one.fd, this.program.data(bytes), bytes.length], { expect: bytes.length });
+      if (bytes.length > 0)
+        this.program.call(`${label}: its bytes`, SYS.write, [one.fd, this.program.data(bytes), bytes.length], {
+          expect: bytes.length,
+        });
       this.statusFlags(one);
     }
     if (one.pos !== 0 || one.deleted !== undefined) this.program.call(`${label}: position`, SYS.lseek, [one.fd, one.pos, 0]);
@@ -332,13 +365,15 @@ class DescriptorCompiler {
       const event = Buffer.alloc(12);
       event.writeUInt32LE(entry.events >>> 0, 0);
       event.writeBigUInt64LE(entry.data, 4);
-      const add = (): void => this.program.call(label, SYS.epoll_ctl, [one.fd, EPOLL_CTL_ADD, entry.fd, this.program.data(event)]);
+      const add = (): void =>
+        this.program.call(label, SYS.epoll_ctl, [one.fd, EPOLL_CTL_ADD, entry.fd, this.program.data(event)]);
       if (entry.fd === entry.file) {
         add();
         continue;
       }
       const saved = this.open.has(entry.fd) ? this.program.slot() : undefined;
-      if (saved !== undefined) this.program.call(label, SYS.fcntl, [entry.fd, F_DUPFD_CLOEXEC, this.inputs.fdBase], { result: saved });
+      if (saved !== undefined)
+        this.program.call(label, SYS.fcntl, [entry.fd, F_DUPFD_CLOEXEC, this.inputs.fdBase], { result: saved });
       this.program.call(label, SYS.dup3, [entry.file, entry.fd, O_CLOEXEC], { expect: entry.fd });
       add();
       if (saved === undefined) this.program.call(label, SYS.close, [entry.fd]);
@@ -372,16 +407,25 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
         break;
       }
       case "unix": {
-        const peer = sorted.find((other): other is Of<"unix"> => other.kind === "unix" && one.peer !== 0 && other.inode === one.peer && other.fd !== one.fd);
+        const peer = sorted.find(
+          (other): other is Of<"unix"> =>
+            other.kind === "unix" && one.peer !== 0 && other.inode === one.peer && other.fd !== one.fd,
+        );
         if (peer !== undefined) done.add(peer.fd);
         compiler.unixPair(one, peer);
         break;
       }
       case "device":
-        if (one.fd > 2 || one.path !== "/dev/null") compiler.create(`device ${one.path}`, one.fd, SYS.openat, [AT_FDCWD, program.text(one.path), one.flags, 0]);
+        if (one.fd > 2 || one.path !== "/dev/null")
+          compiler.create(`device ${one.path}`, one.fd, SYS.openat, [AT_FDCWD, program.text(one.path), one.flags, 0]);
         break;
       case "directory":
-        compiler.create(`directory ${one.path}`, one.fd, SYS.openat, [AT_FDCWD, program.text(one.path), one.flags | O_DIRECTORY, 0]);
+        compiler.create(`directory ${one.path}`, one.fd, SYS.openat, [
+          AT_FDCWD,
+          program.text(one.path),
+          one.flags | O_DIRECTORY,
+          0,
+        ]);
         break;
       case "file":
         compiler.file(one);
@@ -392,7 +436,12 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
       case "signalfd": {
         const mask = Buffer.alloc(8);
         mask.writeBigUInt64LE(one.mask);
-        compiler.create(`signalfd ${one.fd}`, one.fd, SYS.signalfd4, [-1, program.data(mask), 8, one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+        compiler.create(`signalfd ${one.fd}`, one.fd, SYS.signalfd4, [
+          -1,
+          program.data(mask),
+          8,
+          one.flags & (O_NONBLOCK | O_CLOEXEC),
+        ]);
         break;
       }
       case "inotify":
@@ -419,11 +468,17 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
   }
   compiler.closeSpare(new Set(sorted.map(({ fd }) => fd)));
   if (inputs.channels !== undefined) for (const one of sorted) if (one.kind === "timerfd") compiler.armTimer(one);
-  for (const one of sorted) if (one.kind === "epoll") compiler.epollEntries(one, (entry) => inputs.channels !== undefined || !touches(entry, late));
+  for (const one of sorted)
+    if (one.kind === "epoll") compiler.epollEntries(one, (entry) => inputs.channels !== undefined || !touches(entry, late));
 }
 
 /** For a husk that was parked: what compileDescriptors left out. */
-export function compileChannels(program: ProgramBuilder, descriptors: readonly Descriptor[], channels: Channels, base: number): void {
+export function compileChannels(
+  program: ProgramBuilder,
+  descriptors: readonly Descriptor[],
+  channels: Channels,
+  base: number,
+): void {
   const compiler = new DescriptorCompiler(program, { channels, fdBase: base, contents: Buffer.alloc(0) }, descriptors);
   const late = channelNumbers(descriptors);
   for (const one of descriptors) compiler.holds(one.fd);
@@ -431,7 +486,9 @@ export function compileChannels(program: ProgramBuilder, descriptors: readonly D
     if (one.kind === "control") compiler.channel(one, channels.control);
     else if (one.kind === "pipe" && late.has(one.fd)) compiler.channel(one, channels.log);
   }
-  for (const one of descriptors) if (one.kind === "same" && late.has(one.fd)) compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
+  for (const one of descriptors)
+    if (one.kind === "same" && late.has(one.fd))
+      compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
   for (const one of descriptors) if (one.kind === "timerfd") compiler.armTimer(one);
   for (const one of descriptors) if (one.kind === "epoll") compiler.epollEntries(one, (entry) => touches(entry, late));
 }
@@ -446,7 +503,8 @@ function touches(entry: EpollEntry, numbers: ReadonlySet<number>): boolean {
 function channelNumbers(descriptors: readonly Descriptor[]): Set<number> {
   const readable = new Set(descriptors.flatMap((one) => (one.kind === "pipe" && one.end === "read" ? [one.inode] : [])));
   const numbers = new Set<number>();
-  for (const one of descriptors) if (one.kind === "control" || (one.kind === "pipe" && !readable.has(one.inode) && one.broken !== 1)) numbers.add(one.fd);
+  for (const one of descriptors)
+    if (one.kind === "control" || (one.kind === "pipe" && !readable.has(one.inode) && one.broken !== 1)) numbers.add(one.fd);
   for (const one of descriptors) if (one.kind === "same" && numbers.has(one.as)) numbers.add(one.fd);
   return numbers;
 }

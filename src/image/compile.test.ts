@@ -1,7 +1,16 @@
 import { describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, readStruct, readStructBig, structBytes } from "../linux/abi.js";
-import { checkFacts, compileEquip, compileMemory, compileResume, compileRuntime, compileThaw, fdBase, runtimeKey } from "./compile.js";
+import {
+  checkFacts,
+  compileEquip,
+  compileMemory,
+  compileResume,
+  compileRuntime,
+  compileThaw,
+  fdBase,
+  runtimeKey,
+} from "./compile.js";
 import { compileBase, compileBoot } from "./launch.js";
 import type { Program } from "./program.js";
 import { parsedFacts, sampleFacts } from "./testing.js";
@@ -30,7 +39,11 @@ const facts = parsedFacts();
 
 describe("a compiled image", () => {
   it("gives up all capabilities before any thread is made, and before it resumes", () => {
-    for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy", runtime: true, prefetch: RUNS }), compileThaw(facts, { contents: CONTENTS, source: "eager", runtime: true }), compileEquip(facts, CONTENTS)]) {
+    for (const program of [
+      compileThaw(facts, { contents: CONTENTS, source: "lazy", runtime: true, prefetch: RUNS }),
+      compileThaw(facts, { contents: CONTENTS, source: "eager", runtime: true }),
+      compileEquip(facts, CONTENTS),
+    ]) {
       const list = operations(program);
       const dropped = list.findIndex(({ kind, nr }) => kind === ABI.OP_SYSCALL && nr === SYS_CAPSET);
       const threads = list.findIndex(({ kind }) => kind === ABI.OP_THREAD || kind === ABI.OP_RESUME);
@@ -53,7 +66,12 @@ describe("a compiled image", () => {
 
   it("asks each file for its identity before it maps it", () => {
     const list = operations(compileRuntime(parsedFacts()));
-    expect(list.map(({ label }) => label)).toEqual(["open /usr/bin/node", "check that /usr/bin/node is unchanged", "map /usr/bin/node", "close /usr/bin/node"]);
+    expect(list.map(({ label }) => label)).toEqual([
+      "open /usr/bin/node",
+      "check that /usr/bin/node is unchanged",
+      "map /usr/bin/node",
+      "close /usr/bin/node",
+    ]);
     expect(list[1]?.kind).toBe(ABI.OP_IDENTITY);
   });
 
@@ -66,7 +84,14 @@ describe("a compiled image", () => {
     const same = key({});
     expect(runtimeKey(compileRuntime(parsedFacts({ notes: ["another image"] })))).toBe(same);
     const identity = sampleFacts().regions[0]?.identity;
-    for (const change of [{ start: "0x3ff000" }, { prot: 4 }, { offset: "0x1000" }, { path: "/usr/bin/nodejs" }, { identity: { ...identity, size: "0x9000" } }, { identity: { ...identity, ctimeNs: 7 } }]) {
+    for (const change of [
+      { start: "0x3ff000" },
+      { prot: 4 },
+      { offset: "0x1000" },
+      { path: "/usr/bin/nodejs" },
+      { identity: { ...identity, size: "0x9000" } },
+      { identity: { ...identity, ctimeNs: 7 } },
+    ]) {
       expect(key(change), JSON.stringify(change)).not.toBe(same);
     }
   });
@@ -89,12 +114,26 @@ describe("a compiled image", () => {
 });
 
 describe("facts that no program can bring back are refused with what is in the way", () => {
-  const region = (change: object): object => ({ kind: "anon", start: "0x7f1000000000", end: "0x7f1000001000", prot: 3, ...change });
+  const region = (change: object): object => ({
+    kind: "anon",
+    start: "0x7f1000000000",
+    end: "0x7f1000001000",
+    prot: 3,
+    ...change,
+  });
   const identity = { inode: "0x1", size: "0x1000", mtimeS: 0, mtimeNs: 0, ctimeS: 0, ctimeNs: 0 };
   it.each([
-    ["memory where the husk lives", region({ start: `0x${ABI.HUSK_ZONE_START.toString(16)}`, end: `0x${(ABI.HUSK_ZONE_START + 4096n).toString(16)}` }), "lies where the husk lives"],
+    [
+      "memory where the husk lives",
+      region({ start: `0x${ABI.HUSK_ZONE_START.toString(16)}`, end: `0x${(ABI.HUSK_ZONE_START + 4096n).toString(16)}` }),
+      "lies where the husk lives",
+    ],
     ["a file without identity", region({ kind: "file", path: "/usr/lib/x.so" }), "(/usr/lib/x.so) cannot be identified"],
-    ["a deleted file", region({ kind: "file", path: "/var/task/x.node (deleted)", identity }), "(/var/task/x.node (deleted)) maps a deleted file"],
+    [
+      "a deleted file",
+      region({ kind: "file", path: "/var/task/x.node (deleted)", identity }),
+      "(/var/task/x.node (deleted)) maps a deleted file",
+    ],
   ])("%s", (_title, change, what) => {
     let refused: unknown;
     try {

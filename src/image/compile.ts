@@ -12,7 +12,7 @@
  */
 import { createHash } from "node:crypto";
 import { dirname } from "node:path";
-import { ThawError, assert } from "../base/errors.js";
+import { assert, ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
 import {
   AT_FDCWD,
@@ -34,9 +34,9 @@ import {
   SYS,
 } from "../linux/syscalls.js";
 import { type Channels, compileChannels, compileDescriptors } from "./compile-descriptors.js";
-import { type Facts, type FileIdentity, type Region, type ThreadFacts, type TmpEntry, storedRuns } from "./facts.js";
+import { type Facts, type FileIdentity, type Region, storedRuns, type ThreadFacts, type TmpEntry } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
-import { type Program, ProgramBuilder, type Slot, passed } from "./program.js";
+import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
 import type { PageRun } from "./working-set.js";
 
 /** How pages arrive; a subset of the engine's loaders, which all compile to these. */
@@ -48,7 +48,17 @@ export const THAW_PASSES = { pages: 0, task: 1, control: 2, log: 3 } as const;
 export const RESUME_PASSES = { control: 0, log: 1 } as const;
 
 /** Ends of phases, in order. */
-export const STAMPS = { runtime: 9, files: 1, regions: 2, stack: 3, prefetch: 8, tmp: 4, descriptors: 5, process: 6, threads: 7 } as const;
+export const STAMPS = {
+  runtime: 9,
+  files: 1,
+  regions: 2,
+  stack: 3,
+  prefetch: 8,
+  tmp: 4,
+  descriptors: 5,
+  process: 6,
+  threads: 7,
+} as const;
 
 const CAPABILITY_VERSION_3 = 0x20080522;
 const PR_SET_MM = 35;
@@ -64,7 +74,12 @@ export function fdBase(facts: Facts): number {
 
 /** Whether a region maps a file of the interpreter or its libraries: the same for every image of that interpreter. */
 export function isRuntimeFile(region: Region): boolean {
-  return (region.kind === "file" || region.kind === "shared") && region.path !== undefined && !region.path.startsWith(`${TASK_ROOT}/`) && !region.path.startsWith("/tmp/");
+  return (
+    (region.kind === "file" || region.kind === "shared") &&
+    region.path !== undefined &&
+    !region.path.startsWith(`${TASK_ROOT}/`) &&
+    !region.path.startsWith("/tmp/")
+  );
 }
 
 /** Refuses what no program can bring back; called when an image is made. */
@@ -72,17 +87,29 @@ export function checkFacts(facts: Facts): void {
   for (const region of facts.regions) {
     const where = `the mapping at 0x${region.start.toString(16)} (${region.path ?? region.kind})`;
     if (region.start < ABI_CONSTANTS.HUSK_ZONE_END && region.end > ABI_CONSTANTS.HUSK_ZONE_START) {
-      throw new ThawError("FREEZE_REFUSED", { what: `${where} lies where the husk lives`, why: "an allocator asked for that address", fix: "do not map memory at fixed addresses" });
+      throw new ThawError("FREEZE_REFUSED", {
+        what: `${where} lies where the husk lives`,
+        why: "an allocator asked for that address",
+        fix: "do not map memory at fixed addresses",
+      });
     }
     if ((region.kind === "file" || region.kind === "shared") && region.identity === undefined) {
       throw new ThawError("FREEZE_REFUSED", { what: `${where} cannot be identified`, why: "its file could not be examined" });
     }
     if (region.path?.endsWith(" (deleted)") && region.kind !== "vdso") {
-      throw new ThawError("FREEZE_REFUSED", { what: `${where} maps a deleted file`, why: "nothing can open it again", fix: "keep mapped files in place" });
+      throw new ThawError("FREEZE_REFUSED", {
+        what: `${where} maps a deleted file`,
+        why: "nothing can open it again",
+        fix: "keep mapped files in place",
+      });
     }
   }
   if (facts.descriptors.length > 900) {
-    throw new ThawError("FREEZE_REFUSED", { what: `${facts.descriptors.length} descriptors are open`, why: "at most 900 are restored", fix: "close what is not needed" });
+    throw new ThawError("FREEZE_REFUSED", {
+      what: `${facts.descriptors.length} descriptors are open`,
+      why: "at most 900 are restored",
+      fix: "close what is not needed",
+    });
   }
 }
 
@@ -120,7 +147,14 @@ function mapFiles(program: ProgramBuilder, regions: readonly Region[]): void {
     const file = openFile(program, path, identity);
     for (const region of mapped) {
       const flags = (region.kind === "shared" ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED;
-      program.call(`map ${path}`, SYS.mmap, [region.start, region.end - region.start, region.prot, flags, file.slot, region.offset ?? 0n]);
+      program.call(`map ${path}`, SYS.mmap, [
+        region.start,
+        region.end - region.start,
+        region.prot,
+        flags,
+        file.slot,
+        region.offset ?? 0n,
+      ]);
     }
     program.call(`close ${path}`, SYS.close, [file.slot]);
     program.release(file.slot);
@@ -149,7 +183,13 @@ function mapMoved(program: ProgramBuilder, facts: Facts): void {
   if (first === undefined) return;
   for (const region of block) {
     const bytes = region.end - region.start;
-    program.call(`move ${region.path ?? "vdso"}`, SYS.mremap, [ABI_CONSTANTS.HUSK_VDSO_AT + (region.start - first.start), bytes, bytes, 3, region.start]);
+    program.call(`move ${region.path ?? "vdso"}`, SYS.mremap, [
+      ABI_CONSTANTS.HUSK_VDSO_AT + (region.start - first.start),
+      bytes,
+      bytes,
+      3,
+      region.start,
+    ]);
   }
 }
 
@@ -157,7 +197,9 @@ function mapMoved(program: ProgramBuilder, facts: Facts): void {
 function readRuns(program: ProgramBuilder, region: Region): void {
   for (const run of storedRuns(region)) {
     const offset = (region.slot ?? 0n) + (run.address - region.start);
-    program.call(`read ${region.kind} pages`, SYS.pread64, [passed(THAW_PASSES.pages), run.address, run.bytes, offset], { expect: run.bytes });
+    program.call(`read ${region.kind} pages`, SYS.pread64, [passed(THAW_PASSES.pages), run.address, run.bytes, offset], {
+      expect: run.bytes,
+    });
   }
 }
 
@@ -176,9 +218,17 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
   } else if (source === "eager" && region.kind !== "overlay") {
     program.call(label, SYS.mmap, [region.start, bytes, PROT_READ | PROT_WRITE, anonymous, -1, 0]);
     readRuns(program, region);
-    if (region.prot !== (PROT_READ | PROT_WRITE)) program.call(`${label}: protect`, SYS.mprotect, [region.start, bytes, region.prot]);
+    if (region.prot !== (PROT_READ | PROT_WRITE))
+      program.call(`${label}: protect`, SYS.mprotect, [region.start, bytes, region.prot]);
   } else {
-    program.call(label, SYS.mmap, [region.start, bytes, region.prot, MAP_PRIVATE | MAP_FIXED, passed(THAW_PASSES.pages), region.slot ?? 0n]);
+    program.call(label, SYS.mmap, [
+      region.start,
+      bytes,
+      region.prot,
+      MAP_PRIVATE | MAP_FIXED,
+      passed(THAW_PASSES.pages),
+      region.slot ?? 0n,
+    ]);
   }
 }
 
@@ -192,7 +242,13 @@ export function compileMemory(facts: Facts, source: PageSource): Program {
 function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSource): void {
   const empty = program.text("");
   const moveMountEmptyPath = 4;
-  program.call(`mount the code on ${TASK_ROOT}`, SYS.move_mount, [passed(THAW_PASSES.task), empty, AT_FDCWD, program.text(TASK_ROOT), moveMountEmptyPath]);
+  program.call(`mount the code on ${TASK_ROOT}`, SYS.move_mount, [
+    passed(THAW_PASSES.task),
+    empty,
+    AT_FDCWD,
+    program.text(TASK_ROOT),
+    moveMountEmptyPath,
+  ]);
   mapFiles(
     program,
     facts.regions.filter((region) => (region.kind === "file" || region.kind === "shared") && !isRuntimeFile(region)),
@@ -212,7 +268,20 @@ function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSource): v
   }
   const map = Buffer.alloc(104);
   const { mm } = facts;
-  const order = [mm.startCode, mm.endCode, mm.startData, mm.endData, mm.startBrk, mm.brk, mm.startStack, mm.argStart, mm.argEnd, mm.envStart, mm.envEnd, 0n];
+  const order = [
+    mm.startCode,
+    mm.endCode,
+    mm.startData,
+    mm.endData,
+    mm.startBrk,
+    mm.brk,
+    mm.startStack,
+    mm.argStart,
+    mm.argEnd,
+    mm.envStart,
+    mm.envEnd,
+    0n,
+  ];
   for (const [index, value] of order.entries()) map.writeBigUInt64LE(value, index * 8);
   map.writeUInt32LE(0, 96);
   map.writeUInt32LE(0xffffffff, 100);
@@ -226,12 +295,16 @@ function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSource): v
  * processors (docs/design/thaw.md).
  */
 function copyAhead(program: ProgramBuilder, written: readonly PageRun[]): void {
-  program.touch("copy written pages", written.flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n)));
+  program.touch(
+    "copy written pages",
+    written.flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n)),
+  );
 }
 
 /** Maps pages that are only read; what is shared with others costs no memory. */
 function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
-  for (const run of read) program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
+  for (const run of read)
+    program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
 }
 
 /** For pooled husks: the working set, or a part of it, is copied and mapped ahead. */
@@ -258,7 +331,8 @@ function makeTmpEntry(program: ProgramBuilder, entry: TmpEntry, at: string, cont
     const fd = program.slot();
     const bytes = contents.subarray(entry.at, entry.at + entry.bytes);
     program.call(label, SYS.openat, [AT_FDCWD, path, O_CREAT | O_TRUNC | O_CLOEXEC | 1, entry.mode], { result: fd });
-    if (bytes.length > 0) program.call(`fill ${entry.path}`, SYS.write, [fd, program.data(bytes), bytes.length], { expect: bytes.length });
+    if (bytes.length > 0)
+      program.call(`fill ${entry.path}`, SYS.write, [fd, program.data(bytes), bytes.length], { expect: bytes.length });
     program.call(`close ${entry.path}`, SYS.close, [fd]);
     program.release(fd);
   }
@@ -287,7 +361,9 @@ function restoreTmp(program: ProgramBuilder, entries: readonly TmpEntry[], conte
     }
     for (; numbered && next < entry.inode; next++) {
       const fd = program.slot();
-      program.call("skip an inode number", SYS.openat, [AT_FDCWD, program.text("/tmp"), O_TMPFILE | O_RDWR | O_CLOEXEC, 0], { result: fd });
+      program.call("skip an inode number", SYS.openat, [AT_FDCWD, program.text("/tmp"), O_TMPFILE | O_RDWR | O_CLOEXEC, 0], {
+        result: fd,
+      });
       program.call("skip an inode number", SYS.close, [fd]);
       program.release(fd);
     }
@@ -308,7 +384,12 @@ function restoreTmp(program: ProgramBuilder, entries: readonly TmpEntry[], conte
       times.writeBigInt64LE(BigInt(entry.mtimeNs), at + 8);
     }
     const symlinkNoFollow = 0x100;
-    program.call(`times of ${entry.path}`, SYS.utimensat, [AT_FDCWD, program.text(entry.path), program.data(times), symlinkNoFollow]);
+    program.call(`times of ${entry.path}`, SYS.utimensat, [
+      AT_FDCWD,
+      program.text(entry.path),
+      program.data(times),
+      symlinkNoFollow,
+    ]);
   }
 }
 
@@ -401,7 +482,12 @@ export function compileEquip(facts: Facts, contents: Buffer): Program {
 /** For husks that were equipped: the rest. Passes: {@link RESUME_PASSES}. */
 export function compileResume(facts: Facts): Program {
   const program = new ProgramBuilder(ABI_CONSTANTS.HUSK_RESUME_AT);
-  compileChannels(program, facts.descriptors, { control: passed(RESUME_PASSES.control), log: passed(RESUME_PASSES.log) }, fdBase(facts));
+  compileChannels(
+    program,
+    facts.descriptors,
+    { control: passed(RESUME_PASSES.control), log: passed(RESUME_PASSES.log) },
+    fdBase(facts),
+  );
   program.stamp(STAMPS.descriptors);
   program.releaseThreads();
   resume(program, facts);

@@ -56,7 +56,15 @@ const common = { fd: count, flags: count, pos: count };
 const descriptor = z.discriminatedUnion("kind", [
   z.object({ ...common, kind: z.literal("control") }),
   z.object({ ...common, kind: z.literal("same"), as: count }),
-  z.object({ ...common, kind: z.literal("pipe"), inode: count, end: z.enum(["read", "write"]), capacity: z.int(), bytes: bytes.optional(), broken: z.literal(1).optional() }),
+  z.object({
+    ...common,
+    kind: z.literal("pipe"),
+    inode: count,
+    end: z.enum(["read", "write"]),
+    capacity: z.int(),
+    bytes: bytes.optional(),
+    broken: z.literal(1).optional(),
+  }),
   z.object({ ...common, kind: z.literal("eventfd"), count: hex, semaphore: count }),
   z.object({
     ...common,
@@ -87,7 +95,16 @@ const descriptor = z.discriminatedUnion("kind", [
     bytes: count.optional(),
   }),
   z.object({ ...common, kind: z.literal("directory"), path: z.string(), mode: count }),
-  z.object({ ...common, kind: z.literal("unix"), type: count, inode: count, peer: count, bytes, idle: z.literal(1).optional(), readShut: z.literal(1).optional() }),
+  z.object({
+    ...common,
+    kind: z.literal("unix"),
+    type: count,
+    inode: count,
+    peer: count,
+    bytes,
+    idle: z.literal(1).optional(),
+    readShut: z.literal(1).optional(),
+  }),
   z.object({
     ...common,
     kind: z.literal("inet"),

@@ -42,7 +42,9 @@ export function compileFloor(facts: Facts, set: WorkingSet): Floor {
 }
 
 function pages(runs: readonly PageRun[]): bigint[] {
-  return runs.flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n)).slice(0, TOUCHES_MAX);
+  return runs
+    .flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n))
+    .slice(0, TOUCHES_MAX);
 }
 
 function blocks(runs: readonly PageRun[]): Set<bigint> {

@@ -1,7 +1,7 @@
 /** What an image consists of, in plain data, for people who look at one. */
 import { stat } from "node:fs/promises";
 import { type Facts, storedPages } from "./facts.js";
-import { type StoredImage, imageFiles } from "./store.js";
+import { imageFiles, type StoredImage } from "./store.js";
 import { runPages } from "./working-set.js";
 
 /** Pages are 4 KiB each. */
@@ -47,12 +47,18 @@ export async function inspectImage(image: StoredImage, formatVersion: number): P
     lineagePids: manifest.lineagePids,
     threads: facts.threads.map(({ name }) => name),
     mappings: countBy(facts.regions.map(({ kind }) => kind)),
-    mappedFiles: [...new Set(facts.regions.flatMap(({ kind, path }) => ((kind === "file" || kind === "shared") && path !== undefined ? [path] : [])))],
+    mappedFiles: [
+      ...new Set(
+        facts.regions.flatMap(({ kind, path }) => ((kind === "file" || kind === "shared") && path !== undefined ? [path] : [])),
+      ),
+    ],
     descriptors: describeDescriptors(facts),
     tmpFiles: facts.tmp.length,
     pages: {
       stored: facts.regions.reduce((sum, region) => sum + storedPages(region), 0),
-      ...(workingSet === undefined ? {} : { written: runPages(workingSet.written), read: runPages(workingSet.read), faults: workingSet.faults }),
+      ...(workingSet === undefined
+        ? {}
+        : { written: runPages(workingSet.written), read: runPages(workingSet.read), faults: workingSet.faults }),
     },
     workingSetDamaged: image.workingSetDamaged,
     bytes,
@@ -66,5 +72,7 @@ function countBy(words: readonly string[]): Record<string, number> {
 }
 
 function describeDescriptors(facts: Facts): string[] {
-  return facts.descriptors.map((one) => `${one.fd} ${"path" in one ? `${one.kind} ${one.path}` : one.kind === "same" ? `same as ${one.as}` : one.kind}`);
+  return facts.descriptors.map(
+    (one) => `${one.fd} ${"path" in one ? `${one.kind} ${one.path}` : one.kind === "same" ? `same as ${one.as}` : one.kind}`,
+  );
 }

@@ -32,7 +32,9 @@ export function compileBase(): Program {
   header.writeBigUInt64LE(program.data(filter), 8);
   // What a capability could be regained through; the capabilities themselves go when the function begins.
   for (let capability = 0; capability <= LAST_CAPABILITY; capability++) {
-    program.call(`bounding set without capability ${capability}`, SYS.prctl, [PR_CAPBSET_DROP, capability, 0, 0, 0], { mayFail: capability > LAST_KNOWN_CAPABILITY });
+    program.call(`bounding set without capability ${capability}`, SYS.prctl, [PR_CAPBSET_DROP, capability, 0, 0, 0], {
+      mayFail: capability > LAST_KNOWN_CAPABILITY,
+    });
   }
   program.call("no new privileges", SYS.prctl, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]);
   program.call("dumpable", SYS.prctl, [PR_SET_DUMPABLE, 1, 0, 0, 0]);
@@ -41,10 +43,19 @@ export function compileBase(): Program {
 }
 
 /** Turns a husk into an interpreter: the only start that does not need an image. */
-export function compileBoot(launch: { readonly argv: readonly string[]; readonly env: Readonly<Record<string, string>> }): Program {
+export function compileBoot(launch: {
+  readonly argv: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+}): Program {
   const program = new ProgramBuilder();
   const moveMountEmptyPath = 4;
-  program.call("mount the code on /var/task", SYS.move_mount, [passed(BOOT_PASSES.task), program.text(""), AT_FDCWD, program.text("/var/task"), moveMountEmptyPath]);
+  program.call("mount the code on /var/task", SYS.move_mount, [
+    passed(BOOT_PASSES.task),
+    program.text(""),
+    AT_FDCWD,
+    program.text("/var/task"),
+    moveMountEmptyPath,
+  ]);
   program.install("control socket", passed(BOOT_PASSES.control), CONTROL_FD, false);
   program.call("stdout", SYS.dup3, [passed(BOOT_PASSES.log), 1, 0]);
   program.call("stderr", SYS.dup3, [passed(BOOT_PASSES.log), 2, 0]);
@@ -68,4 +79,3 @@ export function compileBoot(launch: { readonly argv: readonly string[]; readonly
   program.call(`execute ${launch.argv[0]}`, SYS.execve, [program.text(launch.argv[0] ?? ""), argv, env]);
   return program.build();
 }
-

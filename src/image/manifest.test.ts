@@ -34,7 +34,9 @@ describe("a manifest", () => {
   });
 
   it("keeps every bit of a 64-bit number", () => {
-    const manifest = sampleManifest({ facts: { ...sampleManifest().facts, digest: "0xfedcba9876543211", pageSpaceBytes: "0xfedcba9876543211" } });
+    const manifest = sampleManifest({
+      facts: { ...sampleManifest().facts, digest: "0xfedcba9876543211", pageSpaceBytes: "0xfedcba9876543211" },
+    });
     expect(decodeManifest(encodeManifest(manifest), PATH).facts.pageSpaceBytes).toBe(0xfedcba9876543211n);
   });
 
@@ -61,26 +63,36 @@ describe("a manifest", () => {
 
   it("is refused with anything added, removed or exchanged", () => {
     fc.assert(
-      fc.property(manifestArbitrary, fc.nat(), fc.nat({ max: 64 }), fc.uint8Array({ minLength: 1, maxLength: 64 }), (manifest, where, removed, added) => {
-        const whole = encodeManifest(manifest);
-        const at = where % (whole.length + 1);
-        const changed = Buffer.concat([whole.subarray(0, at), added, whole.subarray(at + removed)]);
-        fc.pre(!changed.equals(whole));
-        expect(["IMAGE_DAMAGED", "IMAGE_MISMATCH"]).toContain(refusalOf(changed).code);
-      }),
+      fc.property(
+        manifestArbitrary,
+        fc.nat(),
+        fc.nat({ max: 64 }),
+        fc.uint8Array({ minLength: 1, maxLength: 64 }),
+        (manifest, where, removed, added) => {
+          const whole = encodeManifest(manifest);
+          const at = where % (whole.length + 1);
+          const changed = Buffer.concat([whole.subarray(0, at), added, whole.subarray(at + removed)]);
+          fc.pre(!changed.equals(whole));
+          expect(["IMAGE_DAMAGED", "IMAGE_MISMATCH"]).toContain(refusalOf(changed).code);
+        },
+      ),
     );
   });
 
   it("of another format is refused as such, with both versions", () => {
     const error = refusalOf(withHeader(JSON.stringify(sampleManifest()), 7));
-    expect([error.code, error.message]).toEqual(["IMAGE_MISMATCH", `the image ${PATH} has format 7. this thaw reads format ${IMAGE_VERSION}. the function boots and is frozen anew`]);
+    expect([error.code, error.message]).toEqual([
+      "IMAGE_MISMATCH",
+      `the image ${PATH} has format 7. this thaw reads format ${IMAGE_VERSION}. the function boots and is frozen anew`,
+    ]);
   });
 
   it("whose checksum holds but whose content does not is refused with the member's name", () => {
     const { facts: _facts, ...rest } = sampleManifest();
     expect(refusalOf(withHeader(JSON.stringify(rest))).why).toContain("facts");
     expect(refusalOf(withHeader(JSON.stringify(sampleManifest({ generation: -1 })))).why).toContain("generation");
-    for (const json of ["", "{", "null", "[]", "1", '"manifest"', "{}"]) expect(refusalOf(withHeader(json)).code, json).toBe("IMAGE_DAMAGED");
+    for (const json of ["", "{", "null", "[]", "1", '"manifest"', "{}"])
+      expect(refusalOf(withHeader(json)).code, json).toBe("IMAGE_DAMAGED");
   });
 
   it.each([

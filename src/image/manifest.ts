@@ -9,7 +9,7 @@
  */
 import { createHash } from "node:crypto";
 import { z } from "zod";
-import { ThawError, errorText } from "../base/errors.js";
+import { errorText, ThawError } from "../base/errors.js";
 import { factsSchema } from "./facts.js";
 
 /** Bumped when an older reader could misunderstand a newer image. */

@@ -67,24 +67,33 @@ describe("a program", () => {
       fc.nat({ max: 7 }).map(parameter),
     );
     fc.assert(
-      fc.property(fc.array(argument, { maxLength: 6 }), fc.nat({ max: 600 }), fc.boolean(), fc.option(fc.nat(), { nil: undefined }), (args, nr, mayFail, expectation) => {
-        const builder = new ProgramBuilder();
-        builder.call("call", nr, args, { mayFail, ...(expectation === undefined ? {} : { expect: expectation }) });
-        const program = builder.build();
-        expect(operation(program, 0, "kind")).toBe(BigInt(ABI.OP_SYSCALL));
-        expect(operation(program, 0, "nr")).toBe(BigInt(nr));
-        expect(operation(program, 0, "result_slot")).toBe(BigInt(ABI.NO_SLOT));
-        expect(operation(program, 0, "flags")).toBe(BigInt((mayFail ? ABI.OP_FLAG_MAY_FAIL : 0) | (expectation === undefined ? 0 : ABI.OP_FLAG_EXPECT)));
-        if (expectation !== undefined) expect(operation(program, 0, "expect")).toBe(BigInt(expectation));
-        for (let index = 0; index < 6; index++) {
-          const value = args[index] ?? 0;
-          const word = operation(program, 0, "args", index);
-          const isSlot = ((operation(program, 0, "slot_mask") >> BigInt(index)) & 1n) === 1n;
-          expect(isSlot).toBe(typeof value === "object");
-          if (typeof value === "object") expect([word & 0xffn, word >> 8n]).toEqual([BigInt(value.slot), BigInt(value.plus ?? 0)]);
-          else expect(word).toBe(BigInt.asUintN(64, BigInt(value)));
-        }
-      }),
+      fc.property(
+        fc.array(argument, { maxLength: 6 }),
+        fc.nat({ max: 600 }),
+        fc.boolean(),
+        fc.option(fc.nat(), { nil: undefined }),
+        (args, nr, mayFail, expectation) => {
+          const builder = new ProgramBuilder();
+          builder.call("call", nr, args, { mayFail, ...(expectation === undefined ? {} : { expect: expectation }) });
+          const program = builder.build();
+          expect(operation(program, 0, "kind")).toBe(BigInt(ABI.OP_SYSCALL));
+          expect(operation(program, 0, "nr")).toBe(BigInt(nr));
+          expect(operation(program, 0, "result_slot")).toBe(BigInt(ABI.NO_SLOT));
+          expect(operation(program, 0, "flags")).toBe(
+            BigInt((mayFail ? ABI.OP_FLAG_MAY_FAIL : 0) | (expectation === undefined ? 0 : ABI.OP_FLAG_EXPECT)),
+          );
+          if (expectation !== undefined) expect(operation(program, 0, "expect")).toBe(BigInt(expectation));
+          for (let index = 0; index < 6; index++) {
+            const value = args[index] ?? 0;
+            const word = operation(program, 0, "args", index);
+            const isSlot = ((operation(program, 0, "slot_mask") >> BigInt(index)) & 1n) === 1n;
+            expect(isSlot).toBe(typeof value === "object");
+            if (typeof value === "object")
+              expect([word & 0xffn, word >> 8n]).toEqual([BigInt(value.slot), BigInt(value.plus ?? 0)]);
+            else expect(word).toBe(BigInt.asUintN(64, BigInt(value)));
+          }
+        },
+      ),
     );
   });
 
@@ -108,7 +117,8 @@ describe("a program", () => {
     const { bytes } = builder.build();
     expect(texts.map((_, index) => bytes.readBigUInt64LE(at + index * 8))).toEqual(texts);
     expect(bytes.readBigUInt64LE(at + texts.length * 8)).toBe(0n);
-    const read = (address: bigint): string => bytes.toString("utf8", Number(address - AT), bytes.indexOf(0, Number(address - AT)));
+    const read = (address: bigint): string =>
+      bytes.toString("utf8", Number(address - AT), bytes.indexOf(0, Number(address - AT)));
     expect(texts.map(read)).toEqual(["", "x", "größer", "a b"]);
   });
 

@@ -185,7 +185,8 @@ export class ProgramBuilder {
   }
 
   private push(kind: number, label: string, args: readonly Argument[], options: CallOptions = {}, nr = 0): void {
-    const flags = (options.mayFail ? ABI_CONSTANTS.OP_FLAG_MAY_FAIL : 0) | (options.expect === undefined ? 0 : ABI_CONSTANTS.OP_FLAG_EXPECT);
+    const flags =
+      (options.mayFail ? ABI_CONSTANTS.OP_FLAG_MAY_FAIL : 0) | (options.expect === undefined ? 0 : ABI_CONSTANTS.OP_FLAG_EXPECT);
     this.operations.push({
       kind,
       nr,

@@ -6,14 +6,19 @@ import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { ThawError, errorText } from "../base/errors.js";
+import { errorText, ThawError } from "../base/errors.js";
 import { writeFileDurably } from "../base/fsync.js";
-import { type Manifest, type RawManifest, decodeManifest, encodeManifest } from "./manifest.js";
-import { EMPTY_WORKING_SET, type WorkingSet, decodeWorkingSet, encodeWorkingSet } from "./working-set.js";
+import { decodeManifest, encodeManifest, type Manifest, type RawManifest } from "./manifest.js";
+import { decodeWorkingSet, EMPTY_WORKING_SET, encodeWorkingSet, type WorkingSet } from "./working-set.js";
 
 /** Paths of an image's files. */
 export function imageFiles(dir: string): { manifest: string; pages: string; tmp: string; workingSet: string } {
-  return { manifest: join(dir, "manifest"), pages: join(dir, "pages"), tmp: join(dir, "tmp"), workingSet: join(dir, "working-set") };
+  return {
+    manifest: join(dir, "manifest"),
+    pages: join(dir, "pages"),
+    tmp: join(dir, "tmp"),
+    workingSet: join(dir, "working-set"),
+  };
 }
 
 /** What is read of an image before it is used. The pages stay on disk. */
@@ -77,15 +82,18 @@ export async function readImage(dir: string): Promise<StoredImage> {
   }
   const manifest = decodeManifest(bytes, files.manifest);
   const contents = await readOptional(files.tmp);
-  if (contents.length !== manifest.tmpBytes) throw damaged(files.tmp, `it holds ${contents.length} bytes where ${manifest.tmpBytes} were written`);
-  if (createHash("sha256").update(contents).digest("hex") !== manifest.tmpSha256) throw damaged(files.tmp, "its checksum does not match");
+  if (contents.length !== manifest.tmpBytes)
+    throw damaged(files.tmp, `it holds ${contents.length} bytes where ${manifest.tmpBytes} were written`);
+  if (createHash("sha256").update(contents).digest("hex") !== manifest.tmpSha256)
+    throw damaged(files.tmp, "its checksum does not match");
   let size: number;
   try {
     size = (await stat(files.pages)).size;
   } catch (error) {
     throw damaged(files.pages, errorText(error), error);
   }
-  if (BigInt(size) !== manifest.facts.pageSpaceBytes) throw damaged(files.pages, `it is ${size} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
+  if (BigInt(size) !== manifest.facts.pageSpaceBytes)
+    throw damaged(files.pages, `it is ${size} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
   const recorded = await readOptional(files.workingSet);
   const workingSet = recorded.length === 0 ? undefined : decodeWorkingSet(recorded);
   return { dir, manifest, contents, workingSet, workingSetDamaged: recorded.length > 0 && workingSet === undefined };
@@ -100,8 +108,10 @@ export function pagesIdentity(dir: string): string {
 /** Compares what `extractor verify` found with the manifest. */
 export function checkPages(manifest: Manifest, found: { digest: string; bytes: string }, dir: string): void {
   const path = imageFiles(dir).pages;
-  if (BigInt(found.bytes) !== manifest.facts.pageSpaceBytes) throw damaged(path, `it is ${BigInt(found.bytes)} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
-  if (found.digest !== manifest.facts.digest) throw damaged(path, `its digest is ${found.digest} where ${manifest.facts.digest} was written`);
+  if (BigInt(found.bytes) !== manifest.facts.pageSpaceBytes)
+    throw damaged(path, `it is ${BigInt(found.bytes)} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
+  if (found.digest !== manifest.facts.digest)
+    throw damaged(path, `its digest is ${found.digest} where ${manifest.facts.digest} was written`);
 }
 
 /** The recorded set, or an empty one. */

@@ -9,7 +9,8 @@ const hexText = (value: bigint): string => `0x${value.toString(16)}`;
 const u64 = fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }).map(hexText);
 const pageAddress = fc.bigInt({ min: 1n, max: 2n ** 35n - 1n }).map((page) => hexText(page * 4096n));
 const count = fc.nat();
-const hexBytes = (bytes: number): fc.Arbitrary<string> => fc.uint8Array({ minLength: bytes, maxLength: bytes }).map((value) => Buffer.from(value).toString("hex"));
+const hexBytes = (bytes: number): fc.Arbitrary<string> =>
+  fc.uint8Array({ minLength: bytes, maxLength: bytes }).map((value) => Buffer.from(value).toString("hex"));
 const someBytes = fc.uint8Array({ maxLength: 40 }).map((value) => Buffer.from(value).toString("hex"));
 const path = fc.string({ unit: "grapheme", maxLength: 20 }).map((text) => `/${text.replaceAll("\0", "")}`);
 
@@ -37,8 +38,24 @@ export function sampleFacts(overrides: Partial<RawFacts> = {}): RawFacts {
     clock: { monotonicNs: "0x10", boottimeNs: "0x20", realtimeNs: "0x30" },
     umask: 18,
     sigactions: [{ signal: 2, handler: "0x401000", flags: "0x4000000", restorer: "0x402000", mask: "0x0" }],
-    itimers: [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
-    mm: { startCode: "0x400000", endCode: "0x401000", startData: "0x402000", endData: "0x403000", startBrk: "0x500000", brk: "0x510000", startStack: "0x7ffe00001000", argStart: "0x7ffe00001000", argEnd: "0x7ffe00001010", envStart: "0x7ffe00001010", envEnd: "0x7ffe00001020" },
+    itimers: [
+      [0, 0, 0, 0],
+      [0, 0, 0, 0],
+      [0, 0, 0, 0],
+    ],
+    mm: {
+      startCode: "0x400000",
+      endCode: "0x401000",
+      startData: "0x402000",
+      endData: "0x403000",
+      startBrk: "0x500000",
+      brk: "0x510000",
+      startStack: "0x7ffe00001000",
+      argStart: "0x7ffe00001000",
+      argEnd: "0x7ffe00001010",
+      envStart: "0x7ffe00001010",
+      envEnd: "0x7ffe00001020",
+    },
     rlimits: Array.from({ length: 16 }, () => ["0x400", "0x400"] as [string, string]),
     cwd: "/var/task",
     threads: [thread(300, "main"), thread(301, "worker")],
@@ -78,7 +95,17 @@ export function sampleManifest(overrides: Partial<RawManifest> = {}): RawManifes
     createdMs: 1_700_000_000_000,
     generation: 0,
     heat: 1,
-    spec: { name: "hello", version: "1", runtime: "nodejs20.x", codeDir: "/code", handler: "index.handler", memoryMb: 128, timeoutMs: 3000, env: {}, tmpMb: 512 },
+    spec: {
+      name: "hello",
+      version: "1",
+      runtime: "nodejs20.x",
+      codeDir: "/code",
+      handler: "index.handler",
+      memoryMb: 128,
+      timeoutMs: 3000,
+      env: {},
+      tmpMb: 512,
+    },
     lineagePids: [300],
     fingerprint: { kernel: "6.18.0 #1", cpu: "00".repeat(32), bootId: "boot" },
     report: { hygieneMs: 1, stoppedMs: 2, totalMs: 3, anonymousBytes: 4096, storedBytes: 4096, notes: [] },
@@ -89,7 +116,14 @@ export function sampleManifest(overrides: Partial<RawManifest> = {}): RawManifes
   };
 }
 
-const identityArbitrary = fc.record({ inode: u64, size: u64, mtimeS: fc.integer(), mtimeNs: count, ctimeS: fc.integer(), ctimeNs: count });
+const identityArbitrary = fc.record({
+  inode: u64,
+  size: u64,
+  mtimeS: fc.integer(),
+  mtimeNs: count,
+  ctimeS: fc.integer(),
+  ctimeNs: count,
+});
 const regionArbitrary = fc.record(
   {
     kind: fc.constantFrom("anon", "heap", "stack", "file", "shared", "overlay", "vdso" as const),
@@ -109,9 +143,20 @@ const common = { fd: count, flags: count, pos: count };
 const descriptorArbitrary = fc.oneof(
   fc.record({ ...common, kind: fc.constant("control" as const) }),
   fc.record({ ...common, kind: fc.constant("same" as const), as: count }),
-  fc.record({ ...common, kind: fc.constant("pipe" as const), inode: count, end: fc.constantFrom("read", "write" as const), capacity: fc.integer(), bytes: someBytes }),
+  fc.record({
+    ...common,
+    kind: fc.constant("pipe" as const),
+    inode: count,
+    end: fc.constantFrom("read", "write" as const),
+    capacity: fc.integer(),
+    bytes: someBytes,
+  }),
   fc.record({ ...common, kind: fc.constant("eventfd" as const), count: u64, semaphore: count }),
-  fc.record({ ...common, kind: fc.constant("epoll" as const), entries: fc.array(fc.record({ fd: count, file: count, events: count, data: u64 }), { maxLength: 4 }) }),
+  fc.record({
+    ...common,
+    kind: fc.constant("epoll" as const),
+    entries: fc.array(fc.record({ fd: count, file: count, events: count, data: u64 }), { maxLength: 4 }),
+  }),
   fc.record({ ...common, kind: fc.constant("unix" as const), type: count, inode: count, peer: count, bytes: someBytes }),
 );
 const threadArbitrary = fc.record({
@@ -148,7 +193,11 @@ export const manifestArbitrary: fc.Arbitrary<RawManifest> = fc
     generation: count,
     heat: count,
     lineagePids: fc.array(fc.integer({ min: 1 }), { maxLength: 5 }),
-    env: fc.dictionary(fc.string({ maxLength: 8 }).filter((name) => name !== "__proto__"), fc.string({ unit: "binary", maxLength: 20 }), { noNullPrototype: true }),
+    env: fc.dictionary(
+      fc.string({ maxLength: 8 }).filter((name) => name !== "__proto__"),
+      fc.string({ unit: "binary", maxLength: 20 }),
+      { noNullPrototype: true },
+    ),
     facts: factsArbitrary,
   })
   .map(({ env, ...parts }) => sampleManifest({ ...parts, spec: { ...sampleManifest().spec, env } }));

@@ -19,10 +19,14 @@ export function compileTime(monotonicNs: bigint, boottimeNs: bigint): Program {
   const text = Buffer.from(line("monotonic", monotonicNs) + line("boottime", boottimeNs));
   const fd = program.slot();
   program.call("new time namespace", SYS.unshare, [CLONE_NEWTIME]);
-  program.call("open timens_offsets", SYS.openat, [AT_FDCWD, program.text("/proc/self/timens_offsets"), 1 | O_CLOEXEC, 0], { result: fd });
+  program.call("open timens_offsets", SYS.openat, [AT_FDCWD, program.text("/proc/self/timens_offsets"), 1 | O_CLOEXEC, 0], {
+    result: fd,
+  });
   program.call("write timens_offsets", SYS.write, [fd, program.data(text), text.length], { expect: text.length });
   program.call("close timens_offsets", SYS.close, [fd]);
-  program.call("open the time namespace", SYS.openat, [AT_FDCWD, program.text("/proc/self/ns/time_for_children"), O_CLOEXEC, 0], { result: fd });
+  program.call("open the time namespace", SYS.openat, [AT_FDCWD, program.text("/proc/self/ns/time_for_children"), O_CLOEXEC, 0], {
+    result: fd,
+  });
   program.call("enter the time namespace", SYS.setns, [fd, CLONE_NEWTIME]);
   program.call("close the time namespace", SYS.close, [fd]);
   program.release(fd);

@@ -3,14 +3,21 @@ import { describe, expect, it } from "vitest";
 import { clipRuns, decodeWorkingSet, encodeWorkingSet, joinRuns, type PageRun, runPages } from "./working-set.js";
 
 const PAGE = 4096n;
-const run = fc.record({ address: fc.bigInt({ min: 0n, max: 2n ** 36n }).map((page) => page * PAGE), pages: fc.integer({ min: 1, max: 1 << 20 }) });
+const run = fc.record({
+  address: fc.bigInt({ min: 0n, max: 2n ** 36n }).map((page) => page * PAGE),
+  pages: fc.integer({ min: 1, max: 1 << 20 }),
+});
 const set = fc.record({ written: fc.array(run, { maxLength: 30 }), read: fc.array(run, { maxLength: 30 }), faults: fc.nat() });
 /** Few addresses, so that runs overlap, touch and repeat. */
-const crowded = fc.array(fc.record({ address: fc.bigInt({ min: 0n, max: 60n }).map((page) => page * PAGE), pages: fc.integer({ min: 1, max: 8 }) }), { maxLength: 20 });
+const crowded = fc.array(
+  fc.record({ address: fc.bigInt({ min: 0n, max: 60n }).map((page) => page * PAGE), pages: fc.integer({ min: 1, max: 8 }) }),
+  { maxLength: 20 },
+);
 
 function pagesOf(runs: readonly PageRun[]): Set<bigint> {
   const pages = new Set<bigint>();
-  for (const { address, pages: count } of runs) for (let index = 0n; index < BigInt(count); index++) pages.add(address / PAGE + index);
+  for (const { address, pages: count } of runs)
+    for (let index = 0n; index < BigInt(count); index++) pages.add(address / PAGE + index);
   return pages;
 }
 
@@ -26,8 +33,16 @@ describe("a working set", () => {
   });
 
   it("cut short at any byte, or with any bit flipped, is none, and nothing is thrown", () => {
-    const whole = encodeWorkingSet({ written: [{ address: 0x7f0000000000n, pages: 3 }, { address: 0x7f0000100000n, pages: 1 }], read: [{ address: 0x400000n, pages: 12 }], faults: 345 });
-    for (let length = 0; length < whole.length; length++) expect(decodeWorkingSet(whole.subarray(0, length)), `${length} bytes`).toBeUndefined();
+    const whole = encodeWorkingSet({
+      written: [
+        { address: 0x7f0000000000n, pages: 3 },
+        { address: 0x7f0000100000n, pages: 1 },
+      ],
+      read: [{ address: 0x400000n, pages: 12 }],
+      faults: 345,
+    });
+    for (let length = 0; length < whole.length; length++)
+      expect(decodeWorkingSet(whole.subarray(0, length)), `${length} bytes`).toBeUndefined();
     for (let bit = 0; bit < whole.length * 8; bit++) {
       const bytes = Buffer.from(whole);
       bytes.writeUInt8(bytes.readUInt8(bit >> 3) ^ (1 << (bit & 7)), bit >> 3);

@@ -54,10 +54,18 @@ export function clipRuns(runs: readonly PageRun[], start: bigint, end: bigint): 
 }
 
 const runsSchema = z.array(z.tuple([z.string().regex(/^0x[0-9a-f]+$/), z.int().positive()]));
-const fileSchema = z.object({ version: z.literal(1), sha256: z.string(), written: runsSchema, read: runsSchema, faults: z.int().nonnegative() });
+const fileSchema = z.object({
+  version: z.literal(1),
+  sha256: z.string(),
+  written: runsSchema,
+  read: runsSchema,
+  faults: z.int().nonnegative(),
+});
 
 function digest(written: unknown, read: unknown, faults: number): string {
-  return createHash("sha256").update(JSON.stringify([written, read, faults])).digest("hex");
+  return createHash("sha256")
+    .update(JSON.stringify([written, read, faults]))
+    .digest("hex");
 }
 
 /** The bytes of a working-set file. */
@@ -65,7 +73,9 @@ export function encodeWorkingSet(set: WorkingSet): Buffer {
   const plain = (runs: readonly PageRun[]): [string, number][] => runs.map((run) => [`0x${run.address.toString(16)}`, run.pages]);
   const written = plain(set.written);
   const read = plain(set.read);
-  return Buffer.from(JSON.stringify({ version: 1, sha256: digest(written, read, set.faults), written, read, faults: set.faults }));
+  return Buffer.from(
+    JSON.stringify({ version: 1, sha256: digest(written, read, set.faults), written, read, faults: set.faults }),
+  );
 }
 
 /** Parses a working-set file; undefined when it is damaged in any way (it is then recorded anew). */
@@ -77,7 +87,8 @@ export function decodeWorkingSet(bytes: Buffer): WorkingSet | undefined {
     return undefined;
   }
   const parsed = fileSchema.safeParse(value);
-  if (!parsed.success || parsed.data.sha256 !== digest(parsed.data.written, parsed.data.read, parsed.data.faults)) return undefined;
+  if (!parsed.success || parsed.data.sha256 !== digest(parsed.data.written, parsed.data.read, parsed.data.faults))
+    return undefined;
   const runs = (list: [string, number][]): PageRun[] => list.map(([address, pages]) => ({ address: BigInt(address), pages }));
   return { written: runs(parsed.data.written), read: runs(parsed.data.read), faults: parsed.data.faults };
 }

@@ -287,7 +287,13 @@ const C_TYPES = { u16: "uint16_t", u32: "uint32_t", i32: "int32_t", u64: "uint64
 
 /** The text of `abi.h`. */
 export function abiHeader(): string {
-  const lines = ["/* Generated from src/linux/abi.ts. Do not edit. */", "#pragma once", "#include <stddef.h>", "#include <stdint.h>", ""];
+  const lines = [
+    "/* Generated from src/linux/abi.ts. Do not edit. */",
+    "#pragma once",
+    "#include <stddef.h>",
+    "#include <stdint.h>",
+    "",
+  ];
   for (const [name, value] of Object.entries(ABI_CONSTANTS)) {
     lines.push(`#define ${name} ${typeof value === "bigint" ? `0x${value.toString(16)}ULL` : `${value}`}`);
   }

@@ -64,11 +64,15 @@ describe("the seccomp filter", () => {
 
   it("refuses every call of x32 and of other architectures, whatever its number and arguments", () => {
     fc.assert(
-      fc.property(fc.integer({ min: 0, max: 0x3fffffff }), fc.array(fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), { maxLength: 6 }), (nr, args) => {
-        expect(answer(nr | X32, args)).toBe(ENOSYS);
-        expect(answer(nr, args, I386)).toBe(ENOSYS);
-        expect(answer(nr, args, AARCH64)).toBe(ENOSYS);
-      }),
+      fc.property(
+        fc.integer({ min: 0, max: 0x3fffffff }),
+        fc.array(fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), { maxLength: 6 }),
+        (nr, args) => {
+          expect(answer(nr | X32, args)).toBe(ENOSYS);
+          expect(answer(nr, args, I386)).toBe(ENOSYS);
+          expect(answer(nr, args, AARCH64)).toBe(ENOSYS);
+        },
+      ),
     );
     expect(answer(-1)).toBe(ENOSYS);
   });
@@ -112,14 +116,28 @@ describe("the seccomp filter", () => {
   });
 
   it("makes sockets of unix, TCP, UDP, ping and interface listing, and of nothing else", () => {
-    const allowed = [[1, 0], [2, 0], [2, 6], [2, 17], [2, 1], [10, 0], [10, 6], [10, 17], [10, 58], [16, 0]];
-    for (const [family, protocol] of allowed) expect(answer(SOCKET, [BigInt(family ?? 0), 1n, BigInt(protocol ?? 0)])).toBe(ALLOW);
+    const allowed = [
+      [1, 0],
+      [2, 0],
+      [2, 6],
+      [2, 17],
+      [2, 1],
+      [10, 0],
+      [10, 6],
+      [10, 17],
+      [10, 58],
+      [16, 0],
+    ];
+    for (const [family, protocol] of allowed)
+      expect(answer(SOCKET, [BigInt(family ?? 0), 1n, BigInt(protocol ?? 0)])).toBe(ALLOW);
     for (let family = 0; family < 64; family++) {
-      if (![1, 2, 10, 16].includes(family)) expect(answer(SOCKET, [BigInt(family), 1n, 0n]), `family ${family}`).toBe(EAFNOSUPPORT);
+      if (![1, 2, 10, 16].includes(family))
+        expect(answer(SOCKET, [BigInt(family), 1n, 0n]), `family ${family}`).toBe(EAFNOSUPPORT);
     }
     for (let protocol = 1; protocol < 300; protocol++) {
       expect(answer(SOCKET, [16n, 3n, BigInt(protocol)]), `netlink ${protocol}`).toBe(EPROTONOSUPPORT);
-      if (![1, 6, 17, 58].includes(protocol)) expect(answer(SOCKET, [2n, 1n, BigInt(protocol)]), `protocol ${protocol}`).toBe(EPROTONOSUPPORT);
+      if (![1, 6, 17, 58].includes(protocol))
+        expect(answer(SOCKET, [2n, 1n, BigInt(protocol)]), `protocol ${protocol}`).toBe(EPROTONOSUPPORT);
     }
   });
 });

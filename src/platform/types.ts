@@ -3,7 +3,16 @@
  * removed; every answer says how its instance was started. One platform per data directory.
  */
 import type { Logger } from "../base/log.js";
-import type { Engine, Image, ImageInspection, InvokeResult, Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
+import type {
+  Engine,
+  Image,
+  ImageInspection,
+  InvokeResult,
+  Loader,
+  PageCounts,
+  StartKind,
+  StartResult,
+} from "../engine/types.js";
 
 /** The only version that this platform creates so far. */
 export const LATEST = "$LATEST";

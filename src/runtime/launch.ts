@@ -98,8 +98,7 @@ function launchNode(input: LaunchInput): Launch {
     // carry it (200,000 objects: 72 MB anonymous → 47). Loading such a heap was not slower.
     flags.push("--max-semi-space-size=4");
   }
-  if (!chosen(/--max[-_]old[-_]space[-_]size/))
-    flags.push(`--max-old-space-size=${nodeHeapMb(input.memoryMb)}`);
+  if (!chosen(/--max[-_]old[-_]space[-_]size/)) flags.push(`--max-old-space-size=${nodeHeapMb(input.memoryMb)}`);
   return {
     argv: [input.interpreter, ...flags, `${RUNTIME_DIR}/node/bootstrap.cjs`],
     // What layers bring; CommonJS only, as in Lambda. The second makes `require("thaw-snapshot")` work wherever the caller lies.

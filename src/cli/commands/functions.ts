@@ -94,19 +94,32 @@ async function remove(io: Io, name: string, options: ClientOptions): Promise<voi
 
 function inspectionPairs(inspection: NonNullable<ImageView["inspection"]>): [string, string][] {
   const { pages, mappings, bytes } = inspection;
-  const set = pages.written === undefined ? "none recorded yet: the first thaw does" : `${pages.written} pages written, ${pages.read} read, ${pages.faults} faults by demand`;
+  const set =
+    pages.written === undefined
+      ? "none recorded yet: the first thaw does"
+      : `${pages.written} pages written, ${pages.read} read, ${pages.faults} faults by demand`;
   return [
     ["format", `${inspection.formatVersion}, made ${new Date(inspection.createdMs).toISOString()}`],
     ["for", `${inspection.kernel}, CPU features ${inspection.cpu}`],
     ["checked", "manifest, temporary files and pages are as they were written"],
     ["pages", `${pages.stored} stored; zero pages and clean file pages are not`],
     ["working set", inspection.workingSetDamaged ? "damaged: recorded anew at the next thaw" : set],
-    ["mappings", Object.entries(mappings).map(([kind, count]) => `${count} ${kind}`).join(", ")],
+    [
+      "mappings",
+      Object.entries(mappings)
+        .map(([kind, count]) => `${count} ${kind}`)
+        .join(", "),
+    ],
     ["threads", inspection.threads.join(", ")],
     ["lineage", `pids ${inspection.lineagePids.join(", ")}`],
     ["descriptors", inspection.descriptors.join("; ")],
     ["/tmp", `${inspection.tmpFiles} files`],
-    ["files", Object.entries(bytes).map(([name, size]) => `${name} ${formatBytes(size)}`).join(", ")],
+    [
+      "files",
+      Object.entries(bytes)
+        .map(([name, size]) => `${name} ${formatBytes(size)}`)
+        .join(", "),
+    ],
     ...inspection.mappedFiles.map((path): [string, string] => ["maps", path]),
   ];
 }
