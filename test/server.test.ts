@@ -1,6 +1,7 @@
 /** The real server over HTTP: what is invoked, how it says it started, what it refuses and in which words. */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
 import { descendants } from "./support/processes.js";
 import { type Files, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
@@ -310,6 +311,17 @@ describe("a server", () => {
     expect(reuse.json.count).toBe(2);
     expect(reuse.start).toEqual({ kind: "reuse", generation: 0, us: 0, wait: expect.any(Number) });
     expect((await busy).json.tag).toBe("busy");
+  });
+
+  it.each(["boot", "thaw"])("can %s while it is held up itself, and reads all that happened meanwhile at once", async (kind) => {
+    for (const heldUpAfterMs of [2, 5, 8, 11, 14]) {
+      const started = server.invoke("node", { tag: heldUpAfterMs }, { "x-thaw-prefer": `${kind};dispose` });
+      await pause(heldUpAfterMs);
+      server.kill("SIGSTOP");
+      await pause(250);
+      server.kill("SIGCONT");
+      expect((await started).json).toEqual({ who: "node", count: 1, tag: heldUpAfterMs });
+    }
   });
 
   it("gives each of 50 requests in flight on three functions its own answer", async () => {
