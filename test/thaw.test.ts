@@ -213,7 +213,7 @@ describe("a thaw that prefers a parked husk", () => {
     await expect(unavailable(image, "lazy")).rejects.toMatchObject({
       code: "PREFERENCE_UNAVAILABLE",
       message:
-        'no husk is parked for function "fixtures-python" with loader lazy. none is configured. start the server with --parked, or ask for another kind of start',
+        'no husk is parked for function "fixtures-python" with loader lazy. none is configured. start the server with --park, or ask for another kind of start',
     });
     world.engine.park(image, "image", 1, "eager");
     await world.engine.poolsFull(20_000);

@@ -19,6 +19,7 @@ import {
   O_TRUNC,
   SYS,
 } from "../linux/syscalls.js";
+import { type Channels, channelNumbers, touches } from "./channels.js";
 import type { Descriptor } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
 
@@ -41,12 +42,6 @@ const F_SETLK: Readonly<Record<string, number>> = { POSIX: 6, OFDLCK: 37 };
 const F_RDLCK = 0;
 const F_WRLCK = 1;
 const STATUS_FLAGS = O_NONBLOCK | O_APPEND;
-
-/** Descriptors that are new for every start. */
-export interface Channels {
-  readonly control: Argument;
-  readonly log: Argument;
-}
 
 type Of<K extends Descriptor["kind"]> = Extract<Descriptor, { kind: K }>;
 
@@ -491,20 +486,4 @@ export function compileChannels(
       compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
   for (const one of descriptors) if (one.kind === "timerfd") compiler.armTimer(one);
   for (const one of descriptors) if (one.kind === "epoll") compiler.epollEntries(one, (entry) => touches(entry, late));
-}
-
-type EpollEntry = Of<"epoll">["entries"][number];
-
-function touches(entry: EpollEntry, numbers: ReadonlySet<number>): boolean {
-  return numbers.has(entry.fd) || numbers.has(entry.file);
-}
-
-/** Numbers behind which lies the control socket, the log pipe, or a duplicate of them. */
-function channelNumbers(descriptors: readonly Descriptor[]): Set<number> {
-  const readable = new Set(descriptors.flatMap((one) => (one.kind === "pipe" && one.end === "read" ? [one.inode] : [])));
-  const numbers = new Set<number>();
-  for (const one of descriptors)
-    if (one.kind === "control" || (one.kind === "pipe" && !readable.has(one.inode) && one.broken !== 1)) numbers.add(one.fd);
-  for (const one of descriptors) if (one.kind === "same" && numbers.has(one.as)) numbers.add(one.fd);
-  return numbers;
 }

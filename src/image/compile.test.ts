@@ -1,16 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, readStruct, readStructBig, structBytes } from "../linux/abi.js";
-import {
-  checkFacts,
-  compileEquip,
-  compileMemory,
-  compileResume,
-  compileRuntime,
-  compileThaw,
-  fdBase,
-  runtimeKey,
-} from "./compile.js";
+import { checkFacts, compileEquip, compileResume, compileThaw, fdBase } from "./compile.js";
+import { compileMemory, compileRuntime, runtimeKey } from "./compile-memory.js";
 import { compileBase, compileBoot } from "./launch.js";
 import type { Program } from "./program.js";
 import { parsedFacts, sampleFacts } from "./testing.js";

@@ -2,7 +2,7 @@
  * The floor's program: the mappings of an image and as many faults as its recorded start took, nothing else. The husk times
  * itself with two stamps, so that no message is in the figure.
  */
-import { mapRegion } from "./compile.js";
+import { mapRegion } from "./compile-memory.js";
 import type { Facts } from "./facts.js";
 import { type Program, ProgramBuilder } from "./program.js";
 import { clipRuns, type PageRun, type WorkingSet } from "./working-set.js";

@@ -1,5 +1,16 @@
 /** The image format: reading, writing, compiling. Touches no process. */
 export * from "./compile.js";
+export {
+  compileMemory,
+  compilePrefault,
+  compileRuntime,
+  isRuntimeFile,
+  type PageSource,
+  RESUME_PASSES,
+  runtimeKey,
+  STAMPS,
+  THAW_PASSES,
+} from "./compile-memory.js";
 export { type Facts, factsSchema, storedPages } from "./facts.js";
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type ImageInspection, inspectImage } from "./inspect.js";

@@ -1,0 +1,261 @@
+/** Mappings and pages of an image as system calls: the runtime, memory and prefault parts of a start (compile.ts). */
+import { createHash } from "node:crypto";
+import { assert } from "../base/errors.js";
+import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
+import {
+  AT_FDCWD,
+  MADV_POPULATE_READ,
+  MADV_WIPEONFORK,
+  MAP_ANONYMOUS,
+  MAP_FIXED,
+  MAP_GROWSDOWN,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  MAP_SHARED,
+  O_CLOEXEC,
+  PROT_READ,
+  PROT_WRITE,
+  SYS,
+} from "../linux/syscalls.js";
+import { type Facts, type FileIdentity, type Region, storedRuns } from "./facts.js";
+import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
+import type { PageRun } from "./working-set.js";
+
+/** How pages arrive; a subset of the engine's loaders, which all compile to these. */
+export type PageSource = "lazy" | "eager" | "splice";
+
+/** Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter. */
+export const THAW_PASSES = { pages: 0, task: 1, control: 2, log: 3 } as const;
+/** … and with {@link compileResume}. */
+export const RESUME_PASSES = { control: 0, log: 1 } as const;
+
+/** Ends of phases, in order. */
+export const STAMPS = {
+  runtime: 9,
+  files: 1,
+  regions: 2,
+  stack: 3,
+  prefetch: 8,
+  tmp: 4,
+  descriptors: 5,
+  process: 6,
+  threads: 7,
+} as const;
+
+const PR_SET_MM = 35;
+const PR_SET_MM_MAP = 14;
+const TASK_ROOT = "/var/task";
+
+/** Whether a region maps a file of the interpreter or its libraries: the same for every image of that interpreter. */
+export function isRuntimeFile(region: Region): boolean {
+  return (
+    (region.kind === "file" || region.kind === "shared") &&
+    region.path !== undefined &&
+    !region.path.startsWith(`${TASK_ROOT}/`) &&
+    !region.path.startsWith("/tmp/")
+  );
+}
+
+interface OpenFile {
+  readonly slot: Slot;
+  readonly path: string;
+}
+
+/** Opens a file inside the sandbox and makes sure that it is the one which was mapped. */
+function openFile(program: ProgramBuilder, path: string, identity: FileIdentity): OpenFile {
+  const slot = program.slot();
+  program.call(`open ${path}`, SYS.openat, [AT_FDCWD, program.text(path), O_CLOEXEC, 0], { result: slot });
+  const bytes = Buffer.alloc(structBytes("file_identity"));
+  writeStruct(bytes, 0, "file_identity", {
+    inode: identity.inode,
+    size: identity.size,
+    mtime_s: identity.mtimeS,
+    mtime_ns: identity.mtimeNs,
+    ctime_s: identity.ctimeS,
+    ctime_ns: identity.ctimeNs,
+  });
+  program.identity(`check that ${path} is unchanged`, slot, program.data(bytes));
+  return { slot, path };
+}
+
+function mapFiles(program: ProgramBuilder, regions: readonly Region[]): void {
+  const byPath = new Map<string, Region[]>();
+  for (const region of regions) {
+    assert(region.path !== undefined, "file region without path");
+    byPath.set(region.path, [...(byPath.get(region.path) ?? []), region]);
+  }
+  for (const [path, mapped] of byPath) {
+    const identity = mapped[0]?.identity;
+    assert(identity !== undefined, "file region without identity");
+    const file = openFile(program, path, identity);
+    for (const region of mapped) {
+      const flags = (region.kind === "shared" ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED;
+      program.call(`map ${path}`, SYS.mmap, [
+        region.start,
+        region.end - region.start,
+        region.prot,
+        flags,
+        file.slot,
+        region.offset ?? 0n,
+      ]);
+    }
+    program.call(`close ${path}`, SYS.close, [file.slot]);
+    program.release(file.slot);
+  }
+}
+
+/** Maps the interpreter's files; its bytes identify the pool (see {@link runtimeKey}). */
+export function compileRuntime(facts: Facts): Program {
+  const program = new ProgramBuilder();
+  mapRuntime(program, facts);
+  return program.build();
+}
+
+/** Maps the files that {@link isRuntimeFile} names. */
+export function mapRuntime(program: ProgramBuilder, facts: Facts): void {
+  mapFiles(program, facts.regions.filter(isRuntimeFile));
+}
+
+/** Images with the same key share husks that have their runtime mapped. */
+export function runtimeKey(runtime: Program): string {
+  return createHash("sha256").update(runtime.bytes).digest("hex").slice(0, 16);
+}
+
+function mapMoved(program: ProgramBuilder, facts: Facts): void {
+  const block = facts.regions.filter((region) => region.kind === "vdso");
+  const first = block[0];
+  if (first === undefined) return;
+  for (const region of block) {
+    const bytes = region.end - region.start;
+    program.call(`move ${region.path ?? "vdso"}`, SYS.mremap, [
+      ABI_CONSTANTS.HUSK_VDSO_AT + (region.start - first.start),
+      bytes,
+      bytes,
+      3,
+      region.start,
+    ]);
+  }
+}
+
+/** Copies stored pages of a region by reading them; the region must be mapped and writable by then. */
+function readRuns(program: ProgramBuilder, region: Region): void {
+  for (const run of storedRuns(region)) {
+    const offset = (region.slot ?? 0n) + (run.address - region.start);
+    program.call(`read ${region.kind} pages`, SYS.pread64, [passed(THAW_PASSES.pages), run.address, run.bytes, offset], {
+      expect: run.bytes,
+    });
+  }
+}
+
+/** Maps one region where it was; `eager` reads its pages instead of mapping them. */
+export function mapRegion(program: ProgramBuilder, region: Region, source: PageSource): void {
+  const bytes = region.end - region.start;
+  const label = `map ${region.kind} 0x${region.start.toString(16)}`;
+  const anonymous = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
+  const stored = (region.runs?.length ?? 0) > 0;
+  if (region.wipe === 1) {
+    // Memory that asked to be wiped in a fork starts wiped in a clone too.
+    program.call(label, SYS.mmap, [region.start, bytes, region.prot, anonymous, -1, 0]);
+    program.call(`${label}: wipe on fork`, SYS.madvise, [region.start, bytes, MADV_WIPEONFORK]);
+  } else if (!stored) {
+    program.call(label, SYS.mmap, [region.start, bytes, region.prot, anonymous, -1, 0]);
+  } else if (source === "eager" && region.kind !== "overlay") {
+    program.call(label, SYS.mmap, [region.start, bytes, PROT_READ | PROT_WRITE, anonymous, -1, 0]);
+    readRuns(program, region);
+    if (region.prot !== (PROT_READ | PROT_WRITE))
+      program.call(`${label}: protect`, SYS.mprotect, [region.start, bytes, region.prot]);
+  } else {
+    program.call(label, SYS.mmap, [
+      region.start,
+      bytes,
+      region.prot,
+      MAP_PRIVATE | MAP_FIXED,
+      passed(THAW_PASSES.pages),
+      region.slot ?? 0n,
+    ]);
+  }
+}
+
+/** Everything at its address, for husks that are parked. Passes: pages and task of {@link THAW_PASSES}. */
+export function compileMemory(facts: Facts, source: PageSource): Program {
+  const program = new ProgramBuilder();
+  mapMemory(program, facts, source);
+  return program.build();
+}
+
+/** Everything else at its address. */
+export function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSource): void {
+  const empty = program.text("");
+  const moveMountEmptyPath = 4;
+  program.call(`mount the code on ${TASK_ROOT}`, SYS.move_mount, [
+    passed(THAW_PASSES.task),
+    empty,
+    AT_FDCWD,
+    program.text(TASK_ROOT),
+    moveMountEmptyPath,
+  ]);
+  mapFiles(
+    program,
+    facts.regions.filter((region) => (region.kind === "file" || region.kind === "shared") && !isRuntimeFile(region)),
+  );
+  mapMoved(program, facts);
+  program.stamp(STAMPS.files);
+  for (const region of facts.regions) {
+    if (region.kind === "anon" || region.kind === "heap" || region.kind === "overlay") mapRegion(program, region, source);
+  }
+  program.stamp(STAMPS.regions);
+  for (const region of facts.regions) {
+    if (region.kind !== "stack") continue;
+    // A stack that shall grow must be anonymous: its few pages are read, not mapped.
+    const flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_GROWSDOWN;
+    program.call("map the stack", SYS.mmap, [region.start, region.end - region.start, region.prot, flags, -1, 0]);
+    readRuns(program, region);
+  }
+  const map = Buffer.alloc(104);
+  const { mm } = facts;
+  const order = [
+    mm.startCode,
+    mm.endCode,
+    mm.startData,
+    mm.endData,
+    mm.startBrk,
+    mm.brk,
+    mm.startStack,
+    mm.argStart,
+    mm.argEnd,
+    mm.envStart,
+    mm.envEnd,
+    0n,
+  ];
+  for (const [index, value] of order.entries()) map.writeBigUInt64LE(value, index * 8);
+  map.writeUInt32LE(0, 96);
+  map.writeUInt32LE(0xffffffff, 100);
+  program.call("set brk and the argument area", SYS.prctl, [PR_SET_MM, PR_SET_MM_MAP, program.data(map), map.length, 0]);
+  program.stamp(STAMPS.stack);
+}
+
+/**
+ * Copies what an invocation writes before the function runs into it. The touches are ordinary faults, but in one go and in order of
+ * address; MADV_POPULATE_WRITE costs more for runs of one or two pages, and a thread beside the start was slower on two
+ * processors (docs/design/thaw.md).
+ */
+export function copyAhead(program: ProgramBuilder, written: readonly PageRun[]): void {
+  program.touch(
+    "copy written pages",
+    written.flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n)),
+  );
+}
+
+/** Maps pages that are only read; what is shared with others costs no memory. */
+function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
+  for (const run of read)
+    program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
+}
+
+/** For pooled husks: the working set, or a part of it, is copied and mapped ahead. */
+export function compilePrefault(written: readonly PageRun[], read: readonly PageRun[]): Program {
+  const program = new ProgramBuilder();
+  copyAhead(program, written);
+  mapAhead(program, read);
+  return program.build();
+}
