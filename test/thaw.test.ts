@@ -112,15 +112,17 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
     expect(mappings.at(-1)).toBeLessThanOrEqual(earlyMappings + 6);
   });
 
-  it("records what the first request touched, and prefetches that from then on", async () => {
+  it("records what two first requests both touched, and prefetches that from then on", async () => {
     const image = await counted(language);
-    expect(existsSync(imageFiles(image.dir).workingSet)).toBe(false);
-    await world.thawed(image, async (clone) => {
-      expect(clone.start.prefetchedPages).toBe(0);
-      expect(await call(clone, "counter.next")).toBe(4);
-      // The second request waits for the recording.
-      expect(await call(clone, "counter.next")).toBe(5);
-    });
+    for (let recording = 0; recording < 2; recording++) {
+      expect(existsSync(imageFiles(image.dir).workingSet)).toBe(false);
+      await world.thawed(image, async (clone) => {
+        expect(clone.start.prefetchedPages).toBe(0);
+        expect(await call(clone, "counter.next")).toBe(4);
+        // The second request waits for the recording.
+        expect(await call(clone, "counter.next")).toBe(5);
+      });
+    }
     expect(existsSync(imageFiles(image.dir).workingSet)).toBe(true);
     await world.thawed(image, async (clone) => {
       expect(clone.start.prefetchedPages).toBeGreaterThan(10);

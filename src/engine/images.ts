@@ -25,6 +25,7 @@ import {
   type ImageInspection,
   imageFiles,
   inspectImage,
+  intersectRuns,
   isRuntimeFile,
   joinRuns,
   type PageRun,
@@ -69,6 +70,7 @@ export class LoadedImage {
   closed = false;
   private readonly runtimeProgram: Compiled;
   private readonly programs = new Map<string, Compiled>();
+  private firstRecording: WorkingSet | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -286,7 +288,10 @@ export class LoadedImage {
     return loader === "splice" ? runPages(this.workingSet.written) : 0;
   }
 
-  /** Keeps what an invocation touched, and compiles the programs that use it anew. */
+  /**
+   * Keeps what two invocations both touched, and compiles the programs that use it anew. One recording is not enough: with other
+   * input a function writes other pages, and each that is copied for nothing costs as much as the fault it was meant to save.
+   */
   async record(present: WorkingSet): Promise<void> {
     // Only what the image itself brings back: later mappings of the function are not there after a thaw.
     const keep = (runs: readonly PageRun[]): PageRun[] =>
@@ -297,7 +302,18 @@ export class LoadedImage {
       this.facts.regions
         .filter((region) => (region.prot & 2) !== 0 && region.kind !== "stack")
         .flatMap((region) => clipRuns(runs, region.start, region.end));
-    const set: WorkingSet = { written: writable(present.written), read: keep(present.read), faults: present.faults };
+    const seen: WorkingSet = { written: writable(present.written), read: keep(present.read), faults: present.faults };
+    const before = this.firstRecording;
+    if (before === undefined) {
+      this.firstRecording = seen;
+      return;
+    }
+    this.firstRecording = undefined;
+    const set: WorkingSet = {
+      written: intersectRuns(before.written, seen.written),
+      read: intersectRuns(before.read, seen.read),
+      faults: seen.faults,
+    };
     await writeWorkingSet(this.image.dir, set);
     this.workingSet = set;
     this.recorded = true;

@@ -1,5 +1,5 @@
 /**
- * Recording working sets: after the first answer of an image that has none, what is present in the instance is what the invocation
+ * Recording working sets: after the first answer of each of the first two instances of an image, what is present in the instance is what the invocation
  * touched (REAP §5; the kernel's fault-around makes the read set larger than it is). The next request waits the few
  * milliseconds that it takes.
  */

@@ -144,6 +144,8 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
 export function compileEquip(facts: Facts, contents: Buffer): Program {
   const program = new ProgramBuilder();
   equip(program, facts, contents, undefined);
+  // Threads that sleep until another one wakes them may go to sleep now: nobody will before the resume.
+  if (facts.threads.slice(1).every(sleepsUntilWoken)) program.releaseThreads();
   startThreads(program, facts);
   return program.build();
 }
@@ -174,6 +176,13 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
   restoreSignals(program, facts);
   dropCapabilities(program);
   program.stamp(STAMPS.process);
+}
+
+const SYS_FUTEX = 202n;
+
+/** Whether a thread stands before a futex call without a time limit. */
+function sleepsUntilWoken(thread: ThreadFacts): boolean {
+  return register(thread, "rax") === SYS_FUTEX && register(thread, "r10") === 0n;
 }
 
 function startThreads(program: ProgramBuilder, facts: Facts): void {

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { clipRuns, decodeWorkingSet, encodeWorkingSet, joinRuns, type PageRun, runPages } from "./working-set.js";
+import { clipRuns, decodeWorkingSet, encodeWorkingSet, intersectRuns, joinRuns, type PageRun, runPages } from "./working-set.js";
 
 const PAGE = 4096n;
 const run = fc.record({
@@ -113,6 +113,20 @@ describe("clipped runs", () => {
         const both = [...clipRuns(runs, 0n, at * PAGE), ...clipRuns(runs, at * PAGE, 1000n * PAGE)];
         expect(runPages(both)).toBe(runPages(runs));
         expect(joinRuns(both, 0)).toEqual(joinRuns(runs, 0));
+      }),
+    );
+  });
+});
+
+describe("runs in both of two lists", () => {
+  it("hold exactly the pages that both have, once, in order", () => {
+    fc.assert(
+      fc.property(crowded, crowded, (first, second) => {
+        const both = intersectRuns(first, second);
+        const others = pagesOf(second);
+        expect(pagesOf(both)).toEqual(new Set([...pagesOf(first)].filter((page) => others.has(page))));
+        expect(runPages(both)).toBe(pagesOf(both).size);
+        for (const [index, run] of both.slice(1).entries()) expect(run.address > (both[index]?.address ?? 0n)).toBe(true);
       }),
     );
   });

@@ -66,7 +66,7 @@ async function measure(lab: Lab, engine: Engine, workload: Workload, deadline: D
 
 function compare(result: StartResults, bootOverThawMin: number | undefined): Check[] {
   const times = (name: string) => timesOf(result, name);
-  const minusWarm = (name: string) => inMs(differenceOfMedians(times(name), times("warm")));
+  const minusWarm = (name: string, warm = "warm") => inMs(differenceOfMedians(times(name), times(warm)));
   const { workload } = result;
   const again = (name: string) => awayFromOne(ratioOfMedians(times(`${name} again (A/A)`), times(name)));
   return [
@@ -83,6 +83,22 @@ function compare(result: StartResults, bootOverThawMin: number | undefined): Che
       : [check(workload, "boot / thaw", ratioOfMedians(times("boot"), times("thaw splice")), ">=", bootOverThawMin, "")]),
     check(workload, "thaw minus warm", minusWarm("thaw splice"), "<=", THAW_MINUS_WARM_MS_MAX, "ms"),
     check(workload, "parked, prefaulted, minus warm", minusWarm("parked: prefaulted"), "<=", PARKED_MINUS_WARM_MS_MAX, "ms"),
+    check(
+      workload,
+      "thaw minus warm after the same pause",
+      minusWarm("thaw splice", "warm, after a pause"),
+      "<=",
+      THAW_MINUS_WARM_MS_MAX,
+      "ms",
+    ),
+    check(
+      workload,
+      "parked, prefaulted, minus warm after the same pause",
+      minusWarm("parked: prefaulted", "warm, after a pause"),
+      "<=",
+      PARKED_MINUS_WARM_MS_MAX,
+      "ms",
+    ),
     check(workload, "noise: boot and boot again", again("boot"), "<=", NOISE_MAX, ""),
     check(workload, "noise: thaw and thaw again", again("thaw splice"), "<=", NOISE_MAX, ""),
   ];
