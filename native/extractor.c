@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -467,6 +468,8 @@ static int freeze(int argc, char **argv)
 		die("out of memory");
 	json_open(NULL, '{');
 	write_frame_shape();
+	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
+	setpriority(PRIO_PROCESS, 0, -20);
 	struct dump *dump = dump_prepare(&target, argc > 5 && argv[5][0] ? argv[5] : NULL);
 
 	uint64_t stopped_at = stop_all(&target);
@@ -483,6 +486,7 @@ static int freeze(int argc, char **argv)
 	dump_copy(dump, &target);
 	release_all(&target);
 	uint64_t released_at = clock_ns(CLOCK_MONOTONIC);
+	setpriority(PRIO_PROCESS, 0, 0);
 
 	uint64_t stored_pages, anonymous_pages;
 	store_tmp();

@@ -24,7 +24,7 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type FunctionSpec, type Image, openEngine } from "../src/engine/index.js";
-import { encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
+import { decodeRawManifest, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
 import { ask, Bench, refusal, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
@@ -83,8 +83,8 @@ function storedPages(dir: string): number[] {
 }
 
 function rawManifest(dir: string): RawManifest {
-  const bytes = readFileSync(imageFiles(dir).manifest);
-  return JSON.parse(bytes.subarray(bytes.indexOf(0x0a) + 1).toString("utf8")) as RawManifest;
+  const path = imageFiles(dir).manifest;
+  return decodeRawManifest(readFileSync(path), path);
 }
 
 function rewriteManifest(dir: string, change: (manifest: RawManifest) => void): void {

@@ -15,7 +15,7 @@ export { type Facts, factsSchema, storedPages } from "./facts.js";
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type ImageInspection, inspectImage } from "./inspect.js";
 export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
-export { decodeManifest, encodeManifest, IMAGE_VERSION, type Manifest, type RawManifest } from "./manifest.js";
+export { decodeManifest, decodeRawManifest, encodeManifest, IMAGE_VERSION, type Manifest, type RawManifest } from "./manifest.js";
 export type { Program } from "./program.js";
 export * from "./store.js";
 export { compileTime } from "./time.js";

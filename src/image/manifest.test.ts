@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { isThawError, type ThawError } from "../base/errors.js";
@@ -19,8 +20,9 @@ function refusalOf(bytes: Buffer): ThawError {
 }
 
 function withHeader(json: string, version: number | string = IMAGE_VERSION): Buffer {
-  const digest = createHash("sha256").update(json).digest("hex");
-  return Buffer.from(`thaw-manifest ${version} ${digest} ${Buffer.byteLength(json)}\n${json}`);
+  const body = gzipSync(json);
+  const digest = createHash("sha256").update(body).digest("hex");
+  return Buffer.concat([Buffer.from(`thaw-manifest ${version} ${digest} ${body.length}\n`), body]);
 }
 
 describe("a manifest", () => {

@@ -1,13 +1,15 @@
 /**
- * The manifest: the truth about an image. One line of header, then JSON:
+ * The manifest: the truth about an image. One line of header, then JSON, compressed (register states and lists of pages
+ * shrink to a sixth):
  *
  * ```
- * thaw-manifest 1 <sha256 of the JSON, hex> <bytes of the JSON>\n{…}
+ * thaw-manifest 1 <sha256 of what follows, hex> <bytes of what follows>\n<gzip of JSON>
  * ```
  *
  * Everything else in an image's directory is either described by it (`pages`, `tmp`) or can be thrown away (`working-set`).
  */
 import { createHash } from "node:crypto";
+import { gunzipSync, gzipSync } from "node:zlib";
 import { z } from "zod";
 import { errorText, ThawError } from "../base/errors.js";
 import { factsSchema } from "./facts.js";
@@ -61,13 +63,14 @@ export type Manifest = z.output<typeof manifestSchema>;
 /** A manifest as written: plain JSON values. */
 export type RawManifest = z.input<typeof manifestSchema>;
 
+const MANIFEST_BYTES_MAX = 256 * 1024 * 1024;
 const HEADER = /^thaw-manifest (\d+) ([0-9a-f]{64}) (\d+)\n/;
 
 /** The bytes of a manifest file. */
 export function encodeManifest(manifest: RawManifest): Buffer {
-  const json = Buffer.from(JSON.stringify(manifest));
-  const digest = createHash("sha256").update(json).digest("hex");
-  return Buffer.concat([Buffer.from(`thaw-manifest ${IMAGE_VERSION} ${digest} ${json.length}\n`), json]);
+  const body = gzipSync(JSON.stringify(manifest));
+  const digest = createHash("sha256").update(body).digest("hex");
+  return Buffer.concat([Buffer.from(`thaw-manifest ${IMAGE_VERSION} ${digest} ${body.length}\n`), body]);
 }
 
 function damaged(path: string, why: string): ThawError {
@@ -80,11 +83,11 @@ function damaged(path: string, why: string): ThawError {
 }
 
 /**
- * Checks and parses a manifest file.
+ * Checks a manifest file and returns its JSON, not yet held against the schema: for tools that rewrite manifests.
  * @param path only for messages
  * @throws ThawError IMAGE_DAMAGED with the offset, or IMAGE_MISMATCH for a format of another version
  */
-export function decodeManifest(bytes: Buffer, path: string): Manifest {
+export function decodeRawManifest(bytes: Buffer, path: string): RawManifest {
   const head = bytes.toString("latin1", 0, 128);
   const match = HEADER.exec(head);
   if (match === null) throw damaged(path, "it does not begin with a thaw-manifest line (offset 0)");
@@ -96,20 +99,25 @@ export function decodeManifest(bytes: Buffer, path: string): Manifest {
       fix: "the function boots and is frozen anew",
     });
   }
-  const json = bytes.subarray(line.length);
-  if (json.length !== Number(length)) {
-    throw damaged(path, `it holds ${json.length} bytes behind its header where ${length} were written (offset ${bytes.length})`);
+  const body = bytes.subarray(line.length);
+  if (body.length !== Number(length)) {
+    throw damaged(path, `it holds ${body.length} bytes behind its header where ${length} were written (offset ${bytes.length})`);
   }
-  if (createHash("sha256").update(json).digest("hex") !== digest) {
-    throw damaged(path, `its checksum does not match its ${json.length} bytes (from offset ${line.length})`);
+  if (createHash("sha256").update(body).digest("hex") !== digest) {
+    throw damaged(path, `its checksum does not match its ${body.length} bytes (from offset ${line.length})`);
   }
   let value: unknown;
   try {
-    value = JSON.parse(json.toString("utf8"));
+    value = JSON.parse(gunzipSync(body, { maxOutputLength: MANIFEST_BYTES_MAX }).toString("utf8"));
   } catch (error) {
     throw damaged(path, errorText(error));
   }
-  const parsed = manifestSchema.safeParse(value);
+  return value as RawManifest;
+}
+
+/** Checks and parses a manifest file; every member too. Errors as {@link decodeRawManifest}. */
+export function decodeManifest(bytes: Buffer, path: string): Manifest {
+  const parsed = manifestSchema.safeParse(decodeRawManifest(bytes, path));
   if (!parsed.success) throw damaged(path, z.prettifyError(parsed.error));
   return parsed.data;
 }

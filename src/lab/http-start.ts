@@ -93,7 +93,7 @@ export async function startOverHttp(
 }
 
 /** Between a start and the next, so that the pools refill off the clock. What they still take is the reported wait. */
-const SETTLE_MS = 60;
+const SETTLE_MS = 5;
 
 /** One way of starting `name` as an arm. `body` is the payload of a round; `verify` throws when its reply is wrong. */
 export function httpArm(

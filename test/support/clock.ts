@@ -1,7 +1,7 @@
 /** An image as it would be after a reboot, or on a machine that started later: its clocks are ahead of this one's. */
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import type { Engine, Image } from "../../src/engine/index.js";
-import { encodeManifest, imageFiles, type RawManifest } from "../../src/image/index.js";
+import { decodeRawManifest, encodeManifest, imageFiles } from "../../src/image/index.js";
 
 const NS_PER_S = 1_000_000_000n;
 
@@ -10,8 +10,7 @@ export function openFromTheFuture(engine: Engine, image: Image, seconds: number)
   const dir = `${image.dir}-future`;
   renameSync(image.dir, dir);
   const path = imageFiles(dir).manifest;
-  const text = readFileSync(path, "utf8");
-  const manifest = JSON.parse(text.slice(text.indexOf("\n") + 1)) as RawManifest;
+  const manifest = decodeRawManifest(readFileSync(path), path);
   const { clock } = manifest.facts;
   for (const name of ["monotonicNs", "boottimeNs"] as const) {
     clock[name] = `0x${(BigInt(clock[name]) + BigInt(seconds) * NS_PER_S).toString(16)}`;

@@ -1,6 +1,6 @@
 /** Damages an image the way a disk does: one bit, the length and everything else as before. */
 import { closeSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
-import { imageFiles, type RawManifest } from "../../src/image/index.js";
+import { decodeRawManifest, imageFiles } from "../../src/image/index.js";
 
 /** Inverts the lowest bit of the byte at `offset`. */
 export function flipBit(path: string, offset: number): void {
@@ -18,8 +18,7 @@ export function flipBit(path: string, offset: number): void {
 /** In the middle of the first page that the page space stores. */
 export function flipStoredBit(dir: string): void {
   const { manifest, pages } = imageFiles(dir);
-  const bytes = readFileSync(manifest);
-  const { facts } = JSON.parse(bytes.toString("utf8", bytes.indexOf("\n") + 1)) as RawManifest;
+  const { facts } = decodeRawManifest(readFileSync(manifest), manifest);
   const region = facts.regions.find(({ slot, runs }) => slot !== undefined && (runs?.length ?? 0) > 0);
   if (region?.slot === undefined) throw new Error(`image ${dir} stores no page`);
   flipBit(pages, Number(region.slot) + (region.runs?.[0] ?? 0) * 4096 + 2048);
