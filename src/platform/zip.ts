@@ -80,6 +80,10 @@ export function readZip(zip: Uint8Array): ZipEntry[] {
     seen.set(entry.path, entry);
     entries.push(entry);
   }
+  // A count or a length that was altered would else lose the last entries without a word.
+  if (at - view.getUint32(end + 16, true) !== view.getUint32(end + 12, true) || view.getUint16(end + 8, true) !== count) {
+    throw invalidPackage("its directory has another length than its end says", { fix: "Pack it again" });
+  }
   refuseFilesUnderFiles(entries, seen);
   return entries;
 }
@@ -141,6 +145,7 @@ function readEntry(zip: Uint8Array, view: DataView, at: number, index: number): 
   if (!isDirectory && type !== 0 && type !== S_IFREG && type !== S_IFLNK) {
     throw invalidPackage(`"${name}" is neither a file, nor a directory, nor a symbolic link`, { fix: "Leave it out" });
   }
+  if (isDirectory && unpackedBytes !== 0) throw invalidPackage(`"${name}" is a directory with content`, { fix: "Pack it again" });
   const entry: ZipEntry = {
     path: checkName(name),
     kind: isDirectory ? "directory" : type === S_IFLNK ? "link" : "file",
