@@ -340,9 +340,6 @@ static long run_op(const struct program_op *op, uint32_t index)
 		else
 			*(volatile uint64_t *)argument(op, 0) = argument(op, 1);
 		return 0;
-	case OP_COPY:
-		memcpy((void *)argument(op, 0), (const void *)argument(op, 1), argument(op, 2));
-		return 0;
 	case OP_LOAD:
 		return *(volatile int32_t *)argument(op, 0);
 	case OP_IDENTITY:

@@ -23,7 +23,7 @@ import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
 import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
-import { type FloorSample, measureFloor } from "./floor.js";
+import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
 import { type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
@@ -37,6 +37,7 @@ import type {
   BootOptions,
   Engine,
   EngineStats,
+  FloorSample,
   FreezeOptions,
   FunctionSpec,
   HuskLevel,

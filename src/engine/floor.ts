@@ -6,16 +6,7 @@ import { FLOOR_STAMPS } from "../image/index.js";
 import { type HuskPool, runStage } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import type { Keeper } from "./keeper.js";
-
-/** One measurement; microseconds. */
-export interface FloorSample {
-  /** A small static program started, and ended, by the keeper. */
-  readonly spawnUs: number;
-  readonly mappingsUs: number;
-  readonly faultsUs: number;
-  readonly mappings: number;
-  readonly faults: number;
-}
+import type { FloorSample } from "./types.js";
 
 interface FloorTools {
   readonly keeper: Keeper;

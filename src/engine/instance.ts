@@ -29,8 +29,6 @@ const LOG_BYTES_MAX = 4 * 1024 * 1024;
 const SIGABRT = 6;
 /** Last words of V8 when its heap is full. */
 const HEAP_FULL = "JavaScript heap out of memory";
-/** How long after its deadline an instance is killed. */
-const DEADLINE_SLACK_MS = 0;
 /** Between the end of the control socket and that of the process. */
 const CONTROL_END_GRACE_MS = 1000;
 
@@ -151,7 +149,7 @@ export class LiveInstance implements Instance, InstanceListener {
       const requestId = options.requestId ?? randomUUID();
       const now = Date.now();
       const deadlineMs = options.deadlineMs ?? now + this.spec.timeoutMs;
-      const timeoutMs = Math.max(0, deadlineMs - now) + DEADLINE_SLACK_MS;
+      const timeoutMs = Math.max(0, deadlineMs - now);
       this.running = {
         requestId,
         beganMs: nowMs(),

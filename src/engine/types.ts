@@ -196,6 +196,16 @@ export interface PoolTarget {
   readonly generic: number;
 }
 
+/** One measurement of an image's floor; microseconds. See `LocalEngine.floor`. */
+export interface FloorSample {
+  /** A small static program started, and ended, by the keeper. */
+  readonly spawnUs: number;
+  readonly mappingsUs: number;
+  readonly faultsUs: number;
+  readonly mappings: number;
+  readonly faults: number;
+}
+
 export interface EngineStats {
   readonly instances: number;
   readonly husks: Readonly<Record<HuskLevel, number>>;

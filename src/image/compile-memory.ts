@@ -21,8 +21,8 @@ import { type Facts, type FileIdentity, type Region, storedRuns } from "./facts.
 import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
 import type { PageRun } from "./working-set.js";
 
-/** How pages arrive; a subset of the engine's loaders, which all compile to these. */
-export type PageSource = "lazy" | "eager" | "splice";
+/** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch. */
+export type PageSource = "lazy" | "eager";
 
 /** Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter. */
 export const THAW_PASSES = { pages: 0, task: 1, control: 2, log: 3 } as const;

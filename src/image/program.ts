@@ -125,10 +125,6 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_LOAD, label, [address], options);
   }
 
-  copy(label: string, to: bigint, from: bigint, bytes: number): void {
-    this.push(ABI_CONSTANTS.OP_COPY, label, [to, from, bytes]);
-  }
-
   /** Fails with ESTALE when the file behind `fd` is not the one described. */
   identity(label: string, fd: Argument, identity: bigint): void {
     this.push(ABI_CONSTANTS.OP_IDENTITY, label, [fd, identity]);

@@ -40,7 +40,6 @@ export const ABI_CONSTANTS = {
   OP_IDENTITY: 5,
   OP_THREAD: 6,
   OP_RESUME: 7,
-  OP_COPY: 9,
   OP_REPORT: 10,
   OP_TOUCH: 8,
   OP_LOAD: 11,

@@ -59,7 +59,6 @@ export const SYS = {
 
 export const PROT_READ = 1;
 export const PROT_WRITE = 2;
-export const PROT_EXEC = 4;
 
 export const MAP_SHARED = 1;
 export const MAP_PRIVATE = 2;
@@ -68,11 +67,9 @@ export const MAP_ANONYMOUS = 0x20;
 export const MAP_GROWSDOWN = 0x100;
 export const MAP_NORESERVE = 0x4000;
 
-export const MADV_RANDOM = 1;
 export const MADV_WIPEONFORK = 18;
 export const MADV_POPULATE_READ = 22;
 
-export const O_ACCMODE = 3;
 export const O_RDWR = 2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;

@@ -96,7 +96,7 @@ function inspectionPairs(inspection: NonNullable<ImageView["inspection"]>): [str
   const { pages, mappings, bytes } = inspection;
   const set =
     pages.written === undefined
-      ? "none recorded yet: the first thaw does"
+      ? "none recorded yet: the first two thaws do"
       : `${pages.written} pages written, ${pages.read} read, ${pages.faults} faults by demand`;
   return [
     ["format", `${inspection.formatVersion}, made ${new Date(inspection.createdMs).toISOString()}`],

@@ -2,7 +2,7 @@
  * The floor: what the kernel charges for a process, as many mappings and as many faults as a thaw makes, and nothing
  * else. What a thaw takes beyond it is ours. The engine measures it, because it alone knows the counts of a program.
  */
-import type { Engine, Image } from "../../engine/types.js";
+import type { Engine, FloorSample, Image } from "../../engine/types.js";
 import { ask, EMPTY_POOLS, makeImage, preparePools, withEngine } from "../engine-under-test.js";
 import { type Arm, interleave } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
@@ -11,15 +11,6 @@ import { type StartSample, startArms } from "../start-arms.js";
 import { startMeasurements, startsTable, timesOf } from "../start-report.js";
 import { median, ratioOfMedians } from "../statistics.js";
 import { WORKLOADS, type Workload } from "../workloads.js";
-
-/** One measurement of the floor for an image; microseconds. */
-export interface FloorSample {
-  readonly spawnUs: number;
-  readonly mappingsUs: number;
-  readonly faultsUs: number;
-  readonly mappings: number;
-  readonly faults: number;
-}
 
 /** What an engine offers that can measure it. */
 export interface FloorSource {
