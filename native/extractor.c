@@ -455,7 +455,7 @@ static void write_frame_shape(void)
 static int freeze(int argc, char **argv)
 {
 	if (argc < 5)
-		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]");
+		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [BASE_PAGES BASE_LAYOUT]]");
 	target.pid = atoi(argv[2]);
 	target.control_fd = atoi(argv[4]);
 	int dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -470,7 +470,10 @@ static int freeze(int argc, char **argv)
 	write_frame_shape();
 	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
 	setpriority(PRIO_PROCESS, 0, -20);
-	struct dump *dump = dump_prepare(&target, argc > 5 && argv[5][0] ? argv[5] : NULL);
+	const char *parent_pages = argc > 5 && argv[5][0] ? argv[5] : NULL, *base_pages = argc > 7 ? argv[6] : NULL;
+	if (base_pages && argv[7][0])
+		base_open(base_pages, argv[7]);
+	struct dump *dump = dump_prepare(&target, parent_pages, base_pages);
 
 	uint64_t stopped_at = stop_all(&target);
 	refuse_company();
@@ -523,6 +526,6 @@ int main(int argc, char **argv)
 	if (argc == 3 && strcmp(argv[1], "verify") == 0)
 		return verify_pages(argv[2]);
 	if (argc > 2 && strcmp(argv[1], "scan") == 0)
-		return scan_pages(atoi(argv[2]), argc > 3 ? argv[3] : NULL);
+		return scan_pages(atoi(argv[2]), argc > 3 && argv[3][0] ? argv[3] : NULL, argc > 4 ? argv[4] : NULL);
 	die("usage: extractor freeze|verify|scan …");
 }

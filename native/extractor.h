@@ -71,9 +71,29 @@ void store_tmp(void);
 
 /* memory.c */
 struct dump;
-struct dump *dump_prepare(const struct target *target, const char *parent_pages);
+struct dump *dump_prepare(const struct target *target, const char *parent_pages, const char *base_pages);
 void dump_copy(struct dump *dump, const struct target *target);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);
 void dump_write_regions(const struct dump *dump);
 int verify_pages(const char *path);
-int scan_pages(pid_t pid, const char *pages_path);
+int scan_pages(pid_t pid, const char *pages_path, const char *base_path);
+
+/* delta.c: what an image shares with its base. Extents of the base in order of address, as it was laid out. */
+struct base_extent {
+	uint64_t start, end, slot;
+};
+/* What became of a page: nothing in base and image, other bytes than the base's, the base's bytes, zeros where the base has bytes;
+   and what need not be stored. */
+enum { PAGE_NONE, PAGE_CHANGED, PAGE_SHARED, PAGE_GONE, PAGE_LEFT_OUT };
+/* One mapping of a thawed process; `slot`, in the base's page space, only if it comes from there. */
+struct piece {
+	uint64_t start, end, slot;
+	bool from_base;
+};
+/* `layout`: "start-end:slot,…", hexadecimal. */
+void base_open(const char *pages, const char *layout);
+/* One byte for each page of a region, PAGE_GONE where the base has bytes; NULL where it has none. The caller's to free. */
+uint8_t *base_classes(uint64_t start, uint64_t end);
+void base_compare(uint8_t *classes, uint64_t start, uint64_t address, const uint8_t *bytes, uint64_t pages);
+/* Cuts a region; marks what is left out. The list is the caller's to free. */
+size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct piece **pieces);

@@ -52,7 +52,8 @@ struct vma {
 	uint64_t start, end, offset, inode, parent_offset;
 	uint32_t major, minor;
 	int prot;
-	bool shared, wipe, from_parent;
+	bool shared, wipe;
+	const struct parent *parent; /* its page space is what is mapped */
 	bool copied; /* its file does not last: all its bytes are kept as memory */
 	enum kind kind;
 	char *path;
@@ -64,6 +65,15 @@ struct run {
 	uint64_t address, pages;
 	const uint8_t *bytes; /* NULL: in the parent's page space at parent_offset */
 	uint64_t parent_offset;
+	int parent_fd;
+};
+
+/* A page space that the process has mapped: that of its image, and that of the image's base. */
+struct parent {
+	int fd;
+	char gone[4096]; /* how its mappings are called when it was removed */
+	dev_t dev;
+	ino_t ino;
 };
 
 struct region {
@@ -77,13 +87,14 @@ struct region {
 	/* what was stored: page index within the region, count */
 	uint64_t (*stored)[2];
 	size_t stored_count, stored_room;
+	/* where there is a base: what became of each page, and the mappings that a start makes of this region */
+	uint8_t *classes;
+	struct piece *pieces;
+	size_t piece_count;
 };
 
 struct dump {
-	int parent_fd;
-	char parent_gone[4096]; /* how the mappings of a removed parent are called */
-	dev_t parent_dev;
-	ino_t parent_ino;
+	struct parent parents[2];
 	uint8_t *buffer;
 	size_t buffer_bytes, buffer_used;
 	struct vma *vmas;
@@ -247,24 +258,41 @@ static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 	}
 }
 
-struct dump *dump_prepare(const struct target *target, const char *parent_pages)
+static void open_parent(struct parent *parent, const char *pages)
+{
+	struct stat is;
+	parent->fd = -1;
+	if (!pages)
+		return;
+	parent->fd = open(pages, O_RDONLY | O_CLOEXEC);
+	if (parent->fd < 0 && errno == ENOENT) {
+		snprintf(parent->gone, sizeof parent->gone, "%s (deleted)", pages);
+		return;
+	}
+	if (parent->fd < 0 || fstat(parent->fd, &is) != 0)
+		die("cannot open the parent image's pages %s: %s", pages, strerror(errno));
+	parent->dev = is.st_dev;
+	parent->ino = is.st_ino;
+}
+
+static const struct parent *parent_of(const struct dump *dump, const struct vma *vma)
+{
+	for (size_t i = 0; i < 2; i++) {
+		const struct parent *parent = &dump->parents[i];
+		if (vma->kind == FILE_PRIVATE && parent->fd >= 0 && vma->inode == parent->ino &&
+		    makedev(vma->major, vma->minor) == parent->dev)
+			return parent;
+	}
+	return NULL;
+}
+
+struct dump *dump_prepare(const struct target *target, const char *parent_pages, const char *base_pages)
 {
 	struct dump *dump = calloc(1, sizeof *dump);
 	if (!dump)
 		die("out of memory");
-	dump->parent_fd = -1;
-	if (parent_pages) {
-		struct stat is;
-		dump->parent_fd = open(parent_pages, O_RDONLY | O_CLOEXEC);
-		if (dump->parent_fd < 0 && errno == ENOENT) {
-			snprintf(dump->parent_gone, sizeof dump->parent_gone, "%s (deleted)", parent_pages);
-		} else {
-			if (dump->parent_fd < 0 || fstat(dump->parent_fd, &is) != 0)
-				die("cannot open the parent image's pages %s: %s", parent_pages, strerror(errno));
-			dump->parent_dev = is.st_dev;
-			dump->parent_ino = is.st_ino;
-		}
-	}
+	open_parent(&dump->parents[0], parent_pages);
+	open_parent(&dump->parents[1], base_pages);
 	uint64_t bytes = rollup_anonymous(target->pid);
 	dump->buffer_bytes = (bytes + bytes / 8 + (8ULL << 20)) & ~((2ULL << 20) - 1);
 	dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -353,7 +381,7 @@ static bool lasts(const struct dump *dump, const struct vma *vma)
 	for (size_t i = 0; i < sizeof passing / sizeof passing[0]; i++)
 		if (strncmp(vma->path, passing[i], strlen(passing[i])) == 0)
 			return false;
-	return strcmp(vma->path, dump->parent_gone) != 0;
+	return strcmp(vma->path, dump->parents[0].gone) != 0 && strcmp(vma->path, dump->parents[1].gone) != 0;
 }
 
 static int by_address(const void *left, const void *right)
@@ -414,10 +442,9 @@ void dump_copy(struct dump *dump, const struct target *target)
 	size_t room = 0, last_index = SIZE_MAX;
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		struct vma *vma = &dump->vmas[i];
-		if (vma->kind == FILE_PRIVATE && dump->parent_fd >= 0 && vma->inode == dump->parent_ino &&
-		    makedev(vma->major, vma->minor) == dump->parent_dev) {
+		vma->parent = parent_of(dump, vma);
+		if (vma->parent) {
 			vma->kind = ANON;
-			vma->from_parent = true;
 			vma->parent_offset = vma->offset;
 		}
 		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
@@ -505,7 +532,9 @@ static void store_pages(struct dump *dump, int fd, struct region *region, uint64
 	uint64_t offset = region->slot + (address - region->start);
 	uint64_t from = 0;
 	for (uint64_t i = 0; i <= pages; i++) {
-		bool keep = i < pages && !is_zero(bytes + i * PAGE);
+		bool left_out = i < pages && region->classes &&
+				region->classes[(address - region->start) / PAGE + i] == PAGE_LEFT_OUT;
+		bool keep = i < pages && !left_out && !is_zero(bytes + i * PAGE);
 		if (keep) {
 			digest_page(&dump->digest, offset + i * PAGE, bytes + i * PAGE);
 			remember_stored(region, (address - region->start) / PAGE + i);
@@ -531,34 +560,55 @@ static void subtract_own(struct region *region, size_t own, struct run parent)
 		if (until > at)
 			add_run(region, (struct run){ .address = at,
 						      .pages = (until - at) / PAGE,
-						      .parent_offset = parent.parent_offset + (at - parent.address) });
+						      .parent_offset = parent.parent_offset + (at - parent.address),
+						      .parent_fd = parent.parent_fd });
 		uint64_t own_end = i < own ? region->runs[i].address + region->runs[i].pages * PAGE : end;
 		if (own_end > at)
 			at = own_end;
 	}
 }
 
-static void store_region(struct dump *dump, int fd, struct region *region)
+/* Calls `each` with every page of a region that may hold bytes, in order of address. */
+static void each_page(struct dump *dump, int fd, struct region *region,
+		      void (*each)(struct dump *dump, int fd, struct region *region, uint64_t address, const uint8_t *bytes, uint64_t pages))
 {
 	static uint8_t copy[COPY_BYTES] __attribute__((aligned(4096)));
 	qsort(region->runs, region->run_count, sizeof *region->runs, by_address);
 	for (size_t i = 0; i < region->run_count; i++) {
 		const struct run *run = &region->runs[i];
 		if (run->bytes) {
-			store_pages(dump, fd, region, run->address, run->bytes, run->pages);
+			each(dump, fd, region, run->address, run->bytes, run->pages);
 			continue;
 		}
 		uint64_t bytes = run->pages * PAGE;
 		for (uint64_t done = 0; done < bytes;) {
 			size_t part = bytes - done < COPY_BYTES ? bytes - done : COPY_BYTES;
-			ssize_t got = pread(dump->parent_fd, copy, part, (off_t)(run->parent_offset + done));
+			ssize_t got = pread(run->parent_fd, copy, part, (off_t)(run->parent_offset + done));
 			if (got < 0)
 				die("cannot read the parent image: %s", strerror(errno));
 			memset(copy + got, 0, part - (size_t)got);
-			store_pages(dump, fd, region, run->address + done, copy, part / PAGE);
+			each(dump, fd, region, run->address + done, copy, part / PAGE);
 			done += part;
 		}
 	}
+}
+
+static void compare_pages(struct dump *dump, int fd, struct region *region, uint64_t address, const uint8_t *bytes, uint64_t pages)
+{
+	(void)dump;
+	(void)fd;
+	base_compare(region->classes, region->start, address, bytes, pages);
+}
+
+static void store_region(struct dump *dump, int fd, struct region *region)
+{
+	if ((region->kind == ANON || region->kind == HEAP) && !region->wipe)
+		region->classes = base_classes(region->start, region->end);
+	if (region->classes) {
+		each_page(dump, fd, region, compare_pages);
+		region->piece_count = base_pieces(region->classes, region->start, region->end, &region->pieces);
+	}
+	each_page(dump, fd, region, store_pages);
 }
 
 static void add_parent_pages(struct dump *dump, struct region *region)
@@ -567,21 +617,23 @@ static void add_parent_pages(struct dump *dump, struct region *region)
 	qsort(region->runs, own, sizeof *region->runs, by_address);
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		const struct vma *vma = &dump->vmas[i];
-		if (!vma->from_parent || vma->start < region->start || vma->start >= region->end)
+		if (!vma->parent || vma->start < region->start || vma->start >= region->end)
 			continue;
+		int parent_fd = vma->parent->fd;
 		uint64_t at = vma->parent_offset, end = at + (vma->end - vma->start);
 		while (at < end) {
-			off_t data = lseek(dump->parent_fd, (off_t)at, SEEK_DATA);
+			off_t data = lseek(parent_fd, (off_t)at, SEEK_DATA);
 			if (data < 0 && errno != ENXIO)
 				die("cannot read the parent image: %s", strerror(errno));
 			if (data < 0 || (uint64_t)data >= end)
 				break;
-			off_t hole = lseek(dump->parent_fd, data, SEEK_HOLE);
+			off_t hole = lseek(parent_fd, data, SEEK_HOLE);
 			uint64_t from = (uint64_t)data & ~(PAGE - 1);
 			uint64_t to = hole < 0 || (uint64_t)hole > end ? end : ((uint64_t)hole + PAGE - 1) & ~(PAGE - 1);
 			subtract_own(region, own, (struct run){ .address = vma->start + (from - vma->parent_offset),
 								.pages = (to - from) / PAGE,
-								.parent_offset = from });
+								.parent_offset = from,
+								.parent_fd = parent_fd });
 			at = to;
 		}
 	}
@@ -622,7 +674,7 @@ void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64
 	if (fd < 0)
 		die("cannot make the page space: %s", strerror(errno));
 	for (size_t i = 0; i < dump->region_count; i++)
-		if (dump->parent_fd >= 0 && dump->regions[i].kind != FILE_PRIVATE)
+		if (dump->regions[i].kind != FILE_PRIVATE)
 			add_parent_pages(dump, &dump->regions[i]);
 	lay_out(dump, fd);
 	*stored_pages = 0;
@@ -651,6 +703,48 @@ static void write_file_of(const struct vma *vma)
 	json_close('}');
 }
 
+/* Runs of pages of [start, end) that hold bytes, as indices within that part. */
+static void write_runs(const struct region *region, uint64_t start, uint64_t end, bool from_base)
+{
+	uint64_t first = (start - region->start) / PAGE, count = (end - start) / PAGE;
+	json_open("runs", '[');
+	if (from_base) {
+		for (uint64_t i = 0, pages; i < count; i += pages ? pages : 1) {
+			for (pages = 0; i + pages < count && region->classes[first + i + pages] == PAGE_LEFT_OUT;)
+				pages++;
+			if (pages) {
+				json_int(NULL, (int64_t)i);
+				json_int(NULL, (int64_t)pages);
+			}
+		}
+	}
+	for (size_t j = 0; !from_base && j < region->stored_count; j++) {
+		uint64_t at = region->stored[j][0], until = at + region->stored[j][1];
+		at = at > first ? at : first;
+		until = until < first + count ? until : first + count;
+		if (at < until) {
+			json_int(NULL, (int64_t)(at - first));
+			json_int(NULL, (int64_t)(until - at));
+		}
+	}
+	json_close(']');
+}
+
+static void write_pieces(const struct region *region)
+{
+	for (size_t i = 0; i < region->piece_count; i++) {
+		const struct piece *piece = &region->pieces[i];
+		json_open(NULL, '{');
+		json_string("kind", piece->from_base ? "base" : kind_names[region->kind]);
+		json_hex("start", piece->start);
+		json_hex("end", piece->end);
+		json_int("prot", region->prot);
+		json_hex("slot", piece->from_base ? piece->slot : region->slot + (piece->start - region->start));
+		write_runs(region, piece->start, piece->end, piece->from_base);
+		json_close('}');
+	}
+}
+
 void dump_write_regions(const struct dump *dump)
 {
 	json_hex("pageSpaceBytes", dump->file_bytes);
@@ -658,6 +752,10 @@ void dump_write_regions(const struct dump *dump)
 	json_open("regions", '[');
 	for (size_t i = 0; i < dump->region_count; i++) {
 		const struct region *region = &dump->regions[i];
+		if (region->piece_count) {
+			write_pieces(region);
+			continue;
+		}
 		json_open(NULL, '{');
 		json_string("kind", kind_names[region->kind]);
 		json_hex("start", region->start);
@@ -673,12 +771,7 @@ void dump_write_regions(const struct dump *dump)
 			json_string("path", region->vma->path);
 		if (region->has_pages) {
 			json_hex("slot", region->slot);
-			json_open("runs", '[');
-			for (size_t j = 0; j < region->stored_count; j++) {
-				json_int(NULL, (int64_t)region->stored[j][0]);
-				json_int(NULL, (int64_t)region->stored[j][1]);
-			}
-			json_close(']');
+			write_runs(region, region->start, region->end, false);
 		}
 		json_close('}');
 	}
@@ -759,9 +852,11 @@ static void tally_range(void *context, const struct scan_region *range)
 	tally->last[list][1] = range->end;
 }
 
-int scan_pages(pid_t pid, const char *pages_path)
+int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
 {
-	struct stat is = { 0 };
+	struct stat is = { 0 }, base = { 0 };
+	if (base_path && stat(base_path, &base) != 0)
+		die("cannot look at %s: %s", base_path, strerror(errno));
 	if (pages_path && stat(pages_path, &is) != 0)
 		die("cannot look at %s: %s", pages_path, strerror(errno));
 	struct vma *vmas;
@@ -780,7 +875,9 @@ int scan_pages(pid_t pid, const char *pages_path)
 	for (size_t i = 0; i < count; i++) {
 		if (vmas[i].kind == VDSO)
 			continue;
-		tally.in_image = pages_path && vmas[i].inode == is.st_ino && makedev(vmas[i].major, vmas[i].minor) == is.st_dev;
+		dev_t device = makedev(vmas[i].major, vmas[i].minor);
+		tally.in_image = (pages_path && vmas[i].inode == is.st_ino && device == is.st_dev) ||
+				 (base_path && vmas[i].inode == base.st_ino && device == base.st_dev);
 		scan(pagemap, vmas[i].start, vmas[i].end, present, tally_range, &tally);
 	}
 	for (int i = 0; i < 3; i++) {

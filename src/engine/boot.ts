@@ -20,13 +20,13 @@ function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: n
   return { name: "boot", labels: () => program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
 }
 
-/** Boots the function of `instance` in its husk. Returns the phases; INIT_FAILED with the function's own error and what it wrote. */
-export async function bootInstance(keeper: Keeper, instance: LiveInstance, template: Template): Promise<Phase[]> {
+/** Boots the function of `instance`, or the bare runtime for a `base`, in its husk. Returns the phases; INIT_FAILED with the function's own error and what it wrote. */
+export async function bootInstance(keeper: Keeper, instance: LiveInstance, template: Template, base = false): Promise<Phase[]> {
   const began = monotonicNs();
   const { spec } = instance;
   const { interpreter } = template;
   const program = compileBoot(
-    launch({ ...spec, interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) }),
+    launch({ ...spec, interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}), base }),
   );
   const file = keeper.fileBytes(program.bytes);
   let task: number | undefined;
@@ -57,7 +57,8 @@ function initFailed(instance: LiveInstance, why: string, details: Record<string,
   });
 }
 
-async function ready(instance: LiveInstance): Promise<void> {
+/** Resolves when the function is loaded. INIT_FAILED. */
+export async function ready(instance: LiveInstance): Promise<void> {
   const late = new ThawError("INIT_FAILED", {
     what: `function "${instance.spec.name}" did not finish loading`,
     why: `it took longer than ${READY_GRACE_MS / 1000} s`,

@@ -22,6 +22,7 @@ import {
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
 import { mountOf } from "../linux/mounts.js";
+import { Bases } from "./bases.js";
 import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
@@ -75,6 +76,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   readonly canFreeze: boolean;
   private readonly templates: Templates;
   private readonly recorder: Recorder;
+  private readonly bases: Bases;
   private readonly images = new Map<string, LoadedImage>();
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
@@ -98,6 +100,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
     this.recorder = new Recorder(keeper, paths.extractor, this.log);
+    this.bases = this.makeBases(options.dataDir);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -105,6 +108,28 @@ export class LocalEngine implements Engine, InstanceOwner {
       { name: "base", labels: () => base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) },
       this.log,
     );
+  }
+
+  /** What bases are made and started with. */
+  private makeBases(dataDir: string): Bases {
+    const { keeper, fingerprint, log } = this;
+    const { extractor, runtimeDir } = this.paths;
+    return new Bases({
+      keeper,
+      extractor,
+      runtimeDir,
+      dataDir,
+      fingerprint,
+      log,
+      boot: (spec) => this.bootFresh(spec, {}, true),
+      freeze: (instance, dir) =>
+        freezeInstance({ keeper, extractor, fingerprint, imagesDir: this.imagesDir }, instance, { dir }),
+      husk: (template, avoid, tmpMb) => this.anyHusk(template.id, avoid, tmpMb, true),
+      adopt: (husk, spec, start) => {
+        this.limit(husk, spec);
+        return this.adopt(new LiveInstance(keeper, this, husk, spec, start));
+      },
+    });
   }
 
   static async open(options: EngineOptions): Promise<LocalEngine> {
@@ -137,24 +162,42 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
     this.assertOpen();
+    if (options.base === true && this.canFreeze) {
+      const instance = await this.bases.start(spec, await this.templates.get(spec.runtime));
+      if (instance !== undefined) return instance;
+    }
+    return this.bootFresh(spec, options, false);
+  }
+
+  private async anyHusk(
+    template: number,
+    avoid: ReadonlySet<number>,
+    tmpMb: number,
+    mayPool: boolean,
+  ): Promise<{ husk: Husk; pooled: boolean }> {
+    const fits = (husk: Husk): boolean => !avoid.has(husk.pid);
+    const pooled = mayPool && tmpMb === DEFAULT_TMP_MB ? this.husks.take(genericKey(template), fits) : undefined;
+    const husk = pooled ?? (await this.husks.make(template, [], "generic", avoid, tmpMb));
+    return { husk, pooled: pooled !== undefined };
+  }
+
+  private async bootFresh(spec: FunctionSpec, options: BootOptions, base: boolean): Promise<LiveInstance> {
     const began = monotonicNs();
     const template = await this.templates.get(spec.runtime);
-    const key = genericKey(template.id);
-    const pooled = options.husk === "fresh" || spec.tmpMb !== DEFAULT_TMP_MB ? undefined : this.husks.take(key);
-    const husk = pooled ?? (await this.husks.make(template.id, [], "generic", NO_PIDS, spec.tmpMb));
+    const { husk, pooled } = await this.anyHusk(template.id, NO_PIDS, spec.tmpMb, options.husk !== "fresh");
     const made = monotonicNs();
     const start: StartResult = {
       kind: "boot",
       us: 0,
       phases: [],
       waitUs: 0,
-      husk: pooled === undefined ? "fresh" : "generic",
+      husk: pooled ? "generic" : "fresh",
       prefetchedPages: 0,
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, spec, start));
     this.limit(husk, spec);
     try {
-      const phases = await bootInstance(this.keeper, instance, template);
+      const phases = await bootInstance(this.keeper, instance, template, base);
       instance.start = {
         ...start,
         us: usBetween(began, monotonicNs()),
@@ -173,7 +216,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loader = options.loader ?? "splice";
     const loaded = this.loaded(image);
     const verifying = loaded.verify();
-    if (verifying !== undefined) await verifying;
+    if (verifying !== undefined) await verifying.catch((error: unknown) => this.bases.found(error, loaded.baseId));
     const chosen = await this.chooseHusk(loaded, loader, options);
     faultPoint("thaw-husk-taken");
     const { husk } = chosen;
@@ -196,6 +239,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
     instance.origin = image;
+    if (loaded.baseId !== undefined) instance.base = loaded.asBase();
     instance.lineagePids = [...loaded.lineagePids, husk.pid];
     instance.announceThaw(generation);
     const steps = this.remainingSteps(loaded, loader, husk);

@@ -3,13 +3,14 @@
  * written, compiled and flushed while it runs again. The image appears by one rename, or not at all.
  */
 import { randomUUID } from "node:crypto";
-import { mkdir, readFile, rm } from "node:fs/promises";
+import { link, mkdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
 import {
+  basePath,
   CONTROL_FD,
   checkFacts,
   compileThaw,
@@ -76,6 +77,18 @@ function refusal(instance: LiveInstance, reply: Readonly<Record<string, unknown>
   return new ThawError("FREEZE_FAILED", { what, why });
 }
 
+/** Makes the base's pages the image's own. False where they are gone, or have as many links as can be: then all is stored. */
+async function linkBase(path: string, dir: string): Promise<boolean> {
+  try {
+    await link(path, basePath(dir));
+    return true;
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT" || code === "EMLINK") return false;
+    throw error;
+  }
+}
+
 /** Writes an image of `instance` and returns its directory. The instance goes on in any case. */
 export async function freezeInstance(tools: FreezeTools, instance: LiveInstance, options: FreezeOptions): Promise<string> {
   const began = nowMs();
@@ -89,7 +102,9 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     await mkdir(temporary, { mode: 0o700 });
     const origin = instance.origin;
     const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
-    if (origin !== undefined) argv.push(imageFiles(origin.dir).pages);
+    argv.push(origin === undefined ? "" : imageFiles(origin.dir).pages);
+    const { base } = instance;
+    if (base !== undefined) argv.push(base.path, (await linkBase(base.path, temporary)) ? base.layout : "");
     const { stdout } = await tools.keeper.helper(argv);
     const reply = parseReply(stdout);
     if (!reply.ok) throw refusal(instance, reply);
@@ -100,6 +115,8 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const facts = factsSchema.parse(rawFacts);
     checkFacts(facts);
     const tmp = await describeTmp(temporary);
+    const shared = base !== undefined && facts.regions.some(({ kind }) => kind === "base");
+    if (!shared) await rm(basePath(temporary), { force: true });
     // Compiled once now, so that what no program can bring back is refused while somebody listens.
     compileThaw(facts, { contents: Buffer.alloc(0), source: "lazy", runtime: true });
     const report: FreezeReport = {
@@ -119,6 +136,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
       lineagePids: [...instance.lineagePids],
       fingerprint: tools.fingerprint,
       report: { ...report, notes: [...report.notes] },
+      ...(shared ? { base: { id: base.id, digest: base.digest, bytes: base.bytes } } : {}),
       ...tmp,
       facts: rawFacts,
     });

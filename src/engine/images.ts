@@ -7,7 +7,10 @@ import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { removeTemporaries } from "../base/fsync.js";
 import {
+  baseIdentity,
+  basePath,
   bytesOnDisk,
+  checkBase,
   checkPages,
   clipRuns,
   compileEquip,
@@ -25,6 +28,7 @@ import {
   type ImageInspection,
   imageFiles,
   inspectImage,
+  isMemory,
   intersectRuns,
   isRuntimeFile,
   joinRuns,
@@ -52,6 +56,21 @@ import type { Image, Loader } from "./types.js";
 const READ_GAP_PAGES = 16;
 const WRITTEN_GAP_PAGES = 0;
 const NS_PER_MS = 1_000_000n;
+
+/** Page spaces of bases that a server found whole; by keeper, because they are found anew by each server. */
+const wholeBases = new WeakMap<Keeper, Set<string>>();
+
+/** A page space that images share: what is needed to go on sharing it. */
+export interface SharedBase {
+  readonly id: string;
+  readonly digest: string;
+  /** Hexadecimal. */
+  readonly bytes: string;
+  /** Of its page space. */
+  readonly path: string;
+  /** Where its pages were in memory: `start-end:slot,…`, hexadecimal. */
+  readonly layout: string;
+}
 
 interface Compiled {
   readonly program: Program;
@@ -81,6 +100,8 @@ export class LoadedImage {
     private readonly stored: StoredImage,
     private readonly pagesFile: number,
     private readonly taskFile: number,
+    private readonly baseFile: number | undefined,
+    private readonly identity: () => string,
     private readonly inode: string,
   ) {
     this.facts = stored.manifest.facts;
@@ -94,7 +115,7 @@ export class LoadedImage {
   }
 
   /** Reads, checks and opens. `written`: the pages were written by this server a moment ago. */
-  static async open(keeper: Keeper, extractor: string, dir: string, here: Fingerprint, written: boolean): Promise<LoadedImage> {
+  static async open(keeper: Keeper, extractor: string, dir: string, here: Fingerprint, written: boolean, isBase = false): Promise<LoadedImage> {
     // A working set that a killed server was writing.
     if (!written) await removeTemporaries(dir);
     const stored = await readImage(dir);
@@ -109,6 +130,12 @@ export class LoadedImage {
       bytesOnDisk: await bytesOnDisk(dir),
       report: manifest.report,
     };
+    // Links to a base's pages change their change time.
+    const identity = isBase
+      ? (): string => baseIdentity(imageFiles(dir).pages)
+      : manifest.base === undefined
+        ? (): string => pagesIdentity(dir)
+        : (): string => `${pagesIdentity(dir)} ${baseIdentity(basePath(dir))}`;
     const inode = inodeOf(pagesIdentity(dir));
     const pages = await keeper.openFile(imageFiles(dir).pages);
     let task: number;
@@ -118,9 +145,40 @@ export class LoadedImage {
       keeper.closeFile(pages);
       throw error;
     }
-    const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task, inode);
-    if (written) loaded.verified = pagesIdentity(dir);
+    const base = manifest.base === undefined ? undefined : await keeper.openFile(basePath(dir));
+    const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task, base, identity, inode);
+    if (written) loaded.verified = identity();
     return loaded;
+  }
+
+  /** The runtime that an image on disk was made for. IMAGE_DAMAGED, IMAGE_MISMATCH. */
+  static async runtimeOf(dir: string): Promise<string> {
+    return (await readImage(dir)).manifest.spec.runtime;
+  }
+
+  /** What an instance of this image shares with others: this image itself when it is a base, or the base that it was made from. */
+  asBase(): SharedBase {
+    const { base } = this.stored.manifest;
+    const { dir, id } = this.image;
+    const from = this.facts.regions.filter((region) => (base === undefined ? isMemory(region) : region.kind === "base"));
+    const layout = from
+      .filter(({ runs }) => (runs?.length ?? 0) > 0)
+      .map(({ start, end, slot = 0n }) => `${start.toString(16)}-${end.toString(16)}:${slot.toString(16)}`)
+      .join(",");
+    return base === undefined
+      ? {
+          id,
+          digest: this.facts.digest,
+          bytes: `0x${this.facts.pageSpaceBytes.toString(16)}`,
+          path: imageFiles(dir).pages,
+          layout,
+        }
+      : { ...base, path: basePath(dir), layout };
+  }
+
+  /** The base's id, where it shares one. */
+  get baseId(): string | undefined {
+    return this.stored.manifest.base?.id;
   }
 
   get bootId(): string {
@@ -133,7 +191,7 @@ export class LoadedImage {
 
   /** Makes sure that the page space is the one that was written: at first use, and whenever its file changed since. */
   verify(): Promise<void> | undefined {
-    if (this.verified !== undefined && this.verified === pagesIdentity(this.image.dir)) return undefined;
+    if (this.verified !== undefined && this.verified === this.identity()) return undefined;
     this.verifying ??= this.verifyNow().finally(() => {
       this.verifying = undefined;
     });
@@ -141,10 +199,10 @@ export class LoadedImage {
   }
 
   private async verifyNow(): Promise<void> {
-    const before = pagesIdentity(this.image.dir);
+    const before = this.identity();
     // What is mapped is the file that was opened; another one under its name, even a whole one, says nothing about that.
     const why =
-      before === "missing"
+      before.startsWith("missing")
         ? "it is missing"
         : inodeOf(before) === this.inode
           ? undefined
@@ -155,16 +213,41 @@ export class LoadedImage {
         why,
         fix: "the function boots and is frozen anew",
       });
-    const { stdout } = await this.keeper.helper([this.extractor, "verify", imageFiles(this.image.dir).pages]);
-    const reply = parseReply(stdout);
-    if (!reply.ok)
-      throw new ThawError("IMAGE_DAMAGED", {
-        what: `the pages of image ${this.image.id} cannot be read`,
-        why: String(reply.why),
-        fix: "the function boots and is frozen anew",
-      });
-    checkPages(this.stored.manifest, { digest: String(reply.digest), bytes: String(reply.bytes) }, this.image.dir);
+    checkPages(this.stored.manifest, await this.digestOf(imageFiles(this.image.dir).pages), this.image.dir);
+    await this.verifyBase();
     this.verified = before;
+  }
+
+  /** Once for all images that share it. */
+  private async verifyBase(): Promise<void> {
+    if (this.baseFile === undefined) return;
+    const whole = wholeBases.get(this.keeper) ?? new Set();
+    wholeBases.set(this.keeper, whole);
+    const base = basePath(this.image.dir);
+    const identity = baseIdentity(base);
+    if (whole.has(identity)) return;
+    checkBase(this.stored.manifest, await this.digestOf(base), this.image.dir);
+    whole.add(identity);
+  }
+
+  private async digestOf(path: string): Promise<{ digest: string; bytes: string }> {
+    const { stdout } = await this.keeper.helper([this.extractor, "verify", path]);
+    const reply = parseReply(stdout);
+    if (reply.ok) return { digest: String(reply.digest), bytes: String(reply.bytes) };
+    throw new ThawError("IMAGE_DAMAGED", {
+      what: `the pages of image ${this.image.id} cannot be read`,
+      why: String(reply.why),
+      fix: "the function boots and is frozen anew",
+    });
+  }
+
+  /** What comes with a program that maps memory. An image without a base passes its own pages in its place. */
+  private memoryFds(task: number): PassedFd[] {
+    const fds: PassedFd[] = [];
+    fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
+    fds[THAW_PASSES.task] = { kind: "tree", file: task };
+    fds[THAW_PASSES.base] = { kind: "file", file: this.baseFile ?? this.pagesFile };
+    return fds;
   }
 
   /** Reads and checks everything again, the pages too. */
@@ -174,8 +257,8 @@ export class LoadedImage {
     return inspectImage(stored, IMAGE_VERSION);
   }
 
-  /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. */
-  thawStep(loader: Loader, generic: boolean): StageStep {
+  /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. `task`: other code. */
+  thawStep(loader: Loader, generic: boolean, task = this.taskFile): StageStep {
     const compile = (): Program => {
       const { image } = this.split();
       return compileThaw(this.facts, {
@@ -185,9 +268,7 @@ export class LoadedImage {
         ...(loader === "splice" ? { prefetch: image.written } : {}),
       });
     };
-    const fds: PassedFd[] = [];
-    fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
-    fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
+    const fds = this.memoryFds(task);
     fds[THAW_PASSES.control] = { kind: "control" };
     fds[THAW_PASSES.log] = { kind: "log" };
     return this.step("thaw", () => this.compiled(`thaw:${loader}:${generic}`, compile), fds);
@@ -206,9 +287,7 @@ export class LoadedImage {
   parkSteps(loader: Loader, prefaulted: boolean, here: Fingerprint, before: (husk: Husk) => void): StageStep[] {
     const source = loader === "eager" ? "eager" : "lazy";
     const memory = (): Compiled => this.compiled(`memory:${source}`, () => compileMemory(this.facts, source));
-    const fds: PassedFd[] = [];
-    fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
-    fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
+    const fds = this.memoryFds(this.taskFile);
     const steps: StageStep[] = [...this.runtimeSteps(), { ...this.step("memory", memory, fds), before }];
     if (prefaulted) {
       const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
@@ -232,7 +311,7 @@ export class LoadedImage {
   floorStep(): { step: StageStep; done: () => void; mappings: number; faults: number } {
     const { program, mappings, faults } = compileFloor(this.facts, this.workingSet);
     const file = this.keeper.fileBytes(program.bytes);
-    const request = (): StageRequest => ({ program: file, fds: [{ kind: "file", file: this.pagesFile }], fdBase: this.fdBase });
+    const request = (): StageRequest => ({ program: file, fds: this.memoryFds(this.taskFile), fdBase: this.fdBase });
     return {
       step: { name: "floor", labels: () => program.labels, request },
       done: () => this.keeper.closeFile(file),
@@ -327,6 +406,7 @@ export class LoadedImage {
     this.keeper.closeFile(this.runtimeProgram.file);
     this.keeper.closeFile(this.pagesFile);
     this.keeper.closeFile(this.taskFile);
+    if (this.baseFile !== undefined) this.keeper.closeFile(this.baseFile);
   }
 
   /** The working set by who can be prefaulted with it: any husk of this runtime, or one that belongs to this image. */

@@ -13,6 +13,7 @@ import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type ThawHeader } from "../runtime/frames.js";
 import type { Husk } from "./husk-pool.js";
+import type { SharedBase } from "./images.js";
 import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
 import type {
   FreezeOptions,
@@ -68,6 +69,8 @@ export class LiveInstance implements Instance, InstanceListener {
   lineagePids: readonly number[];
   /** Image that it was thawed from. */
   origin: Image | undefined;
+  /** Page space that it shares with other images of its runtime; frozen, it goes on sharing it. */
+  base: SharedBase | undefined;
   /** Called once, when the first request after a thaw was handed to the keeper. */
   onRequestSent: (() => void) | undefined;
   /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
@@ -137,6 +140,14 @@ export class LiveInstance implements Instance, InstanceListener {
   /** Sends a frame without a body, such as `prepare`. */
   tell(header: { type: "prepare" }): void {
     this.keeper.send(this.id, ...encodeFrame(header));
+  }
+
+  /** To a clone of a base image: become the function with this environment. Answered as a boot is. */
+  tellLoad(env: Readonly<Record<string, string>>): void {
+    this.announceThaw(0);
+    assert(this.announce !== undefined, "announced just now");
+    this.keeper.send(this.id, ...encodeFrame({ type: "load", thaw: this.announce }, JSON.stringify({ env })));
+    this.announce = undefined;
   }
 
   invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {

@@ -40,7 +40,8 @@ export class Recorder {
   /** What is present now, by source (PAGEMAP_SCAN from outside). */
   async scan(instance: LiveInstance): Promise<PresentPages> {
     const argv = [this.extractor, "scan", String(instance.hostPid)];
-    if (instance.origin !== undefined) argv.push(imageFiles(instance.origin.dir).pages);
+    argv.push(instance.origin === undefined ? "" : imageFiles(instance.origin.dir).pages);
+    if (instance.base !== undefined) argv.push(instance.base.path);
     const { stdout } = await this.keeper.helper(argv);
     const reply = parseReply(stdout);
     if (!reply.ok)

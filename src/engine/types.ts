@@ -144,6 +144,11 @@ export interface Image {
 }
 
 export interface BootOptions {
+  /**
+   * To be frozen: the function may be loaded into a clone of its bare runtime instead of a fresh process, so that its image shares
+   * the runtime's pages. Where that cannot be done it is booted.
+   */
+  readonly base?: boolean;
   readonly husk?: "pooled" | "fresh";
 }
 

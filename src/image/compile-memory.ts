@@ -24,8 +24,8 @@ import type { PageRun } from "./working-set.js";
 /** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch. */
 export type PageSource = "lazy" | "eager";
 
-/** Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter. */
-export const THAW_PASSES = { pages: 0, task: 1, control: 2, log: 3 } as const;
+/** Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter, `base` only where a region is. */
+export const THAW_PASSES = { pages: 0, task: 1, base: 2, control: 3, log: 4 } as const;
 /** … and with {@link compileResume}. */
 export const RESUME_PASSES = { control: 0, log: 1 } as const;
 
@@ -54,6 +54,11 @@ export function isRuntimeFile(region: Region): boolean {
     !region.path.startsWith(`${TASK_ROOT}/`) &&
     !region.path.startsWith("/tmp/")
   );
+}
+
+/** Whether a region is mapped by {@link mapRegion}: from a page space, or as empty memory. */
+export function isMemory({ kind }: Region): boolean {
+  return kind === "anon" || kind === "heap" || kind === "overlay" || kind === "base";
 }
 
 interface OpenFile {
@@ -137,11 +142,16 @@ function mapMoved(program: ProgramBuilder, facts: Facts): void {
   }
 }
 
+/** The page space that a region is mapped from. */
+function spaceOf(region: Region): ReturnType<typeof passed> {
+  return passed(region.kind === "base" ? THAW_PASSES.base : THAW_PASSES.pages);
+}
+
 /** Copies stored pages of a region by reading them; the region must be mapped and writable by then. */
 function readRuns(program: ProgramBuilder, region: Region): void {
   for (const run of storedRuns(region)) {
     const offset = (region.slot ?? 0n) + (run.address - region.start);
-    program.call(`read ${region.kind} pages`, SYS.pread64, [passed(THAW_PASSES.pages), run.address, run.bytes, offset], {
+    program.call(`read ${region.kind} pages`, SYS.pread64, [spaceOf(region), run.address, run.bytes, offset], {
       expect: run.bytes,
     });
   }
@@ -170,7 +180,7 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
       bytes,
       region.prot,
       MAP_PRIVATE | MAP_FIXED,
-      passed(THAW_PASSES.pages),
+      spaceOf(region),
       region.slot ?? 0n,
     ]);
   }
@@ -201,7 +211,7 @@ export function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSou
   mapMoved(program, facts);
   program.stamp(STAMPS.files);
   for (const region of facts.regions) {
-    if (region.kind === "anon" || region.kind === "heap" || region.kind === "overlay") mapRegion(program, region, source);
+    if (isMemory(region)) mapRegion(program, region, source);
   }
   program.stamp(STAMPS.regions);
   for (const region of facts.regions) {

@@ -24,7 +24,8 @@ const identity = z.object({
 });
 
 const region = z.object({
-  kind: z.enum(["anon", "heap", "stack", "file", "shared", "overlay", "vdso"]),
+  /** `base`: mapped from the page space of the base image, where `slot` and `runs` then lie (docs/design/base-images.md). */
+  kind: z.enum(["anon", "heap", "stack", "file", "shared", "overlay", "vdso", "base"]),
   start: hex,
   end: hex,
   prot: z.int().min(0).max(7),
@@ -161,7 +162,7 @@ export type Descriptor = Facts["descriptors"][number];
 export type TmpEntry = Facts["tmp"][number];
 export type FileIdentity = z.output<typeof identity>;
 
-/** Pages that a region stores. */
+/** Pages that hold bytes in a region, be they stored in the image itself or in its base. */
 export function storedPages(region: Region): number {
   let pages = 0;
   for (let index = 1; index < (region.runs?.length ?? 0); index += 2) pages += region.runs?.[index] ?? 0;

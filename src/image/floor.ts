@@ -2,7 +2,7 @@
  * The floor's program: the mappings of an image and as many faults as its recorded start took, nothing else. The husk times
  * itself with two stamps, so that no message is in the figure.
  */
-import { mapRegion } from "./compile-memory.js";
+import { isMemory, mapRegion } from "./compile-memory.js";
 import type { Facts } from "./facts.js";
 import { type Program, ProgramBuilder } from "./program.js";
 import { clipRuns, type PageRun, type WorkingSet } from "./working-set.js";
@@ -20,10 +20,10 @@ interface Floor {
   readonly faults: number;
 }
 
-/** Passes: the page space. Regions that a thaw takes from files of the interpreter are not part of it. */
+/** Passes: pages, task and base of a thaw. Regions that a thaw takes from files of the interpreter are not part of it. */
 export function compileFloor(facts: Facts, set: WorkingSet): Floor {
   const program = new ProgramBuilder();
-  const regions = facts.regions.filter(({ kind }) => kind === "anon" || kind === "heap" || kind === "overlay");
+  const regions = facts.regions.filter(isMemory);
   program.stamp(FLOOR_STAMPS.begin);
   for (const region of regions) mapRegion(program, region, "lazy");
   program.stamp(FLOOR_STAMPS.mapped);

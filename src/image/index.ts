@@ -4,6 +4,7 @@ export {
   compileMemory,
   compilePrefault,
   compileRuntime,
+  isMemory,
   isRuntimeFile,
   type PageSource,
   RESUME_PASSES,

@@ -1,7 +1,7 @@
 /** What an image consists of, in plain data, for people who look at one. */
 import { stat } from "node:fs/promises";
 import { type Facts, storedPages } from "./facts.js";
-import { imageFiles, type StoredImage } from "./store.js";
+import { basePath, imageFiles, type StoredImage } from "./store.js";
 import { runPages } from "./working-set.js";
 
 /** Pages are 4 KiB each. */
@@ -13,7 +13,7 @@ export interface ImageInspection {
   /** Pids of the lineage; a thaw runs under another one. */
   readonly lineagePids: readonly number[];
   readonly threads: readonly string[];
-  /** Number of mappings by kind: anonymous, heap, stack, of a file, overlay over a file. */
+  /** Number of mappings by kind: anonymous, heap, stack, of a file, overlay over a file, of the base image. */
   readonly mappings: Readonly<Record<string, number>>;
   readonly mappedFiles: readonly string[];
   readonly descriptors: readonly string[];
@@ -27,6 +27,8 @@ export interface ImageInspection {
   };
   /** Set when a working set was there but damaged. */
   readonly workingSetDamaged: boolean;
+  /** The base image whose pages it shares, if it was made from one; not part of `bytes`. */
+  readonly base?: { readonly id: string; readonly sharedPages: number; readonly bytes: number; readonly images: number };
   readonly bytes: Readonly<Record<string, number>>;
 }
 
@@ -39,6 +41,9 @@ export async function inspectImage(image: StoredImage, formatVersion: number): P
     const info = await stat(path).catch(() => undefined);
     if (info !== undefined) bytes[name] = info.blocks * 512;
   }
+  const shared = await stat(basePath(image.dir)).catch(() => undefined);
+  const count = (base: boolean): number =>
+    facts.regions.reduce((sum, region) => sum + ((region.kind === "base") === base ? storedPages(region) : 0), 0);
   return {
     formatVersion,
     createdMs: manifest.createdMs,
@@ -55,12 +60,15 @@ export async function inspectImage(image: StoredImage, formatVersion: number): P
     descriptors: describeDescriptors(facts),
     tmpFiles: facts.tmp.length,
     pages: {
-      stored: facts.regions.reduce((sum, region) => sum + storedPages(region), 0),
+      stored: count(false),
       ...(workingSet === undefined
         ? {}
         : { written: runPages(workingSet.written), read: runPages(workingSet.read), faults: workingSet.faults }),
     },
     workingSetDamaged: image.workingSetDamaged,
+    ...(manifest.base === undefined || shared === undefined
+      ? {}
+      : { base: { id: manifest.base.id, sharedPages: count(true), bytes: shared.blocks * 512, images: shared.nlink } }),
     bytes,
   };
 }

@@ -53,6 +53,8 @@ const manifestSchema = z.object({
     bootId: z.string(),
   }),
   report: reportSchema,
+  /** The image whose page space this one shares; its file lies, as a hard link, in this image's directory. */
+  base: z.object({ id: z.string(), digest: z.string(), bytes: z.string() }).optional(),
   tmpBytes: z.int().nonnegative(),
   tmpSha256: z.string(),
   facts: factsSchema,

@@ -1,6 +1,6 @@
 /**
  * An image's directory: `manifest`, `pages` (the page space), `tmp` (contents of temporary files, absent when there are
- * none), `working-set`. Written into a temporary directory, flushed, renamed: an image exists whole or not at all.
+ * none), `working-set`, and `base`, a hard link to the page space of the base image (only if it has one). Written into a temporary directory, flushed, renamed: an image exists whole or not at all.
  */
 import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
@@ -19,6 +19,11 @@ export function imageFiles(dir: string): { manifest: string; pages: string; tmp:
     tmp: join(dir, "tmp"),
     workingSet: join(dir, "working-set"),
   };
+}
+
+/** The image's own link to the page space of its base, where it has one. */
+export function basePath(dir: string): string {
+  return join(dir, "base");
 }
 
 /** What is read of an image before it is used. The pages stay on disk. */
@@ -94,9 +99,34 @@ export async function readImage(dir: string): Promise<StoredImage> {
   }
   if (BigInt(size) !== manifest.facts.pageSpaceBytes)
     throw damaged(files.pages, `it is ${size} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
+  if (manifest.base !== undefined) await checkBaseLength(basePath(dir), manifest.base);
   const recorded = await readOptional(files.workingSet);
   const workingSet = recorded.length === 0 ? undefined : decodeWorkingSet(recorded);
   return { dir, manifest, contents, workingSet, workingSetDamaged: recorded.length > 0 && workingSet === undefined };
+}
+
+async function checkBaseLength(path: string, base: NonNullable<Manifest["base"]>): Promise<void> {
+  const info = await stat(path).catch((error: unknown) => {
+    throw damaged(path, `the page space of its base image ${base.id} is missing: ${errorText(error)}`, error);
+  });
+  if (BigInt(info.size) !== BigInt(base.bytes))
+    throw damaged(path, `the page space of its base image ${base.id} is ${info.size} bytes long where ${BigInt(base.bytes)} were written`);
+}
+
+/** As {@link pagesIdentity}, for a base's page space under any of its names: every image that shares it changes its change time, by a link. */
+export function baseIdentity(path: string): string {
+  const info = statSync(path, { bigint: true, throwIfNoEntry: false });
+  return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.mtimeNs}`;
+}
+
+/** Compares what `extractor verify` found of the base's page space with the manifest. */
+export function checkBase(manifest: Manifest, found: { digest: string; bytes: string }, dir: string): void {
+  const { base } = manifest;
+  if (base === undefined || (BigInt(found.bytes) === BigInt(base.bytes) && found.digest === base.digest)) return;
+  throw damaged(
+    basePath(dir),
+    `the digest of its base image ${base.id} is ${found.digest} where ${base.digest} was written`,
+  );
 }
 
 /** Changes whenever somebody wrote to the page space, replaced or truncated it; cheap enough for every thaw. */
@@ -119,7 +149,7 @@ export function workingSetOf(image: StoredImage): WorkingSet {
   return image.workingSet ?? EMPTY_WORKING_SET;
 }
 
-/** Bytes that the files of an image occupy on disk (holes do not count). */
+/** Bytes that the files of an image occupy on disk (holes do not count, nor does the base, which it shares). */
 export async function bytesOnDisk(dir: string): Promise<number> {
   let bytes = 0;
   for (const path of Object.values(imageFiles(dir))) {

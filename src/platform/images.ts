@@ -186,7 +186,7 @@ export class Images {
     version.image.attempts += 1;
     const dir = join(imagesDir, `${version.name}.${randomBytes(8).toString("hex")}`);
     let image: Image;
-    job.instance = await engine.boot(version.spec);
+    job.instance = await engine.boot(version.spec, { base: true });
     try {
       if (this.#abandoned(version)) return;
       image = await job.instance.freeze({ then: "end", dir });

@@ -50,7 +50,13 @@ export interface PrepareHeader {
   readonly type: "prepare";
 }
 
-export type ServerHeader = InvokeHeader | PrepareHeader;
+/** To a clone of a base image: load this function. The body is `{"env": {…}}`, JSON: the whole environment, `_HANDLER` in it. */
+export interface LoadHeader {
+  readonly type: "load";
+  readonly thaw: ThawHeader;
+}
+
+export type ServerHeader = InvokeHeader | PrepareHeader | LoadHeader;
 
 /** The outcome of one request. */
 export interface AnswerHeader {

@@ -9,7 +9,7 @@ import { ThawError } from "../base/errors.js";
 export const RUNTIME_DIR = "/var/runtime";
 export const TASK_ROOT = "/var/task";
 
-/** Names that Lambda sets itself, and one that freezing depends on. */
+/** Names that Lambda sets itself, and two that freezing depends on. */
 export const RESERVED_ENVIRONMENT: readonly string[] = [
   "_HANDLER",
   "_X_AMZN_TRACE_ID",
@@ -27,6 +27,7 @@ export const RESERVED_ENVIRONMENT: readonly string[] = [
   "LAMBDA_RUNTIME_DIR",
   "TZ",
   "UV_USE_IO_URING",
+  "THAW_BASE",
 ];
 
 /** What must be known of a function to start it. */
@@ -49,6 +50,8 @@ export interface LaunchInput {
   readonly logStreamName?: string;
   /** Absolute path inside the sandbox of a library for LD_PRELOAD. The user's own, if any, come after it. */
   readonly preload?: string;
+  /** The bare runtime, without a function: it parks until it is frozen (docs/design/base-images.md). */
+  readonly base?: boolean;
 }
 
 /** What to execute, and where. `env` is the whole environment. */
@@ -145,6 +148,7 @@ function environment(input: LaunchInput, defaults: Record<string, string>): Reco
     LAMBDA_RUNTIME_DIR: RUNTIME_DIR,
     TZ: ":UTC",
     ...(preload === "" ? {} : { LD_PRELOAD: preload }),
+    ...(input.base === true ? { THAW_BASE: "1" } : {}),
   };
 }
 

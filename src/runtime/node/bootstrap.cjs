@@ -8,6 +8,9 @@
  *   ├─ prepare: before-hooks, rehearse, collect garbage, "prepared", and back without leaving the macrotask
  *   └─ invoke:  renew and after-hooks when thawed, handler, answer, then one turn of the event loop
  *
+ * Started with THAW_BASE in its environment it loads nothing: it parks, is frozen as the base of many images, and a clone of it
+ * then takes the environment and the handler of its function from a `load` frame (docs/design/base-images.md).
+ *
  * `serve` is always a macrotask of its own, so no microtask of the function is pending while it blocks. One request is open
  * at a time (`open`); whoever settles it first answers, and what comes later is ignored. `onIdle` says what an empty event
  * loop means at that point. Everything on the way of a request, of an error and of a thaw is loaded and has run once before
@@ -18,7 +21,7 @@ const unique = require("./unique.cjs");
 const { receive, send, logLine, ServerGone } = require("./channel.cjs");
 const { runtimeError, describe, textOf } = require("./errors.cjs");
 const { snapshot, runBefore, runAfter } = require("./hooks.cjs");
-const { Context } = require("./context.cjs");
+const { Context, readEnvironment } = require("./context.cjs");
 const { loadHandler } = require("./handler.cjs");
 const { setFlagsFromString } = require("node:v8");
 const { runInNewContext } = require("node:vm");
@@ -45,6 +48,8 @@ let open = null;
 let onIdle = null;
 let callbackWarned = false;
 let rehearsing = false;
+/** While the handler is being loaded, errors that belong to nobody are errors of loading. */
+let loading = true;
 
 /** Pipes on 1 and 2 must block: libuv would queue what a full pipe refuses, and the reply would overtake it. */
 function blockingOutput(name) {
@@ -261,6 +266,7 @@ function serve() {
   }
   if (header.type === "invoke") invoke(header);
   else if (header.type === "prepare") prepare();
+  else if (header.type === "load") load(header);
   else {
     logLine(`thaw: the server sent a frame of unknown type ${textOf(header.type)}`);
     exit(1);
@@ -330,12 +336,11 @@ function die(error, inInit) {
   exit(1);
 }
 
-async function boot() {
+function boot() {
   unique.install();
   blockingOutput("stdout");
   blockingOutput("stderr");
   installGlobals();
-  let loading = true;
   process.on("beforeExit", () => onIdle?.());
   process.on("uncaughtException", (error) => die(describe(error), loading));
   process.on("unhandledRejection", (reason) => {
@@ -343,6 +348,29 @@ async function boot() {
     const text = trace.length > 0 ? `${errorType}: ${errorMessage}` : errorMessage;
     die({ errorType: "Runtime.UnhandledPromiseRejection", errorMessage: text, trace }, loading);
   });
+  if (env.THAW_BASE === undefined) {
+    void loadFunction();
+    return;
+  }
+  loading = false;
+  setImmediate(() => {
+    send({ type: "ready" }, "");
+    serve();
+  });
+}
+
+/** In a clone of the base: the function's environment takes the place of the base's, and from here on all is as after a boot. */
+function load(header) {
+  const wanted = parse(header.text).env;
+  for (const name of Object.keys(env)) if (!Object.hasOwn(wanted, name)) delete env[name];
+  for (const [name, value] of Object.entries(wanted)) if (env[name] !== value) env[name] = value;
+  unique.renew(header.thaw);
+  void loadFunction();
+}
+
+async function loadFunction() {
+  loading = true;
+  readEnvironment();
   onIdle = () => die(describe(runtimeError("NodeJsExit", "the event loop ran empty while the handler was being loaded")), true);
   try {
     handler = await loadHandler(env.LAMBDA_TASK_ROOT ?? process.cwd(), env._HANDLER ?? "");
@@ -358,4 +386,4 @@ async function boot() {
   });
 }
 
-void boot();
+boot();

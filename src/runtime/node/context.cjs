@@ -1,8 +1,14 @@
 "use strict";
 /* The second argument of a handler. */
 
-const logGroupName = process.env.AWS_LAMBDA_LOG_GROUP_NAME;
-const logStreamName = process.env.AWS_LAMBDA_LOG_STREAM_NAME;
+let logGroupName;
+let logStreamName;
+
+/** Once, before the function's code can change them. */
+function readEnvironment() {
+  logGroupName = process.env.AWS_LAMBDA_LOG_GROUP_NAME;
+  logStreamName = process.env.AWS_LAMBDA_LOG_STREAM_NAME;
+}
 
 /** `X-Amz-Client-Context` as an object; a text that is not JSON is handed on as it is. */
 function clientContextOf(text) {
@@ -36,4 +42,4 @@ class Context {
   }
 }
 
-module.exports = { Context };
+module.exports = { Context, readEnvironment };

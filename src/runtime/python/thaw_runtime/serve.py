@@ -146,11 +146,8 @@ def _rehearse():
         channel.encode({"type": "error"}, json.dumps(handler.describe(error, "")).encode())
 
 
-def main():
-    channel.open_channel()
-    unique.install()
-    # A line at a time: whole lines reach the log even when the function is killed.
-    sys.stdout.reconfigure(line_buffering=True)
+def _load():
+    """The handler; says that it is ready, or why it could not be loaded."""
     try:
         function = handler.load(os.environ.get("_HANDLER", ""))
     except Exception as exception:
@@ -158,8 +155,37 @@ def main():
         handler.log_error(error)
         _answer({"type": "initError"}, json.dumps(error).encode())
         os._exit(1)
-    try:
+    _answer({"type": "ready"})
+    return function
+
+
+def _become(header, body):
+    """In a clone of the base: the function's environment takes the place of the base's, and other files lie below /var/task."""
+    global _main_pid
+    _main_pid = os.getpid()
+    wanted = json.loads(bytes(body))["env"]
+    for name in [name for name in os.environ if name not in wanted]:
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    for path in [path for path in sys.path_importer_cache if not path.startswith(sys.base_prefix)]:
+        del sys.path_importer_cache[path]  # a finder keeps what it saw in its directory
+    gc.unfreeze()
+    unique.renew(header["thaw"])
+
+
+def main():
+    channel.open_channel()
+    unique.install()
+    # A line at a time: whole lines reach the log even when the function is killed.
+    sys.stdout.reconfigure(line_buffering=True)
+    if "THAW_BASE" in os.environ:
+        function = None  # what is frozen here becomes the base of many images; a clone of it is told what to load
         _answer({"type": "ready"})
+    else:
+        function = _load()
+    try:
         while True:
             header, body = channel.receive()
             kind = header.get("type")
@@ -167,6 +193,9 @@ def main():
                 _invoke(function, header, body)
             elif kind == "prepare":
                 _prepare()
+            elif kind == "load":
+                _become(header, body)
+                function = _load()
             else:
                 raise ValueError(f"the server sent a frame of unknown type {kind!r}")
             header = body = None
