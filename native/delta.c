@@ -18,7 +18,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#define SHARED_PAGES_MIN 32
+#define SHARED_PAGES_MIN 8
 /* A page's class is a byte; larger regions (reserved for WebAssembly, hardly ever filled) are stored whole. */
 #define REGION_PAGES_MAX (4ULL << 20)
 /* A slot is at least this long (SLOT_SHIFT_MIN): within it, what follows a region is a hole. */

@@ -26,7 +26,12 @@ export async function bootInstance(keeper: Keeper, instance: LiveInstance, templ
   const { spec } = instance;
   const { interpreter } = template;
   const program = compileBoot(
-    launch({ ...spec, interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}), base }),
+    launch({
+      ...spec,
+      interpreter: interpreter.path,
+      ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}),
+      base,
+    }),
   );
   const file = keeper.fileBytes(program.bytes);
   let task: number | undefined;

@@ -2,7 +2,7 @@
  * The engine: boots, freezes and thaws on this machine. It owns the keeper, the husk pools and the open images; what a function is
  * for, and when it starts, is decided above.
  */
-import { mkdirSync, readFileSync, realpathSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
@@ -21,7 +21,6 @@ import {
 } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
-import { mountOf } from "../linux/mounts.js";
 import { Bases } from "./bases.js";
 import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
@@ -31,6 +30,7 @@ import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
+import { inOrder, nextLabel, notOpen, refuseNoexec, usBetween } from "./parts.js";
 import { phasesOf } from "./phases.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
@@ -122,8 +122,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       fingerprint,
       log,
       boot: (spec) => this.bootFresh(spec, {}, true),
-      freeze: (instance, dir) =>
-        freezeInstance({ keeper, extractor, fingerprint, imagesDir: this.imagesDir }, instance, { dir }),
+      freeze: (instance, dir) => freezeInstance({ keeper, extractor, fingerprint, imagesDir: this.imagesDir }, instance, { dir }),
       husk: (template, avoid, tmpMb) => this.anyHusk(template.id, avoid, tmpMb, true),
       adopt: (husk, spec, start) => {
         this.limit(husk, spec);
@@ -482,42 +481,6 @@ export class LocalEngine implements Engine, InstanceOwner {
       fix: "start it without --boot-only",
     });
   }
-}
-
-/** Code that a runtime compiled lies in its image, and is mapped from there. */
-function refuseNoexec(dataDir: string): void {
-  const mount = mountOf(realpathSync(dataDir), readFileSync("/proc/self/mounts", "utf8"));
-  if (mount?.options.includes("noexec") !== true) return;
-  throw new ThawError("UNSUPPORTED_PLATFORM", {
-    what: `images cannot be kept in ${dataDir}`,
-    why: `${mount.point} is mounted noexec, and an image holds code`,
-    fix: `choose another directory with --data, or: mount -o remount,exec ${mount.point}`,
-  });
-}
-
-let labels = 0;
-function nextLabel(): string {
-  return String(++labels);
-}
-
-function notOpen(image: Image): ThawError {
-  return new ThawError("IMAGE_NOT_READY", {
-    what: `image ${image.id} is not open`,
-    why: "it was removed, or belongs to another engine",
-    fix: "open it with openImage",
-  });
-}
-
-/** Rejects with the first failure in this order, whichever is told first: those behind it fail because of it. */
-async function inOrder<T>(promises: readonly Promise<T>[]): Promise<T[]> {
-  for (const promise of promises) promise.catch(() => undefined);
-  const results: T[] = [];
-  for (const promise of promises) results.push(await promise);
-  return results;
-}
-
-function usBetween(from: bigint, to: bigint): number {
-  return Number(to - from) / 1000;
 }
 
 function genericKey(template: number): string {

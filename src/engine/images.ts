@@ -28,8 +28,8 @@ import {
   type ImageInspection,
   imageFiles,
   inspectImage,
-  isMemory,
   intersectRuns,
+  isMemory,
   isRuntimeFile,
   joinRuns,
   type PageRun,
@@ -115,7 +115,14 @@ export class LoadedImage {
   }
 
   /** Reads, checks and opens. `written`: the pages were written by this server a moment ago. */
-  static async open(keeper: Keeper, extractor: string, dir: string, here: Fingerprint, written: boolean, isBase = false): Promise<LoadedImage> {
+  static async open(
+    keeper: Keeper,
+    extractor: string,
+    dir: string,
+    here: Fingerprint,
+    written: boolean,
+    isBase = false,
+  ): Promise<LoadedImage> {
     // A working set that a killed server was writing.
     if (!written) await removeTemporaries(dir);
     const stored = await readImage(dir);
@@ -201,12 +208,11 @@ export class LoadedImage {
   private async verifyNow(): Promise<void> {
     const before = this.identity();
     // What is mapped is the file that was opened; another one under its name, even a whole one, says nothing about that.
-    const why =
-      before.startsWith("missing")
-        ? "it is missing"
-        : inodeOf(before) === this.inode
-          ? undefined
-          : "another file took its place since it was opened";
+    const why = before.startsWith("missing")
+      ? "it is missing"
+      : inodeOf(before) === this.inode
+        ? undefined
+        : "another file took its place since it was opened";
     if (why !== undefined)
       throw new ThawError("IMAGE_DAMAGED", {
         what: `the image file ${imageFiles(this.image.dir).pages} cannot be used`,

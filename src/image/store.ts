@@ -110,7 +110,10 @@ async function checkBaseLength(path: string, base: NonNullable<Manifest["base"]>
     throw damaged(path, `the page space of its base image ${base.id} is missing: ${errorText(error)}`, error);
   });
   if (BigInt(info.size) !== BigInt(base.bytes))
-    throw damaged(path, `the page space of its base image ${base.id} is ${info.size} bytes long where ${BigInt(base.bytes)} were written`);
+    throw damaged(
+      path,
+      `the page space of its base image ${base.id} is ${info.size} bytes long where ${BigInt(base.bytes)} were written`,
+    );
 }
 
 /** As {@link pagesIdentity}, for a base's page space under any of its names: every image that shares it changes its change time, by a link. */
@@ -123,10 +126,7 @@ export function baseIdentity(path: string): string {
 export function checkBase(manifest: Manifest, found: { digest: string; bytes: string }, dir: string): void {
   const { base } = manifest;
   if (base === undefined || (BigInt(found.bytes) === BigInt(base.bytes) && found.digest === base.digest)) return;
-  throw damaged(
-    basePath(dir),
-    `the digest of its base image ${base.id} is ${found.digest} where ${base.digest} was written`,
-  );
+  throw damaged(basePath(dir), `the digest of its base image ${base.id} is ${found.digest} where ${base.digest} was written`);
 }
 
 /** Changes whenever somebody wrote to the page space, replaced or truncated it; cheap enough for every thaw. */

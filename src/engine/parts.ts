@@ -1,0 +1,44 @@
+/** Small things that the engine is made of. */
+import { readFileSync, realpathSync } from "node:fs";
+import { ThawError } from "../base/errors.js";
+import { mountOf } from "../linux/mounts.js";
+import type { Image } from "./types.js";
+
+/** Code that a runtime compiled lies in its image, and is mapped from there. */
+export function refuseNoexec(dataDir: string): void {
+  const mount = mountOf(realpathSync(dataDir), readFileSync("/proc/self/mounts", "utf8"));
+  if (mount?.options.includes("noexec") !== true) return;
+  throw new ThawError("UNSUPPORTED_PLATFORM", {
+    what: `images cannot be kept in ${dataDir}`,
+    why: `${mount.point} is mounted noexec, and an image holds code`,
+    fix: `choose another directory with --data, or: mount -o remount,exec ${mount.point}`,
+  });
+}
+
+/** Rejects with the first failure in this order, whichever is told first: those behind it fail because of it. */
+export async function inOrder<T>(promises: readonly Promise<T>[]): Promise<T[]> {
+  for (const promise of promises) promise.catch(() => undefined);
+  const results: T[] = [];
+  for (const promise of promises) results.push(await promise);
+  return results;
+}
+
+/** Microseconds between two readings of the monotonic clock. */
+export function usBetween(from: bigint, to: bigint): number {
+  return Number(to - from) / 1000;
+}
+
+let labels = 0;
+/** Tells engines of one process apart. */
+export function nextLabel(): string {
+  return String(++labels);
+}
+
+/** The error of using an image that this engine does not have open. */
+export function notOpen(image: Image): ThawError {
+  return new ThawError("IMAGE_NOT_READY", {
+    what: `image ${image.id} is not open`,
+    why: "it was removed, or belongs to another engine",
+    fix: "open it with openImage",
+  });
+}
