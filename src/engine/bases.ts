@@ -8,8 +8,8 @@
  * The link is the count of references: an image needs nothing from `bases`, and the pages go with the last link to them.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, statSync } from "node:fs";
-import { readdir, rm } from "node:fs/promises";
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
 import { isThawError } from "../base/errors.js";
@@ -87,6 +87,8 @@ export interface BaseTools {
   readonly runtimeDir: string;
   /** The server's data. */
   readonly dataDir: string;
+  /** False: every image is made from a boot. */
+  readonly enabled: boolean;
   readonly fingerprint: Fingerprint;
   readonly log: Logger;
   /** Boots the bare runtime. */
@@ -112,9 +114,6 @@ export class Bases {
     this.#tools = tools;
     this.#dir = join(tools.dataDir, "bases");
     this.#emptyDir = join(this.#dir, "empty");
-    mkdirSync(this.#dir, { recursive: true, mode: 0o700 });
-    // /var/task of a base: functions, which run as other users, must be able to look at it.
-    mkdirSync(this.#emptyDir, { recursive: true, mode: 0o755 });
     this.#runtimeDigest = digestOfFiles(tools.runtimeDir);
   }
 
@@ -123,7 +122,7 @@ export class Bases {
    * there is no base and none can be made (which is logged). INIT_FAILED as a boot.
    */
   async start(spec: FunctionSpec, template: Template): Promise<LiveInstance | undefined> {
-    if (!suitsBase(spec.env)) return undefined;
+    if (!this.#tools.enabled || !suitsBase(spec.env)) return undefined;
     const machine = machineKey(template, this.#tools.fingerprint, this.#runtimeDigest);
     const key = `${machine}-${flagsKey(spec, template)}`;
     const base = await this.#get(key, machine, spec);
@@ -206,6 +205,9 @@ export class Bases {
     const full = this.#open.get(key);
     if (full !== undefined) await this.#drop(key, full);
     try {
+      await mkdir(this.#dir, { recursive: true, mode: 0o700 });
+      // /var/task of a base: functions, which run as other users, must be able to look at it.
+      await mkdir(this.#emptyDir, { recursive: true, mode: 0o755 });
       for (const name of await readdir(this.#dir)) {
         if (!name.startsWith(`${key}.`)) continue;
         try {

@@ -25,12 +25,13 @@ import { Bases } from "./bases.js";
 import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
-import { type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
+import { genericKey, type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
-import { inOrder, nextLabel, notOpen, refuseNoexec, usBetween } from "./parts.js";
+import { OpenImages } from "./open-images.js";
+import { bootOnly, inOrder, nextLabel, notOpen, refuseNoexec, usBetween } from "./parts.js";
 import { phasesOf } from "./phases.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
@@ -67,6 +68,8 @@ export interface EngineOptions {
   readonly log?: Logger;
   /** Functions boot, nothing is frozen or thawed. */
   readonly bootOnly?: boolean;
+  /** Default true: images share the pages of their bare runtime (docs/design/base-images.md). */
+  readonly sharedRuntime?: boolean;
   /** Called once when the keeper ended by itself: every instance is gone, and this engine cannot make another. */
   readonly onLost?: (error: ThawError) => void;
 }
@@ -77,7 +80,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly templates: Templates;
   private readonly recorder: Recorder;
   private readonly bases: Bases;
-  private readonly images = new Map<string, LoadedImage>();
+  private readonly images: OpenImages;
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
   private readonly imagesDir: string;
@@ -100,7 +103,8 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
     this.recorder = new Recorder(keeper, paths.extractor, this.log);
-    this.bases = this.makeBases(options.dataDir);
+    this.bases = this.makeBases(options);
+    this.images = new OpenImages((dir) => this.load(dir));
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -111,7 +115,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   /** What bases are made and started with. */
-  private makeBases(dataDir: string): Bases {
+  private makeBases({ dataDir, sharedRuntime = true }: EngineOptions): Bases {
     const { keeper, fingerprint, log } = this;
     const { extractor, runtimeDir } = this.paths;
     return new Bases({
@@ -119,11 +123,12 @@ export class LocalEngine implements Engine, InstanceOwner {
       extractor,
       runtimeDir,
       dataDir,
+      enabled: sharedRuntime,
       fingerprint,
       log,
       boot: (spec) => this.bootFresh(spec, {}, true),
       freeze: (instance, dir) => freezeInstance({ keeper, extractor, fingerprint, imagesDir: this.imagesDir }, instance, { dir }),
-      husk: (template, avoid, tmpMb) => this.anyHusk(template.id, avoid, tmpMb, true),
+      husk: (template, avoid, tmpMb) => this.husks.generic(template.id, avoid, tmpMb, true),
       adopt: (husk, spec, start) => {
         this.limit(husk, spec);
         return this.adopt(new LiveInstance(keeper, this, husk, spec, start));
@@ -168,22 +173,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     return this.bootFresh(spec, options, false);
   }
 
-  private async anyHusk(
-    template: number,
-    avoid: ReadonlySet<number>,
-    tmpMb: number,
-    mayPool: boolean,
-  ): Promise<{ husk: Husk; pooled: boolean }> {
-    const fits = (husk: Husk): boolean => !avoid.has(husk.pid);
-    const pooled = mayPool && tmpMb === DEFAULT_TMP_MB ? this.husks.take(genericKey(template), fits) : undefined;
-    const husk = pooled ?? (await this.husks.make(template, [], "generic", avoid, tmpMb));
-    return { husk, pooled: pooled !== undefined };
-  }
-
   private async bootFresh(spec: FunctionSpec, options: BootOptions, base: boolean): Promise<LiveInstance> {
     const began = monotonicNs();
     const template = await this.templates.get(spec.runtime);
-    const { husk, pooled } = await this.anyHusk(template.id, NO_PIDS, spec.tmpMb, options.husk !== "fresh");
+    const { husk, pooled } = await this.husks.generic(template.id, NO_PIDS, spec.tmpMb, options.husk !== "fresh");
     const made = monotonicNs();
     const start: StartResult = {
       kind: "boot",
@@ -212,8 +205,17 @@ export class LocalEngine implements Engine, InstanceOwner {
   async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
     this.assertCanFreeze();
     const asked = monotonicNs();
+    const loaded = await this.images.use(image);
+    const release = this.images.hold(loaded);
+    try {
+      return await this.thawLoaded(loaded, image, options, asked);
+    } finally {
+      release();
+    }
+  }
+
+  private async thawLoaded(loaded: LoadedImage, image: Image, options: ThawOptions, asked: bigint): Promise<Instance> {
     const loader = options.loader ?? "splice";
-    const loaded = this.loaded(image);
     const verifying = loaded.verify();
     if (verifying !== undefined) await verifying.catch((error: unknown) => this.bases.found(error, loaded.baseId));
     const chosen = await this.chooseHusk(loaded, loader, options);
@@ -339,7 +341,7 @@ export class LocalEngine implements Engine, InstanceOwner {
         options,
       );
       const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
-      this.images.set(dir, loaded);
+      this.images.add(loaded);
       return loaded.image;
     } finally {
       if (options.then === "end") await instance.dispose();
@@ -351,21 +353,29 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.assertCanFreeze();
     const known = this.images.get(dir);
     if (known !== undefined) return known.image;
-    const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
-    await this.templates.get(loaded.image.spec.runtime);
-    this.images.set(dir, loaded);
+    const loaded = await this.load(dir);
+    this.images.add(loaded);
     return loaded.image;
   }
 
-  inspect(image: Image): Promise<ImageInspection> {
+  private async load(dir: string): Promise<LoadedImage> {
+    const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
+    await this.templates.get(loaded.image.spec.runtime);
+    return loaded;
+  }
+
+  rememberImage(image: Image): void {
+    this.images.remember(image);
+  }
+
+  async inspect(image: Image): Promise<ImageInspection> {
     this.assertCanFreeze();
-    return this.loaded(image).inspect();
+    return (await this.images.use(image)).inspect();
   }
 
   async removeImage(image: Image): Promise<void> {
-    const loaded = this.images.get(image.dir);
+    const loaded = this.images.remove(image.dir);
     if (loaded !== undefined) {
-      this.images.delete(image.dir);
       for (const level of ["image", "prefaulted"] as const)
         for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
       if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
@@ -383,10 +393,12 @@ export class LocalEngine implements Engine, InstanceOwner {
     const steps = (): StageStep[] =>
       level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit);
     const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
+    this.images.holdForPool(key, count > 0 ? loaded : undefined);
     this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
   }
 
   private dropPool(key: string): void {
+    this.images.holdForPool(key, undefined);
     if (this.husks.targetCount(key) > 0)
       this.husks.target(key, { level: "generic", template: 0, steps: () => [], avoid: NO_PIDS, count: 0 });
   }
@@ -416,7 +428,7 @@ export class LocalEngine implements Engine, InstanceOwner {
    */
   async floor(image: Image): Promise<FloorSample> {
     this.assertCanFreeze();
-    const loaded = this.loaded(image);
+    const loaded = await this.images.use(image);
     const template = await this.templates.get(image.spec.runtime);
     return measureFloor({ keeper: this.keeper, husks: this.husks, huskPath: this.paths.husk, template: template.id }, loaded);
   }
@@ -475,16 +487,8 @@ export class LocalEngine implements Engine, InstanceOwner {
   private assertCanFreeze(): void {
     this.assertOpen();
     if (this.canFreeze) return;
-    throw new ThawError("UNSUPPORTED_PLATFORM", {
-      what: "this server runs functions without images",
-      why: "it was started with --boot-only",
-      fix: "start it without --boot-only",
-    });
+    throw bootOnly();
   }
-}
-
-function genericKey(template: number): string {
-  return `generic:${template}`;
 }
 
 function runtimePoolKey(loaded: LoadedImage): string {

@@ -158,6 +158,10 @@ export class FakeEngine implements Engine {
     });
   }
 
+  rememberImage(_image: Image): void {
+    // Thawing reads the directory each time.
+  }
+
   async openImage(dir: string, quietly = false): Promise<Image> {
     if (!quietly) {
       this.note("openImage", dir.slice(dir.lastIndexOf("/") + 1));

@@ -234,6 +234,19 @@ export class HuskPool {
     clearTimeout(timer);
   }
 
+  /** A husk for anything of this runtime: pooled if it may be and there is one, else made. */
+  async generic(
+    template: number,
+    avoid: ReadonlySet<number>,
+    tmpMb: number,
+    mayPool: boolean,
+  ): Promise<{ husk: Husk; pooled: boolean }> {
+    const fits = (husk: Husk): boolean => !avoid.has(husk.pid);
+    const pooled = mayPool && tmpMb === DEFAULT_TMP_MB ? this.take(genericKey(template), fits) : undefined;
+    const husk = pooled ?? (await this.make(template, [], "generic", avoid, tmpMb));
+    return { husk, pooled: pooled !== undefined };
+  }
+
   /** Makes one husk and takes it through `steps`. */
   async make(
     template: number,
@@ -348,6 +361,11 @@ export class HuskPool {
     // A timer may fire a moment before its time by the other clock.
     setTimeout(() => this.refill(), RETRY_MS + 2).unref();
   }
+}
+
+/** The pool of a template's generic husks. */
+export function genericKey(template: number): string {
+  return `generic:${template}`;
 }
 
 /** Minor page faults of a process so far; 0 when it is gone. */

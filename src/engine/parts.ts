@@ -42,3 +42,12 @@ export function notOpen(image: Image): ThawError {
     fix: "open it with openImage",
   });
 }
+
+/** The error of everything that needs images, where there are none. */
+export function bootOnly(): ThawError {
+  return new ThawError("UNSUPPORTED_PLATFORM", {
+    what: "this server runs functions without images",
+    why: "it was started with --boot-only",
+    fix: "start it without --boot-only",
+  });
+}

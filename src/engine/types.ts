@@ -228,6 +228,8 @@ export interface Engine {
   thaw(image: Image, options?: ThawOptions): Promise<Instance>;
   /** Reads, checks and opens an image that a former run wrote. IMAGE_DAMAGED or IMAGE_MISMATCH when it cannot be used. */
   openImage(dir: string): Promise<Image>;
+  /** An image that a former run wrote, known by what was stored about it: read, checked and opened when it is first used. */
+  rememberImage(image: Image): void;
   /** Reads the image anew, checks all of it, its pages too, and says what it consists of. IMAGE_DAMAGED when it does not hold. */
   inspect(image: Image): Promise<ImageInspection>;
   /** Forgets the image's pools and descriptors and removes its directory. */

@@ -20,10 +20,15 @@ import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
 import type { Engine, Image, Instance } from "../engine/types.js";
 import { resourceError } from "./resources.js";
-import type { Store, StoredImage } from "./store.js";
+import type { ImageSummary, Store, StoredImage } from "./store.js";
 import type { ImageStatus, ParkedTargets } from "./types.js";
 import type { Version } from "./version.js";
 
+/**
+ * So many images are opened and checked when a server starts, in the background; of more, each when it is first used. Opening one
+ * takes some ten milliseconds of the event loop.
+ */
+const OPENED_AT_START_MAX = 64;
 /** Tries for one version, while things run out. */
 export const ATTEMPTS_MAX = 8;
 const BACKOFF_MS_MAX = 60_000;
@@ -54,9 +59,13 @@ export class Images {
   #working: Promise<void> | undefined;
   #current: { readonly version: Version; instance: Instance | undefined } | undefined;
   #closed = false;
+  #opened = 0;
+  readonly #parks: boolean;
 
   constructor(options: ImagesOptions) {
     this.#options = options;
+    const { runtime = 0, image = 0, prefaulted = 0 } = options.parked;
+    this.#parks = runtime + image + prefaulted > 0;
   }
 
   /** Begins with a version that has just been deployed. */
@@ -73,7 +82,15 @@ export class Images {
     }
     version.image.reason = stored.reason;
     if (stored.dir === undefined) this.#schedule(version);
-    else version.image.opening = this.#open(version, stored.dir);
+    else if (stored.summary !== undefined && !this.#parks && this.#opened >= OPENED_AT_START_MAX) {
+      const dir = join(this.#options.imagesDir, stored.dir);
+      const image: Image = { ...stored.summary, dir, spec: version.spec };
+      this.#options.engine.rememberImage(image);
+      this.#ready(version, image);
+    } else {
+      this.#opened++;
+      version.image.opening = this.#open(version, stored.dir);
+    }
   }
 
   /** Resolves or rejects as {@link Platform.waitReady} says. */
@@ -198,7 +215,11 @@ export class Images {
     try {
       recorded =
         !this.#abandoned(version) &&
-        this.#options.store.putImage(version.stored, { state: "ready", dir: image.dir.slice(imagesDir.length + 1) });
+        this.#options.store.putImage(version.stored, {
+          state: "ready",
+          dir: image.dir.slice(imagesDir.length + 1),
+          summary: summaryOf(image),
+        });
     } finally {
       if (!recorded) await engine.removeImage(image);
     }
@@ -317,6 +338,10 @@ export class Images {
   #note(version: Version, what: string, error: unknown): void {
     version.log.append("", `thaw: ${what}: ${errorText(error)}\n`);
   }
+}
+
+function summaryOf({ id, generation, heat, bytesOnDisk, report }: Image): ImageSummary {
+  return { id, generation, heat, bytesOnDisk, report };
 }
 
 function gone(version: Version): ThawError {

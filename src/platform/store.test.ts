@@ -53,7 +53,7 @@ describe("a database is refused", () => {
     database.pragma("user_version = 99");
     database.close();
     expect(() => Store.open(dir)).toThrow(
-      "its schema has version 99, and this thaw knows versions up to 1. Use the newer thaw that wrote it, or another data directory",
+      "its schema has version 99, and this thaw knows versions up to 2. Use the newer thaw that wrote it, or another data directory",
     );
   });
 });

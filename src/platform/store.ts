@@ -9,6 +9,7 @@ import { chmodSync } from "node:fs";
 import { join } from "node:path";
 import Database from "libsql";
 import { errorText, ThawError } from "../base/errors.js";
+import type { Image } from "../engine/types.js";
 import type { ImageState } from "./types.js";
 
 /** Each entry brings the schema from its index to the next version. Never edit one that was released. */
@@ -30,6 +31,8 @@ const MIGRATIONS: readonly string[] = [
      image_dir TEXT,
      PRIMARY KEY (function_name, version)
    ) STRICT, WITHOUT ROWID;`,
+  // What is shown of an image, so that a server with many functions need not open them all to list them.
+  "ALTER TABLE versions ADD COLUMN image_summary TEXT",
 ];
 
 /** What a version is configured to, as stored. */
@@ -60,7 +63,11 @@ export interface StoredImage {
   readonly state: Exclude<ImageState, "none">;
   readonly reason?: string | undefined;
   readonly dir?: string | undefined;
+  readonly summary?: ImageSummary | undefined;
 }
+
+/** What is shown of an image. */
+export type ImageSummary = Pick<Image, "id" | "generation" | "heat" | "bytesOnDisk" | "report">;
 
 interface Row {
   function_name: string;
@@ -73,6 +80,7 @@ interface Row {
   image_state: StoredImage["state"];
   image_reason: string | null;
   image_dir: string | null;
+  image_summary: string | null;
 }
 
 /** The database. Every method is one transaction, durable when it returns; DATABASE_FAILED when it cannot be. */
@@ -113,7 +121,12 @@ export class Store {
           codeHex: row.code_hex,
           codeBytes: row.code_bytes,
         },
-        image: { state: row.image_state, reason: row.image_reason ?? undefined, dir: row.image_dir ?? undefined },
+        image: {
+          state: row.image_state,
+          reason: row.image_reason ?? undefined,
+          dir: row.image_dir ?? undefined,
+          ...(row.image_summary === null ? {} : { summary: JSON.parse(row.image_summary) as ImageSummary }),
+        },
       }));
     });
   }
@@ -151,10 +164,18 @@ export class Store {
     return guarded(`The image of function "${version.functionName}" could not be recorded`, () => {
       const { changes } = this.#database
         .prepare(
-          `UPDATE versions SET image_state = ?, image_reason = ?, image_dir = ?
+          `UPDATE versions SET image_state = ?, image_reason = ?, image_dir = ?, image_summary = ?
            WHERE function_name = ? AND version = ? AND revision_id = ?`,
         )
-        .run(image.state, image.reason ?? null, image.dir ?? null, version.functionName, version.version, version.revisionId);
+        .run(
+          image.state,
+          image.reason ?? null,
+          image.dir ?? null,
+          image.summary === undefined ? null : JSON.stringify(image.summary),
+          version.functionName,
+          version.version,
+          version.revisionId,
+        );
       return changes > 0;
     });
   }

@@ -103,6 +103,9 @@ function inspectionPairs(inspection: NonNullable<ImageView["inspection"]>): [str
     ["for", `${inspection.kernel}, CPU features ${inspection.cpu}`],
     ["checked", "manifest, temporary files and pages are as they were written"],
     ["pages", `${pages.stored} stored; zero pages and clean file pages are not`],
+    ...(inspection.base === undefined
+      ? []
+      : [["base", `${inspection.base.sharedPages} more pages are those of ${inspection.base.id}`] satisfies [string, string]]),
     ["working set", inspection.workingSetDamaged ? "damaged: recorded anew at the next thaw" : set],
     [
       "mappings",

@@ -21,6 +21,7 @@ interface Options {
   readonly maxInstances?: number;
   readonly keepAlive?: number;
   readonly bootOnly?: boolean;
+  readonly sharedRuntime?: boolean;
   readonly pool?: number;
   readonly park?: Partial<Record<(typeof PARKED_LEVELS)[number], number>>;
   readonly parkLoader?: Loader;
@@ -38,6 +39,7 @@ export function addServe(program: Command, context: Context): void {
     .option("--max-instances <n>", "instances that may run at once, over all functions", wholeNumber(1, 10_000))
     .option("--keep-alive <seconds>", "how long an idle instance is kept before only its image remains", seconds)
     .option("--boot-only", "run functions without images, where freezing cannot work")
+    .option("--no-shared-runtime", "make every image whole, from a process of its own: more disk, no hash seed in common")
     .option("--pool <n>", "husks kept ready for any function", wholeNumber(0, 1000))
     .option(
       "--park <level=n>",
@@ -62,7 +64,13 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
   ]);
   const log = createLogger({ level: options.logLevel ?? levelFrom(io.env.THAW_LOG) });
   const lost = new AbortController();
-  const engine = await parts.openEngine({ dataDir, bootOnly, log, onLost: (error) => lost.abort(error) });
+  const engine = await parts.openEngine({
+    dataDir,
+    bootOnly,
+    ...(options.sharedRuntime === false ? { sharedRuntime: false } : {}),
+    log,
+    onLost: (error) => lost.abort(error),
+  });
   let platform: Platform | undefined;
   let gateway: Gateway | undefined;
   try {
