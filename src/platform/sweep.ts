@@ -34,19 +34,20 @@ export async function sweep(layout: DataLayout, owned: Owned): Promise<string[]>
     await rm(join(dir, name), { recursive: true, force: true });
     removed.push(join(dir, name).slice(layout.root.length + 1));
   };
-  const names = new Set(owned.code.map((code) => code.functionName));
+  const kept = new Map<string, Set<string>>();
+  for (const { functionName, codeHex } of owned.code) kept.set(functionName, (kept.get(functionName) ?? new Set()).add(codeHex));
   for (const name of await readdir(layout.functions)) {
-    if (!names.has(name)) {
+    const own = kept.get(name);
+    if (own === undefined) {
       await remove(layout.functions, name);
       continue;
     }
     const dir = join(layout.functions, name);
-    const kept = new Set(owned.code.filter((code) => code.functionName === name).map((code) => code.codeHex));
-    for (const child of await readdir(dir)) if (!kept.has(child)) await remove(dir, child);
+    for (const child of await readdir(dir)) if (!own.has(child)) await remove(dir, child);
   }
   for (const name of await readdir(layout.images)) if (!owned.images.has(name)) await remove(layout.images, name);
   for (const name of await readdir(layout.logs)) {
-    if (!names.has(name.replace(/\.log(\.1)?$/, ""))) await remove(layout.logs, name);
+    if (!kept.has(name.replace(/\.log(\.1)?$/, ""))) await remove(layout.logs, name);
   }
   return removed;
 }
