@@ -145,14 +145,16 @@ export class LoadedImage {
         : (): string => `${pagesIdentity(dir)} ${baseIdentity(basePath(dir))}`;
     const inode = inodeOf(pagesIdentity(dir));
     const pages = await keeper.openFile(imageFiles(dir).pages);
-    let task: number;
+    let task: number | undefined;
+    let base: number | undefined;
     try {
       task = await keeper.openFile(manifest.spec.codeDir, "path");
+      if (manifest.base !== undefined) base = await keeper.openFile(basePath(dir));
     } catch (error) {
       keeper.closeFile(pages);
+      if (task !== undefined) keeper.closeFile(task);
       throw error;
     }
-    const base = manifest.base === undefined ? undefined : await keeper.openFile(basePath(dir));
     const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task, base, identity, inode);
     if (written) loaded.verified = identity();
     return loaded;
