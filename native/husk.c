@@ -102,7 +102,8 @@ static uint64_t slots[HUSK_SLOTS];
 static struct husk_report report;
 static long channel = HUSK_CHANNEL_FD;
 static unsigned int threads_made;
-static uint32_t released; /* threads of a parked husk wait until it is not 0 */
+static bool threads_waiting;
+static uint32_t released; /* for which they wait */
 static char boot_stack[16384] __attribute__((used, aligned(16)));
 
 static uint64_t now_ns(void)
@@ -237,6 +238,13 @@ static _Noreturn void become(uint64_t frame)
 __attribute__((used)) static _Noreturn void thread_main(const struct thread_state *state)
 {
 	set_thread_facts(state);
+	become(state->frame);
+}
+
+/* One that would run code of the function. */
+__attribute__((used)) static _Noreturn void waiting_thread_main(const struct thread_state *state)
+{
+	set_thread_facts(state);
 	while (!__atomic_load_n(&released, __ATOMIC_ACQUIRE))
 		raw(__NR_futex, &released, FUTEX_WAIT_PRIVATE_, 0, 0, 0, 0);
 	become(state->frame);
@@ -346,8 +354,10 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return check_identity((long)argument(op, 0), (const struct file_identity *)argument(op, 1));
 	case OP_THREAD: {
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
+		bool waits = argument(op, 1) != 0;
+		threads_waiting |= waits;
 		return start_thread(CLONE_THREAD_FLAGS_ | CLONE_PARENT_CHILD_TID_, state->tid_address,
-				    (void (*)(void))thread_main, state);
+				    waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
 	}
 	case OP_TOUCH: {
 		/* Writes without changing anything: the kernel copies the page. */
@@ -358,7 +368,7 @@ static long run_op(const struct program_op *op, uint32_t index)
 	}
 	case OP_RELEASE:
 		__atomic_store_n(&released, 1, __ATOMIC_RELEASE);
-		return threads_made == 0 ? 0 : raw(__NR_futex, &released, FUTEX_WAKE_PRIVATE_, HUSK_THREADS_MAX, 0, 0, 0);
+		return !threads_waiting ? 0 : raw(__NR_futex, &released, FUTEX_WAKE_PRIVATE_, HUSK_THREADS_MAX, 0, 0, 0);
 	case OP_REPORT:
 		send_report(0, index, 1);
 		return 0;

@@ -112,22 +112,38 @@ static int clone_tree(int directory) {
 	return -1;
 }
 
-static int make_control(int *kept) {
-	int pair[2], keeper_bytes = SEND_BUFFER_BYTES, function_bytes = REPLY_BUFFER_BYTES;
+/* Kept ready for the next start: making them is a third of what the keeper does while a request waits. -1 = none. */
+static int spare_control[2] = {-1, -1}, spare_log[2] = {-1, -1};
+
+static int new_control(int pair[2]) {
+	int keeper_bytes = SEND_BUFFER_BYTES, function_bytes = REPLY_BUFFER_BYTES;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return -1;
 	if (setsockopt(pair[0], SOL_SOCKET, SO_SNDBUFFORCE, &keeper_bytes, sizeof keeper_bytes) != 0) setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &keeper_bytes, sizeof keeper_bytes);
 	if (setsockopt(pair[1], SOL_SOCKET, SO_SNDBUFFORCE, &function_bytes, sizeof function_bytes) != 0) setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &function_bytes, sizeof function_bytes);
+	return 0;
+}
+
+static int new_log(int pair[2]) {
+	if (pipe2(pair, O_CLOEXEC) != 0) return -1;
+	/* Only this end: the function's own writes shall wait. */
+	fcntl(pair[0], F_SETFL, O_NONBLOCK);
+	return 0;
+}
+
+static int take_pair(int spare[2], int (*make)(int pair[2]), int *kept) {
+	int pair[2] = {spare[0], spare[1]};
+	spare[0] = spare[1] = -1;
+	if (pair[0] < 0 && make(pair) != 0) return -1;
 	*kept = pair[0];
 	return pair[1];
 }
 
-static int make_log(int *kept) {
-	int pair[2];
-	if (pipe2(pair, O_CLOEXEC) != 0) return -1;
-	/* Only this end: the function's own writes shall wait. */
-	fcntl(pair[0], F_SETFL, O_NONBLOCK);
-	*kept = pair[0];
-	return pair[1];
+bool spares_lack(void) { return spare_control[0] < 0 || spare_log[0] < 0; }
+
+/* One that cannot be made now is made, or refused, when it is needed. */
+void spares_make(void) {
+	if (spare_control[0] < 0 && new_control(spare_control) != 0) spare_control[0] = -1;
+	if (spare_log[0] < 0 && new_log(spare_log) != 0) spare_log[0] = -1;
 }
 
 /* Descriptors on their way into a husk: those made for it are closed here once sent. */
@@ -153,9 +169,9 @@ static int passing_add(struct passing *p, const struct stage_fd *entry) {
 		errno = EBADF;
 		fd = file < 0 || entry->kind == PASS_FILE ? file : clone_tree(file);
 	} else if (entry->kind == PASS_CONTROL && p->control < 0) {
-		fd = make_control(&p->control);
+		fd = take_pair(spare_control, new_control, &p->control);
 	} else if (entry->kind == PASS_LOG && p->log < 0) {
-		fd = make_log(&p->log);
+		fd = take_pair(spare_log, new_log, &p->log);
 	}
 	if (fd < 0) return -errno;
 	p->owned[p->count] = own;

@@ -45,5 +45,8 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 void instance_send(struct instance *it, const uint8_t *payload, size_t count);
 void instance_limits(struct instance *it, uint32_t tag, const char *payload, size_t count);
 void instance_kill(struct instance *it);
+/* A control socket and a log pipe are kept ready for the next stage that passes them. */
+bool spares_lack(void);
+void spares_make(void);
 /* Called once everything of it is gone; keeper.c frees it and its cgroup. */
 void instance_gone(struct instance *it);

@@ -25,7 +25,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { SERVER_FD = 3, EVENTS_MAX = 64, QUEUE_MAX = 1 << 16, END_WAIT_MS = 10000, SERVER_BUFFER_BYTES = 4 << 20 };
+enum { SERVER_FD = 3, EVENTS_MAX = 64, QUEUE_MAX = 1 << 16, END_WAIT_MS = 10000, SPARE_PAUSE_MS = 2, SERVER_BUFFER_BYTES = 4 << 20 };
 
 struct helper {
 	uint32_t id, tag;
@@ -546,8 +546,9 @@ int main(void) {
 	struct epoll_event events[EVENTS_MAX];
 	while (!server_gone && !terminated) {
 		flush_server();
-		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, -1);
+		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, spares_lack() ? SPARE_PAUSE_MS : -1);
 		if (count < 0 && errno != EINTR) die("epoll_wait");
+		if (count == 0) spares_make();
 		for (int index = 0; index < count; index++) handle(events[index].data.ptr, events[index].events);
 		feed_builder();
 		free_dead();

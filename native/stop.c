@@ -176,6 +176,15 @@ static void get_regs(struct thread *thread)
 	case E_RESTART_RESTARTBLOCK: /* the kernel's note of the remaining time cannot be carried over */
 		thread->regs[R_RAX] = (uint64_t)-EINTR;
 		break;
+	case EINTR:
+		/* The kernel never restarts these. Nothing but our stop interrupted one that waits without limit: it waits again. */
+		if (thread->regs[R_ORIG_RAX] != SYS_epoll_wait && thread->regs[R_ORIG_RAX] != SYS_epoll_pwait)
+			break;
+		if ((int32_t)thread->regs[R_R10] < 0) {
+			thread->regs[R_RIP] -= 2;
+			thread->regs[R_RAX] = thread->regs[R_ORIG_RAX];
+		}
+		break;
 	}
 	thread->regs[R_ORIG_RAX] = (uint64_t)-1;
 }

@@ -13,6 +13,7 @@ import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import {
   type CgroupLayout,
   type CgroupParents,
+  type LimitWrite,
   limitWrites,
   makeParents,
   probeCgroups,
@@ -80,6 +81,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly husks: HuskPool;
   private readonly imagesDir: string;
   private readonly log: Logger;
+  private readonly limitsByMemory = new Map<number, LimitWrite[]>();
   private closing: Promise<void> | undefined;
   private genericCount = DEFAULT_GENERIC_HUSKS;
 
@@ -413,10 +415,13 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private limit(husk: Husk, spec: FunctionSpec): void {
-    this.keeper.limits(
-      husk.id,
-      limitWrites(this.layout, { memoryMb: spec.memoryMb, cpus: Math.max(1, spec.memoryMb / MB_PER_CPU), pids: PIDS_MAX }),
-    );
+    const { memoryMb } = spec;
+    let writes = this.limitsByMemory.get(memoryMb);
+    if (writes === undefined) {
+      writes = limitWrites(this.layout, { memoryMb, cpus: Math.max(1, memoryMb / MB_PER_CPU), pids: PIDS_MAX });
+      this.limitsByMemory.set(memoryMb, writes);
+    }
+    this.keeper.limits(husk.id, writes);
   }
 
   private loaded(image: Image): LoadedImage {

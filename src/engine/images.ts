@@ -56,6 +56,8 @@ const NS_PER_MS = 1_000_000n;
 interface Compiled {
   readonly program: Program;
   readonly file: number;
+  /** How a husk is told to run it: always the same, so encoded once. */
+  request?: StageRequest;
 }
 
 /** One open image. */
@@ -65,6 +67,7 @@ export class LoadedImage {
   readonly avoidPids: ReadonlySet<number>;
   readonly fdBase: number;
   readonly pagesTotal: number;
+  readonly pagesPath: string;
   workingSet: WorkingSet;
   recorded: boolean;
   closed = false;
@@ -84,6 +87,7 @@ export class LoadedImage {
     private readonly inode: string,
   ) {
     this.facts = stored.manifest.facts;
+    this.pagesPath = imageFiles(image.dir).pages;
     this.avoidPids = new Set(stored.manifest.lineagePids);
     this.fdBase = fdBase(this.facts);
     this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
@@ -109,7 +113,7 @@ export class LoadedImage {
       bytesOnDisk: await bytesOnDisk(dir),
       report: manifest.report,
     };
-    const inode = inodeOf(pagesIdentity(dir));
+    const inode = inodeOf(pagesIdentity(imageFiles(dir).pages));
     const pages = await keeper.openFile(imageFiles(dir).pages);
     let task: number;
     try {
@@ -119,7 +123,7 @@ export class LoadedImage {
       throw error;
     }
     const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task, inode);
-    if (written) loaded.verified = pagesIdentity(dir);
+    if (written) loaded.verified = pagesIdentity(loaded.pagesPath);
     return loaded;
   }
 
@@ -133,7 +137,7 @@ export class LoadedImage {
 
   /** Makes sure that the page space is the one that was written: at first use, and whenever its file changed since. */
   verify(): Promise<void> | undefined {
-    if (this.verified !== undefined && this.verified === pagesIdentity(this.image.dir)) return undefined;
+    if (this.verified !== undefined && this.verified === pagesIdentity(this.pagesPath)) return undefined;
     this.verifying ??= this.verifyNow().finally(() => {
       this.verifying = undefined;
     });
@@ -141,7 +145,7 @@ export class LoadedImage {
   }
 
   private async verifyNow(): Promise<void> {
-    const before = pagesIdentity(this.image.dir);
+    const before = pagesIdentity(this.pagesPath);
     // What is mapped is the file that was opened; another one under its name, even a whole one, says nothing about that.
     const why =
       before === "missing"
@@ -246,7 +250,11 @@ export class LoadedImage {
     return {
       name,
       labels: () => program().program.labels,
-      request: () => ({ program: program().file, fds, fdBase: this.fdBase }),
+      request: () => {
+        const compiled = program();
+        compiled.request ??= { program: compiled.file, fds, fdBase: this.fdBase };
+        return compiled.request;
+      },
     };
   }
 

@@ -3,6 +3,8 @@
  */
 import type { ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, readStruct, structBytes, structLayout, writeStruct } from "../linux/abi.js";
+import type { LimitWrite } from "../linux/cgroups.js";
+import { encodeStrings } from "../linux/rootfs.js";
 
 /** How an instance ended. */
 export interface InstanceExit {
@@ -86,8 +88,31 @@ export function encodeHusk(request: HuskRequest): Buffer {
   return payload;
 }
 
-/** MSG_STAGE. */
+const encodedLimits = new WeakMap<readonly LimitWrite[], Buffer>();
+
+/** MSG_LIMITS. As for stages: a list that is used again is encoded once. */
+export function encodeLimits(writes: readonly LimitWrite[]): Buffer {
+  let payload = encodedLimits.get(writes);
+  if (payload === undefined) {
+    payload = encodeStrings(writes.flatMap(({ controller, file, value }) => [controller, file, value]));
+    encodedLimits.set(writes, payload);
+  }
+  return payload;
+}
+
+const encodedStages = new WeakMap<StageRequest, Buffer>();
+
+/** MSG_STAGE. A request that is made again and again is one object, and encoded once: this is on the way of every start. */
 export function encodeStage(request: StageRequest): Buffer {
+  let payload = encodedStages.get(request);
+  if (payload === undefined) {
+    payload = stageBytes(request);
+    encodedStages.set(request, payload);
+  }
+  return payload;
+}
+
+function stageBytes(request: StageRequest): Buffer {
   const payload = Buffer.allocUnsafe(STAGE_BYTES + request.fds.length * STAGE_FD_BYTES);
   let at = writeStruct(payload, 0, "stage", {
     program_file: request.program,

@@ -19,6 +19,7 @@ import {
   decodeReport,
   decodeStatus,
   encodeHusk,
+  encodeLimits,
   encodeStage,
   type HelperResult,
   type HuskReady,
@@ -190,9 +191,7 @@ export class Keeper {
 
   /** Failures reach the listener's `onFailure`. */
   limits(instance: number, writes: readonly LimitWrite[]): void {
-    this.#send(ABI.MSG_LIMITS, instance, 0, [
-      encodeStrings(writes.flatMap(({ controller, file, value }) => [controller, file, value])),
-    ]);
+    this.#send(ABI.MSG_LIMITS, instance, 0, [encodeLimits(writes)]);
   }
 
   /** Ends every process of the sandbox; `onExit` follows. */

@@ -134,8 +134,7 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
     program.stamp(STAMPS.prefetch);
   }
   equip(program, facts, inputs.contents, { control: passed(THAW_PASSES.control), log: passed(THAW_PASSES.log) });
-  program.releaseThreads();
-  startThreads(program, facts);
+  startThreads(program, facts, false);
   resume(program, facts);
   return program.build();
 }
@@ -144,9 +143,7 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
 export function compileEquip(facts: Facts, contents: Buffer): Program {
   const program = new ProgramBuilder();
   equip(program, facts, contents, undefined);
-  // Threads that sleep until another one wakes them may go to sleep now: nobody will before the resume.
-  if (facts.threads.slice(1).every(sleepsUntilWoken)) program.releaseThreads();
-  startThreads(program, facts);
+  startThreads(program, facts, true);
   return program.build();
 }
 
@@ -179,14 +176,24 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
 }
 
 const SYS_FUTEX = 202n;
+const SYS_EPOLL_WAIT = 232n;
+const SYS_EPOLL_PWAIT = 281n;
 
-/** Whether a thread stands before a futex call without a time limit. */
+/**
+ * Whether a thread stands before a call that ends only when another thread wants it: a futex or epoll wait without a time
+ * limit. It may go to sleep ahead of the resume, for nothing of the function runs before that which could wake it.
+ */
 function sleepsUntilWoken(thread: ThreadFacts): boolean {
-  return register(thread, "rax") === SYS_FUTEX && register(thread, "r10") === 0n;
+  const call = register(thread, "rax");
+  const limit = register(thread, "r10");
+  if (call === SYS_FUTEX) return limit === 0n;
+  return (call === SYS_EPOLL_WAIT || call === SYS_EPOLL_PWAIT) && BigInt.asIntN(32, limit) < 0n;
 }
 
-function startThreads(program: ProgramBuilder, facts: Facts): void {
-  for (const thread of facts.threads.slice(1)) program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame));
+/** @param ahead of the resume: those that would run code of the function wait for it */
+function startThreads(program: ProgramBuilder, facts: Facts, ahead: boolean): void {
+  for (const thread of facts.threads.slice(1))
+    program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame), ahead && !sleepsUntilWoken(thread));
   program.stamp(STAMPS.threads);
 }
 

@@ -130,11 +130,12 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_IDENTITY, label, [fd, identity]);
   }
 
-  thread(label: string, state: bigint): void {
-    this.push(ABI_CONSTANTS.OP_THREAD, label, [state]);
+  /** @param waits whether it goes on only when {@link releaseThreads} lets it */
+  thread(label: string, state: bigint, waits: boolean): void {
+    this.push(ABI_CONSTANTS.OP_THREAD, label, [state, waits ? 1 : 0]);
   }
 
-  /** Lets the threads go on that {@link thread} made, and those that it will make. */
+  /** Lets the waiting threads go on that {@link thread} made. */
   releaseThreads(): void {
     this.push(ABI_CONSTANTS.OP_RELEASE, "release threads", []);
   }

@@ -99,9 +99,11 @@ export async function readImage(dir: string): Promise<StoredImage> {
   return { dir, manifest, contents, workingSet, workingSetDamaged: recorded.length > 0 && workingSet === undefined };
 }
 
-/** Changes whenever somebody wrote to the page space, replaced or truncated it; cheap enough for every thaw. */
-export function pagesIdentity(dir: string): string {
-  const info = statSync(imageFiles(dir).pages, { bigint: true, throwIfNoEntry: false });
+const STAT_OPTIONS = { bigint: true, throwIfNoEntry: false } as const;
+
+/** Changes whenever somebody wrote to the page space at this path, replaced or truncated it; cheap enough for every thaw. */
+export function pagesIdentity(pages: string): string {
+  const info = statSync(pages, STAT_OPTIONS);
   return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.ctimeNs}`;
 }
 

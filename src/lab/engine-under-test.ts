@@ -4,7 +4,7 @@
  */
 import { sleep } from "../base/clock.js";
 import { openEngine } from "../engine/index.js";
-import type { Engine, HuskLevel, Image, Instance, Loader } from "../engine/types.js";
+import type { Engine, HuskLevel, Image, Instance, InvokeResult, Loader } from "../engine/types.js";
 import type { Lab } from "./lab.js";
 import { checkReply, specOf, type Workload } from "./workloads.js";
 
@@ -54,8 +54,19 @@ export async function makeImage(engine: Engine, workload: Workload): Promise<Ima
 }
 
 /** Invokes and checks the answer; throws what is wrong with it. */
-export async function ask(instance: Instance, workload: Pick<Workload, "name" | "event" | "reply">, seed: number): Promise<void> {
-  const result = await instance.invoke(JSON.stringify(workload.event(seed)));
+export async function ask(instance: Instance, workload: Asked, seed: number): Promise<void> {
+  checkAnswer(workload, seed, await instance.invoke(eventOf(workload, seed)));
+}
+
+export type Asked = Pick<Workload, "name" | "event" | "reply">;
+
+/** The request, as bytes in hand. */
+export function eventOf(workload: Asked, seed: number): Buffer {
+  return Buffer.from(JSON.stringify(workload.event(seed)));
+}
+
+/** Throws what is wrong with an answer. */
+export function checkAnswer(workload: Asked, seed: number, result: InvokeResult): void {
   if (result.functionError !== undefined) {
     const reason = result.platformError ?? "the function failed";
     throw new Error(

@@ -43,6 +43,8 @@ let handler;
 let collect;
 let open = null;
 let onIdle = null;
+/** Whether the last request set a trace id in the environment, whose members are slow to look at. */
+let traced = env._X_AMZN_TRACE_ID !== undefined;
 let callbackWarned = false;
 let rehearsing = false;
 
@@ -201,8 +203,13 @@ function failRestore(request, thrown) {
 function invoke(header) {
   const request = { id: header.requestId, startedAt: 0, onIdle: null };
   open = request;
-  if (header.traceId !== undefined) env._X_AMZN_TRACE_ID = header.traceId;
-  else if (env._X_AMZN_TRACE_ID !== undefined) delete env._X_AMZN_TRACE_ID;
+  if (header.traceId !== undefined) {
+    env._X_AMZN_TRACE_ID = header.traceId;
+    traced = true;
+  } else if (traced) {
+    delete env._X_AMZN_TRACE_ID;
+    traced = false;
+  }
   if (header.thaw !== undefined) {
     unique.renew(header.thaw);
     const hooks = rehearsing ? undefined : runAfter();
