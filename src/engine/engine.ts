@@ -255,7 +255,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       wanted === "parked"
         ? [parkedKey(loaded, "prefaulted", loader), parkedKey(loaded, "image", loader)]
         : wanted === "pooled"
-          ? [runtimePoolKey(loaded), genericKey(template.id)]
+          ? [runtimePoolKey(loaded, this.fingerprint), genericKey(template.id)]
           : [];
     const usable = loaded.image.spec.tmpMb === DEFAULT_TMP_MB || wanted === "parked" ? keys : [];
     const waitFrom = monotonicNs();
@@ -328,7 +328,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       for (const level of ["image", "prefaulted"] as const)
         for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
       if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
-        this.dropPool(runtimePoolKey(loaded));
+        this.dropPool(runtimePoolKey(loaded, this.fingerprint));
       loaded.close();
     }
     await rm(image.dir, { recursive: true, force: true });
@@ -340,8 +340,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
     const steps = (): StageStep[] =>
-      level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit);
-    const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
+      level === "runtime"
+        ? loaded.runtimeSteps(this.fingerprint)
+        : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit);
+    const key = level === "runtime" ? runtimePoolKey(loaded, this.fingerprint) : parkedKey(loaded, level, loader);
     this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
   }
 
@@ -485,8 +487,9 @@ function genericKey(template: number): string {
   return `generic:${template}`;
 }
 
-function runtimePoolKey(loaded: LoadedImage): string {
-  return `runtime:${loaded.image.spec.runtime}:${loaded.runtimeKey}`;
+/** Husks with threads made ahead are of no use to an image that moves the clock. */
+function runtimePoolKey(loaded: LoadedImage, here: Fingerprint): string {
+  return `runtime:${loaded.image.spec.runtime}:${loaded.runtimeKey}${loaded.movesClock(here) ? ":single" : ""}`;
 }
 
 function parkedKey(loaded: LoadedImage, level: "image" | "prefaulted", loader: Loader): string {

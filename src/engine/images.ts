@@ -198,12 +198,18 @@ export class LoadedImage {
   }
 
   /** Ahead of a request, for any image of this interpreter. What is mapped is shared with everything that runs it: it costs no memory. */
-  runtimeSteps(): StageStep[] {
-    const prefault = (): Program => compilePrefault([], this.split().runtime);
+  runtimeSteps(here: Fingerprint): StageStep[] {
+    const threads = this.movesClock(here) ? 0 : this.facts.threads.length - 1;
+    const prefault = (): Program => compilePrefault([], this.split().runtime, threads);
     return [
       this.step("runtime", () => this.runtimeProgram),
-      this.step("prefault runtime", () => this.compiled("prefault runtime", prefault)),
+      this.step("prefault runtime", () => this.compiled(`prefault runtime:${threads}`, prefault)),
     ];
+  }
+
+  /** Whether a husk may have to enter a time namespace for this image: the kernel lets only a single thread do that. */
+  movesClock(here: Fingerprint): boolean {
+    return here.bootId !== this.bootId || monotonicNs() < this.facts.clock.monotonicNs;
   }
 
   /** Ahead of a request, for this image alone, up to the last step. */
@@ -213,7 +219,7 @@ export class LoadedImage {
     const fds: PassedFd[] = [];
     fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
     fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
-    const steps: StageStep[] = [...this.runtimeSteps(), { ...this.step("memory", memory, fds), before }];
+    const steps: StageStep[] = [...this.runtimeSteps(here), { ...this.step("memory", memory, fds), before }];
     if (prefaulted) {
       const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
       steps.push(this.step("prefault", () => this.compiled("prefault", prefault)));
@@ -270,9 +276,9 @@ export class LoadedImage {
 
   /** A stage that puts the clock where the image left it; undefined while the clock only moved forward. */
   timeStep(here: Fingerprint): StageStep | undefined {
+    if (!this.movesClock(here)) return undefined;
     const { clock } = this.facts;
     const now = monotonicNs();
-    if (here.bootId === this.bootId && now >= clock.monotonicNs) return undefined;
     const elapsed = BigInt(Date.now()) * NS_PER_MS - clock.realtimeNs;
     const since = elapsed > 0n ? elapsed : 0n;
     const monotonic = clock.monotonicNs + since - now;

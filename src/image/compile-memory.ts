@@ -252,9 +252,10 @@ function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
     program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
 }
 
-/** For pooled husks: the working set, or a part of it, is copied and mapped ahead. */
-export function compilePrefault(written: readonly PageRun[], read: readonly PageRun[]): Program {
+/** For pooled husks: the working set, or a part of it, is copied and mapped ahead, and threads are made. */
+export function compilePrefault(written: readonly PageRun[], read: readonly PageRun[], threads = 0): Program {
   const program = new ProgramBuilder();
+  if (threads > 0) program.spareThreads(threads);
   copyAhead(program, written);
   mapAhead(program, read);
   return program.build();

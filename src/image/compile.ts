@@ -135,6 +135,7 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
   }
   equip(program, facts, inputs.contents, { control: passed(THAW_PASSES.control), log: passed(THAW_PASSES.log) });
   startThreads(program, facts, false);
+  program.releaseThreads(true);
   resume(program, facts);
   return program.build();
 }
@@ -144,6 +145,7 @@ export function compileEquip(facts: Facts, contents: Buffer): Program {
   const program = new ProgramBuilder();
   equip(program, facts, contents, undefined);
   startThreads(program, facts, true);
+  program.releaseThreads(false);
   return program.build();
 }
 
@@ -157,7 +159,7 @@ export function compileResume(facts: Facts): Program {
     fdBase(facts),
   );
   program.stamp(STAMPS.descriptors);
-  program.releaseThreads();
+  program.releaseThreads(true);
   resume(program, facts);
   return program.build();
 }

@@ -135,9 +135,14 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_THREAD, label, [state, waits ? 1 : 0]);
   }
 
-  /** Lets the waiting threads go on that {@link thread} made. */
-  releaseThreads(): void {
-    this.push(ABI_CONSTANTS.OP_RELEASE, "release threads", []);
+  /** Makes threads that {@link thread} then only has to name. For pooled husks. */
+  spareThreads(count: number): void {
+    this.push(ABI_CONSTANTS.OP_SPARES, "spare threads", [count]);
+  }
+
+  /** Lets threads go on that {@link thread} named; those that wait only with `waiting`. Spare ones that nobody needed end. */
+  releaseThreads(waiting: boolean): void {
+    this.push(ABI_CONSTANTS.OP_RELEASE, "release threads", [waiting ? 1 : 0]);
   }
 
   /** The process becomes the function; nothing after this runs. */

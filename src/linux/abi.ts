@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 4;
+export const HUSK_VERSION = 5;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -20,6 +20,11 @@ export const ABI_CONSTANTS = {
   HUSK_THREADS_MAX: 256n,
   HUSK_PROGRAM_AT: 0x10_0100_0000n,
   HUSK_PROGRAM_BYTES_MAX: 0x2000_0000n,
+  /** Faulted in when a husk is made; larger programs are mapped. */
+  HUSK_PROGRAM_ROOM: 0x1_0000n,
+  HUSK_RESUME_ROOM: 0x4000n,
+  /** Threads that a pooled husk makes ahead. */
+  HUSK_SPARES_MAX: 16,
   /** Programs that run while the one before is still in use: its threads return through frames that lie in it. */
   HUSK_RESUME_AT: 0x10_3000_0000n,
   /** The husk's channel to the keeper (SOCK_SEQPACKET) when it is executed. */
@@ -44,6 +49,7 @@ export const ABI_CONSTANTS = {
   OP_TOUCH: 8,
   OP_LOAD: 11,
   OP_RELEASE: 12,
+  OP_SPARES: 13,
 
   /** A failed system call ends the program unless this is set. */
   OP_FLAG_MAY_FAIL: 1,
