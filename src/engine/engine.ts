@@ -9,7 +9,7 @@ import { monotonicNs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { type Logger, silentLogger } from "../base/log.js";
-import { BOOT_FD_BASE, compileBase } from "../image/index.js";
+import { BOOT_FD_BASE, compileBase, type TouchTracking } from "../image/index.js";
 import {
   type CgroupLayout,
   type CgroupParents,
@@ -25,7 +25,7 @@ import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
-import { type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
+import { type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
@@ -182,6 +182,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.husks.drop(husk);
       throw notOpen(image);
     }
+    const recording = this.recorder.begin(loaded, loader, chosen.parked);
     const began = monotonicNs() - chosen.madeNs;
     const generation = image.generation;
     const start: StartResult = {
@@ -192,14 +193,16 @@ export class LocalEngine implements Engine, InstanceOwner {
       phases: [],
       waitUs: chosen.waitUs,
       husk: chosen.from,
-      prefetchedPages: chosen.from === "image" && loader !== "eager" ? 0 : loaded.prefetchedPages(loader),
+      prefetchedPages:
+        recording !== undefined || (chosen.from === "image" && loader !== "eager") ? 0 : loaded.prefetchedPages(loader),
+      ...(recording === undefined ? {} : { recording: true }),
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
     instance.origin = image;
     instance.lineagePids = [...loaded.lineagePids, husk.pid];
     instance.announceThaw(generation);
-    const steps = this.remainingSteps(loaded, loader, husk);
-    if (!loaded.recorded) husk.faultsBefore = minorFaults(husk.host.pid);
+    this.recorder.follow(instance, loaded, recording);
+    const steps = this.remainingSteps(loaded, loader, husk, recording);
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
@@ -207,7 +210,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     faultPoint("thaw-stage-sent");
     const started = stages.then((stamps) => {
       instance.start = {
-        ...start,
+        ...instance.start,
         ...phasesOf(
           began,
           chosen.madeNs,
@@ -234,10 +237,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     return instance;
   }
 
-  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk): StageStep[] {
+  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: TouchTracking | undefined): StageStep[] {
     if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
-    const thaw = loaded.thawStep(loader, husk.level === "generic");
+    const thaw = loaded.thawStep(loader, husk.level === "generic", recording);
     return time === undefined ? [thaw] : [time, thaw];
   }
 
@@ -310,6 +313,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (known !== undefined) return known.image;
     const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
     await this.templates.get(loaded.image.spec.runtime);
+    if (loaded.setDamaged) this.log.warn({ image: loaded.image.id }, "the working set is damaged or old: it is recorded anew");
     this.images.set(dir, loaded);
     return loaded.image;
   }
@@ -383,12 +387,12 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
-    const loaded = instance.origin === undefined ? undefined : this.images.get(instance.origin.dir);
-    return loaded === undefined ? undefined : this.recorder.firstAnswer(instance, loaded);
+    return this.recorder.firstAnswer(instance);
   }
 
   ended(instance: LiveInstance): void {
     this.instances.delete(instance);
+    this.recorder.ended(instance);
   }
 
   stats(): EngineStats {

@@ -67,6 +67,7 @@ export const MAP_ANONYMOUS = 0x20;
 export const MAP_GROWSDOWN = 0x100;
 export const MAP_NORESERVE = 0x4000;
 
+export const MADV_DONTNEED = 4;
 export const MADV_WIPEONFORK = 18;
 export const MADV_POPULATE_READ = 22;
 
