@@ -28,6 +28,7 @@ struct instance {
 	uint64_t started_ns, oom_base;
 	struct watch pidfd, status, channel, control, log;
 	int peak;			/* v2: memory.peak, reset when the instance began */
+	int uffd;			/* a userfaultfd that its husk made and gave; -1: none */
 	uint32_t stage_tags[STAGES_MAX];
 	unsigned stage_first, stage_count;
 	struct bytes sending;
@@ -45,5 +46,7 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 void instance_send(struct instance *it, const uint8_t *payload, size_t count);
 void instance_limits(struct instance *it, uint32_t tag, const char *payload, size_t count);
 void instance_kill(struct instance *it);
+/* Nothing of its memory is registered any more. */
+void instance_uffd_close(struct instance *it);
 /* Called once everything of it is gone; keeper.c frees it and its cgroup. */
 void instance_gone(struct instance *it);

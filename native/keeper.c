@@ -370,7 +370,7 @@ static void make_husk(const struct message *head, const uint8_t *payload) {
 	if (it == NULL) die("out of memory for an instance");
 	it->id = head->id;
 	it->husk_tag = head->reserved;
-	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = -1;
+	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = it->uffd = -1;
 	table_put(&instances, head->id, it);
 }
 
@@ -399,6 +399,7 @@ static void dispatch(const struct message *head, const uint8_t *payload) {
 	case MSG_SEND: if (it != NULL) instance_send(it, payload, head->bytes); return;
 	case MSG_LIMITS: if (it != NULL) instance_limits(it, head->reserved, (const char *)payload, head->bytes); return;
 	case MSG_KILL: if (it != NULL) instance_kill(it); return;
+	case MSG_UFFD_CLOSE: if (it != NULL) instance_uffd_close(it); return;
 	default: errno = EPROTO; die("message of type %u from the server; do both come from the same build?", head->type);
 	}
 }

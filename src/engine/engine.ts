@@ -9,7 +9,7 @@ import { monotonicNs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { type Logger, silentLogger } from "../base/log.js";
-import { BOOT_FD_BASE, compileBase, type TouchTracking } from "../image/index.js";
+import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import {
   type CgroupLayout,
   type CgroupParents,
@@ -26,7 +26,7 @@ import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
 import { type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
-import { LoadedImage } from "./images.js";
+import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
@@ -74,7 +74,6 @@ export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;
   private readonly templates: Templates;
-  private readonly recorder: Recorder;
   private readonly images = new Map<string, LoadedImage>();
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
@@ -87,6 +86,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     options: EngineOptions,
     private readonly paths: NativePaths,
     private readonly keeper: Keeper,
+    private readonly recorder: Recorder,
     private readonly layout: CgroupLayout,
     private readonly parents: CgroupParents,
     private readonly fingerprint: Fingerprint,
@@ -97,7 +97,6 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
-    this.recorder = new Recorder(keeper, paths.extractor, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -117,6 +116,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const parents = makeParents(layout, nextLabel());
     const log = options.log ?? silentLogger();
     let keeper: Keeper | undefined;
+    let recorder: Recorder;
     try {
       keeper = await Keeper.start({
         binary: paths.keeper,
@@ -127,12 +127,13 @@ export class LocalEngine implements Engine, InstanceOwner {
         },
       });
       await keeper.cgroups(parents);
+      recorder = await Recorder.open(keeper, paths.extractor, log);
     } catch (error) {
       await keeper?.close();
       await removeParents(parents);
       throw error;
     }
-    return new LocalEngine(options, paths, keeper, layout, parents, readFingerprint(), interpreters);
+    return new LocalEngine(options, paths, keeper, recorder, layout, parents, readFingerprint(), interpreters);
   }
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
@@ -237,7 +238,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     return instance;
   }
 
-  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: TouchTracking | undefined): StageStep[] {
+  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
     if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
     const thaw = loaded.thawStep(loader, husk.level === "generic", recording);

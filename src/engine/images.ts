@@ -38,7 +38,6 @@ import {
   type StoredImage,
   storedPages,
   THAW_PASSES,
-  type TouchTracking,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Husk, StageStep } from "./husk-pool.js";
@@ -54,6 +53,12 @@ const NS_PER_MS = 1_000_000n;
 interface Compiled {
   readonly program: Program;
   readonly file: number;
+}
+
+/** How a start records what it touches. */
+export interface Tracking {
+  /** The keeper's /dev/userfaultfd, by which the record is exact; undefined where the kernel cannot do that. */
+  readonly device: number | undefined;
 }
 
 /** One open image. */
@@ -176,14 +181,14 @@ export class LoadedImage {
   }
 
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. */
-  thawStep(loader: Loader, generic: boolean, record: TouchTracking | undefined): StageStep {
+  thawStep(loader: Loader, generic: boolean, record: Tracking | undefined): StageStep {
     const compile = (): Program => {
       const { image } = this.split();
       return compileThaw(this.facts, {
         contents: this.stored.contents,
         source: loader === "eager" ? "eager" : "lazy",
         runtime: generic,
-        ...(record === undefined ? {} : { record }),
+        ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
         ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
       });
     };
@@ -192,9 +197,10 @@ export class LoadedImage {
     fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
     fds[THAW_PASSES.control] = { kind: "control" };
     fds[THAW_PASSES.log] = { kind: "log" };
+    if (record?.device !== undefined) fds[THAW_PASSES.userfaultfd] = { kind: "file", file: record.device };
     return this.step(
       "thaw",
-      () => this.compiled(`thaw:${loader}:${generic}:${record === undefined ? "" : record.exact}`, compile),
+      () => this.compiled(`thaw:${loader}:${generic}:${record === undefined ? "" : "record"}`, compile),
       fds,
     );
   }

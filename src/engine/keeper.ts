@@ -200,6 +200,11 @@ export class Keeper {
     if (this.#listeners.has(instance)) this.#send(ABI.MSG_KILL, instance, 0, []);
   }
 
+  /** Lets go of the userfaultfd that an instance's husk made and gave, if there is one: nothing of its memory is registered then. */
+  closeUffd(instance: number): void {
+    if (this.#listeners.has(instance)) this.#send(ABI.MSG_UFFD_CLOSE, instance, 0, []);
+  }
+
   /** Runs a program as root outside any sandbox, to its end. */
   async helper(argv: readonly string[]): Promise<HelperResult> {
     const { payload } = await this.#ask(argv[0] ?? "helper", ABI.MSG_HELPER, 0, [encodeStrings(argv)]);

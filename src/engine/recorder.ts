@@ -5,14 +5,15 @@
  */
 import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
-import { imageFiles, type PageRun, type TouchTracking } from "../image/index.js";
+import { imageFiles, type PageRun } from "../image/index.js";
 import { blockingIsAccounted, processFaults } from "./faults.js";
-import type { LoadedImage } from "./images.js";
+import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
 import { parseReply } from "./native.js";
 import type { Loader, PageCounts, StartFaults } from "./types.js";
 
+const USERFAULTFD = "/dev/userfaultfd";
 /** The kernel's ticks in /proc, whatever its own are: USER_HZ is 100 on x86-64. */
 const TICK_MS = 10;
 
@@ -25,7 +26,7 @@ export interface PresentPages {
 
 interface Followed {
   readonly loaded: LoadedImage;
-  readonly recording: TouchTracking | undefined;
+  readonly recording: Tracking | undefined;
 }
 
 function runsOf(value: unknown): PageRun[] {
@@ -40,11 +41,21 @@ function runsOf(value: unknown): PageRun[] {
 export class Recorder {
   readonly #followed = new Map<LiveInstance, Followed>();
 
-  constructor(
+  private constructor(
     private readonly keeper: Keeper,
     private readonly extractor: string,
     private readonly log: Logger,
+    private readonly device: number | undefined,
   ) {}
+
+  /** Finds out, once, whether this kernel can record exactly. */
+  static async open(keeper: Keeper, extractor: string, log: Logger): Promise<Recorder> {
+    const { stdout } = await keeper.helper([extractor, "tracking"]);
+    const reply = parseReply(stdout);
+    if (reply.ok) return new Recorder(keeper, extractor, log, await keeper.openFile(USERFAULTFD));
+    log.warn({ why: reply.why }, "working sets cannot be recorded exactly: pages beside those that a function touches count too");
+    return new Recorder(keeper, extractor, log, undefined);
+  }
 
   /** What is present now, by source (PAGEMAP_SCAN from outside). */
   async scan(instance: LiveInstance): Promise<PresentPages> {
@@ -65,13 +76,13 @@ export class Recorder {
   }
 
   /** How this start records; undefined when it does not. Other loaders do not use the set, and a parked husk has touched its pages already. */
-  begin(loaded: LoadedImage, loader: Loader, parked: boolean): TouchTracking | undefined {
+  begin(loaded: LoadedImage, loader: Loader, parked: boolean): Tracking | undefined {
     if (loader !== "splice" || parked || !loaded.sets.claim()) return undefined;
-    return { exact: false };
+    return { device: this.device };
   }
 
   /** From the start of an instance to its first answer or its end. */
-  follow(instance: LiveInstance, loaded: LoadedImage, recording: TouchTracking | undefined): void {
+  follow(instance: LiveInstance, loaded: LoadedImage, recording: Tracking | undefined): void {
     // An eager start has every page present before anybody asks for one.
     if (instance.start.loader === "eager") return;
     this.#followed.set(instance, { loaded, recording });
@@ -107,14 +118,17 @@ export class Recorder {
     instance.counted(faults);
   }
 
-  async #record(instance: LiveInstance, loaded: LoadedImage, how: TouchTracking): Promise<void> {
+  async #record(instance: LiveInstance, loaded: LoadedImage, how: Tracking): Promise<void> {
     const faults = faultsOf(instance);
     if (faults !== undefined) instance.start = { ...instance.start, faults };
     instance.counted(faults);
     try {
-      const { written, read } = await this.scan(instance);
+      const { written, read } = await this.scan(instance).finally(() => {
+        // From here on it runs at full speed, and can be frozen.
+        if (how.device !== undefined) this.keeper.closeUffd(instance.id);
+      });
       if (loaded.closed || faults === undefined) loaded.sets.release();
-      else await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact: how.exact });
+      else await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact: how.device !== undefined });
     } catch (error) {
       loaded.sets.release();
       this.log.warn(

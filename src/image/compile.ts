@@ -16,7 +16,7 @@ import { SYS } from "../linux/syscalls.js";
 import type { Channels } from "./channels.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
-import { forgetRuntime, type TouchTracking } from "./compile-recording.js";
+import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { restoreTmp } from "./compile-tmp.js";
 import type { Facts, ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
@@ -134,6 +134,7 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
     forgetRuntime(program, facts);
   }
   mapMemory(program, facts, inputs.source);
+  if (inputs.record?.exact === true) trackTouches(program, facts, passed(THAW_PASSES.userfaultfd));
   if (inputs.prefetch !== undefined) {
     copyAhead(program, inputs.prefetch);
     program.stamp(STAMPS.prefetch);

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 3;
+export const HUSK_VERSION = 4;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -31,6 +31,7 @@ export const ABI_CONSTANTS = {
   HUSK_RUN_MAGIC: 0x4e555254,
   HUSK_REPORT_MAGIC: 0x54505254,
   PROGRAM_MAGIC: 0x50574854,
+  HUSK_GIFT_MAGIC: 0x54464754,
 
   // Operations of a program.
   OP_SYSCALL: 1,
@@ -44,6 +45,7 @@ export const ABI_CONSTANTS = {
   OP_TOUCH: 8,
   OP_LOAD: 11,
   OP_RELEASE: 12,
+  OP_GIVE: 13,
 
   /** A failed system call ends the program unless this is set. */
   OP_FLAG_MAY_FAIL: 1,
@@ -63,6 +65,7 @@ export const ABI_CONSTANTS = {
   MSG_LIMITS: 9,
   MSG_KILL: 10,
   MSG_HELPER: 11,
+  MSG_UFFD_CLOSE: 12,
   // Messages, keeper to server.
   MSG_HELLO: 64,
   MSG_OK: 65,
@@ -140,6 +143,11 @@ export const ABI_STRUCTS = {
     ["failed_op", "u32"],
     ["resuming", "u32"],
     ["stamps", "u64", 16],
+  ],
+  /** What OP_GIVE sends with one descriptor: the keeper holds it until MSG_UFFD_CLOSE, or the end of the instance. */
+  husk_gift: [
+    ["magic", "u32"],
+    ["reserved", "u32"],
   ],
   /** MSG_EXIT. */
   exit: [

@@ -12,6 +12,7 @@ export const SYS = {
   pread64: 17,
   mremap: 25,
   madvise: 28,
+  ioctl: 16,
   setitimer: 38,
   socket: 41,
   connect: 42,
