@@ -71,7 +71,8 @@ export class LoadedImage {
   readonly sets: LiveWorkingSet;
   closed = false;
   private readonly runtimeProgram: Compiled;
-  private readonly programs = new Map<string, Compiled>();
+  private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
+  private ranges: readonly FileRange[] | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -88,8 +89,7 @@ export class LoadedImage {
     this.avoidPids = new Set(stored.manifest.lineagePids);
     this.fdBase = fdBase(this.facts);
     this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
-    // Compiled anew, with the set, when next asked for.
-    this.sets = new LiveWorkingSet(image.dir, this.facts, stored.workingSet, () => this.forgetPrograms());
+    this.sets = new LiveWorkingSet(image.dir, this.facts, stored.workingSet, () => this.setChanged());
     this.runtimeProgram = this.hand(compileRuntime(this.facts));
     this.runtimeKey = runtimeKey(this.runtimeProgram.program);
   }
@@ -266,7 +266,7 @@ export class LoadedImage {
   private compiled(key: string, compile: () => Program): Compiled {
     let compiled = this.programs.get(key);
     if (compiled === undefined) {
-      compiled = this.hand(compile());
+      compiled = { ...this.hand(compile()), compile };
       this.programs.set(key, compiled);
     }
     return compiled;
@@ -301,8 +301,9 @@ export class LoadedImage {
   }
 
   /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */
-  prefetchRanges(): FileRange[] {
-    return this.sets.set.recordings === 0 ? [] : prefetchRanges(this.facts, this.sets.set);
+  prefetchRanges(): readonly FileRange[] {
+    this.ranges ??= this.sets.set.recordings === 0 ? [] : prefetchRanges(this.facts, this.sets.set);
+    return this.ranges;
   }
 
   close(): void {
@@ -336,6 +337,26 @@ export class LoadedImage {
     for (const { file } of this.programs.values()) this.keeper.closeFile(file);
     this.programs.clear();
   }
+
+  /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
+  private setChanged(): void {
+    this.ranges = undefined;
+    for (const [key, { file, compile }] of [...this.programs]) {
+      if (!dependsOnSet(key)) continue;
+      this.keeper.closeFile(file);
+      this.programs.delete(key);
+      if (!this.closed) this.compiled(key, compile);
+    }
+    if (this.closed) return;
+    // What recorded will be thawed by the set next.
+    for (const generic of [true, false])
+      if (this.programs.has(`thaw:splice:${generic}:record`)) this.thawStep("splice", generic, undefined).labels();
+  }
+}
+
+/** Whether a program has pages of the working set in it. */
+function dependsOnSet(key: string): boolean {
+  return key.startsWith("prefault") || (key.startsWith("thaw:splice:") && !key.endsWith(":record"));
 }
 
 function inodeOf(identity: string): string {
