@@ -2,7 +2,7 @@
 #pragma once
 #include "keeper.h"
 
-enum watch_kind { WATCH_SERVER, WATCH_BUILDER, WATCH_STATUS, WATCH_CHANNEL, WATCH_CONTROL, WATCH_LOG, WATCH_PIDFD, WATCH_HELPER_OUTPUT, WATCH_HELPER_PIDFD };
+enum watch_kind { WATCH_SERVER, WATCH_BUILDER, WATCH_STATUS, WATCH_CHANNEL, WATCH_CONTROL, WATCH_LOG, WATCH_PIDFD, WATCH_HELPER_OUTPUT, WATCH_HELPER_PIDFD, WATCH_PAGER, WATCH_HOLDER };
 
 /* A descriptor in the epoll set; `fd` is -1 once it is closed, so that a late event of the same turn is known. */
 struct watch {

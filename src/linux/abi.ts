@@ -66,6 +66,7 @@ export const ABI_CONSTANTS = {
   MSG_KILL: 10,
   MSG_HELPER: 11,
   MSG_UFFD_CLOSE: 12,
+  MSG_PREFETCH: 13,
   // Messages, keeper to server.
   MSG_HELLO: 64,
   MSG_OK: 65,
@@ -76,6 +77,7 @@ export const ABI_CONSTANTS = {
   MSG_DATA: 70,
   MSG_EXIT: 71,
   MSG_HELPER_DONE: 72,
+  MSG_PREFETCHED: 73,
 
   /** What a stage hands to the husk, one entry for each descriptor. */
   PASS_FILE: 0,
@@ -85,6 +87,9 @@ export const ABI_CONSTANTS = {
 
   FILE_READ: 0,
   FILE_PATH: 1,
+
+  /** A longer list is sent as several messages. */
+  PREFETCH_RANGES_MAX: 2048,
 
   MESSAGE_BYTES_MAX: 0x1000_0000,
 } as const;
@@ -158,6 +163,19 @@ export const ABI_STRUCTS = {
     ["user_us", "u64"],
     ["system_us", "u64"],
     ["peak_bytes", "u64"],
+  ],
+  /** MSG_PREFETCH: at most PREFETCH_RANGES_MAX of these; `file` is a file id. */
+  prefetch_range: [
+    ["file", "u32"],
+    ["reserved", "u32"],
+    ["offset", "u64"],
+    ["bytes", "u64"],
+  ],
+  /** MSG_PREFETCHED. `pages` of the ranges were not in the page cache before; -1 where nobody can say. */
+  prefetched: [
+    ["us", "u32"],
+    ["reserved", "u32"],
+    ["pages", "i64"],
   ],
   program_header: [
     ["magic", "u32"],
