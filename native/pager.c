@@ -59,7 +59,8 @@ static int64_t missing_pages(int fd, const struct prefetch_range *range) {
 
 static int64_t prefetch_range(const struct prefetch_range *range) {
 	int fd = file_of(range->file);
-	if (fd < 0 || range->bytes == 0) return 0;
+	if (fd < 0) return -1;
+	if (range->bytes == 0) return 0;
 	int64_t missing = missing_pages(fd, range);
 	if (missing == 0) return 0;
 	for (uint64_t done = 0; done < range->bytes; done += READAHEAD_BYTES) {

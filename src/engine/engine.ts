@@ -31,6 +31,7 @@ import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { phasesOf } from "./phases.js";
+import { Prefetcher } from "./prefetcher.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
 import type {
@@ -77,6 +78,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly images = new Map<string, LoadedImage>();
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
+  private readonly prefetcher: Prefetcher;
   private readonly imagesDir: string;
   private readonly log: Logger;
   private closing: Promise<void> | undefined;
@@ -97,6 +99,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
+    this.prefetcher = new Prefetcher(keeper, paths.runtimeDir, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -204,6 +207,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     instance.announceThaw(generation);
     this.recorder.follow(instance, loaded, recording);
     const steps = this.remainingSteps(loaded, loader, husk, recording);
+    if (loader === "splice") instance.startsCold(this.prefetcher.start(loaded));
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
@@ -332,6 +336,7 @@ export class LocalEngine implements Engine, InstanceOwner {
         for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
       if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
         this.dropPool(runtimePoolKey(loaded));
+      this.prefetcher.forget(loaded);
       loaded.close();
     }
     await rm(image.dir, { recursive: true, force: true });

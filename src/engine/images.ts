@@ -81,7 +81,7 @@ export class LoadedImage {
     private readonly extractor: string,
     readonly image: Image,
     private readonly stored: StoredImage,
-    private readonly pagesFile: number,
+    readonly pagesFile: number,
     private readonly taskFile: number,
     private readonly inode: string,
   ) {

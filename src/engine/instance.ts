@@ -130,6 +130,13 @@ export class LiveInstance implements Instance, InstanceListener {
     );
   }
 
+  /** `start` is told how many of the pages that were asked for ahead had to come from disk. */
+  startsCold(asked: Promise<number> | undefined): void {
+    void asked?.then((pages) => {
+      if (pages >= 0) this.start = { ...this.start, coldPages: pages };
+    });
+  }
+
   /** Resolves with the next frame of that kind, or rejects with what happened instead. */
   expect(kind: Waiting["kind"]): Promise<FunctionFrame> {
     assert(this.waiting === undefined && this.running === undefined, "instance already waits");

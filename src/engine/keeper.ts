@@ -215,8 +215,13 @@ export class Keeper {
    * Has the pager start reading these parts of files into the page cache, in this order. Cheap when they are there already. Nothing need
    * wait for it, and it never rejects: a page that is not there yet is read by whoever faults on it.
    */
-  async prefetch(ranges: readonly PrefetchRange[]): Promise<Prefetched> {
-    const parts = encodePrefetch(ranges).map((payload) =>
+  prefetch(ranges: readonly PrefetchRange[]): Promise<Prefetched> {
+    return this.prefetchEncoded(encodePrefetch(ranges));
+  }
+
+  /** The same, for ranges that are asked for again and again. */
+  async prefetchEncoded(payloads: readonly Buffer[]): Promise<Prefetched> {
+    const parts = payloads.map((payload) =>
       this.#ask("prefetch", ABI.MSG_PREFETCH, 0, [payload]).then(
         ({ payload: answer }) => decodePrefetched(answer),
         (): Prefetched => ({ us: 0, pages: -1 }),

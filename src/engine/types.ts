@@ -70,6 +70,8 @@ export interface StartResult {
   readonly husk?: HuskLevel | "fresh";
   /** Pages the loader installed ahead of the function. */
   readonly prefetchedPages: number;
+  /** Pages of the working set that the page cache did not have when the start asked for them; told a moment after it, by `splice`. */
+  readonly coldPages?: number;
   /** Set when this is not the way that was intended, with the reason. */
   readonly fallback?: string;
   /** This start recorded what it touches: everything came by demand, one page a fault. */

@@ -12,7 +12,7 @@ export {
   THAW_PASSES,
 } from "./compile-memory.js";
 export type { TouchTracking } from "./compile-recording.js";
-export { type Facts, factsSchema, storedPages } from "./facts.js";
+export { type Facts, type FileIdentity, factsSchema, storedPages } from "./facts.js";
 export { expectedFaults, type FaultModel, faultModel } from "./fault-model.js";
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type ImageInspection, inspectImage, type RecentStarts, type WorkingSetInspection } from "./inspect.js";
