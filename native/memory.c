@@ -159,12 +159,12 @@ static uint64_t rollup_anonymous(pid_t pid)
 	return kib * 1024ULL;
 }
 
-/* Reads every mapping outside the husk's zone with its flags. `strict` refuses what cannot be frozen. */
+/* Reads every mapping outside the husk's zone. `strict`: with its flags (smaps walks all page tables), and what cannot be frozen is refused. */
 static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 {
 	char path[64], *line = NULL;
 	size_t line_room = 0, count = 0, room = 0;
-	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
+	snprintf(path, sizeof path, "/proc/%d/%s", pid, strict ? "smaps" : "maps");
 	FILE *file = fopen(path, "re");
 	if (!file)
 		die("cannot read %s: %s", path, strerror(errno));
@@ -726,11 +726,13 @@ int verify_pages(const char *path)
 
 /* ---- scan: what is present, by source ---- */
 
+enum { WRITTEN, IN_IMAGE, IN_FILE, ZERO, SCAN_LISTS };
+
 struct tally {
 	uint64_t written, image, file, zero;
 	bool in_image;
-	FILE *lists[3]; /* written, image, file */
-	uint64_t last[3][2];
+	FILE *lists[SCAN_LISTS];
+	uint64_t last[SCAN_LISTS][2];
 };
 
 static void flush_tally(struct tally *tally, int list)
@@ -746,12 +748,11 @@ static void tally_range(void *context, const struct scan_region *range)
 {
 	struct tally *tally = context;
 	uint64_t pages = (range->end - range->start) / PAGE;
-	if (range->categories & IS_ZERO) {
-		tally->zero += pages;
-		return;
-	}
-	int list = !(range->categories & IS_FILE) ? 0 : tally->in_image ? 1 : 2;
-	*(list == 0 ? &tally->written : list == 1 ? &tally->image : &tally->file) += pages;
+	int list = range->categories & IS_ZERO ? ZERO : !(range->categories & IS_FILE) ? WRITTEN : tally->in_image ? IN_IMAGE : IN_FILE;
+	*(list == WRITTEN  ? &tally->written :
+	  list == IN_IMAGE ? &tally->image :
+	  list == IN_FILE  ? &tally->file :
+			     &tally->zero) += pages;
 	if (tally->last[list][1] != range->start) {
 		flush_tally(tally, list);
 		tally->last[list][0] = range->start;
@@ -772,9 +773,9 @@ int scan_pages(pid_t pid, const char *pages_path)
 	if (pagemap < 0)
 		die("cannot open %s: %s", path, strerror(errno));
 	struct tally tally = { 0 };
-	char *text[3];
-	size_t bytes[3];
-	for (int i = 0; i < 3; i++)
+	char *text[SCAN_LISTS];
+	size_t bytes[SCAN_LISTS];
+	for (int i = 0; i < SCAN_LISTS; i++)
 		tally.lists[i] = open_memstream(&text[i], &bytes[i]);
 	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO };
 	for (size_t i = 0; i < count; i++) {
@@ -783,12 +784,12 @@ int scan_pages(pid_t pid, const char *pages_path)
 		tally.in_image = pages_path && vmas[i].inode == is.st_ino && makedev(vmas[i].major, vmas[i].minor) == is.st_dev;
 		scan(pagemap, vmas[i].start, vmas[i].end, present, tally_range, &tally);
 	}
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < SCAN_LISTS; i++) {
 		flush_tally(&tally, i);
 		fclose(tally.lists[i]);
 	}
 	printf("{\"ok\":true,\"counts\":{\"written\":%" PRIu64 ",\"image\":%" PRIu64 ",\"file\":%" PRIu64 ",\"zero\":%" PRIu64
-	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s]}\n",
-	       tally.written, tally.image, tally.file, tally.zero, text[0], text[1], text[2]);
+	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s],\"zeroes\":[%s]}\n",
+	       tally.written, tally.image, tally.file, tally.zero, text[WRITTEN], text[IN_IMAGE], text[IN_FILE], text[ZERO]);
 	return 0;
 }

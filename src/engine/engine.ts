@@ -26,12 +26,13 @@ import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
-import { type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
-import { LoadedImage } from "./images.js";
+import { type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
+import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { phasesOf } from "./phases.js";
+import { Prefetcher } from "./prefetcher.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
 import type {
@@ -75,10 +76,10 @@ export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;
   private readonly templates: Templates;
-  private readonly recorder: Recorder;
   private readonly images = new Map<string, LoadedImage>();
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
+  private readonly prefetcher: Prefetcher;
   private readonly imagesDir: string;
   private readonly log: Logger;
   private readonly limitsByMemory = new Map<number, LimitWrite[]>();
@@ -89,6 +90,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     options: EngineOptions,
     private readonly paths: NativePaths,
     private readonly keeper: Keeper,
+    private readonly recorder: Recorder,
     private readonly layout: CgroupLayout,
     private readonly parents: CgroupParents,
     private readonly fingerprint: Fingerprint,
@@ -99,7 +101,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
-    this.recorder = new Recorder(keeper, paths.extractor, this.log);
+    this.prefetcher = new Prefetcher(keeper, paths.runtimeDir, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -119,6 +121,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const parents = makeParents(layout, nextLabel());
     const log = options.log ?? silentLogger();
     let keeper: Keeper | undefined;
+    let recorder: Recorder;
     try {
       keeper = await Keeper.start({
         binary: paths.keeper,
@@ -129,12 +132,13 @@ export class LocalEngine implements Engine, InstanceOwner {
         },
       });
       await keeper.cgroups(parents);
+      recorder = await Recorder.open(keeper, paths.extractor, log);
     } catch (error) {
       await keeper?.close();
       await removeParents(parents);
       throw error;
     }
-    return new LocalEngine(options, paths, keeper, layout, parents, readFingerprint(), interpreters);
+    return new LocalEngine(options, paths, keeper, recorder, layout, parents, readFingerprint(), interpreters);
   }
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
@@ -184,6 +188,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.husks.drop(husk);
       throw notOpen(image);
     }
+    const recording = this.recorder.begin(loaded, loader, chosen.parked);
     const began = monotonicNs() - chosen.madeNs;
     const generation = image.generation;
     const start: StartResult = {
@@ -194,14 +199,17 @@ export class LocalEngine implements Engine, InstanceOwner {
       phases: [],
       waitUs: chosen.waitUs,
       husk: chosen.from,
-      prefetchedPages: chosen.from === "image" && loader !== "eager" ? 0 : loaded.prefetchedPages(loader),
+      prefetchedPages:
+        recording !== undefined || (chosen.from === "image" && loader !== "eager") ? 0 : loaded.prefetchedPages(loader),
+      ...(recording === undefined ? {} : { recording: true }),
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
     instance.origin = image;
     instance.lineagePids = [...loaded.lineagePids, husk.pid];
     instance.announceThaw(generation);
-    const steps = this.remainingSteps(loaded, loader, husk);
-    if (!loaded.recorded) husk.faultsBefore = minorFaults(husk.host.pid);
+    this.recorder.follow(instance, loaded, recording);
+    const steps = this.remainingSteps(loaded, loader, husk, recording);
+    if (loader === "splice") instance.startsCold(this.prefetcher.start(loaded));
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
@@ -209,7 +217,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     faultPoint("thaw-stage-sent");
     const started = stages.then((stamps) => {
       instance.start = {
-        ...start,
+        ...instance.start,
         ...phasesOf(
           began,
           chosen.madeNs,
@@ -236,10 +244,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     return instance;
   }
 
-  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk): StageStep[] {
+  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
     if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
-    const thaw = loaded.thawStep(loader, husk.level === "generic");
+    const thaw = loaded.thawStep(loader, husk.level === "generic", recording);
     return time === undefined ? [thaw] : [time, thaw];
   }
 
@@ -312,6 +320,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (known !== undefined) return known.image;
     const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
     await this.templates.get(loaded.image.spec.runtime);
+    if (loaded.setDamaged) this.log.warn({ image: loaded.image.id }, "the working set is damaged or old: it is recorded anew");
     this.images.set(dir, loaded);
     return loaded.image;
   }
@@ -329,6 +338,7 @@ export class LocalEngine implements Engine, InstanceOwner {
         for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
       if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
         this.dropPool(runtimePoolKey(loaded, this.fingerprint));
+      this.prefetcher.forget(loaded);
       loaded.close();
     }
     await rm(image.dir, { recursive: true, force: true });
@@ -387,12 +397,12 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
-    const loaded = instance.origin === undefined ? undefined : this.images.get(instance.origin.dir);
-    return loaded === undefined ? undefined : this.recorder.firstAnswer(instance, loaded);
+    return this.recorder.firstAnswer(instance);
   }
 
   ended(instance: LiveInstance): void {
     this.instances.delete(instance);
+    this.recorder.ended(instance);
   }
 
   stats(): EngineStats {

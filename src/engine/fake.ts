@@ -23,6 +23,7 @@ import type {
   PageCounts,
   PoolTarget,
   RuntimeInfo,
+  StartFaults,
   StartResult,
   ThawOptions,
 } from "./types.js";
@@ -278,6 +279,8 @@ export class FakeEngine implements Engine {
   }
 }
 
+const FAKE_FAULTS: StartFaults = { minor: 400, major: 3, diskBytes: 12_288, blockedMs: 0 };
+
 /** An instance of {@link FakeEngine}. */
 export class FakeInstance implements Instance {
   alive = true;
@@ -291,7 +294,7 @@ export class FakeInstance implements Instance {
     readonly id: number,
     readonly spec: FunctionSpec,
     readonly heat: number,
-    readonly start: StartResult,
+    public start: StartResult,
   ) {}
 
   async invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
@@ -320,6 +323,12 @@ export class FakeInstance implements Instance {
   async pages(): Promise<PageCounts> {
     this.engine.failIfAsked("pages");
     return { written: 300, image: 2_000, file: 1_500, zero: 10 };
+  }
+
+  async faults(): Promise<StartFaults | undefined> {
+    if (this.start.loader === undefined) return undefined;
+    this.start = { ...this.start, faults: FAKE_FAULTS, faultsOutside: 7 };
+    return FAKE_FAULTS;
   }
 
   async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {

@@ -70,8 +70,30 @@ export interface StartResult {
   readonly husk?: HuskLevel | "fresh";
   /** Pages the loader installed ahead of the function. */
   readonly prefetchedPages: number;
+  /** Pages of the working set that the page cache did not have when the start asked for them; told a moment after it, by `splice`. */
+  readonly coldPages?: number;
   /** Set when this is not the way that was intended, with the reason. */
   readonly fallback?: string;
+  /** This start recorded what it touches: everything came by demand, one page a fault. */
+  readonly recording?: true;
+  /** Page faults up to the first answer; see {@link Instance.faults}. */
+  readonly faults?: StartFaults;
+  /**
+   * Those of them that the working set does not account for; 0 when the start stayed within it. Absent until the first answer was
+   * given, for boots and recordings, and while nothing is known of the image.
+   */
+  readonly faultsOutside?: number;
+}
+
+/** Page faults of a thawed instance from the beginning of its start to its first answer. */
+export interface StartFaults {
+  readonly minor: number;
+  /** Those that waited for a disk. */
+  readonly major: number;
+  /** Bytes that these faults, with the kernel's read-ahead, fetched from disks: what no prefetch had brought. */
+  readonly diskBytes: number;
+  /** Time blocked on disks: 0 without major faults, else absent when the kernel does not account for it (sysctl kernel.task_delayacct). */
+  readonly blockedMs?: number;
 }
 
 /** What the caller hands to the handler's context. */
@@ -178,6 +200,11 @@ export interface Instance {
   freeze(options?: FreezeOptions): Promise<Image>;
   /** Pages by source now (PAGEMAP_SCAN). */
   pages(): Promise<PageCounts>;
+  /**
+   * Resolves once the faults of the start and its first request were counted, which is after that answer was given; `start` has them
+   * from then on. Undefined when there is nothing to count: booted, or gone before. Never rejects.
+   */
+  faults(): Promise<StartFaults | undefined>;
   /** Resident bytes: private to this instance, and shared with others. */
   memory(): Promise<{ privateBytes: number; sharedBytes: number }>;
   /** Ends every process of the instance and gives back its cgroup. Idempotent. */
