@@ -241,9 +241,14 @@ static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 			die("cannot scan pages: %s (PAGEMAP_SCAN needs Linux 6.7)", strerror(errno));
 		for (long i = 0; i < got; i++)
 			each(context, &ranges[i]);
-		if (how.walk_end <= how.start)
+		/* The kernel collects 512 ranges at a time, and when the last lot ends the walk, walk_end is still that of the lot
+		 * before (seen on 6.18): what was reported since would be reported again. */
+		uint64_t next = how.walk_end;
+		if (got > 0 && ranges[got - 1].end > next)
+			next = ranges[got - 1].end;
+		if (next <= how.start)
 			die("scanning pages made no progress");
-		how.start = how.walk_end;
+		how.start = next;
 	}
 }
 

@@ -122,7 +122,9 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     const facts = factsOf(image);
     const event: Event = { array: 2, read: READ, write: WRITE };
     const written = new Set(Array.from({ length: WRITE }, (_, step) => (step * 40503 + 7) % ARRAY_PAGES));
-    const onlyRead = Array.from({ length: READ }, (_, step) => (step * 2654435761) % ARRAY_PAGES).filter((page) => !written.has(page));
+    const onlyRead = Array.from({ length: READ }, (_, step) => (step * 2654435761) % ARRAY_PAGES).filter(
+      (page) => !written.has(page),
+    );
     const first = await start(image, event);
     expect(first).toMatchObject({ recording: true, prefetchedPages: 0 });
     // Everything came by demand.
