@@ -22,6 +22,8 @@ export interface PresentPages {
   readonly counts: PageCounts;
   readonly written: readonly PageRun[];
   readonly read: readonly PageRun[];
+  /** Those of them that were mapped 2 MiB at a time. */
+  readonly huge: readonly PageRun[];
 }
 
 interface Followed {
@@ -72,6 +74,7 @@ export class Recorder {
       counts: reply.counts as PageCounts,
       written: runsOf(reply.written),
       read: [...runsOf(reply.image), ...runsOf(reply.file), ...runsOf(reply.zeroes)],
+      huge: runsOf(reply.huge),
     };
   }
 
@@ -111,11 +114,29 @@ export class Recorder {
 
   #count(instance: LiveInstance, loaded: LoadedImage): void {
     const faults = faultsOf(instance);
-    if (faults !== undefined) {
-      const outside = loaded.sets.count(faults, instance.start.husk ?? "fresh");
-      instance.start = { ...instance.start, faults, ...(outside === undefined ? {} : { faultsOutside: outside }) };
+    const { sets } = loaded;
+    const bound = faults === undefined ? undefined : sets.bound(faults, instance.start.husk ?? "fresh");
+    if (faults !== undefined) instance.start = { ...instance.start, faults };
+    if (bound === undefined) {
+      instance.counted(faults);
+      return;
     }
-    instance.counted(faults);
+    const tell = (outside: number): void => {
+      sets.note(outside);
+      instance.start = { ...instance.start, faultsOutside: outside };
+      instance.counted(faults);
+    };
+    if (!sets.scanDue(bound)) {
+      tell(bound);
+      return;
+    }
+    const ahead = instance.start.husk !== "generic" && instance.start.husk !== "fresh";
+    this.scan(instance).then(
+      // Behind the next request it would see what that one touches.
+      (present) => tell(instance.untouchedSince(1) ? Math.max(bound, sets.outsideOf(present, ahead)) : bound),
+      // The instance ended first.
+      () => tell(bound),
+    );
   }
 
   async #record(instance: LiveInstance, loaded: LoadedImage, how: Tracking): Promise<void> {

@@ -12,8 +12,8 @@ export {
   THAW_PASSES,
 } from "./compile-memory.js";
 export type { TouchTracking } from "./compile-recording.js";
-export { type Facts, type FileIdentity, factsSchema, storedPages } from "./facts.js";
-export { expectedFaults, type FaultModel, faultModel } from "./fault-model.js";
+export { type Facts, type FileIdentity, factsSchema, type Region, storedPages } from "./facts.js";
+export { expectedFaults, type FaultModel, faultModel, type PresentRuns, SetMap } from "./fault-model.js";
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type ImageInspection, inspectImage, type RecentStarts, type WorkingSetInspection } from "./inspect.js";
 export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
