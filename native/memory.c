@@ -11,54 +11,25 @@
  * Digest: over (offset, content) of every page that is not zero, in order of offset. Any change within one
  * 8-byte word changes it for certain (each step is a bijection of the state), others with probability 1 - 2^-64.
  */
-#include "extractor.h"
+#include "memory.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define OVERLAY_GAP_PAGES 32
 #define SLOT_SHIFT_MAX 34
 #define SLOT_SHIFT_MIN 28
-#define PAGE_SPACE_BYTES_MAX (15ULL << 40)
 #define VMAS_MAX 32768
 #define CHUNK_BYTES (64ULL << 20)
 #define COPY_BYTES (1ULL << 20)
 #define IOV_COUNT 512
-#define HUGE_BYTES (2ULL << 20)
 
-/* Not in the headers of older distributions. */
-struct scan_region {
-	uint64_t start, end, categories;
-};
-struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
-enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5 };
-
-enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
 static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso" };
-
-struct vma {
-	uint64_t start, end, offset, inode, parent_offset;
-	uint32_t major, minor;
-	int prot;
-	bool shared, wipe, from_parent;
-	bool copied; /* its file does not last: all its bytes are kept as memory */
-	enum kind kind;
-	char *path;
-	bool identified;
-	struct stat file;
-};
 
 struct run {
 	uint64_t address, pages;
@@ -94,7 +65,7 @@ struct dump {
 	uint64_t file_bytes, digest;
 };
 
-static void *grow(void *list, size_t count, size_t *room, size_t item)
+void *grow(void *list, size_t count, size_t *room, size_t item)
 {
 	if (count < *room)
 		return list;
@@ -133,7 +104,7 @@ static void digest_page(uint64_t *digest, uint64_t offset, const uint8_t *page)
 	*digest = rotate((*digest ^ page_digest(page)) * 0x9e3779b97f4a7c15ULL, 33);
 }
 
-static bool is_zero(const uint8_t *page)
+bool is_zero(const uint8_t *page)
 {
 	const uint64_t *words = (const uint64_t *)page;
 	for (size_t i = 0; i < PAGE / 8; i += 8)
@@ -159,9 +130,10 @@ static uint64_t rollup_anonymous(pid_t pid)
 	return kib * 1024ULL;
 }
 
-/* Reads every mapping outside the husk's zone with its flags. `strict` refuses what cannot be frozen. */
-static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
+size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 {
+	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
+	static const char *const fixed[] = { " lo", " ht", " sl", " pf", " io", " dp" };
 	char path[64], *line = NULL;
 	size_t line_room = 0, count = 0, room = 0;
 	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
@@ -203,6 +175,9 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 			if (strstr(line, " gd"))
 				current->kind = STACK;
 			current->wipe = strstr(line, " wf") != NULL;
+			for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++)
+				current->stays |= strstr(line, fixed[i]) != NULL;
+			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
 			if (!strict)
 				continue;
 			if (current->shared && (writable_ever || current->inode == 0))
@@ -211,12 +186,14 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 			if (strstr(line, " pf") || strstr(line, " io"))
 				if (current->kind != VDSO)
 					refuse("it maps a device (%s)", current->path);
-			if (strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui"))
+			if (current->watched)
 				refuse("it uses userfaultfd");
 			if (strstr(line, " ss"))
 				refuse("it uses a shadow stack");
-		} else if (current && strict && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
-			refuse("it maps memory with a protection key");
+		} else if (current && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
+			if (strict)
+				refuse("it maps memory with a protection key");
+			current->stays = true;
 		}
 	}
 	fclose(file);
@@ -225,9 +202,8 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 	return count;
 }
 
-/* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
-static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
-		 void (*each)(void *context, const struct scan_region *range), void *context)
+void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
+	  void (*each)(void *context, const struct scan_region *range), void *context)
 {
 	static struct scan_region ranges[1024];
 	how.size = sizeof how;

@@ -38,15 +38,25 @@ export interface FreezeTools {
   readonly imagesDir: string;
 }
 
-async function prepare(instance: LiveInstance): Promise<number> {
+/** What the hooks are run for: who refuses when one of them fails. */
+export interface Purpose {
+  readonly code: "FREEZE_REFUSED" | "HIBERNATE_REFUSED";
+  readonly done: "frozen" | "hibernated";
+  readonly collect?: false;
+}
+
+const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
+
+/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds. */
+export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<number> {
   const answer = instance.expect("prepared");
-  instance.tell({ type: "prepare" });
+  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }) });
   // Whoever does not answer this answers nothing any more.
   const timer = setTimeout(
     () =>
       instance.fail(
-        new ThawError("FREEZE_REFUSED", {
-          what: `function "${instance.spec.name}" could not be frozen`,
+        new ThawError(code, {
+          what: `function "${instance.spec.name}" could not be ${done}`,
           why: `its before-snapshot hooks took longer than ${PREPARE_MS_MAX / 1000} s, and it was ended`,
           fix: "mend the hook",
         }),
@@ -55,8 +65,8 @@ async function prepare(instance: LiveInstance): Promise<number> {
   );
   const { header, body } = await answer.finally(() => clearTimeout(timer));
   if (header.type === "prepared") return header.hygieneMs;
-  throw new ThawError("FREEZE_REFUSED", {
-    what: `function "${instance.spec.name}" could not be frozen`,
+  throw new ThawError(code, {
+    what: `function "${instance.spec.name}" could not be ${done}`,
     why: `one of its before-snapshot hooks failed: ${body.toString("utf8").slice(0, 500)}`,
     fix: "mend the hook",
   });
