@@ -1,7 +1,7 @@
 /*
  * extractor: turns a parked process into facts and pages.
  *
- *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
+ *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
  *   extractor verify PAGES                                    prints the digest of a page space
  *   extractor deflate PID CONTROL_FD 3<>SWAP                  moves the memory of a process to a file (deflate.c)
  *   extractor scan PID [PAGES]                                prints the present pages of a process by source
@@ -463,7 +463,7 @@ static void write_frame_shape(void)
 static int freeze(int argc, char **argv)
 {
 	if (argc < 5)
-		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]");
+		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]");
 	target.pid = atoi(argv[2]);
 	target.control_fd = atoi(argv[4]);
 	int dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -478,7 +478,7 @@ static int freeze(int argc, char **argv)
 	write_frame_shape();
 	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
 	setpriority(PRIO_PROCESS, 0, -20);
-	struct dump *dump = dump_prepare(&target, argc > 5 && argv[5][0] ? argv[5] : NULL);
+	struct dump *dump = dump_prepare(&target, argc > 5 && argv[5][0] ? argv[5] : NULL, argc > 6 ? atoi(argv[6]) : -1);
 
 	uint64_t stopped_at = stop_all(&target);
 	refuse_company();

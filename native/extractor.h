@@ -89,7 +89,8 @@ void store_tmp(void);
 
 /* memory.c */
 struct dump;
-struct dump *dump_prepare(const struct target *target, const char *parent_pages);
+/* `swap`: the file of its hibernation, or -1. */
+struct dump *dump_prepare(const struct target *target, const char *parent_pages, int swap);
 void dump_copy(struct dump *dump, const struct target *target);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);
 void dump_write_regions(const struct dump *dump);

@@ -22,6 +22,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#define PARENTS 3
 #define SLOT_SHIFT_MAX 34
 #define SLOT_SHIFT_MIN 28
 #define VMAS_MAX 32768
@@ -33,7 +34,8 @@ static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shar
 
 struct run {
 	uint64_t address, pages;
-	const uint8_t *bytes; /* NULL: in the parent's page space at parent_offset */
+	const uint8_t *bytes; /* NULL: in that parent's file at parent_offset */
+	int parent;
 	uint64_t parent_offset;
 };
 
@@ -51,10 +53,12 @@ struct region {
 };
 
 struct dump {
-	int parent_fd;
-	char parent_gone[4096]; /* how the mappings of a removed parent are called */
-	dev_t parent_dev;
-	ino_t parent_ino;
+	struct parent {
+		int fd; /* -1: there is none */
+		dev_t dev;
+		ino_t ino;
+	} parents[PARENTS]; /* by vma.parent */
+	char parent_gone[4096]; /* how the mappings of a removed image are called */
 	uint8_t *buffer;
 	size_t buffer_bytes, buffer_used;
 	struct vma *vmas;
@@ -223,24 +227,30 @@ void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 	}
 }
 
-struct dump *dump_prepare(const struct target *target, const char *parent_pages)
+static void set_parent(struct dump *dump, int index, int fd, const char *what)
+{
+	struct stat is;
+	if (fd < 0 || fstat(fd, &is) != 0)
+		die("cannot open %s: %s", what, strerror(errno));
+	dump->parents[index] = (struct parent){ fd, is.st_dev, is.st_ino };
+}
+
+struct dump *dump_prepare(const struct target *target, const char *parent_pages, int swap)
 {
 	struct dump *dump = calloc(1, sizeof *dump);
 	if (!dump)
 		die("out of memory");
-	dump->parent_fd = -1;
+	for (int i = 0; i < PARENTS; i++)
+		dump->parents[i].fd = -1;
 	if (parent_pages) {
-		struct stat is;
-		dump->parent_fd = open(parent_pages, O_RDONLY | O_CLOEXEC);
-		if (dump->parent_fd < 0 && errno == ENOENT) {
+		int fd = open(parent_pages, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 && errno == ENOENT)
 			snprintf(dump->parent_gone, sizeof dump->parent_gone, "%s (deleted)", parent_pages);
-		} else {
-			if (dump->parent_fd < 0 || fstat(dump->parent_fd, &is) != 0)
-				die("cannot open the parent image's pages %s: %s", parent_pages, strerror(errno));
-			dump->parent_dev = is.st_dev;
-			dump->parent_ino = is.st_ino;
-		}
+		else
+			set_parent(dump, 1, fd, parent_pages);
 	}
+	if (swap >= 0)
+		set_parent(dump, 2, swap, "the file of its hibernation");
 	uint64_t bytes = rollup_anonymous(target->pid);
 	dump->buffer_bytes = (bytes + bytes / 8 + (8ULL << 20)) & ~((2ULL << 20) - 1);
 	dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -390,10 +400,12 @@ void dump_copy(struct dump *dump, const struct target *target)
 	size_t room = 0, last_index = SIZE_MAX;
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		struct vma *vma = &dump->vmas[i];
-		if (vma->kind == FILE_PRIVATE && dump->parent_fd >= 0 && vma->inode == dump->parent_ino &&
-		    makedev(vma->major, vma->minor) == dump->parent_dev) {
+		for (int j = 1; vma->kind == FILE_PRIVATE && j < PARENTS; j++) {
+			const struct parent *parent = &dump->parents[j];
+			if (parent->fd < 0 || vma->inode != parent->ino || makedev(vma->major, vma->minor) != parent->dev)
+				continue;
 			vma->kind = ANON;
-			vma->from_parent = true;
+			vma->parent = j;
 			vma->parent_offset = vma->offset;
 		}
 		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
@@ -507,6 +519,7 @@ static void subtract_own(struct region *region, size_t own, struct run parent)
 		if (until > at)
 			add_run(region, (struct run){ .address = at,
 						      .pages = (until - at) / PAGE,
+						      .parent = parent.parent,
 						      .parent_offset = parent.parent_offset + (at - parent.address) });
 		uint64_t own_end = i < own ? region->runs[i].address + region->runs[i].pages * PAGE : end;
 		if (own_end > at)
@@ -527,9 +540,9 @@ static void store_region(struct dump *dump, int fd, struct region *region)
 		uint64_t bytes = run->pages * PAGE;
 		for (uint64_t done = 0; done < bytes;) {
 			size_t part = bytes - done < COPY_BYTES ? bytes - done : COPY_BYTES;
-			ssize_t got = pread(dump->parent_fd, copy, part, (off_t)(run->parent_offset + done));
+			ssize_t got = pread(dump->parents[run->parent].fd, copy, part, (off_t)(run->parent_offset + done));
 			if (got < 0)
-				die("cannot read the parent image: %s", strerror(errno));
+				die("cannot read what the process has no copy of: %s", strerror(errno));
 			memset(copy + got, 0, part - (size_t)got);
 			store_pages(dump, fd, region, run->address + done, copy, part / PAGE);
 			done += part;
@@ -543,20 +556,22 @@ static void add_parent_pages(struct dump *dump, struct region *region)
 	qsort(region->runs, own, sizeof *region->runs, by_address);
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		const struct vma *vma = &dump->vmas[i];
-		if (!vma->from_parent || vma->start < region->start || vma->start >= region->end)
+		int fd = dump->parents[vma->parent].fd;
+		if (vma->parent == 0 || vma->start < region->start || vma->start >= region->end)
 			continue;
 		uint64_t at = vma->parent_offset, end = at + (vma->end - vma->start);
 		while (at < end) {
-			off_t data = lseek(dump->parent_fd, (off_t)at, SEEK_DATA);
+			off_t data = lseek(fd, (off_t)at, SEEK_DATA);
 			if (data < 0 && errno != ENXIO)
-				die("cannot read the parent image: %s", strerror(errno));
+				die("cannot read what the process has no copy of: %s", strerror(errno));
 			if (data < 0 || (uint64_t)data >= end)
 				break;
-			off_t hole = lseek(dump->parent_fd, data, SEEK_HOLE);
+			off_t hole = lseek(fd, data, SEEK_HOLE);
 			uint64_t from = (uint64_t)data & ~(PAGE - 1);
 			uint64_t to = hole < 0 || (uint64_t)hole > end ? end : ((uint64_t)hole + PAGE - 1) & ~(PAGE - 1);
 			subtract_own(region, own, (struct run){ .address = vma->start + (from - vma->parent_offset),
 								.pages = (to - from) / PAGE,
+								.parent = vma->parent,
 								.parent_offset = from });
 			at = to;
 		}
@@ -598,7 +613,7 @@ void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64
 	if (fd < 0)
 		die("cannot make the page space: %s", strerror(errno));
 	for (size_t i = 0; i < dump->region_count; i++)
-		if (dump->parent_fd >= 0 && dump->regions[i].kind != FILE_PRIVATE)
+		if (dump->regions[i].kind != FILE_PRIVATE)
 			add_parent_pages(dump, &dump->regions[i]);
 	lay_out(dump, fd);
 	*stored_pages = 0;

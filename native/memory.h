@@ -25,7 +25,8 @@ struct vma {
 	uint64_t start, end, offset, inode, parent_offset;
 	uint32_t major, minor;
 	int prot;
-	bool shared, wipe, from_parent;
+	bool shared, wipe;
+	int parent; /* it maps the page space of its image (1) or its hibernation's file (2): memory all the same */
 	bool stays; /* cannot be replaced by another mapping, or would be another thing then: locked, huge pages, sealed, a protection key… */
 	bool watched; /* by a userfaultfd */
 	bool copied; /* its file does not last: all its bytes are kept as memory */
@@ -41,5 +42,8 @@ size_t read_vmas(pid_t pid, struct vma **list, bool strict);
 void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
 	  void *context);
 bool is_zero(const uint8_t *page);
+/* The path of a mapped file with an allocator (jemalloc) that relies on zeros where memory was given back; NULL: none. A private
+   mapping of a file gives the file's bytes back. */
+const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count);
 /* Room for one more item in a list that doubles. */
 void *grow(void *list, size_t count, size_t *room, size_t item);

@@ -26,6 +26,8 @@ import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 
 const PAGE_BYTES = 4096;
+/** First of the files that a helper is given. */
+const HELPER_FD = 3;
 /** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
 const PREPARE_MS_MAX = 30_000;
 
@@ -99,8 +101,11 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     await mkdir(temporary, { mode: 0o700 });
     const origin = instance.origin;
     const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
-    if (origin !== undefined) argv.push(imageFiles(origin.dir).pages);
-    const { stdout } = await tools.keeper.helper(argv);
+    const { file } = instance.hibernation;
+    if (origin !== undefined || file !== undefined) argv.push(origin === undefined ? "" : imageFiles(origin.dir).pages);
+    // What is on disk only is memory too.
+    if (file !== undefined) argv.push(String(HELPER_FD));
+    const { stdout } = await tools.keeper.helper(argv, { files: file === undefined ? [] : [file] });
     const reply = parseReply(stdout);
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");

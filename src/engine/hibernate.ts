@@ -61,16 +61,16 @@ export class Hibernation {
     return this.#file;
   }
 
-  async hibernate(): Promise<HibernateReport> {
-    // The end of a cancelled one: a flush to disk at most.
-    await this.settled();
-    if (this.state === "hibernated" && this.#report !== undefined) return this.#report;
-    if (!this.instance.alive) throw this.instance.exitError();
+  /** From this moment on a request finds it `deflating`. `after`: what has to be over before it may begin. */
+  hibernate(after?: Promise<void>): Promise<HibernateReport> {
+    if (this.#work !== undefined) return this.#work;
+    if (this.state === "hibernated" && this.#report !== undefined) return Promise.resolve(this.#report);
+    if (!this.instance.alive) return Promise.reject(this.instance.exitError());
     this.#cancel = new AbortController();
-    this.#work = this.#run(this.state);
-    return this.#work.finally(() => {
+    this.#work = this.#run(this.state, after).finally(() => {
       this.#work = undefined;
     });
+    return this.#work;
   }
 
   /** Resolves when no hibernation is under way; never rejects. */
@@ -108,19 +108,14 @@ export class Hibernation {
     this.hibernatedBytes = 0;
   }
 
-  async #run(before: InstanceState): Promise<HibernateReport> {
+  async #run(before: InstanceState, blocked: Promise<void> | undefined): Promise<HibernateReport> {
     const began = nowMs();
     const { instance, tools } = this;
     this.state = "deflating";
-    // Whatever becomes of this, the before-snapshot hooks will have run.
-    instance.announceResumed();
     let after: InstanceState = before;
     try {
-      const hygieneMs = await prepare(instance, {
-        code: "HIBERNATE_REFUSED",
-        done: "hibernated",
-        ...(before === "warm" ? {} : { collect: false }),
-      });
+      if (blocked !== undefined) await blocked;
+      const hygieneMs = this.#cancelled ? 0 : await this.#prepare(before);
       faultPoint("hibernate-prepared");
       if (!this.#cancelled) this.#file ??= await this.#makeFile();
       faultPoint("hibernate-file-made");
@@ -153,6 +148,13 @@ export class Hibernation {
       this.state = after;
       tools.log.debug({ instance: instance.id, state: after }, "hibernation is over");
     }
+  }
+
+  #prepare(before: InstanceState): Promise<number> {
+    // Whatever becomes of this, the before-snapshot hooks will have run.
+    this.instance.announceResumed();
+    const collect = before === "warm" ? {} : { collect: false as const };
+    return prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect });
   }
 
   get #cancelled(): boolean {

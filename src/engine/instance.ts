@@ -207,9 +207,12 @@ export class LiveInstance implements Instance, InstanceListener {
     });
   }
 
-  freeze(options: FreezeOptions = {}): Promise<Image> {
+  async freeze(options: FreezeOptions = {}): Promise<Image> {
     assert(this.running === undefined, "an instance is frozen between two requests");
-    return this.hibernation.settled().then(() => this.owner.freeze(this, options));
+    await this.hibernation.settled();
+    // Hooks and hygiene bring its memory back.
+    await this.hibernation.wake();
+    return this.owner.freeze(this, options);
   }
 
   pages(): Promise<PageCounts> {
@@ -231,10 +234,9 @@ export class LiveInstance implements Instance, InstanceListener {
     return this.hibernation.state;
   }
 
-  async hibernate(): Promise<HibernateReport> {
+  hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
-    if (this.blocked !== undefined) await this.blocked;
-    return this.hibernation.hibernate();
+    return this.hibernation.hibernate(this.blocked);
   }
 
   wake(): Promise<StartResult> {
