@@ -247,7 +247,7 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 		view->vmas = earlier->vmas;
 		view->vma_count = earlier->vma_count;
 	} else {
-		view->vma_count = read_vmas(pid, &view->vmas, false);
+		view->vma_count = read_vmas(pid, &view->vmas, true, false);
 	}
 	view->swap_present = open_memstream(&view->swap_text, &view->swap_bytes);
 	view->file_present = open_memstream(&view->file_text, &view->file_bytes);
@@ -759,7 +759,7 @@ static uint64_t resident_bytes(pid_t pid)
 static int report(struct deflation *d, const struct view *view, bool done)
 {
 	struct view now = { 0 };
-	now.vma_count = read_vmas(d->target->pid, &now.vmas, false);
+	now.vma_count = read_vmas(d->target->pid, &now.vmas, true, false);
 	clear_unused(d, &now);
 	/* After the process goes on: a request that comes now does not wait for the disk. */
 	if (fdatasync(SWAP_FD) != 0)
@@ -798,7 +798,7 @@ int deflate(struct target *target, int argc, char **argv)
 		die("cannot open the memory of the process: %s", strerror(errno));
 
 	first.text = read_maps(target->pid);
-	first.vma_count = read_vmas(target->pid, &first.vmas, false);
+	first.vma_count = read_vmas(target->pid, &first.vmas, true, false);
 	refuse_unfit(&d, &first);
 	if (!arm(&d, &first))
 		return report(&d, NULL, false);

@@ -4,6 +4,7 @@
  *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
  *   extractor verify PAGES                                    prints the digest of a page space
  *   extractor deflate PID CONTROL_FD 3<>SWAP                  moves the memory of a process to a file (deflate.c)
+ *   extractor tracking                                        says whether this kernel can tell exactly what a process touches
  *   extractor scan PID [PAGES]                                prints the present pages of a process by source
  *
  * Theory of operation. It decides nothing about the image: it reports what is, and TypeScript compiles that
@@ -24,9 +25,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -523,6 +526,28 @@ static int freeze(int argc, char **argv)
 	return 0;
 }
 
+/* ---- tracking: what a recording start needs of the kernel (src/image/compile-recording.ts) ---- */
+
+/* Not in the headers of older distributions. */
+#define USERFAULTFD_IOC_NEW_ _IO(0xAA, 0x00)
+#define UFFD_FEATURE_WP_UNPOPULATED_ (1ULL << 13)
+#define UFFD_FEATURE_WP_ASYNC_ (1ULL << 15)
+
+static int try_tracking(void)
+{
+	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (device < 0)
+		die("cannot open /dev/userfaultfd: %s", strerror(errno));
+	int uffd = ioctl(device, USERFAULTFD_IOC_NEW_, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	if (uffd < 0)
+		die("cannot make a userfaultfd: %s", strerror(errno));
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_UNPOPULATED_ | UFFD_FEATURE_WP_ASYNC_ };
+	if (ioctl(uffd, UFFDIO_API, &api) != 0)
+		die("userfaultfd has no asynchronous write protection: %s (it came with Linux 6.7)", strerror(errno));
+	printf("{\"ok\":true}\n");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -534,5 +559,7 @@ int main(int argc, char **argv)
 		return verify_pages(argv[2]);
 	if (argc > 2 && strcmp(argv[1], "scan") == 0)
 		return scan_pages(atoi(argv[2]), argc > 3 ? argv[3] : NULL);
-	die("usage: extractor freeze|deflate|verify|scan …");
+	if (argc == 2 && strcmp(argv[1], "tracking") == 0)
+		return try_tracking();
+	die("usage: extractor freeze|deflate|verify|scan|tracking …");
 }

@@ -324,6 +324,41 @@ static uint64_t argument(const struct program_op *op, int index)
 	return value;
 }
 
+struct io_vector {
+	void *base;
+	uint64_t bytes;
+};
+struct message_header {
+	void *name;
+	uint32_t name_bytes, pad1;
+	struct io_vector *vectors;
+	uint64_t vector_count;
+	void *control;
+	uint64_t control_bytes;
+	int32_t flags, pad2;
+};
+struct control_message {
+	uint64_t bytes;
+	int32_t level, type;
+	int32_t fds[HUSK_FDS_MAX + 1];
+	int32_t pad;
+};
+/* cmsg_len of so many descriptors: a header of 16 bytes, then the descriptors. */
+#define CONTROL_BYTES(count) (16 + (uint64_t)(count) * sizeof(int32_t))
+
+/* Sends a descriptor to the keeper and closes it here: what shall outlive this husk's own code stays nowhere in the function. */
+static long give(long fd)
+{
+	struct husk_gift gift = { HUSK_GIFT_MAGIC, 0 };
+	struct io_vector vector = { &gift, sizeof gift };
+	struct control_message control = { CONTROL_BYTES(1), SOL_SOCKET_, SCM_RIGHTS_, { (int32_t)fd }, 0 };
+	struct message_header header = { 0, 0, 0, &vector, 1, &control, CONTROL_BYTES(1), 0, 0 };
+	long sent = raw(__NR_sendmsg, channel, &header, MSG_NOSIGNAL_);
+	if (failed(sent))
+		return sent;
+	return raw(__NR_close, fd);
+}
+
 static long run_op(const struct program_op *op, uint32_t index)
 {
 	switch (op->kind) {
@@ -362,6 +397,8 @@ static long run_op(const struct program_op *op, uint32_t index)
 	case OP_REPORT:
 		send_report(0, index, 1);
 		return 0;
+	case OP_GIVE:
+		return give((long)argument(op, 0));
 	case OP_RESUME: {
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
 		long tid = raw(__NR_set_tid_address, state->tid_address);
@@ -413,26 +450,6 @@ static void run_program(const struct program_header *header, const struct husk_r
 }
 
 /* ---- the channel ---- */
-
-struct io_vector {
-	void *base;
-	uint64_t bytes;
-};
-struct message_header {
-	void *name;
-	uint32_t name_bytes, pad1;
-	struct io_vector *vectors;
-	uint64_t vector_count;
-	void *control;
-	uint64_t control_bytes;
-	int32_t flags, pad2;
-};
-struct control_message {
-	uint64_t bytes;
-	int32_t level, type;
-	int32_t fds[HUSK_FDS_MAX + 1];
-	int32_t pad;
-};
 
 /* Receives one run; its descriptors go to fd_base and above, where no program wants its own. Returns the program's. */
 static long receive_run(struct husk_run *run)

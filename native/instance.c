@@ -82,10 +82,34 @@ static void stage_done(struct instance *it, const struct husk_report *report) {
 	it->stage_count--;
 }
 
+void instance_uffd_close(struct instance *it) {
+	if (it->uffd >= 0) close(it->uffd);
+	it->uffd = -1;
+}
+
+/* One message of the channel. `fd` is what came with it, or -1. */
+static ssize_t receive_report(int channel, struct husk_report *report, int *fd) {
+	struct iovec part = {report, sizeof *report};
+	union { struct cmsghdr align; char room[CMSG_SPACE(sizeof(int))]; } control;
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+	*fd = -1;
+	ssize_t count = recvmsg(channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *head = count < 0 ? NULL : CMSG_FIRSTHDR(&message);
+	if (head != NULL && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof(int))) memcpy(fd, CMSG_DATA(head), sizeof *fd);
+	return count;
+}
+
 static void read_reports(struct instance *it) {
 	struct husk_report report;
 	for (int reads = 0; it->channel.fd >= 0 && reads < STAGES_MAX + 2; reads++) {
-		ssize_t count = recv(it->channel.fd, &report, sizeof report, MSG_DONTWAIT);
+		int fd;
+		ssize_t count = receive_report(it->channel.fd, &report, &fd);
+		if (count == (ssize_t)sizeof(struct husk_gift) && report.magic == HUSK_GIFT_MAGIC && fd >= 0) {
+			instance_uffd_close(it);
+			it->uffd = fd;
+			continue;
+		}
+		if (fd >= 0) close(fd);
 		/* Told once, before the reports that lie queued, when a husk died with stages unread. */
 		if (count < 0 && errno == ECONNRESET) continue;
 		if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -327,6 +351,7 @@ static void instance_end(struct instance *it) {
 	frame_put(MSG_EXIT, it->id, 0, &end, sizeof end);
 	it->state = INSTANCE_ENDED;
 	if (it->peak >= 0) close(it->peak);
+	instance_uffd_close(it);
 	watch_close(&it->pidfd);
 	watch_close(&it->status);
 	watch_close(&it->channel);

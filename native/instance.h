@@ -2,7 +2,7 @@
 #pragma once
 #include "keeper.h"
 
-enum watch_kind { WATCH_SERVER, WATCH_BUILDER, WATCH_STATUS, WATCH_CHANNEL, WATCH_CONTROL, WATCH_LOG, WATCH_PIDFD, WATCH_HELPER_OUTPUT, WATCH_HELPER_PIDFD };
+enum watch_kind { WATCH_SERVER, WATCH_BUILDER, WATCH_STATUS, WATCH_CHANNEL, WATCH_CONTROL, WATCH_LOG, WATCH_PIDFD, WATCH_HELPER_OUTPUT, WATCH_HELPER_PIDFD, WATCH_PAGER, WATCH_HOLDER };
 
 /* A descriptor in the epoll set; `fd` is -1 once it is closed, so that a late event of the same turn is known. */
 struct watch {
@@ -28,6 +28,7 @@ struct instance {
 	uint64_t started_ns, oom_base;
 	struct watch pidfd, status, channel, control, log;
 	int peak;			/* v2: memory.peak, reset when the instance began */
+	int uffd;			/* a userfaultfd that its husk made and gave; -1: none */
 	uint32_t stage_tags[STAGES_MAX];
 	unsigned stage_first, stage_count;
 	struct bytes sending;
@@ -45,5 +46,7 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 void instance_send(struct instance *it, const uint8_t *payload, size_t count);
 void instance_limits(struct instance *it, uint32_t tag, const char *payload, size_t count);
 void instance_kill(struct instance *it);
+/* Nothing of its memory is registered any more. */
+void instance_uffd_close(struct instance *it);
 /* Called once everything of it is gone; keeper.c frees it and its cgroup. */
 void instance_gone(struct instance *it);

@@ -11,6 +11,7 @@
  * killed instead, the kernel kills every init, helper and the builder (PR_SET_PDEATHSIG).
  */
 #include "instance.h"
+#include "pager.h"
 
 #include <poll.h>
 #include <signal.h>
@@ -136,7 +137,10 @@ int file_descriptor(uint32_t id) { return (int)(intptr_t)table_get(&files, id) -
 
 static void file_set(uint32_t id, int fd) {
 	int old = file_descriptor(id);
-	if (old >= 0) close(old);
+	if (old >= 0) {
+		paging_forget(id);
+		close(old);
+	}
 	table_put(&files, id, fd < 0 ? NULL : (void *)(intptr_t)(fd + 1));
 }
 
@@ -428,7 +432,7 @@ static void make_husk(const struct message *head, const uint8_t *payload) {
 	if (it == NULL) die("out of memory for an instance");
 	it->id = head->id;
 	it->husk_tag = head->reserved;
-	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = -1;
+	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = it->uffd = -1;
 	table_put(&instances, head->id, it);
 }
 
@@ -456,6 +460,8 @@ static void dispatch(const struct message *head, const uint8_t *payload) {
 	case MSG_SEND: if (it != NULL) instance_send(it, payload, head->bytes); return;
 	case MSG_LIMITS: if (it != NULL) instance_limits(it, head->reserved, (const char *)payload, head->bytes); return;
 	case MSG_KILL: if (it != NULL) instance_kill(it); return;
+	case MSG_PREFETCH: return paging_prefetch(head, payload);
+	case MSG_UFFD_CLOSE: if (it != NULL) instance_uffd_close(it); return;
 	default: errno = EPROTO; die("message of type %u from the server; do both come from the same build?", head->type);
 	}
 }
@@ -498,6 +504,7 @@ static void handle(struct watch *w, uint32_t events) {
 	case WATCH_BUILDER: builder_answer(); return;
 	case WATCH_HELPER_OUTPUT: read_helper(w->owner); return;
 	case WATCH_HELPER_PIDFD: helper_end(w->owner); return;
+	case WATCH_PAGER: case WATCH_HOLDER: paging_event(w->kind); return;
 	default: instance_event(w->owner, w->kind, events);
 	}
 }
@@ -537,6 +544,8 @@ static void kill_all(uint64_t deadline_ns) {
 		wait_readable(it->pidfd.fd, deadline_ns);
 		waitpid(it->pid, NULL, WNOHANG);
 	}
+	/* Last: what waits for a page of it is gone. */
+	paging_end();
 }
 
 static void end_everything(void) {
@@ -598,6 +607,7 @@ int main(void) {
 		setrlimit(RLIMIT_NOFILE, &limit);
 	}
 	watch_open(&server, WATCH_SERVER, SERVER_FD, NULL);
+	paging_start();
 	uint32_t hello[2] = {(uint32_t)getpid(), HUSK_VERSION};
 	frame_put(MSG_HELLO, 0, 0, hello, sizeof hello);
 	struct epoll_event events[EVENTS_MAX];

@@ -134,13 +134,13 @@ static uint64_t rollup_anonymous(pid_t pid)
 	return kib * 1024ULL;
 }
 
-size_t read_vmas(pid_t pid, struct vma **list, bool strict)
+size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict)
 {
 	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
 	static const char *const fixed[] = { " lo", " ht", " sl", " pf", " io", " dp" };
 	char path[64], *line = NULL;
 	size_t line_room = 0, count = 0, room = 0;
-	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
+	snprintf(path, sizeof path, "/proc/%d/%s", pid, flags ? "smaps" : "maps");
 	FILE *file = fopen(path, "re");
 	if (!file)
 		die("cannot read %s: %s", path, strerror(errno));
@@ -387,7 +387,7 @@ static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *regi
 void dump_copy(struct dump *dump, const struct target *target)
 {
 	char path[96];
-	dump->vma_count = read_vmas(target->pid, &dump->vmas, true);
+	dump->vma_count = read_vmas(target->pid, &dump->vmas, true, true);
 	snprintf(path, sizeof path, "/proc/%d/pagemap", target->pid);
 	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
 	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
@@ -717,11 +717,13 @@ int verify_pages(const char *path)
 
 /* ---- scan: what is present, by source ---- */
 
+enum { WRITTEN, IN_IMAGE, IN_FILE, ZERO, SCAN_LISTS };
+
 struct tally {
 	uint64_t written, image, file, zero;
 	bool in_image;
-	FILE *lists[3]; /* written, image, file */
-	uint64_t last[3][2];
+	FILE *lists[SCAN_LISTS];
+	uint64_t last[SCAN_LISTS][2];
 };
 
 static void flush_tally(struct tally *tally, int list)
@@ -737,12 +739,11 @@ static void tally_range(void *context, const struct scan_region *range)
 {
 	struct tally *tally = context;
 	uint64_t pages = (range->end - range->start) / PAGE;
-	if (range->categories & IS_ZERO) {
-		tally->zero += pages;
-		return;
-	}
-	int list = !(range->categories & IS_FILE) ? 0 : tally->in_image ? 1 : 2;
-	*(list == 0 ? &tally->written : list == 1 ? &tally->image : &tally->file) += pages;
+	int list = range->categories & IS_ZERO ? ZERO : !(range->categories & IS_FILE) ? WRITTEN : tally->in_image ? IN_IMAGE : IN_FILE;
+	*(list == WRITTEN  ? &tally->written :
+	  list == IN_IMAGE ? &tally->image :
+	  list == IN_FILE  ? &tally->file :
+			     &tally->zero) += pages;
 	if (tally->last[list][1] != range->start) {
 		flush_tally(tally, list);
 		tally->last[list][0] = range->start;
@@ -756,16 +757,16 @@ int scan_pages(pid_t pid, const char *pages_path)
 	if (pages_path && stat(pages_path, &is) != 0)
 		die("cannot look at %s: %s", pages_path, strerror(errno));
 	struct vma *vmas;
-	size_t count = read_vmas(pid, &vmas, false);
+	size_t count = read_vmas(pid, &vmas, false, false);
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
 	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
 		die("cannot open %s: %s", path, strerror(errno));
 	struct tally tally = { 0 };
-	char *text[3];
-	size_t bytes[3];
-	for (int i = 0; i < 3; i++)
+	char *text[SCAN_LISTS];
+	size_t bytes[SCAN_LISTS];
+	for (int i = 0; i < SCAN_LISTS; i++)
 		tally.lists[i] = open_memstream(&text[i], &bytes[i]);
 	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO };
 	for (size_t i = 0; i < count; i++) {
@@ -774,12 +775,12 @@ int scan_pages(pid_t pid, const char *pages_path)
 		tally.in_image = pages_path && vmas[i].inode == is.st_ino && makedev(vmas[i].major, vmas[i].minor) == is.st_dev;
 		scan(pagemap, vmas[i].start, vmas[i].end, present, tally_range, &tally);
 	}
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < SCAN_LISTS; i++) {
 		flush_tally(&tally, i);
 		fclose(tally.lists[i]);
 	}
 	printf("{\"ok\":true,\"counts\":{\"written\":%" PRIu64 ",\"image\":%" PRIu64 ",\"file\":%" PRIu64 ",\"zero\":%" PRIu64
-	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s]}\n",
-	       tally.written, tally.image, tally.file, tally.zero, text[0], text[1], text[2]);
+	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s],\"zeroes\":[%s]}\n",
+	       tally.written, tally.image, tally.file, tally.zero, text[WRITTEN], text[IN_IMAGE], text[IN_FILE], text[ZERO]);
 	return 0;
 }

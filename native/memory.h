@@ -36,8 +36,9 @@ struct vma {
 	struct stat file;
 };
 
-/* Reads every mapping outside the husk's zone with its flags. `strict` refuses what cannot be frozen. */
-size_t read_vmas(pid_t pid, struct vma **list, bool strict);
+/* Reads every mapping outside the husk's zone; with `flags` what smaps says of it (which walks all page tables). `strict`, with flags,
+   refuses what cannot be frozen. */
+size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict);
 /* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
 void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
 	  void *context);

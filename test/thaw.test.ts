@@ -112,10 +112,10 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
     expect(mappings.at(-1)).toBeLessThanOrEqual(earlyMappings + 6);
   });
 
-  it("records what two first requests both touched, and prefetches that from then on", async () => {
+  it("records what first requests touch, and copies what two of them wrote from then on", async () => {
     const image = await counted(language);
     for (let recording = 0; recording < 2; recording++) {
-      expect(existsSync(imageFiles(image.dir).workingSet)).toBe(false);
+      expect(existsSync(imageFiles(image.dir).workingSet)).toBe(recording > 0);
       await world.thawed(image, async (clone) => {
         expect(clone.start.prefetchedPages).toBe(0);
         expect(await call(clone, "counter.next")).toBe(4);
@@ -124,6 +124,9 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
       });
     }
     expect(existsSync(imageFiles(image.dir).workingSet)).toBe(true);
+    // What three recordings are too few for is recorded further.
+    while ((await world.engine.inspect(image)).workingSet?.stable === false)
+      await world.thawed(image, async (clone) => expect(await call(clone, "counter.next")).toBe(4));
     await world.thawed(image, async (clone) => {
       expect(clone.start.prefetchedPages).toBeGreaterThan(10);
       expect(await call(clone, "counter.next")).toBe(4);

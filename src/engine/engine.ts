@@ -26,8 +26,8 @@ import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
-import { type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
-import { LoadedImage } from "./images.js";
+import { type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
+import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
@@ -75,7 +75,6 @@ export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;
   private readonly templates: Templates;
-  private readonly recorder: Recorder;
   private readonly images = new Map<string, LoadedImage>();
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
@@ -88,6 +87,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     options: EngineOptions,
     private readonly paths: NativePaths,
     private readonly keeper: Keeper,
+    private readonly recorder: Recorder,
     private readonly layout: CgroupLayout,
     private readonly parents: CgroupParents,
     private readonly fingerprint: Fingerprint,
@@ -98,7 +98,6 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
-    this.recorder = new Recorder(keeper, paths.extractor, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -118,6 +117,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const parents = makeParents(layout, nextLabel());
     const log = options.log ?? silentLogger();
     let keeper: Keeper | undefined;
+    let recorder: Recorder;
     try {
       keeper = await Keeper.start({
         binary: paths.keeper,
@@ -128,12 +128,13 @@ export class LocalEngine implements Engine, InstanceOwner {
         },
       });
       await keeper.cgroups(parents);
+      recorder = await Recorder.open(keeper, paths.extractor, log);
     } catch (error) {
       await keeper?.close();
       await removeParents(parents);
       throw error;
     }
-    return new LocalEngine(options, paths, keeper, layout, parents, readFingerprint(), interpreters);
+    return new LocalEngine(options, paths, keeper, recorder, layout, parents, readFingerprint(), interpreters);
   }
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
@@ -183,6 +184,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.husks.drop(husk);
       throw notOpen(image);
     }
+    const recording = this.recorder.begin(loaded, loader, chosen.parked);
     const began = monotonicNs() - chosen.madeNs;
     const generation = image.generation;
     const start: StartResult = {
@@ -193,14 +195,16 @@ export class LocalEngine implements Engine, InstanceOwner {
       phases: [],
       waitUs: chosen.waitUs,
       husk: chosen.from,
-      prefetchedPages: chosen.from === "image" && loader !== "eager" ? 0 : loaded.prefetchedPages(loader),
+      prefetchedPages:
+        recording !== undefined || (chosen.from === "image" && loader !== "eager") ? 0 : loaded.prefetchedPages(loader),
+      ...(recording === undefined ? {} : { recording: true }),
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
     instance.origin = image;
     instance.lineagePids = [...loaded.lineagePids, husk.pid];
     instance.announceThaw(generation);
-    const steps = this.remainingSteps(loaded, loader, husk);
-    if (!loaded.recorded) husk.faultsBefore = minorFaults(husk.host.pid);
+    this.recorder.follow(instance, loaded, recording);
+    const steps = this.remainingSteps(loaded, loader, husk, recording);
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
@@ -208,7 +212,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     faultPoint("thaw-stage-sent");
     const started = stages.then((stamps) => {
       instance.start = {
-        ...start,
+        ...instance.start,
         ...phasesOf(
           began,
           chosen.madeNs,
@@ -235,10 +239,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     return instance;
   }
 
-  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk): StageStep[] {
+  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
     if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
-    const thaw = loaded.thawStep(loader, husk.level === "generic");
+    const thaw = loaded.thawStep(loader, husk.level === "generic", recording);
     return time === undefined ? [thaw] : [time, thaw];
   }
 
@@ -311,6 +315,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (known !== undefined) return known.image;
     const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
     await this.templates.get(loaded.image.spec.runtime);
+    if (loaded.setDamaged) this.log.warn({ image: loaded.image.id }, "the working set is damaged or old: it is recorded anew");
     this.images.set(dir, loaded);
     return loaded.image;
   }
@@ -384,8 +389,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
-    const loaded = instance.origin === undefined ? undefined : this.images.get(instance.origin.dir);
-    return loaded === undefined ? undefined : this.recorder.firstAnswer(instance, loaded);
+    return this.recorder.firstAnswer(instance);
   }
 
   hibernation(instance: LiveInstance): Hibernation {
@@ -397,6 +401,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   ended(instance: LiveInstance): void {
     this.instances.delete(instance);
+    this.recorder.ended(instance);
   }
 
   stats(): EngineStats {

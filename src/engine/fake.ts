@@ -26,6 +26,7 @@ import type {
   PageCounts,
   PoolTarget,
   RuntimeInfo,
+  StartFaults,
   StartResult,
   ThawOptions,
 } from "./types.js";
@@ -294,6 +295,8 @@ export class FakeEngine implements Engine {
   }
 }
 
+const FAKE_FAULTS: StartFaults = { minor: 400, major: 3, diskBytes: 12_288, blockedMs: 0 };
+
 /** An instance of {@link FakeEngine}. */
 export class FakeInstance implements Instance {
   alive = true;
@@ -410,6 +413,12 @@ export class FakeInstance implements Instance {
     this.state = "hibernated";
     this.#report = report;
     return report;
+  }
+
+  async faults(): Promise<StartFaults | undefined> {
+    if (this.start.loader === undefined) return undefined;
+    this.start = { ...this.start, faults: FAKE_FAULTS, faultsOutside: 7 };
+    return FAKE_FAULTS;
   }
 
   dispose(): Promise<void> {

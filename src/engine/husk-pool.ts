@@ -9,10 +9,10 @@
  *
  * Pools are refilled in the background, two at a time; nothing here is on the path of a request except {@link HuskPool.take}.
  */
-import { readFileSync } from "node:fs";
 import { monotonicNs } from "../base/clock.js";
 import { assert, errorText, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
 import type { HuskReady, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
@@ -52,8 +52,8 @@ export class Husk implements InstanceListener {
   clockShiftNs = 0;
   /** What it cost to make, wall microseconds. */
   madeUs = 0;
-  /** Page faults that it had taken before a thaw whose working set shall be recorded. */
-  faultsBefore = 0;
+  /** What it had taken when it was ready: what an instance takes is counted from there. */
+  faultsBefore: ProcessFaults = NO_FAULTS;
   private readonly exitListeners: (() => void)[] = [];
 
   constructor(
@@ -258,6 +258,7 @@ export class HuskPool {
       throw error;
     }
     husk.level = level;
+    husk.faultsBefore = processFaults(husk.host.pid) ?? NO_FAULTS;
     husk.madeUs = Number(monotonicNs() - began) / 1000;
     this.made++;
     this.us += husk.madeUs;
@@ -347,16 +348,6 @@ export class HuskPool {
     pool.failedUntil = Date.now() + RETRY_MS;
     // A timer may fire a moment before its time by the other clock.
     setTimeout(() => this.refill(), RETRY_MS + 2).unref();
-  }
-}
-
-/** Minor page faults of a process so far; 0 when it is gone. */
-export function minorFaults(pid: number): number {
-  try {
-    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[7]);
-  } catch {
-    return 0;
   }
 }
 

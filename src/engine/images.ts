@@ -18,19 +18,19 @@ import {
   compileRuntime,
   compileThaw,
   compileTime,
-  EMPTY_WORKING_SET,
   type Facts,
+  type FileRange,
   fdBase,
   IMAGE_VERSION,
   type ImageInspection,
   imageFiles,
   inspectImage,
-  intersectRuns,
   isRuntimeFile,
   joinRuns,
   type PageRun,
   type Program,
   pagesIdentity,
+  prefetchRanges,
   RESUME_PASSES,
   readImage,
   runPages,
@@ -38,24 +38,27 @@ import {
   type StoredImage,
   storedPages,
   THAW_PASSES,
-  type WorkingSet,
-  workingSetOf,
-  writeWorkingSet,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Husk, StageStep } from "./husk-pool.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { parseReply } from "./native.js";
 import type { Image, Loader } from "./types.js";
+import { LiveWorkingSet } from "./working-sets.js";
 
 /** Runs of read pages closer than this are mapped by one call: file pages cost nothing but their table entries. */
 const READ_GAP_PAGES = 16;
-const WRITTEN_GAP_PAGES = 0;
 const NS_PER_MS = 1_000_000n;
 
 interface Compiled {
   readonly program: Program;
   readonly file: number;
+}
+
+/** How a start records what it touches. */
+export interface Tracking {
+  /** The keeper's /dev/userfaultfd, by which the record is exact; undefined where the kernel cannot do that. */
+  readonly device: number | undefined;
 }
 
 /** One open image. */
@@ -65,12 +68,11 @@ export class LoadedImage {
   readonly avoidPids: ReadonlySet<number>;
   readonly fdBase: number;
   readonly pagesTotal: number;
-  workingSet: WorkingSet;
-  recorded: boolean;
+  readonly sets: LiveWorkingSet;
   closed = false;
   private readonly runtimeProgram: Compiled;
-  private readonly programs = new Map<string, Compiled>();
-  private firstRecording: WorkingSet | undefined;
+  private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
+  private ranges: readonly FileRange[] | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -87,8 +89,7 @@ export class LoadedImage {
     this.avoidPids = new Set(stored.manifest.lineagePids);
     this.fdBase = fdBase(this.facts);
     this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
-    this.workingSet = workingSetOf(stored);
-    this.recorded = stored.workingSet !== undefined;
+    this.sets = new LiveWorkingSet(image.dir, this.facts, stored.workingSet, () => this.setChanged());
     this.runtimeProgram = this.hand(compileRuntime(this.facts));
     this.runtimeKey = runtimeKey(this.runtimeProgram.program);
   }
@@ -121,6 +122,11 @@ export class LoadedImage {
     const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task, inode);
     if (written) loaded.verified = pagesIdentity(dir);
     return loaded;
+  }
+
+  /** A working set was there when the image was opened, but could not be used. */
+  get setDamaged(): boolean {
+    return this.stored.workingSetDamaged;
   }
 
   get bootId(): string {
@@ -171,18 +177,19 @@ export class LoadedImage {
   async inspect(): Promise<ImageInspection> {
     const stored = await readImage(this.image.dir);
     await this.verifyNow();
-    return inspectImage(stored, IMAGE_VERSION);
+    return inspectImage(stored, IMAGE_VERSION, { outside: this.sets.outside, renewals: this.sets.renewals });
   }
 
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. */
-  thawStep(loader: Loader, generic: boolean): StageStep {
+  thawStep(loader: Loader, generic: boolean, record: Tracking | undefined): StageStep {
     const compile = (): Program => {
       const { image } = this.split();
       return compileThaw(this.facts, {
         contents: this.stored.contents,
         source: loader === "eager" ? "eager" : "lazy",
         runtime: generic,
-        ...(loader === "splice" ? { prefetch: image.written } : {}),
+        ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
+        ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
       });
     };
     const fds: PassedFd[] = [];
@@ -190,7 +197,12 @@ export class LoadedImage {
     fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
     fds[THAW_PASSES.control] = { kind: "control" };
     fds[THAW_PASSES.log] = { kind: "log" };
-    return this.step("thaw", () => this.compiled(`thaw:${loader}:${generic}`, compile), fds);
+    if (record?.device !== undefined) fds[THAW_PASSES.userfaultfd] = { kind: "file", file: record.device };
+    return this.step(
+      "thaw",
+      () => this.compiled(`thaw:${loader}:${generic}:${record === undefined ? "" : "record"}`, compile),
+      fds,
+    );
   }
 
   /** Ahead of a request, for any image of this interpreter. What is mapped is shared with everything that runs it: it costs no memory. */
@@ -230,7 +242,7 @@ export class LoadedImage {
 
   /** The floor's program (see engine/floor.ts); handed over for one use. */
   floorStep(): { step: StageStep; done: () => void; mappings: number; faults: number } {
-    const { program, mappings, faults } = compileFloor(this.facts, this.workingSet);
+    const { program, mappings, faults } = compileFloor(this.facts, this.sets.set);
     const file = this.keeper.fileBytes(program.bytes);
     const request = (): StageRequest => ({ program: file, fds: [{ kind: "file", file: this.pagesFile }], fdBase: this.fdBase });
     return {
@@ -254,7 +266,7 @@ export class LoadedImage {
   private compiled(key: string, compile: () => Program): Compiled {
     let compiled = this.programs.get(key);
     if (compiled === undefined) {
-      compiled = this.hand(compile());
+      compiled = { ...this.hand(compile()), compile };
       this.programs.set(key, compiled);
     }
     return compiled;
@@ -285,40 +297,13 @@ export class LoadedImage {
 
   prefetchedPages(loader: Loader): number {
     if (loader === "eager") return this.pagesTotal;
-    return loader === "splice" ? runPages(this.workingSet.written) : 0;
+    return loader === "splice" ? runPages(this.sets.set.written) : 0;
   }
 
-  /**
-   * Keeps what two invocations both touched, and compiles the programs that use it anew. One recording is not enough: with other
-   * input a function writes other pages, and each that is copied for nothing costs as much as the fault it was meant to save.
-   */
-  async record(present: WorkingSet): Promise<void> {
-    // Only what the image itself brings back: later mappings of the function are not there after a thaw.
-    const keep = (runs: readonly PageRun[]): PageRun[] =>
-      this.facts.regions
-        .filter((region) => region.kind !== "vdso" && region.kind !== "stack" && region.prot !== 0)
-        .flatMap((region) => clipRuns(runs, region.start, region.end));
-    const writable = (runs: readonly PageRun[]): PageRun[] =>
-      this.facts.regions
-        .filter((region) => (region.prot & 2) !== 0 && region.kind !== "stack")
-        .flatMap((region) => clipRuns(runs, region.start, region.end));
-    const seen: WorkingSet = { written: writable(present.written), read: keep(present.read), faults: present.faults };
-    const before = this.firstRecording;
-    if (before === undefined) {
-      this.firstRecording = seen;
-      return;
-    }
-    this.firstRecording = undefined;
-    const set: WorkingSet = {
-      written: intersectRuns(before.written, seen.written),
-      read: intersectRuns(before.read, seen.read),
-      faults: seen.faults,
-    };
-    await writeWorkingSet(this.image.dir, set);
-    this.workingSet = set;
-    this.recorded = true;
-    // Compiled anew, with the set, when next asked for.
-    this.forgetPrograms();
+  /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */
+  prefetchRanges(): readonly FileRange[] {
+    this.ranges ??= this.sets.set.recordings === 0 ? [] : prefetchRanges(this.facts, this.sets.set);
+    return this.ranges;
   }
 
   close(): void {
@@ -330,9 +315,8 @@ export class LoadedImage {
   }
 
   /** The working set by who can be prefaulted with it: any husk of this runtime, or one that belongs to this image. */
-  private split(): { runtime: PageRun[]; image: WorkingSet } {
-    if (!this.recorded) return { runtime: [], image: EMPTY_WORKING_SET };
-    const { written, read } = this.workingSet;
+  private split(): { runtime: PageRun[]; image: { written: readonly PageRun[]; read: readonly PageRun[] } } {
+    const { written, read } = this.sets.set;
     const inside = (files: boolean): PageRun[] =>
       this.facts.regions
         .filter(
@@ -341,7 +325,7 @@ export class LoadedImage {
         .flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
     return {
       runtime: inside(true),
-      image: { ...this.workingSet, written: joinRuns(written, WRITTEN_GAP_PAGES), read: inside(false) },
+      image: { written, read: inside(false) },
     };
   }
 
@@ -353,6 +337,26 @@ export class LoadedImage {
     for (const { file } of this.programs.values()) this.keeper.closeFile(file);
     this.programs.clear();
   }
+
+  /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
+  private setChanged(): void {
+    this.ranges = undefined;
+    for (const [key, { file, compile }] of [...this.programs]) {
+      if (!dependsOnSet(key)) continue;
+      this.keeper.closeFile(file);
+      this.programs.delete(key);
+      if (!this.closed) this.compiled(key, compile);
+    }
+    if (this.closed) return;
+    // What recorded will be thawed by the set next.
+    for (const generic of [true, false])
+      if (this.programs.has(`thaw:splice:${generic}:record`)) this.thawStep("splice", generic, undefined).labels();
+  }
+}
+
+/** Whether a program has pages of the working set in it. */
+function dependsOnSet(key: string): boolean {
+  return key.startsWith("prefault") || (key.startsWith("thaw:splice:") && !key.endsWith(":record"));
 }
 
 function inodeOf(identity: string): string {

@@ -26,6 +26,7 @@ import type {
   InvokeOptions,
   InvokeResult,
   PageCounts,
+  StartFaults,
   StartResult,
 } from "./types.js";
 
@@ -92,6 +93,10 @@ export class LiveInstance implements Instance, InstanceListener {
   /** V8 ended the process at its own limit, which is derived from the function's and lies just below. */
   private heapFull = false;
   private blocked: Promise<void> | undefined;
+  /** Done when the answer is out, at the latest before the next request or the end. */
+  private afterAnswer: (() => void) | undefined;
+  private faultsCounted: Promise<StartFaults | undefined> = Promise.resolve(undefined);
+  private tellFaults: ((faults: StartFaults | undefined) => void) | undefined;
   private readonly exitListeners: ((reason: string) => void)[] = [];
 
   constructor(
@@ -160,6 +165,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
     assert(this.running === undefined, "an instance serves one request at a time");
+    this.runAfterAnswer();
     if (this.blocked !== undefined) {
       const { blocked } = this;
       return blocked.then(() => this.invoke(payload, options));
@@ -209,10 +215,39 @@ export class LiveInstance implements Instance, InstanceListener {
 
   async freeze(options: FreezeOptions = {}): Promise<Image> {
     assert(this.running === undefined, "an instance is frozen between two requests");
+    if (this.blocked !== undefined) await this.blocked;
     await this.hibernation.settled();
     // Hooks and hygiene bring its memory back.
     await this.hibernation.wake();
     return this.owner.freeze(this, options);
+  }
+
+  faults(): Promise<StartFaults | undefined> {
+    return this.faultsCounted;
+  }
+
+  /** The faults of the start will be told by {@link counted}. */
+  countLater(): void {
+    this.faultsCounted = new Promise((resolve) => {
+      this.tellFaults = resolve;
+    });
+  }
+
+  /** They are known, or never will be. */
+  counted(faults: StartFaults | undefined): void {
+    this.tellFaults?.(faults);
+  }
+
+  /** Runs `task` once the answer is out, at the latest before the next request or the end. */
+  beforeNext(task: () => void): void {
+    this.afterAnswer = task;
+    setImmediate(() => this.runAfterAnswer());
+  }
+
+  private runAfterAnswer(): void {
+    const task = this.afterAnswer;
+    this.afterAnswer = undefined;
+    task?.();
   }
 
   pages(): Promise<PageCounts> {
@@ -246,6 +281,7 @@ export class LiveInstance implements Instance, InstanceListener {
   async dispose(): Promise<void> {
     // A working set that is being read from this process is worth the few milliseconds.
     if (this.alive && this.blocked !== undefined) await this.blocked;
+    this.runAfterAnswer();
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);
     await this.husk.gone();

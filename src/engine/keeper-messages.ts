@@ -63,6 +63,22 @@ export interface HuskReport {
   readonly stamps: readonly number[];
 }
 
+/** A part of a file that the keeper has open. */
+export interface PrefetchRange {
+  /** Id that {@link Keeper.openFile} gave. */
+  readonly file: number;
+  readonly offset: bigint;
+  readonly bytes: number;
+}
+
+/** What became of a prefetch. */
+export interface Prefetched {
+  /** Time that the pager spent on it; the disk may be at work for longer. */
+  readonly us: number;
+  /** Pages of the ranges that the page cache did not have before; -1 when nobody can say (no cachestat(2), or the pager ended). */
+  readonly pages: number;
+}
+
 export interface HelperResult {
   readonly code: number | undefined;
   readonly signal: number | undefined;
@@ -71,6 +87,7 @@ export interface HelperResult {
 
 const STAGE_BYTES = structBytes("stage");
 const STAGE_FD_BYTES = structBytes("stage_fd");
+const PREFETCH_RANGE_BYTES = structBytes("prefetch_range");
 const STAMPS_AT = structLayout("husk_report").fields.get("stamps")?.offset ?? 0;
 const PASS = { file: ABI.PASS_FILE, tree: ABI.PASS_TREE, control: ABI.PASS_CONTROL, log: ABI.PASS_LOG } as const;
 
@@ -101,6 +118,29 @@ export function encodeStage(request: StageRequest): Buffer {
     at = payload.writeUInt32LE("file" in fd ? fd.file : 0, at);
   }
   return payload;
+}
+
+/** MSG_PREFETCH, one payload for each {@link ABI.PREFETCH_RANGES_MAX} ranges. */
+export function encodePrefetch(ranges: readonly PrefetchRange[]): Buffer[] {
+  const payloads: Buffer[] = [];
+  for (let first = 0; first < ranges.length; first += ABI.PREFETCH_RANGES_MAX) {
+    const part = ranges.slice(first, first + ABI.PREFETCH_RANGES_MAX);
+    const payload = Buffer.alloc(part.length * PREFETCH_RANGE_BYTES);
+    let at = 0;
+    for (const { file, offset, bytes } of part) {
+      payload.writeUInt32LE(file, at);
+      payload.writeBigUInt64LE(offset, at + 8);
+      payload.writeBigUInt64LE(BigInt(bytes), at + 16);
+      at += PREFETCH_RANGE_BYTES;
+    }
+    payloads.push(payload);
+  }
+  return payloads;
+}
+
+/** MSG_PREFETCHED. */
+export function decodePrefetched(payload: Buffer): Prefetched {
+  return { us: readStruct(payload, 0, "prefetched", "us"), pages: readStruct(payload, 0, "prefetched", "pages") };
 }
 
 /** MSG_HUSK_READY. */

@@ -15,16 +15,20 @@ import { encodePlan, encodeStrings, type RootOperation } from "../linux/rootfs.j
 import { FrameReader, type KeeperMessage } from "./keeper-frames.js";
 import {
   decodeExit,
+  decodePrefetched,
   decodeReady,
   decodeReport,
   decodeStatus,
   encodeHusk,
+  encodePrefetch,
   encodeStage,
   type HelperResult,
   type HuskReady,
   type HuskReport,
   type HuskRequest,
   type InstanceListener,
+  type Prefetched,
+  type PrefetchRange,
   type StageRequest,
 } from "./keeper-messages.js";
 
@@ -36,6 +40,8 @@ export type {
   InstanceExit,
   InstanceListener,
   PassedFd,
+  Prefetched,
+  PrefetchRange,
   StageRequest,
 } from "./keeper-messages.js";
 
@@ -205,6 +211,30 @@ export class Keeper {
   /** Ends every process of the sandbox; `onExit` follows. */
   kill(instance: number): void {
     if (this.#listeners.has(instance)) this.#send(ABI.MSG_KILL, instance, 0, []);
+  }
+
+  /** Lets go of the userfaultfd that an instance's husk made and gave, if there is one: nothing of its memory is registered then. */
+  closeUffd(instance: number): void {
+    if (this.#listeners.has(instance)) this.#send(ABI.MSG_UFFD_CLOSE, instance, 0, []);
+  }
+
+  /**
+   * Has the pager start reading these parts of files into the page cache, in this order. Cheap when they are there already. Nothing need
+   * wait for it, and it never rejects: a page that is not there yet is read by whoever faults on it.
+   */
+  async prefetch(ranges: readonly PrefetchRange[]): Promise<Prefetched> {
+    const parts = encodePrefetch(ranges).map((payload) =>
+      this.#ask("prefetch", ABI.MSG_PREFETCH, 0, [payload]).then(
+        ({ payload: answer }) => decodePrefetched(answer),
+        (): Prefetched => ({ us: 0, pages: -1 }),
+      ),
+    );
+    const done = await Promise.all(parts);
+    const unknown = done.some(({ pages }) => pages < 0);
+    return {
+      us: done.reduce((sum, part) => sum + part.us, 0),
+      pages: unknown ? -1 : done.reduce((sum, part) => sum + part.pages, 0),
+    };
   }
 
   /**

@@ -76,10 +76,28 @@ export interface StartResult {
   readonly husk?: HuskLevel | "fresh";
   /** Pages the loader installed ahead of the function; for a wake those that were read ahead. */
   readonly prefetchedPages: number;
-  /** Pages that the request touched outside of the working set; counted after the answer, in the background. */
-  readonly faultsOutside?: number;
   /** Set when this is not the way that was intended, with the reason. */
   readonly fallback?: string;
+  /** This start recorded what it touches: everything came by demand, one page a fault. */
+  readonly recording?: true;
+  /** Page faults up to the first answer; see {@link Instance.faults}. */
+  readonly faults?: StartFaults;
+  /**
+   * Those of them that the working set does not account for; 0 when the start stayed within it. Absent until the first answer was
+   * given, for boots and recordings, and while nothing is known of the image.
+   */
+  readonly faultsOutside?: number;
+}
+
+/** Page faults of a thawed instance from the beginning of its start to its first answer. */
+export interface StartFaults {
+  readonly minor: number;
+  /** Those that waited for a disk. */
+  readonly major: number;
+  /** Bytes that these faults, with the kernel's read-ahead, fetched from disks: what no prefetch had brought. */
+  readonly diskBytes: number;
+  /** Time blocked on disks: 0 without major faults, else absent when the kernel does not account for it (sysctl kernel.task_delayacct). */
+  readonly blockedMs?: number;
 }
 
 /** What the caller hands to the handler's context. */
@@ -217,6 +235,11 @@ export interface Instance {
   wake(): Promise<StartResult>;
   /** Pages by source now (PAGEMAP_SCAN). */
   pages(): Promise<PageCounts>;
+  /**
+   * Resolves once the faults of the start and its first request were counted, which is after that answer was given; `start` has them
+   * from then on. Undefined when there is nothing to count: booted, or gone before. Never rejects.
+   */
+  faults(): Promise<StartFaults | undefined>;
   /** Resident bytes, private to this instance and shared with others, and those that hibernations hold on disk. */
   memory(): Promise<InstanceMemory>;
   /** Ends every process of the instance and gives back its cgroup. Idempotent. */

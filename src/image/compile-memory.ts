@@ -24,8 +24,11 @@ import type { PageRun } from "./working-set.js";
 /** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch. */
 export type PageSource = "lazy" | "eager";
 
-/** Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter. */
-export const THAW_PASSES = { pages: 0, task: 1, control: 2, log: 3 } as const;
+/**
+ * Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter, and the
+ * device only for a recording that is exact.
+ */
+export const THAW_PASSES = { pages: 0, task: 1, control: 2, log: 3, userfaultfd: 4 } as const;
 /** … and with {@link compileResume}. */
 export const RESUME_PASSES = { control: 0, log: 1 } as const;
 

@@ -151,6 +151,11 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_TOUCH, label, [this.data(list), pages.length]);
   }
 
+  /** Hands a descriptor to the keeper, which holds it for this instance, and closes it here. */
+  give(label: string, fd: Argument): void {
+    this.push(ABI_CONSTANTS.OP_GIVE, label, [fd]);
+  }
+
   /** Tells the keeper that all that can fail is done. */
   report(): void {
     this.push(ABI_CONSTANTS.OP_REPORT, "report", []);

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { errorText, ThawError } from "../base/errors.js";
 import { writeFileDurably } from "../base/fsync.js";
 import { decodeManifest, encodeManifest, type Manifest, type RawManifest } from "./manifest.js";
-import { decodeWorkingSet, EMPTY_WORKING_SET, encodeWorkingSet, type WorkingSet } from "./working-set.js";
+import { decodeWorkingSet, encodeWorkingSet, type WorkingSet } from "./working-set.js";
 
 /** Paths of an image's files. */
 export function imageFiles(dir: string): { manifest: string; pages: string; tmp: string; workingSet: string } {
@@ -112,11 +112,6 @@ export function checkPages(manifest: Manifest, found: { digest: string; bytes: s
     throw damaged(path, `it is ${BigInt(found.bytes)} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
   if (found.digest !== manifest.facts.digest)
     throw damaged(path, `its digest is ${found.digest} where ${manifest.facts.digest} was written`);
-}
-
-/** The recorded set, or an empty one. */
-export function workingSetOf(image: StoredImage): WorkingSet {
-  return image.workingSet ?? EMPTY_WORKING_SET;
 }
 
 /** Bytes that the files of an image occupy on disk (holes do not count). */

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 3;
+export const HUSK_VERSION = 4;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -31,6 +31,7 @@ export const ABI_CONSTANTS = {
   HUSK_RUN_MAGIC: 0x4e555254,
   HUSK_REPORT_MAGIC: 0x54505254,
   PROGRAM_MAGIC: 0x50574854,
+  HUSK_GIFT_MAGIC: 0x54464754,
 
   // Operations of a program.
   OP_SYSCALL: 1,
@@ -44,6 +45,7 @@ export const ABI_CONSTANTS = {
   OP_TOUCH: 8,
   OP_LOAD: 11,
   OP_RELEASE: 12,
+  OP_GIVE: 13,
 
   /** A failed system call ends the program unless this is set. */
   OP_FLAG_MAY_FAIL: 1,
@@ -63,6 +65,8 @@ export const ABI_CONSTANTS = {
   MSG_LIMITS: 9,
   MSG_KILL: 10,
   MSG_HELPER: 11,
+  MSG_UFFD_CLOSE: 12,
+  MSG_PREFETCH: 13,
   MSG_FILE_TEMP: 20,
   MSG_HELPER_TERM: 21,
   // Messages, keeper to server.
@@ -75,6 +79,7 @@ export const ABI_CONSTANTS = {
   MSG_DATA: 70,
   MSG_EXIT: 71,
   MSG_HELPER_DONE: 72,
+  MSG_PREFETCHED: 73,
 
   /** Descriptors that a helper gets, from 3 on; `flags` of MSG_HELPER says how many file ids precede its arguments. */
   HELPER_FDS_MAX: 4,
@@ -87,6 +92,9 @@ export const ABI_CONSTANTS = {
 
   FILE_READ: 0,
   FILE_PATH: 1,
+
+  /** A longer list is sent as several messages. */
+  PREFETCH_RANGES_MAX: 2048,
 
   MESSAGE_BYTES_MAX: 0x1000_0000,
 } as const;
@@ -146,6 +154,11 @@ export const ABI_STRUCTS = {
     ["resuming", "u32"],
     ["stamps", "u64", 16],
   ],
+  /** What OP_GIVE sends with one descriptor: the keeper holds it until MSG_UFFD_CLOSE, or the end of the instance. */
+  husk_gift: [
+    ["magic", "u32"],
+    ["reserved", "u32"],
+  ],
   /** MSG_EXIT. */
   exit: [
     ["wait_status", "u32"],
@@ -155,6 +168,19 @@ export const ABI_STRUCTS = {
     ["user_us", "u64"],
     ["system_us", "u64"],
     ["peak_bytes", "u64"],
+  ],
+  /** MSG_PREFETCH: at most PREFETCH_RANGES_MAX of these; `file` is a file id. */
+  prefetch_range: [
+    ["file", "u32"],
+    ["reserved", "u32"],
+    ["offset", "u64"],
+    ["bytes", "u64"],
+  ],
+  /** MSG_PREFETCHED. `pages` of the ranges were not in the page cache before; -1 where nobody can say. */
+  prefetched: [
+    ["us", "u32"],
+    ["reserved", "u32"],
+    ["pages", "i64"],
   ],
   program_header: [
     ["magic", "u32"],

@@ -1,5 +1,5 @@
 /** Counters: plain numbers, incremented on the way of a request, read as a snapshot. */
-import type { InvokeResult, StartKind, StartResult } from "../engine/types.js";
+import type { InvokeResult, StartFaults, StartKind, StartResult } from "../engine/types.js";
 import type { Counters } from "./types.js";
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -17,6 +17,9 @@ export class CounterSet {
     freezeFailures: 0,
     evictions: 0,
     logWriteFailures: 0,
+    faults: 0,
+    faultsOutside: 0,
+    majorFaults: 0,
   };
   readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
   readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
@@ -27,6 +30,14 @@ export class CounterSet {
   add(name: keyof Omit<Counters, "starts" | "startUs">): void {
     this.#values[name] += 1;
     this.parent?.add(name);
+  }
+
+  /** Counts the page faults of one start. `outside`: undefined when nothing is known of its working set. */
+  faulted(faults: StartFaults, outside: number | undefined): void {
+    this.#values.faults += faults.minor + faults.major;
+    this.#values.faultsOutside += outside ?? 0;
+    this.#values.majorFaults += faults.major;
+    this.parent?.faulted(faults, outside);
   }
 
   /** Counts one answered request and how its instance was started. */

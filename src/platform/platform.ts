@@ -8,7 +8,7 @@ import { resolve } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
 import { silentLogger } from "../base/log.js";
-import type { Engine, ImageInspection, InvokeResult, StartResult } from "../engine/types.js";
+import type { Engine, ImageInspection, Instance, InvokeResult, StartResult } from "../engine/types.js";
 import { Functions } from "./functions.js";
 import { Images } from "./images.js";
 import { Instances, type Lease } from "./instances.js";
@@ -165,6 +165,7 @@ class LocalPlatform implements Platform {
     const { instance } = lease.slot;
     let dispose = true;
     let seen: Pick<InvokeOutcome, "pages" | "memory"> | undefined;
+    let { start } = lease;
     try {
       const result = await instance.invoke(body, {
         requestId,
@@ -173,9 +174,14 @@ class LocalPlatform implements Platform {
         ...(request.clientContext === undefined ? {} : { clientContext: request.clientContext }),
         ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
       });
-      if (request.trace === true && result.alive) seen = { pages: await instance.pages(), memory: await instance.memory() };
+      // Counted after the answer: nobody waits for it who did not ask.
+      const faults = start.kind === "reuse" ? undefined : this.#countFaults(version, instance);
+      if (request.trace === true && result.alive) {
+        seen = { pages: await instance.pages(), memory: await instance.memory() };
+        start = { ...start, ...(await faults) };
+      }
       dispose = request.dispose === true || !result.alive;
-      return this.#finish(version, request, requestId, result, lease.start, seen);
+      return this.#finish(version, request, requestId, result, start, seen);
     } finally {
       this.#instances.release(lease.slot, dispose);
     }
@@ -205,6 +211,15 @@ class LocalPlatform implements Platform {
     await this.#functions.close();
     this.#store.close();
     this.#lock.release();
+  }
+
+  /** Adds the faults of a start to the counters once they are known. */
+  async #countFaults(version: Version, instance: Instance): Promise<Pick<StartResult, "faults" | "faultsOutside">> {
+    const faults = await instance.faults();
+    if (faults === undefined) return {};
+    const { faultsOutside } = instance.start;
+    version.counters.faulted(faults, faultsOutside);
+    return { faults, ...(faultsOutside === undefined ? {} : { faultsOutside }) };
   }
 
   #finish(

@@ -180,6 +180,10 @@ export interface FollowOptions {
 export interface Counters {
   readonly invocations: number;
   readonly starts: Readonly<Record<StartKind, number>>;
+  /** Page faults of thawed and parked instances up to their first answer; those outside the working set; those that waited for a disk. */
+  readonly faults: number;
+  readonly faultsOutside: number;
+  readonly majorFaults: number;
   /** Sum of StartResult.us over the starts of each kind, microseconds. */
   readonly startUs: Readonly<Record<StartKind, number>>;
   readonly functionErrors: number;

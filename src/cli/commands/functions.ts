@@ -92,18 +92,40 @@ async function remove(io: Io, name: string, options: ClientOptions): Promise<voi
   await io.out(options.json === true ? jsonLine({ removed: name }) : `${printable(name)} removed\n`);
 }
 
-function inspectionPairs(inspection: NonNullable<ImageView["inspection"]>): [string, string][] {
-  const { pages, mappings, bytes } = inspection;
-  const set =
-    pages.written === undefined
-      ? "none recorded yet: the first two thaws do"
-      : `${pages.written} pages written, ${pages.read} read, ${pages.faults} faults by demand`;
+type Inspection = NonNullable<ImageView["inspection"]>;
+type WorkingSetView = NonNullable<Inspection["workingSet"]>;
+
+const NO_SET = "none recorded yet: the first thaws do";
+const DAMAGED_SET = "damaged: recorded anew at the next thaws";
+
+function workingSetPairs(set: WorkingSetView): [string, string][] {
+  const classes = ({ image, file, zero }: WorkingSetView["read"]): string =>
+    `${image} of the image, ${file} of files, ${zero} zero`;
+  const state = set.stable ? "stable" : "more are made";
+  const exact = set.exact ? "exact" : "not exact: this kernel maps neighbours of what is touched, and they count too";
+  const renewed = set.renewals === 0 ? "" : `; recorded anew ${set.renewals} times`;
+  return [
+    ["working set", `${set.recordings} recordings (${state}), ${exact}, in order of ${set.order}`],
+    ["  written", `pages: ${classes(set.written)}`],
+    ["  only read", `pages: ${classes(set.read)}`],
+    ["  from disk", `${formatBytes(set.rangeBytes)} in ${set.ranges} ranges`],
+    [
+      "  outside",
+      `faults of the last starts: ${set.outside.length === 0 ? "none counted yet" : set.outside.join(", ")}${renewed}`,
+    ],
+  ];
+}
+
+function inspectionPairs(inspection: Inspection): [string, string][] {
+  const { pages, mappings, bytes, workingSet } = inspection;
   return [
     ["format", `${inspection.formatVersion}, made ${new Date(inspection.createdMs).toISOString()}`],
     ["for", `${inspection.kernel}, CPU features ${inspection.cpu}`],
     ["checked", "manifest, temporary files and pages are as they were written"],
     ["pages", `${pages.stored} stored; zero pages and clean file pages are not`],
-    ["working set", inspection.workingSetDamaged ? "damaged: recorded anew at the next thaw" : set],
+    ...(workingSet === undefined
+      ? [["working set", inspection.workingSetDamaged ? DAMAGED_SET : NO_SET] as [string, string]]
+      : workingSetPairs(workingSet)),
     [
       "mappings",
       Object.entries(mappings)
