@@ -26,6 +26,7 @@ import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
+import { Hibernation } from "./hibernate.js";
 import { type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
@@ -398,6 +399,13 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
     return this.recorder.firstAnswer(instance);
+  }
+
+  hibernation(instance: LiveInstance): Hibernation {
+    return new Hibernation(
+      { keeper: this.keeper, extractor: this.paths.extractor, dir: this.imagesDir, log: this.log },
+      instance,
+    );
   }
 
   ended(instance: LiveInstance): void {

@@ -11,14 +11,18 @@ import { randomBytes, randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
-import { encodeFrame, FrameParser, type FunctionFrame, type ThawHeader } from "../runtime/frames.js";
+import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
+import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
 import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
 import type {
   FreezeOptions,
   FunctionSpec,
+  HibernateReport,
   Image,
   Instance,
+  InstanceMemory,
+  InstanceState,
   InvokeOptions,
   InvokeResult,
   PageCounts,
@@ -37,6 +41,7 @@ const CONTROL_END_GRACE_MS = 1000;
 export interface InstanceOwner {
   freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image>;
   pages(instance: LiveInstance): Promise<PageCounts>;
+  hibernation(instance: LiveInstance): Hibernation;
   /** Called once after the first answer; a second request waits for the promise. */
   firstAnswer(instance: LiveInstance): Promise<void> | undefined;
   ended(instance: LiveInstance): void;
@@ -91,6 +96,9 @@ export class LiveInstance implements Instance, InstanceListener {
   private starting: Promise<void> | undefined;
   /** Told to the runtime with the next request: it then renews what must be unique. */
   private announce: ThawHeader | undefined;
+  /** Before-snapshot hooks ran in this process, so that the after-restore hooks are due. */
+  private resumed = false;
+  readonly hibernation: Hibernation;
   private readonly parser = new FrameParser();
   private logChunks: Buffer[] = [];
   private logBytes = 0;
@@ -117,6 +125,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.start = start;
     this.lineagePids = [husk.pid];
     husk.heir = this;
+    this.hibernation = owner.hibernation(this);
   }
 
   get id(): number {
@@ -134,6 +143,16 @@ export class LiveInstance implements Instance, InstanceListener {
   /** The next request carries a thaw header, so that clones differ. */
   announceThaw(generation: number): void {
     this.announce = { ...takeSeed(), pid: this.husk.pid, generation };
+  }
+
+  /** The next request runs the after-restore hooks, and renews nothing. */
+  announceResumed(): void {
+    this.resumed = true;
+  }
+
+  /** Whether a request is in it that it has not answered. */
+  get busy(): boolean {
+    return this.running !== undefined;
   }
 
   /** `started` completes `start`, or rejects: then the instance is over. */
@@ -163,7 +182,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   /** Sends a frame without a body, such as `prepare`. */
-  tell(header: { type: "prepare" }): void {
+  tell(header: PrepareHeader): void {
     this.keeper.send(this.id, ...encodeFrame(header));
   }
 
@@ -174,6 +193,7 @@ export class LiveInstance implements Instance, InstanceListener {
       const { blocked } = this;
       return blocked.then(() => this.invoke(payload, options));
     }
+    const waking = this.hibernation.requested();
     return new Promise((resolve, reject) => {
       const requestId = options.requestId ?? randomUUID();
       const now = Date.now();
@@ -203,11 +223,14 @@ export class LiveInstance implements Instance, InstanceListener {
           ...(options.clientContext === undefined ? {} : { clientContext: options.clientContext }),
           ...(options.traceId === undefined ? {} : { traceId: options.traceId }),
           ...(this.announce === undefined ? {} : { thaw: this.announce }),
+          ...(this.resumed ? { resumed: true } : {}),
         },
         payload,
       );
       this.announce = undefined;
+      this.resumed = false;
       this.keeper.send(this.id, ...frame);
+      waking?.sent();
       this.onRequestSent?.();
       this.onRequestSent = undefined;
     });
@@ -216,6 +239,9 @@ export class LiveInstance implements Instance, InstanceListener {
   async freeze(options: FreezeOptions = {}): Promise<Image> {
     assert(this.running === undefined, "an instance is frozen between two requests");
     if (this.blocked !== undefined) await this.blocked;
+    await this.hibernation.settled();
+    // Hooks and hygiene bring its memory back.
+    await this.hibernation.wake();
     return this.owner.freeze(this, options);
   }
 
@@ -256,11 +282,28 @@ export class LiveInstance implements Instance, InstanceListener {
     return this.owner.pages(this);
   }
 
-  async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
+  async memory(): Promise<InstanceMemory> {
     const text = await readFile(`/proc/${this.hostPid}/smaps_rollup`, "utf8");
     const sum = (pattern: RegExp): number =>
       [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
-    return { privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm), sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm) };
+    return {
+      privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm),
+      sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm),
+      hibernatedBytes: this.hibernation.hibernatedBytes,
+    };
+  }
+
+  get state(): InstanceState {
+    return this.hibernation.state;
+  }
+
+  hibernate(): Promise<HibernateReport> {
+    assert(this.running === undefined, "an instance is hibernated between two requests");
+    return this.hibernation.hibernate(this.blocked);
+  }
+
+  wake(): Promise<StartResult> {
+    return this.hibernation.wake();
   }
 
   async dispose(): Promise<void> {
@@ -270,6 +313,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);
     await this.husk.gone();
+    await this.hibernation.settled();
   }
 
   onExit(exitOrListener: InstanceExit | ((reason: string) => void)): void {
@@ -281,6 +325,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.exit = exitOrListener;
     this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
+    this.hibernation.close();
     this.settle();
     for (const listener of this.exitListeners.splice(0)) listener(this.reason());
     this.owner.ended(this);
@@ -442,7 +487,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   /** Why the instance is over, as an error. */
-  private exitError(): ThawError {
+  exitError(): ThawError {
     const { end, exit } = this;
     if (end?.kind === "violation" || end?.kind === "failed") return end.error;
     if (end?.kind === "timeout")
