@@ -27,8 +27,8 @@ import type {
   ThawOptions,
 } from "./types.js";
 
-/** Operations that can be told to fail. */
-export type FakeOperation = "boot" | "freeze" | "thaw" | "openImage" | "removeImage" | "invoke" | "pages";
+/** Operations that can be told to fail. `start`: that of an early thaw, told by its first `invoke`. */
+export type FakeOperation = "boot" | "freeze" | "thaw" | "start" | "openImage" | "removeImage" | "invoke" | "pages";
 
 /** What a fake handler gets beside the event. */
 export interface FakeContext {
@@ -146,7 +146,7 @@ export class FakeEngine implements Engine {
       husk = taken;
     }
     const parkedFilled = husk === "image" || husk === "prefaulted";
-    return this.#instance(manifest.spec, manifest.heat, {
+    const instance = this.#instance(manifest.spec, manifest.heat, {
       kind: parkedFilled ? "parked" : "thaw",
       loader: options.loader ?? "splice",
       generation: manifest.generation,
@@ -156,6 +156,9 @@ export class FakeEngine implements Engine {
       husk,
       prefetchedPages: 100,
     });
+    if (options.early === true) instance.startEarly();
+    else this.failIfAsked("start");
+    return instance;
   }
 
   async openImage(dir: string, quietly = false): Promise<Image> {
@@ -281,7 +284,10 @@ export class FakeEngine implements Engine {
 /** An instance of {@link FakeEngine}. */
 export class FakeInstance implements Instance {
   alive = true;
+  started = true;
   served = 0;
+  start: StartResult;
+  #complete: StartResult;
   #busy = false;
   #disposed: Promise<void> | undefined;
   readonly #exitListeners = new Set<(reason: string) => void>();
@@ -291,14 +297,35 @@ export class FakeInstance implements Instance {
     readonly id: number,
     readonly spec: FunctionSpec,
     readonly heat: number,
-    readonly start: StartResult,
-  ) {}
+    start: StartResult,
+  ) {
+    this.start = start;
+    this.#complete = start;
+  }
+
+  /** As the real one after an early thaw: how long it took is known when the first answer is there. */
+  startEarly(): void {
+    this.start = { ...this.start, us: 0, phases: [] };
+    this.started = false;
+  }
 
   async invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
     assert(!this.#busy, `two requests at once in instance ${this.id}`);
     assert(this.alive, `request to instance ${this.id}, which has ended`);
     this.#busy = true;
     try {
+      if (!this.started) {
+        // Behind the request, as the stages of a real thaw are.
+        await Promise.resolve();
+        try {
+          this.engine.failIfAsked("start");
+        } catch (error) {
+          this.crash("failed");
+          throw error;
+        }
+        this.started = true;
+        this.start = this.#complete;
+      }
       this.engine.failIfAsked("invoke");
       return await this.#answer(payload, options);
     } finally {

@@ -11,9 +11,9 @@
  */
 import { readFileSync } from "node:fs";
 import { monotonicNs } from "../base/clock.js";
-import { assert, errorText, ThawError } from "../base/errors.js";
+import { assert, errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
-import type { HuskReady, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
+import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
@@ -90,7 +90,12 @@ export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Pro
   step.before?.(husk);
   const shift = husk.clockShiftNs;
   husk.clockShiftNs = step.clockShiftNs ?? shift;
-  const report = await keeper.stage(husk.id, step.request());
+  let report: HuskReport;
+  try {
+    report = await keeper.stage(husk.id, step.request());
+  } catch (error) {
+    throw isHuskGone(error) ? huskLost(step, error) : error;
+  }
   if (report.status === 0) return shift === 0 ? report.stamps : report.stamps.map((stamp) => (stamp > 0 ? stamp - shift : stamp));
   throw stageError(step, report.status, report.failedOp);
 }
@@ -114,11 +119,28 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = {
   116: "ESTALE",
 };
 const ESTALE = 116;
+const EPIPE = 32;
 const ENOENT = 2;
 const ENOMEM = 12;
 
+/** The keeper knew of the husk's end before it could pass the stage on. */
+function isHuskGone(error: unknown): boolean {
+  return isThawError(error, "SANDBOX_FAILED") || (isThawError(error, "KEEPER_FAILED") && error.details.errno === EPIPE);
+}
+
+/** Nothing is known about the image: whoever started may take another husk. */
+function huskLost(step: StageStep, cause?: unknown): ThawError {
+  return new ThawError("SANDBOX_FAILED", {
+    what: `a husk ended before its ${step.name} stage was done`,
+    why: "it was killed, or it crashed",
+    details: { stage: step.name },
+    cause,
+  });
+}
+
 function stageError(step: StageStep, status: number, failedOp: number): ThawError {
   const errno = -status;
+  if (errno === EPIPE) return huskLost(step);
   const label = step.labels()[failedOp] ?? `operation ${failedOp}`;
   const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
   const details = { stage: step.name, operation: failedOp, label, errno };
@@ -133,7 +155,7 @@ function stageError(step: StageStep, status: number, failedOp: number): ThawErro
   }
   return new ThawError(errno === ENOMEM ? "RESOURCE_EXHAUSTED" : "THAW_FAILED", {
     what: `the ${step.name} stage failed at «${label}»`,
-    why: errno === 32 ? "the process ended" : `the kernel answered ${name}`,
+    why: `the kernel answered ${name}`,
     details,
   });
 }

@@ -115,13 +115,21 @@ export class LiveInstance implements Instance, InstanceListener {
     this.announce = { id: randomUUID(), entropy: randomBytes(32).toString("hex"), pid: this.husk.pid, generation };
   }
 
-  /** `started` completes `start`, or rejects: then the instance is over. */
+  get started(): boolean {
+    return this.starting === undefined;
+  }
+
+  /** `started` completes `start`, or rejects: then the instance is over, and nothing of the function ran. */
   startsWith(started: Promise<void>): void {
     this.starting = started.then(
       () => {
         this.starting = undefined;
       },
-      (error: unknown) => this.fail(error as ThawError),
+      (error: unknown) => {
+        // That the husk ended is told by its exit too, perhaps first; what counts is that it never became the function.
+        if (this.end?.kind === "exited") this.end = undefined;
+        this.fail(error as ThawError);
+      },
     );
   }
 
@@ -217,7 +225,8 @@ export class LiveInstance implements Instance, InstanceListener {
     this.exit = exitOrListener;
     this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
-    this.settle();
+    if (this.starting === undefined) this.settle();
+    else void this.starting.then(() => this.settle());
     for (const listener of this.exitListeners.splice(0)) listener(this.reason());
     this.owner.ended(this);
   }

@@ -169,6 +169,8 @@ export interface Instance {
   readonly id: number;
   readonly spec: FunctionSpec;
   readonly start: StartResult;
+  /** False until `start` is complete (see {@link ThawOptions.early}). An `invoke` that rejects while it is false was not seen by the function. */
+  readonly started: boolean;
   /** Requests answered so far by this instance. */
   readonly served: number;
   readonly alive: boolean;

@@ -18,7 +18,7 @@ import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { Instance, StartResult } from "../engine/types.js";
 import type { CounterSet } from "./metrics.js";
-import type { Started } from "./starts.js";
+import { type Attempt, startOf } from "./starts.js";
 import type { Preference } from "./types.js";
 import { LIMITS } from "./types.js";
 import type { Version } from "./version.js";
@@ -39,17 +39,22 @@ export interface Waiter {
   readonly give: (slot: Slot | undefined) => void;
 }
 
-/** An instance to use now, and how it was started. Goes back by {@link Instances.release}. */
+/** An instance to use now. Goes back by {@link Instances.release}. */
 export interface Lease {
   readonly slot: Slot;
-  readonly start: StartResult;
+  /** How the instance was started for this request. Complete after its first answer. */
+  readonly start: () => StartResult;
+  /** Of an instance that was started for this request; what {@link Instances.startAgain} goes on with. */
+  readonly attempt?: Attempt;
 }
 
 /** How instances come into being; see starts.ts. */
 export interface Starter {
   /** Resolves when a demanded image is there; rejects with PREFERENCE_UNAVAILABLE. Returns microseconds waited. */
   prepare(version: Version, prefer: Preference | undefined): Promise<number>;
-  start(version: Version, prefer: Preference | undefined, waitedUs: number): Promise<Started>;
+  start(attempt: Attempt): Promise<Instance>;
+  /** Returns when a start that failed before the function ran may be made again; throws what the request is told otherwise. */
+  judge(attempt: Attempt, error: unknown): void;
 }
 
 export interface InstancesOptions {
@@ -99,23 +104,49 @@ export class Instances {
   async acquire(version: Version, prefer?: Preference): Promise<Lease | undefined> {
     if (prefer === undefined || prefer.kind === "reuse") {
       const slot = this.takeIdle(version);
-      if (slot !== undefined) return { slot, start: slot.reuse };
+      if (slot !== undefined) return { slot, start: () => slot.reuse };
       if (prefer !== undefined) return this.#waitForReuse(version);
     }
     const waitedUs = await this.#starter.prepare(version, prefer);
     if (!(await this.#reserve(version))) return undefined;
     version.slots.starting += 1;
-    let started: Started;
+    return this.#start({ version, prefer, waitedUs, image: undefined, husksLost: 0, fallback: undefined });
+  }
+
+  /**
+   * Another instance in the place of one whose start failed before the function ran, as `error` tells; see starts.ts. When it may not
+   * be tried again, throws what the request is told. `lease` is over in either case.
+   */
+  async startAgain(lease: Lease, attempt: Attempt, error: unknown): Promise<Lease> {
+    const { slot } = lease;
+    const { version } = slot;
+    // The place is kept, so that no other request can take it meanwhile.
+    this.#take(version);
+    version.slots.running -= 1;
+    version.slots.starting += 1;
+    const ended = this.#end(slot);
     try {
-      started = await this.#starter.start(version, prefer, waitedUs);
+      this.#starter.judge(attempt, error);
+    } catch (told) {
+      this.#abandonStart(version);
+      throw told;
+    }
+    await ended;
+    return this.#start(attempt);
+  }
+
+  /** Starts an instance in a place that was taken and is counted as starting. */
+  async #start(attempt: Attempt): Promise<Lease> {
+    const { version } = attempt;
+    let instance: Instance;
+    try {
+      instance = await this.#starter.start(attempt);
     } catch (error) {
-      version.slots.starting -= 1;
-      this.#giveBack(version);
-      this.#disappoint(version);
+      this.#abandonStart(version);
       throw error;
     }
     version.slots.starting -= 1;
-    const slot = this.#adopt(version, started.instance);
+    const slot = this.#adopt(version, instance);
     if (version.killed) {
       await this.#end(slot);
       throw new ThawError("FUNCTION_NOT_FOUND", {
@@ -126,7 +157,7 @@ export class Instances {
     }
     slot.state = "running";
     version.slots.running += 1;
-    return { slot, start: started.start };
+    return { slot, start: () => startOf(attempt, instance), attempt };
   }
 
   /** Takes an instance back after its request; `dispose` ends it. Returns at once. */
@@ -184,6 +215,12 @@ export class Instances {
     return counts;
   }
 
+  #abandonStart(version: Version): void {
+    version.slots.starting -= 1;
+    this.#giveBack(version);
+    this.#disappoint(version);
+  }
+
   async #waitForReuse(version: Version): Promise<Lease | undefined> {
     const { slots } = version;
     const began = performance.now();
@@ -203,7 +240,10 @@ export class Instances {
         slots.waiters.push(waiter);
       });
       if (slot === undefined && version.retired) return undefined;
-      if (slot !== undefined) return { slot, start: { ...slot.reuse, waitUs: Math.round((performance.now() - began) * 1000) } };
+      if (slot !== undefined) {
+        const waitUs = Math.round((performance.now() - began) * 1000);
+        return { slot, start: () => ({ ...slot.reuse, waitUs }) };
+      }
     }
     const waitedMs = performance.now() - began;
     const ended = waited ? "the instances that were running ended" : "it has no running instance";

@@ -37,6 +37,11 @@ import type { Version } from "./version.js";
 
 const NO_OPTIONS: InvokeRequest = {};
 
+/** Of a lease whose `invoke` rejected: its start failed, and the function never saw the request. */
+function neverRan({ attempt, slot }: Lease): boolean {
+  return attempt !== undefined && !slot.instance.started;
+}
+
 /** Opens a data directory, and everything that was deployed to it. INVALID_ARGUMENT when another server holds it; DATABASE_FAILED. */
 export async function openPlatform(options: PlatformOptions): Promise<Platform> {
   const dataDir = resolve(options.dataDir);
@@ -147,23 +152,47 @@ class LocalPlatform implements Platform {
     let version = this.#functions.find(name, request.qualifier);
     const body = checkPayload(payload);
     const requestId = request.requestId ?? randomUUID();
-    let lease: Lease | undefined;
     const slot = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
-    if (slot !== undefined) lease = { slot, start: slot.reuse };
-    while (lease === undefined) {
+    let lease: Lease | undefined = slot === undefined ? undefined : { slot, start: () => slot.reuse };
+    let next = (): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer);
+    for (;;) {
       const began = performance.now();
       try {
-        lease = await this.#instances.acquire(version, request.prefer);
+        lease ??= await next();
       } catch (error) {
         if (!isFunctionFault(error)) throw error;
         const { result, start } = bootFailure(error, (performance.now() - began) * 1000);
         return this.#finish(version, request, requestId, result, start);
       }
-      // Replaced while this request waited: the newer one answers.
-      if (lease === undefined) version = this.#functions.find(name, request.qualifier);
+      if (lease === undefined) {
+        // Replaced while this request waited: the newer one answers.
+        version = this.#functions.find(name, request.qualifier);
+        continue;
+      }
+      const tried = lease;
+      const { attempt } = tried;
+      try {
+        return await this.#answer(version, request, requestId, body, tried);
+      } catch (error) {
+        if (attempt === undefined || !neverRan(tried)) throw error;
+        lease = undefined;
+        next = () => this.#instances.startAgain(tried, attempt, error);
+      }
     }
-    const { instance } = lease.slot;
+  }
+
+  /** One request in one instance. Gives the instance back, except when its start failed. */
+  async #answer(
+    version: Version,
+    request: InvokeRequest,
+    requestId: string,
+    body: Buffer | string,
+    lease: Lease,
+  ): Promise<InvokeOutcome> {
+    const { slot } = lease;
+    const { instance } = slot;
     let dispose = true;
+    let unseen = false;
     let seen: Pick<InvokeOutcome, "pages" | "memory"> | undefined;
     try {
       const result = await instance.invoke(body, {
@@ -175,9 +204,12 @@ class LocalPlatform implements Platform {
       });
       if (request.trace === true && result.alive) seen = { pages: await instance.pages(), memory: await instance.memory() };
       dispose = request.dispose === true || !result.alive;
-      return this.#finish(version, request, requestId, result, lease.start, seen);
+      return this.#finish(version, request, requestId, result, lease.start(), seen);
+    } catch (error) {
+      unseen = neverRan(lease);
+      throw error;
     } finally {
-      this.#instances.release(lease.slot, dispose);
+      if (!unseen) this.#instances.release(slot, dispose);
     }
   }
 
