@@ -35,6 +35,9 @@ export const ERROR_CODES = {
   IMAGE_DAMAGED: "An image is truncated, altered or incomplete",
   IMAGE_MISMATCH: "An image was made for another kernel, CPU, interpreter or library",
   IMAGE_NOT_READY: "The function has no image yet",
+  // hibernation
+  HIBERNATE_REFUSED: "The process holds something that cannot be hibernated",
+  HIBERNATE_FAILED: "Hibernating failed",
   // server
   SERVER_UNREACHABLE: "No thaw server answers at that address",
   DATABASE_FAILED: "The database could not be read or written",

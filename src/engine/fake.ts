@@ -13,10 +13,13 @@ import type {
   EngineStats,
   FreezeOptions,
   FunctionSpec,
+  HibernateReport,
   HuskLevel,
   Image,
   ImageInspection,
   Instance,
+  InstanceMemory,
+  InstanceState,
   InvokeOptions,
   InvokeResult,
   Loader,
@@ -28,7 +31,17 @@ import type {
 } from "./types.js";
 
 /** Operations that can be told to fail. `start`: that of an early thaw, told by its first `invoke`. */
-export type FakeOperation = "boot" | "freeze" | "thaw" | "start" | "openImage" | "removeImage" | "invoke" | "pages";
+export type FakeOperation =
+  | "boot"
+  | "freeze"
+  | "thaw"
+  | "start"
+  | "openImage"
+  | "removeImage"
+  | "invoke"
+  | "pages"
+  | "hibernate"
+  | "wake";
 
 /** What a fake handler gets beside the event. */
 export interface FakeContext {
@@ -71,7 +84,20 @@ export class FakeEngine implements Engine {
   readonly canFreeze: boolean;
   handler: FakeHandler;
   /** Milliseconds that each operation takes; 0 resolves in a microtask. */
-  readonly delayMs: Record<"boot" | "thaw" | "freeze" | "dispose", number> = { boot: 0, thaw: 0, freeze: 0, dispose: 0 };
+  readonly delayMs: Record<"boot" | "thaw" | "freeze" | "dispose" | "hibernate" | "wake", number> = {
+    boot: 0,
+    thaw: 0,
+    freeze: 0,
+    dispose: 0,
+    hibernate: 0,
+    wake: 0,
+  };
+  /** What {@link Instance.memory} tells of a warm, a woken and a hibernated instance. */
+  readonly residentBytes: Record<Exclude<InstanceState, "deflating">, number> = {
+    warm: 1_228_800,
+    woken: 614_400,
+    hibernated: 61_440,
+  };
   /** Every operation in order, such as `boot hello`. */
   readonly calls: string[] = [];
   readonly live = new Set<FakeInstance>();
@@ -288,7 +314,13 @@ export class FakeInstance implements Instance {
   served = 0;
   start: StartResult;
   #complete: StartResult;
+  state: InstanceState = "warm";
   #busy = false;
+  #hibernatedBytes = 0;
+  #report: HibernateReport | undefined;
+  /** Ends a hibernation that is under way. */
+  #cancel: (() => void) | undefined;
+  #deflating: Promise<unknown> | undefined;
   #disposed: Promise<void> | undefined;
   readonly #exitListeners = new Set<(reason: string) => void>();
 
@@ -326,6 +358,9 @@ export class FakeInstance implements Instance {
         this.started = true;
         this.start = this.#complete;
       }
+      this.#cancel?.();
+      await this.#deflating;
+      await this.wake();
       this.engine.failIfAsked("invoke");
       return await this.#answer(payload, options);
     } finally {
@@ -349,8 +384,66 @@ export class FakeInstance implements Instance {
     return { written: 300, image: 2_000, file: 1_500, zero: 10 };
   }
 
-  async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
-    return { privateBytes: 1_228_800, sharedBytes: 14_336_000 };
+  async memory(): Promise<InstanceMemory> {
+    const privateBytes = this.engine.residentBytes[this.state === "deflating" ? "warm" : this.state];
+    return { privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernatedBytes };
+  }
+
+  hibernate(): Promise<HibernateReport> {
+    assert(!this.#busy && this.#deflating === undefined, `instance ${this.id} is hibernated between two requests`);
+    const work = this.#hibernate();
+    this.#deflating = work.then(
+      () => undefined,
+      () => undefined,
+    );
+    void this.#deflating.then(() => {
+      this.#deflating = undefined;
+    });
+    return work;
+  }
+
+  async wake(): Promise<StartResult> {
+    if (this.state !== "hibernated") return this.start;
+    this.engine.note("wake", this.spec.name);
+    await delay(this.engine.delayMs.wake);
+    this.engine.failIfAsked("wake");
+    this.state = "woken";
+    const { generation } = this.start;
+    this.start = {
+      kind: "wake",
+      ...(generation === undefined ? {} : { generation }),
+      us: 900,
+      phases: [{ name: "prefetch", us: 100 }],
+      waitUs: 0,
+      prefetchedPages: 150,
+    };
+    return this.start;
+  }
+
+  async #hibernate(): Promise<HibernateReport> {
+    this.engine.note("hibernate", this.spec.name);
+    assert(this.alive, `hibernation of instance ${this.id}, which has ended`);
+    if (this.state === "hibernated" && this.#report !== undefined) return this.#report;
+    const before = this.state;
+    this.state = "deflating";
+    const cancelled = await Promise.race([
+      delay(this.engine.delayMs.hibernate).then(() => false),
+      new Promise<boolean>((resolve) => {
+        this.#cancel = () => resolve(true);
+      }),
+    ]);
+    this.#cancel = undefined;
+    this.state = before;
+    this.engine.failIfAsked("hibernate");
+    const writtenPages = cancelled ? 0 : before === "warm" ? 300 : 20;
+    this.#hibernatedBytes = Math.max(this.#hibernatedBytes, writtenPages * 4096);
+    const residentBytes = this.engine.residentBytes[cancelled ? "warm" : "hibernated"];
+    const times = { hygieneMs: 1, stoppedMs: 2, totalMs: 5 };
+    const report = { ...times, writtenPages, hibernatedBytes: this.#hibernatedBytes, residentBytes, mappings: 200, cancelled };
+    if (cancelled || !this.alive) return report;
+    this.state = "hibernated";
+    this.#report = report;
+    return report;
   }
 
   dispose(): Promise<void> {

@@ -17,8 +17,11 @@ import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
 import type {
   FreezeOptions,
   FunctionSpec,
+  HibernateReport,
   Image,
   Instance,
+  InstanceMemory,
+  InstanceState,
   InvokeOptions,
   InvokeResult,
   PageCounts,
@@ -201,11 +204,28 @@ export class LiveInstance implements Instance, InstanceListener {
     return this.owner.pages(this);
   }
 
-  async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
+  async memory(): Promise<InstanceMemory> {
     const text = await readFile(`/proc/${this.hostPid}/smaps_rollup`, "utf8");
     const sum = (pattern: RegExp): number =>
       [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
-    return { privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm), sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm) };
+    return {
+      privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm),
+      sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm),
+      hibernatedBytes: 0,
+    };
+  }
+
+  get state(): InstanceState {
+    return "warm";
+  }
+
+  hibernate(): Promise<HibernateReport> {
+    const what = `function "${this.spec.name}" could not be hibernated`;
+    return Promise.reject(new ThawError("HIBERNATE_REFUSED", { what, why: "this engine cannot do it yet" }));
+  }
+
+  wake(): Promise<StartResult> {
+    return Promise.resolve(this.start);
   }
 
   async dispose(): Promise<void> {

@@ -13,7 +13,13 @@ export type Loader = "lazy" | "eager" | "splice";
 export const LOADERS: readonly Loader[] = ["lazy", "eager", "splice"];
 
 /** How an instance came to answer. */
-export type StartKind = "boot" | "thaw" | "parked" | "reuse";
+export type StartKind = "boot" | "thaw" | "parked" | "reuse" | "wake";
+
+/**
+ * Where the memory of an instance is (Hibernate Container, 2023, §3): `warm`, all of it resident; `deflating`, on its way to disk;
+ * `hibernated`, on disk, the process and its kernel objects stay; `woken`, what the last requests touched is resident again.
+ */
+export type InstanceState = "warm" | "deflating" | "hibernated" | "woken";
 
 /** How far a pooled husk has been filled ahead of a thaw (DESIGN.md: generic, runtime mapped, image mapped, prefaulted). */
 export type HuskLevel = "generic" | "runtime" | "image" | "prefaulted";
@@ -57,9 +63,9 @@ export interface PageCounts {
 /** How an instance was started. Present in every result; logs, metrics, benchmarks show these numbers. */
 export interface StartResult {
   readonly kind: StartKind;
-  /** Absent for boot and reuse. */
+  /** Absent for boot, reuse and wake. */
   readonly loader?: Loader;
-  /** Image generation; absent for boot, the origin's for reuse. */
+  /** Image generation; absent for boot, the origin's for reuse and wake. */
   readonly generation?: number;
   /** From the decision to start until the instance could run, in microseconds; 0 for reuse. */
   readonly us: number;
@@ -68,8 +74,10 @@ export interface StartResult {
   readonly waitUs: number;
   /** How the husk came: from which pool level, or made on the path. Absent for reuse. */
   readonly husk?: HuskLevel | "fresh";
-  /** Pages the loader installed ahead of the function. */
+  /** Pages the loader installed ahead of the function; for a wake those that were read ahead. */
   readonly prefetchedPages: number;
+  /** Pages that the request touched outside of the working set; counted after the answer, in the background. */
+  readonly faultsOutside?: number;
   /** Set when this is not the way that was intended, with the reason. */
   readonly fallback?: string;
 }
@@ -131,6 +139,24 @@ export interface FreezeReport {
   readonly notes: readonly string[];
 }
 
+/** What a hibernation cost, and what it left. */
+export interface HibernateReport {
+  /** Before-snapshot hooks and garbage collection. */
+  readonly hygieneMs: number;
+  /** How long the process was stopped, all stops together. */
+  readonly stoppedMs: number;
+  readonly totalMs: number;
+  /** Pages written to disk this time; a second hibernation writes what changed since the first. */
+  readonly writtenPages: number;
+  /** On disk, all hibernations of this instance together. */
+  readonly hibernatedBytes: number;
+  /** Resident and private afterwards: stacks, page tables. What the kernel keeps for the sandbox comes on top. */
+  readonly residentBytes: number;
+  readonly mappings: number;
+  /** A request came first: the instance is as warm as before, and nothing was given back. */
+  readonly cancelled: boolean;
+}
+
 /** A frozen instance on disk. Plain data; `dir` holds manifest, pages, temporary files, working set. */
 export interface Image {
   readonly id: string;
@@ -168,24 +194,43 @@ export interface ThawOptions {
 export interface Instance {
   readonly id: number;
   readonly spec: FunctionSpec;
+  /** How it came to answer; after a wake that wake, until the next one. */
   readonly start: StartResult;
   /** False until `start` is complete (see {@link ThawOptions.early}). An `invoke` that rejects while it is false was not seen by the function. */
   readonly started: boolean;
+  readonly state: InstanceState;
   /** Requests answered so far by this instance. */
   readonly served: number;
   readonly alive: boolean;
-  /** Bytes go to the handler as they are; they must be JSON. One at a time: a second call while one runs is a bug. */
+  /**
+   * Bytes go to the handler as they are; they must be JSON. One at a time: a second call while one runs is a bug. Wakes a
+   * hibernated instance; ends a hibernation that is under way within milliseconds, one way or the other.
+   */
   invoke(payload: Buffer | string, options?: InvokeOptions): Promise<InvokeResult>;
   /** Refuses by name (FREEZE_REFUSED) what cannot be frozen; the instance then goes on. */
   freeze(options?: FreezeOptions): Promise<Image>;
+  /**
+   * Writes its memory to a file that has no name, and gives it back to the machine (Hibernate Container, 2023, §3.2). Between two
+   * requests. HIBERNATE_REFUSED by name, RESOURCE_EXHAUSTED (disk full), HIBERNATE_FAILED: it then stays as it was, unless the
+   * message says that it was ended. A hibernated instance answers with its last report.
+   */
+  hibernate(): Promise<HibernateReport>;
+  /** Reads ahead what the last requests touched, before a request asks for it. Idempotent; resolves with {@link start}. */
+  wake(): Promise<StartResult>;
   /** Pages by source now (PAGEMAP_SCAN). */
   pages(): Promise<PageCounts>;
-  /** Resident bytes: private to this instance, and shared with others. */
-  memory(): Promise<{ privateBytes: number; sharedBytes: number }>;
+  /** Resident bytes, private to this instance and shared with others, and those that hibernations hold on disk. */
+  memory(): Promise<InstanceMemory>;
   /** Ends every process of the instance and gives back its cgroup. Idempotent. */
   dispose(): Promise<void>;
   /** Called once when the instance ends, for whatever reason. */
   onExit(listener: (reason: string) => void): void;
+}
+
+export interface InstanceMemory {
+  readonly privateBytes: number;
+  readonly sharedBytes: number;
+  readonly hibernatedBytes: number;
 }
 
 export interface RuntimeInfo {

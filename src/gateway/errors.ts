@@ -56,6 +56,8 @@ export const EXCEPTION_OF: Readonly<Record<ErrorCode, ExceptionName>> = {
   IMAGE_DAMAGED: "ServiceException",
   IMAGE_MISMATCH: "ServiceException",
   IMAGE_NOT_READY: "SnapStartNotReadyException",
+  HIBERNATE_REFUSED: "ResourceConflictException",
+  HIBERNATE_FAILED: "ServiceException",
   SERVER_UNREACHABLE: "ServiceException",
   DATABASE_FAILED: "ServiceException",
   SHUTTING_DOWN: "ServiceException",

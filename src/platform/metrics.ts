@@ -18,8 +18,8 @@ export class CounterSet {
     evictions: 0,
     logWriteFailures: 0,
   };
-  readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0 };
-  readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0 };
+  readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
+  readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
 
   constructor(private readonly parent?: CounterSet) {}
 
