@@ -106,6 +106,8 @@ export class FakeEngine implements Engine {
   /** Husks parked for each image directory and level. */
   readonly parked = new Map<string, Map<HuskLevel, number>>();
   generic = 0;
+  /** What {@link EngineStats.huskBytes} counts for each. */
+  huskBytes = 0;
   closed = false;
   readonly #dir: string | undefined;
   readonly #failures = new Map<FakeOperation, Failure>();
@@ -239,7 +241,8 @@ export class FakeEngine implements Engine {
   stats(): EngineStats {
     const husks = { generic: this.generic, runtime: 0, image: 0, prefaulted: 0 };
     for (const levels of this.parked.values()) for (const [level, count] of levels) husks[level] += count;
-    return { instances: this.live.size, husks, husksMade: 0, husksUs: 0 };
+    const huskBytes = Object.values(husks).reduce((sum, count) => sum + count * this.huskBytes, 0);
+    return { instances: this.live.size, husks, huskBytes, husksMade: 0, husksUs: 0 };
   }
 
   async close(): Promise<void> {

@@ -13,6 +13,7 @@ import { readFileSync } from "node:fs";
 import { monotonicNs } from "../base/clock.js";
 import { assert, errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { PAGE_BYTES } from "../base/units.js";
 import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
@@ -50,6 +51,8 @@ export class Husk implements InstanceListener {
   host: HuskReady = { pid: 0, initPid: 0, us: 0 };
   /** How far its monotonic clock is ahead of ours: its stamps are, too. */
   clockShiftNs = 0;
+  /** Resident memory of its own when it was made; while it waits, that does not change. */
+  privateBytes = 0;
   /** What it cost to make, wall microseconds. */
   madeUs = 0;
   /** Page faults that it had taken before a thaw whose working set shall be recorded. */
@@ -210,6 +213,13 @@ export class HuskPool {
     return counts;
   }
 
+  /** Of those that wait; what makes one measures it. */
+  get privateBytes(): number {
+    let sum = 0;
+    for (const pool of this.pools.values()) for (const husk of pool.ready) sum += husk.privateBytes;
+    return sum;
+  }
+
   /** Sets how many husks a pool keeps; surplus ones are let go. */
   target(key: string, spec: PoolSpec): void {
     const pool = this.pools.get(key) ?? { spec, ready: [], making: 0, failedUntil: 0 };
@@ -280,6 +290,7 @@ export class HuskPool {
       throw error;
     }
     husk.level = level;
+    husk.privateBytes = privateBytes(husk.host.pid);
     husk.madeUs = Number(monotonicNs() - began) / 1000;
     this.made++;
     this.us += husk.madeUs;
@@ -377,6 +388,16 @@ export function minorFaults(pid: number): number {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8");
     return Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[7]);
+  } catch {
+    return 0;
+  }
+}
+
+/** Anonymous and copied pages of a process, in bytes; 0 when it is gone. A tenth of what asking for smaps would cost. */
+function privateBytes(pid: number): number {
+  try {
+    const [, resident = 0, shared = 0] = readFileSync(`/proc/${pid}/statm`, "utf8").split(" ").map(Number);
+    return (resident - shared) * PAGE_BYTES;
   } catch {
     return 0;
   }

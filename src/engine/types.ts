@@ -256,6 +256,8 @@ export interface FloorSample {
 export interface EngineStats {
   readonly instances: number;
   readonly husks: Readonly<Record<HuskLevel, number>>;
+  /** Private resident bytes of all husks that wait in pools. */
+  readonly huskBytes: number;
   readonly husksMade: number;
   /** CPU and wall microseconds spent on making husks, total. */
   readonly husksUs: number;

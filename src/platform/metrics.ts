@@ -17,6 +17,10 @@ export class CounterSet {
     freezeFailures: 0,
     evictions: 0,
     logWriteFailures: 0,
+    hibernations: 0,
+    hibernateFailures: 0,
+    deflationsCancelled: 0,
+    wakes: 0,
   };
   readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
   readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
@@ -34,6 +38,7 @@ export class CounterSet {
     this.#values.invocations += 1;
     this.#starts[start.kind] += 1;
     this.#startUs[start.kind] += start.us;
+    if (start.kind === "wake") this.#values.wakes += 1;
     if (start.fallback !== undefined) this.#values.fallbacks += 1;
     if (result.functionError !== undefined) {
       this.#values.functionErrors += 1;

@@ -9,6 +9,8 @@ import { ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
 import { silentLogger } from "../base/log.js";
 import type { Engine, ImageInspection, InvokeResult, StartResult } from "../engine/types.js";
+import { Budget } from "./budget.js";
+import { hibernateByHand, wakeByHand } from "./by-hand.js";
 import { Functions } from "./functions.js";
 import { Images } from "./images.js";
 import { Instances, type Lease } from "./instances.js";
@@ -17,6 +19,8 @@ import { renderRequest, tailOf } from "./logs.js";
 import { CounterSet } from "./metrics.js";
 import { bootFailure, isFunctionFault } from "./outcome.js";
 import { checkPayload } from "./payload.js";
+import { fixedPolicy } from "./policy.js";
+import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
 import { Store } from "./store.js";
@@ -25,6 +29,7 @@ import type {
   DeployRequest,
   FollowOptions,
   FunctionInfo,
+  HandReport,
   ImageStatus,
   InvokeOutcome,
   InvokeRequest,
@@ -86,10 +91,12 @@ class LocalPlatform implements Platform {
   readonly #images: Images;
   readonly #instances: Instances;
   readonly #functions: Functions;
+  readonly #budget: Budget;
+  readonly #pressure: NodeJS.Timeout | undefined;
   #closing: Promise<void> | undefined;
 
   constructor(options: PlatformOptions, opened: Opened) {
-    const { engine, maxInstances = 32, keepAliveMs = 60_000, parked = {}, drainMs = 10_000 } = options;
+    const { engine, maxInstances = 32, parked = {}, drainMs = 10_000, memoryBudgetBytes = Number.POSITIVE_INFINITY } = options;
     const log = options.log ?? silentLogger();
     const { layout, store } = opened;
     const counters = this.#counters;
@@ -98,7 +105,14 @@ class LocalPlatform implements Platform {
     this.#lock = opened.lock;
     this.#drainMs = drainMs;
     this.#images = new Images({ engine, store, imagesDir: layout.images, parked, log });
-    this.#instances = new Instances(new Starts(engine, this.#images, parked), { maxInstances, keepAliveMs, counters, log });
+    this.#budget = new Budget(engine, memoryBudgetBytes);
+    this.#instances = new Instances(new Starts(engine, this.#images, parked), {
+      maxInstances,
+      policy: options.policy ?? fixedPolicy(options),
+      budget: this.#budget,
+      log,
+    });
+    this.#pressure = watchPressure(() => this.#instances.idle.press(), options.readPressure);
     this.#functions = new Functions({
       engine,
       store,
@@ -132,6 +146,20 @@ class LocalPlatform implements Platform {
     return this.#functions.find(name, qualifier).info();
   }
 
+  async measure(name?: string): Promise<void> {
+    await this.#instances.idle.measure(name === undefined ? this.#functions.all() : [this.#functions.find(name)]);
+  }
+
+  async hibernate(name: string): Promise<HandReport> {
+    this.#refuseWhenClosing();
+    return hibernateByHand(this.#instances.idle, this.#functions.find(name));
+  }
+
+  async wake(name: string): Promise<HandReport> {
+    this.#refuseWhenClosing();
+    return wakeByHand(this.#instances.idle, this.#budget, this.#functions.find(name));
+  }
+
   async inspect(name: string, qualifier?: string): Promise<ImageInspection | undefined> {
     const { image } = this.#functions.find(name, qualifier).image;
     return image === undefined ? undefined : this.engine.inspect(image);
@@ -152,8 +180,8 @@ class LocalPlatform implements Platform {
     let version = this.#functions.find(name, request.qualifier);
     const body = checkPayload(payload);
     const requestId = request.requestId ?? randomUUID();
-    const slot = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
-    let lease: Lease | undefined = slot === undefined ? undefined : { slot, start: () => slot.reuse };
+    this.#instances.arrived(version);
+    let lease = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
     let next = (): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer);
     for (;;) {
       const began = performance.now();
@@ -223,7 +251,12 @@ class LocalPlatform implements Platform {
 
   metrics(): Metrics {
     const functions = Object.fromEntries(this.#functions.all().map((version) => [version.name, version.counters.snapshot()]));
-    return { ...this.#counters.snapshot(), functions, instances: this.#instances.counts() };
+    const hibernatedBytes = this.#functions
+      .all()
+      .reduce((sum, { slots }) => sum + [...slots.all].reduce((bytes, slot) => bytes + slot.hibernatedBytes, 0), 0);
+    const { limited, limitBytes, usedBytes } = this.#budget;
+    const memory = { residentBytes: usedBytes, hibernatedBytes, ...(limited ? { budgetBytes: limitBytes } : {}) };
+    return { ...this.#counters.snapshot(), functions, instances: this.#instances.counts(), memory };
   }
 
   close(): Promise<void> {
@@ -232,6 +265,7 @@ class LocalPlatform implements Platform {
   }
 
   async #close(): Promise<void> {
+    clearInterval(this.#pressure);
     await this.#images.close();
     await this.#instances.close(this.#drainMs);
     await this.#functions.close();

@@ -22,6 +22,8 @@ export interface Attempt {
   readonly prefer: Preference | undefined;
   /** Waited for an image or a pool before the first try. */
   readonly waitedUs: number;
+  /** Of the memory budget, kept for the instance until it is there. */
+  reservedBytes: number;
   /** The image that is being thawed; undefined for a boot. */
   image: Image | undefined;
   husksLost: number;
@@ -75,7 +77,7 @@ export class Starts implements Starter {
       }
       try {
         return prefer === undefined && attempt.image !== undefined
-          ? await this.#thawOrParked(attempt.image)
+          ? await this.#thawOrParked(attempt.image, version.provisioned)
           : await this.#startThisWay(attempt);
       } catch (error) {
         if (!isImageFault(error)) throw error;
@@ -134,8 +136,8 @@ export class Starts implements Starter {
     return instance;
   }
 
-  async #thawOrParked(image: Image): Promise<Instance> {
-    if (this.#parks) {
+  async #thawOrParked(image: Image, provisioned: number): Promise<Instance> {
+    if (this.#parks || provisioned > 0) {
       try {
         return await this.engine.thaw(image, { husk: "parked", early: true });
       } catch (error) {
@@ -151,8 +153,9 @@ export class Starts implements Starter {
     const { image } = version.image;
     attempt.image = image;
     if (image === undefined) throw unavailable(version, prefer, "its image was dropped just now", "Try again when it is ready");
-    if (prefer.kind === "parked" && !this.#parks) {
-      throw unavailable(version, prefer, "this server parks no husks", "Start it with parked husks (see `thaw serve --help`)");
+    if (prefer.kind === "parked" && !this.#parks && version.provisioned === 0) {
+      const fix = "Deploy it with --provisioned, or start the server with --park";
+      throw unavailable(version, prefer, "this server parks no husks", fix);
     }
     return this.engine.thaw(image, {
       ...(prefer.loader === undefined ? {} : { loader: prefer.loader }),
