@@ -277,7 +277,7 @@ export class FakeEngine implements Engine {
       heat,
       spec,
       bytesOnDisk: 4096,
-      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: 8192, storedBytes: 4096, notes: [] },
+      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: this.residentBytes.warm, storedBytes: 4096, notes: [] },
     };
     const temporary = `${target}.partial`;
     await mkdir(temporary);

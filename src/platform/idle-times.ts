@@ -31,7 +31,21 @@ export class IdleTimes implements IdleFacts {
   outOfBounds = 0;
   lastMs: number | undefined;
 
+  #sinceMs: number | undefined;
+
   constructor(readonly name: string) {}
+
+  /** The function is idle from now on. */
+  begun(): void {
+    this.#sinceMs = performance.now();
+  }
+
+  /** A request came. */
+  ended(): void {
+    if (this.#sinceMs === undefined) return;
+    this.add(performance.now() - this.#sinceMs);
+    this.#sinceMs = undefined;
+  }
 
   add(idleMs: number): void {
     this.count += 1;

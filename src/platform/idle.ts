@@ -253,12 +253,16 @@ export class IdleInstances {
     for (const slot of this.#toDeflate) {
       this.#toDeflate.delete(slot);
       if (!slot.measured) await this.#measure(slot);
-      const pauseMs = Math.max(this.#disk.leftMs, slot.version.deflating.leftMs);
-      if (pauseMs > 0) this.#postpone(slot, pauseMs);
-      // Told by #deflate.
-      else if (this.#saves(slot)) await this.deflate(slot).catch(() => undefined);
+      // What fails is told by #failed.
+      if (this.#pauseMs(slot) === 0 && this.#saves(slot)) await this.deflate(slot).catch(() => undefined);
+      if (this.#pauseMs(slot) > 0) this.#postpone(slot, this.#pauseMs(slot));
     }
     this.#deflators -= 1;
+  }
+
+  /** What failures have left of a pause. */
+  #pauseMs({ version }: Slot): number {
+    return Math.max(this.#disk.leftMs, version.deflating.leftMs);
   }
 
   /** The step is tried again when the pause is over, unless the next one comes first. */

@@ -84,9 +84,7 @@ export class Instances {
 
   /** A request came: the policy learns how long its function was idle. */
   arrived({ slots, idleTimes }: Version): void {
-    if (slots.running + slots.starting > 0 || slots.lastEndMs === undefined) return;
-    idleTimes.add(performance.now() - slots.lastEndMs);
-    slots.lastEndMs = undefined;
+    if (slots.running + slots.starting === 0) idleTimes.ended();
   }
 
   /**
@@ -172,7 +170,7 @@ export class Instances {
   release(slot: Slot, dispose: boolean): void {
     const { version } = slot;
     version.slots.running -= 1;
-    if (version.slots.running + version.slots.starting === 0) version.slots.lastEndMs = performance.now();
+    if (version.slots.running + version.slots.starting === 0) version.idleTimes.begun();
     if (dispose || version.retired || slot.state === "ending" || !slot.instance.alive) {
       void this.#end(slot);
       this.#disappoint(version);

@@ -110,6 +110,7 @@ class LocalPlatform implements Platform {
       maxInstances,
       policy: options.policy ?? fixedPolicy(options),
       budget: this.#budget,
+      backoffMs: options.hibernateBackoffMs,
       log,
     });
     this.#pressure = watchPressure(() => this.#instances.idle.press(), options.readPressure);

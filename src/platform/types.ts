@@ -70,6 +70,8 @@ export interface PlatformOptions {
   readonly keepAliveMs?: number;
   /** Private resident memory of all instances and parked husks is kept below this. Default: no limit. */
   readonly memoryBudgetBytes?: number;
+  /** First pause after the disk was too full to hibernate. Default 1 s. */
+  readonly hibernateBackoffMs?: number;
   /** For tests: how the machine's memory pressure is read. Default: PSI, where the kernel has it. */
   readonly readPressure?: PressureReader;
   readonly parked?: ParkedTargets;

@@ -39,8 +39,6 @@ export interface InstanceSlots {
   readonly waiters: Waiter[];
   /** Called when the last place was given back. */
   onVacant: (() => void) | undefined;
-  /** When its last request ended, while none runs. */
-  lastEndMs: number | undefined;
 }
 
 const BACKOFF_MS = 1_000;
@@ -67,7 +65,6 @@ export class Version {
     ending: new Set(),
     waiters: [],
     onVacant: undefined,
-    lastEndMs: undefined,
   };
   /** Private memory of a warm instance, the most of late; undefined until one was measured. */
   warmBytes: number | undefined;
