@@ -1,3 +1,4 @@
+import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import { isThawError, ThawError } from "../base/errors.js";
 import { createLogger } from "../base/log.js";
@@ -380,3 +381,42 @@ describe("under memory pressure", () => {
     expect(calls("hibernate")).toEqual(["hibernate a", "hibernate b"]);
   });
 });
+
+it("whatever comes at once: everyone is answered or refused by name, nothing is lost or used twice", async () => {
+  await openBed({ keepWarmMs: 4, keepHibernatedMs: 60, maxInstances: 4 }, ["a", "b"]);
+  Object.assign(bed.engine.delayMs, { hibernate: 4, wake: 2, dispose: 1, thaw: 1 });
+  bed.engine.handler = () => new Promise((resolve) => setTimeout(resolve, 2));
+  const act = fc.record({
+    name: fc.constantFrom("a", "b"),
+    what: fc.constantFrom("invoke", "invoke", "invoke", "wake-demanded", "hibernate", "wake", "crash", "fail"),
+    afterMs: fc.nat(30),
+  });
+  const codes = ["TOO_MANY_INSTANCES", "PREFERENCE_UNAVAILABLE", "NO_INSTANCE", "RESOURCE_EXHAUSTED"];
+  await fc.assert(
+    fc.asyncProperty(fc.array(act, { minLength: 1, maxLength: 40 }), async (acts) => {
+      const results = await Promise.allSettled(
+        acts.map(async ({ name, what, afterMs }) => {
+          await new Promise((resolve) => setTimeout(resolve, afterMs));
+          if (what === "invoke") await bed.platform.invoke(name, "");
+          else if (what === "wake-demanded") expect((await bed.platform.invoke(name, "", wake)).start.kind).toBe("wake");
+          else if (what === "hibernate") await bed.platform.hibernate(name);
+          else if (what === "wake") await bed.platform.wake(name);
+          else if (what === "fail") bed.engine.failNext("hibernate", fullDisk());
+          else [...bed.engine.live].find(({ state }) => state === "hibernated")?.crash("killed");
+        }),
+      );
+      for (const result of results) {
+        if (result.status === "rejected" && !codes.includes(result.reason.code)) throw result.reason;
+      }
+      bed.engine.heal("hibernate");
+      expect(bed.platform.metrics().instances).toMatchObject({ running: 0, starting: 0 });
+      await until(() => {
+        const { idle, hibernated } = bed.platform.metrics().instances;
+        return bed.engine.live.size === idle + hibernated && idle + hibernated <= 4;
+      });
+    }),
+    { numRuns: 30 },
+  );
+  await until(() => bed.engine.live.size === 0);
+  expect(bed.platform.metrics().memory).toEqual({ residentBytes: 0, hibernatedBytes: 0 });
+}, 60_000);
