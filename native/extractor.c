@@ -1,8 +1,9 @@
 /*
  * extractor: turns a parked process into facts and pages.
  *
- *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
+ *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
  *   extractor verify PAGES                                    prints the digest of a page space
+ *   extractor deflate PID CONTROL_FD 3<>SWAP                  moves the memory of a process to a file (deflate.c)
  *   extractor scan PID [PAGES]                                prints the present pages of a process by source
  *
  * Theory of operation. It decides nothing about the image: it reports what is, and TypeScript compiles that
@@ -34,7 +35,7 @@
 
 FILE *facts;
 static struct target target;
-static bool need_comma;
+static bool need_comma, halfway;
 static char notes[64][256];
 static int note_count;
 
@@ -60,7 +61,7 @@ static size_t character_bytes(const unsigned char *at)
 	return count;
 }
 
-static void json_text(FILE *out, const char *text)
+void json_text(FILE *out, const char *text)
 {
 	fputc('"', out);
 	for (const unsigned char *at = (const unsigned char *)text; *at;) {
@@ -147,12 +148,19 @@ static _Noreturn void end_with(const char *code, const char *format, va_list arg
 {
 	char text[1024];
 	vsnprintf(text, sizeof text, format, args);
+	if (halfway)
+		kill(target.pid, SIGKILL);
 	release_all(&target);
-	printf("{\"ok\":false,\"code\":\"%s\",\"why\":", code);
+	printf("{\"ok\":false,\"code\":\"%s\",\"why\":", halfway ? "ended" : code);
 	json_text(stdout, text);
 	printf("}\n");
 	fflush(stdout);
 	exit(1);
+}
+
+void no_way_back(bool on)
+{
+	halfway = on;
 }
 
 void refuse(const char *format, ...)
@@ -455,7 +463,7 @@ static void write_frame_shape(void)
 static int freeze(int argc, char **argv)
 {
 	if (argc < 5)
-		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]");
+		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]");
 	target.pid = atoi(argv[2]);
 	target.control_fd = atoi(argv[4]);
 	int dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -470,7 +478,7 @@ static int freeze(int argc, char **argv)
 	write_frame_shape();
 	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
 	setpriority(PRIO_PROCESS, 0, -20);
-	struct dump *dump = dump_prepare(&target, argc > 5 && argv[5][0] ? argv[5] : NULL);
+	struct dump *dump = dump_prepare(&target, argc > 5 && argv[5][0] ? argv[5] : NULL, argc > 6 ? atoi(argv[6]) : -1);
 
 	uint64_t stopped_at = stop_all(&target);
 	refuse_company();
@@ -520,9 +528,11 @@ int main(int argc, char **argv)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (argc > 1 && strcmp(argv[1], "freeze") == 0)
 		return freeze(argc, argv);
+	if (argc == 4 && strcmp(argv[1], "deflate") == 0)
+		return deflate(&target, argc, argv);
 	if (argc == 3 && strcmp(argv[1], "verify") == 0)
 		return verify_pages(argv[2]);
 	if (argc > 2 && strcmp(argv[1], "scan") == 0)
 		return scan_pages(atoi(argv[2]), argc > 3 ? argv[3] : NULL);
-	die("usage: extractor freeze|verify|scan …");
+	die("usage: extractor freeze|deflate|verify|scan …");
 }

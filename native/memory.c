@@ -11,58 +11,31 @@
  * Digest: over (offset, content) of every page that is not zero, in order of offset. Any change within one
  * 8-byte word changes it for certain (each step is a bijection of the state), others with probability 1 - 2^-64.
  */
-#include "extractor.h"
+#include "memory.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define OVERLAY_GAP_PAGES 32
+#define PARENTS 3
 #define SLOT_SHIFT_MAX 34
 #define SLOT_SHIFT_MIN 28
-#define PAGE_SPACE_BYTES_MAX (15ULL << 40)
 #define VMAS_MAX 32768
 #define CHUNK_BYTES (64ULL << 20)
 #define COPY_BYTES (1ULL << 20)
 #define IOV_COUNT 512
-#define HUGE_BYTES (2ULL << 20)
 
-/* Not in the headers of older distributions. */
-struct scan_region {
-	uint64_t start, end, categories;
-};
-struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
-enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5 };
-
-enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
 static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso" };
-
-struct vma {
-	uint64_t start, end, offset, inode, parent_offset;
-	uint32_t major, minor;
-	int prot;
-	bool shared, wipe, from_parent;
-	bool copied; /* its file does not last: all its bytes are kept as memory */
-	enum kind kind;
-	char *path;
-	bool identified;
-	struct stat file;
-};
 
 struct run {
 	uint64_t address, pages;
-	const uint8_t *bytes; /* NULL: in the parent's page space at parent_offset */
+	const uint8_t *bytes; /* NULL: in that parent's file at parent_offset */
+	int parent;
 	uint64_t parent_offset;
 };
 
@@ -80,10 +53,12 @@ struct region {
 };
 
 struct dump {
-	int parent_fd;
-	char parent_gone[4096]; /* how the mappings of a removed parent are called */
-	dev_t parent_dev;
-	ino_t parent_ino;
+	struct parent {
+		int fd; /* -1: there is none */
+		dev_t dev;
+		ino_t ino;
+	} parents[PARENTS]; /* by vma.parent */
+	char parent_gone[4096]; /* how the mappings of a removed image are called */
 	uint8_t *buffer;
 	size_t buffer_bytes, buffer_used;
 	struct vma *vmas;
@@ -94,7 +69,7 @@ struct dump {
 	uint64_t file_bytes, digest;
 };
 
-static void *grow(void *list, size_t count, size_t *room, size_t item)
+void *grow(void *list, size_t count, size_t *room, size_t item)
 {
 	if (count < *room)
 		return list;
@@ -133,7 +108,7 @@ static void digest_page(uint64_t *digest, uint64_t offset, const uint8_t *page)
 	*digest = rotate((*digest ^ page_digest(page)) * 0x9e3779b97f4a7c15ULL, 33);
 }
 
-static bool is_zero(const uint8_t *page)
+bool is_zero(const uint8_t *page)
 {
 	const uint64_t *words = (const uint64_t *)page;
 	for (size_t i = 0; i < PAGE / 8; i += 8)
@@ -159,9 +134,10 @@ static uint64_t rollup_anonymous(pid_t pid)
 	return kib * 1024ULL;
 }
 
-/* Reads every mapping outside the husk's zone with its flags. `strict` refuses what cannot be frozen. */
-static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
+size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 {
+	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
+	static const char *const fixed[] = { " lo", " ht", " sl", " pf", " io", " dp" };
 	char path[64], *line = NULL;
 	size_t line_room = 0, count = 0, room = 0;
 	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
@@ -203,6 +179,9 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 			if (strstr(line, " gd"))
 				current->kind = STACK;
 			current->wipe = strstr(line, " wf") != NULL;
+			for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++)
+				current->stays |= strstr(line, fixed[i]) != NULL;
+			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
 			if (!strict)
 				continue;
 			if (current->shared && (writable_ever || current->inode == 0))
@@ -211,12 +190,14 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 			if (strstr(line, " pf") || strstr(line, " io"))
 				if (current->kind != VDSO)
 					refuse("it maps a device (%s)", current->path);
-			if (strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui"))
+			if (current->watched)
 				refuse("it uses userfaultfd");
 			if (strstr(line, " ss"))
 				refuse("it uses a shadow stack");
-		} else if (current && strict && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
-			refuse("it maps memory with a protection key");
+		} else if (current && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
+			if (strict)
+				refuse("it maps memory with a protection key");
+			current->stays = true;
 		}
 	}
 	fclose(file);
@@ -225,9 +206,8 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 	return count;
 }
 
-/* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
-static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
-		 void (*each)(void *context, const struct scan_region *range), void *context)
+void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
+	  void (*each)(void *context, const struct scan_region *range), void *context)
 {
 	static struct scan_region ranges[1024];
 	how.size = sizeof how;
@@ -247,24 +227,30 @@ static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 	}
 }
 
-struct dump *dump_prepare(const struct target *target, const char *parent_pages)
+static void set_parent(struct dump *dump, int index, int fd, const char *what)
+{
+	struct stat is;
+	if (fd < 0 || fstat(fd, &is) != 0)
+		die("cannot open %s: %s", what, strerror(errno));
+	dump->parents[index] = (struct parent){ fd, is.st_dev, is.st_ino };
+}
+
+struct dump *dump_prepare(const struct target *target, const char *parent_pages, int swap)
 {
 	struct dump *dump = calloc(1, sizeof *dump);
 	if (!dump)
 		die("out of memory");
-	dump->parent_fd = -1;
+	for (int i = 0; i < PARENTS; i++)
+		dump->parents[i].fd = -1;
 	if (parent_pages) {
-		struct stat is;
-		dump->parent_fd = open(parent_pages, O_RDONLY | O_CLOEXEC);
-		if (dump->parent_fd < 0 && errno == ENOENT) {
+		int fd = open(parent_pages, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 && errno == ENOENT)
 			snprintf(dump->parent_gone, sizeof dump->parent_gone, "%s (deleted)", parent_pages);
-		} else {
-			if (dump->parent_fd < 0 || fstat(dump->parent_fd, &is) != 0)
-				die("cannot open the parent image's pages %s: %s", parent_pages, strerror(errno));
-			dump->parent_dev = is.st_dev;
-			dump->parent_ino = is.st_ino;
-		}
+		else
+			set_parent(dump, 1, fd, parent_pages);
 	}
+	if (swap >= 0)
+		set_parent(dump, 2, swap, "the file of its hibernation");
 	uint64_t bytes = rollup_anonymous(target->pid);
 	dump->buffer_bytes = (bytes + bytes / 8 + (8ULL << 20)) & ~((2ULL << 20) - 1);
 	dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -414,10 +400,12 @@ void dump_copy(struct dump *dump, const struct target *target)
 	size_t room = 0, last_index = SIZE_MAX;
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		struct vma *vma = &dump->vmas[i];
-		if (vma->kind == FILE_PRIVATE && dump->parent_fd >= 0 && vma->inode == dump->parent_ino &&
-		    makedev(vma->major, vma->minor) == dump->parent_dev) {
+		for (int j = 1; vma->kind == FILE_PRIVATE && j < PARENTS; j++) {
+			const struct parent *parent = &dump->parents[j];
+			if (parent->fd < 0 || vma->inode != parent->ino || makedev(vma->major, vma->minor) != parent->dev)
+				continue;
 			vma->kind = ANON;
-			vma->from_parent = true;
+			vma->parent = j;
 			vma->parent_offset = vma->offset;
 		}
 		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
@@ -531,6 +519,7 @@ static void subtract_own(struct region *region, size_t own, struct run parent)
 		if (until > at)
 			add_run(region, (struct run){ .address = at,
 						      .pages = (until - at) / PAGE,
+						      .parent = parent.parent,
 						      .parent_offset = parent.parent_offset + (at - parent.address) });
 		uint64_t own_end = i < own ? region->runs[i].address + region->runs[i].pages * PAGE : end;
 		if (own_end > at)
@@ -551,9 +540,9 @@ static void store_region(struct dump *dump, int fd, struct region *region)
 		uint64_t bytes = run->pages * PAGE;
 		for (uint64_t done = 0; done < bytes;) {
 			size_t part = bytes - done < COPY_BYTES ? bytes - done : COPY_BYTES;
-			ssize_t got = pread(dump->parent_fd, copy, part, (off_t)(run->parent_offset + done));
+			ssize_t got = pread(dump->parents[run->parent].fd, copy, part, (off_t)(run->parent_offset + done));
 			if (got < 0)
-				die("cannot read the parent image: %s", strerror(errno));
+				die("cannot read what the process has no copy of: %s", strerror(errno));
 			memset(copy + got, 0, part - (size_t)got);
 			store_pages(dump, fd, region, run->address + done, copy, part / PAGE);
 			done += part;
@@ -567,20 +556,22 @@ static void add_parent_pages(struct dump *dump, struct region *region)
 	qsort(region->runs, own, sizeof *region->runs, by_address);
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		const struct vma *vma = &dump->vmas[i];
-		if (!vma->from_parent || vma->start < region->start || vma->start >= region->end)
+		int fd = dump->parents[vma->parent].fd;
+		if (vma->parent == 0 || vma->start < region->start || vma->start >= region->end)
 			continue;
 		uint64_t at = vma->parent_offset, end = at + (vma->end - vma->start);
 		while (at < end) {
-			off_t data = lseek(dump->parent_fd, (off_t)at, SEEK_DATA);
+			off_t data = lseek(fd, (off_t)at, SEEK_DATA);
 			if (data < 0 && errno != ENXIO)
-				die("cannot read the parent image: %s", strerror(errno));
+				die("cannot read what the process has no copy of: %s", strerror(errno));
 			if (data < 0 || (uint64_t)data >= end)
 				break;
-			off_t hole = lseek(dump->parent_fd, data, SEEK_HOLE);
+			off_t hole = lseek(fd, data, SEEK_HOLE);
 			uint64_t from = (uint64_t)data & ~(PAGE - 1);
 			uint64_t to = hole < 0 || (uint64_t)hole > end ? end : ((uint64_t)hole + PAGE - 1) & ~(PAGE - 1);
 			subtract_own(region, own, (struct run){ .address = vma->start + (from - vma->parent_offset),
 								.pages = (to - from) / PAGE,
+								.parent = vma->parent,
 								.parent_offset = from });
 			at = to;
 		}
@@ -622,7 +613,7 @@ void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64
 	if (fd < 0)
 		die("cannot make the page space: %s", strerror(errno));
 	for (size_t i = 0; i < dump->region_count; i++)
-		if (dump->parent_fd >= 0 && dump->regions[i].kind != FILE_PRIVATE)
+		if (dump->regions[i].kind != FILE_PRIVATE)
 			add_parent_pages(dump, &dump->regions[i]);
 	lay_out(dump, fd);
 	*stored_pages = 0;

@@ -25,6 +25,7 @@ import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
+import { Hibernation } from "./hibernate.js";
 import { type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
@@ -385,6 +386,13 @@ export class LocalEngine implements Engine, InstanceOwner {
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
     const loaded = instance.origin === undefined ? undefined : this.images.get(instance.origin.dir);
     return loaded === undefined ? undefined : this.recorder.firstAnswer(instance, loaded);
+  }
+
+  hibernation(instance: LiveInstance): Hibernation {
+    return new Hibernation(
+      { keeper: this.keeper, extractor: this.paths.extractor, dir: this.imagesDir, log: this.log },
+      instance,
+    );
   }
 
   ended(instance: LiveInstance): void {

@@ -26,6 +26,8 @@ import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 
 const PAGE_BYTES = 4096;
+/** First of the files that a helper is given. */
+const HELPER_FD = 3;
 /** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
 const PREPARE_MS_MAX = 30_000;
 
@@ -38,15 +40,25 @@ export interface FreezeTools {
   readonly imagesDir: string;
 }
 
-async function prepare(instance: LiveInstance): Promise<number> {
+/** What the hooks are run for: who refuses when one of them fails. */
+export interface Purpose {
+  readonly code: "FREEZE_REFUSED" | "HIBERNATE_REFUSED";
+  readonly done: "frozen" | "hibernated";
+  readonly collect?: false;
+}
+
+const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
+
+/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds. */
+export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<number> {
   const answer = instance.expect("prepared");
-  instance.tell({ type: "prepare" });
+  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }) });
   // Whoever does not answer this answers nothing any more.
   const timer = setTimeout(
     () =>
       instance.fail(
-        new ThawError("FREEZE_REFUSED", {
-          what: `function "${instance.spec.name}" could not be frozen`,
+        new ThawError(code, {
+          what: `function "${instance.spec.name}" could not be ${done}`,
           why: `its before-snapshot hooks took longer than ${PREPARE_MS_MAX / 1000} s, and it was ended`,
           fix: "mend the hook",
         }),
@@ -55,8 +67,8 @@ async function prepare(instance: LiveInstance): Promise<number> {
   );
   const { header, body } = await answer.finally(() => clearTimeout(timer));
   if (header.type === "prepared") return header.hygieneMs;
-  throw new ThawError("FREEZE_REFUSED", {
-    what: `function "${instance.spec.name}" could not be frozen`,
+  throw new ThawError(code, {
+    what: `function "${instance.spec.name}" could not be ${done}`,
     why: `one of its before-snapshot hooks failed: ${body.toString("utf8").slice(0, 500)}`,
     fix: "mend the hook",
   });
@@ -89,8 +101,11 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     await mkdir(temporary, { mode: 0o700 });
     const origin = instance.origin;
     const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
-    if (origin !== undefined) argv.push(imageFiles(origin.dir).pages);
-    const { stdout } = await tools.keeper.helper(argv);
+    const { file } = instance.hibernation;
+    if (origin !== undefined || file !== undefined) argv.push(origin === undefined ? "" : imageFiles(origin.dir).pages);
+    // What is on disk only is memory too.
+    if (file !== undefined) argv.push(String(HELPER_FD));
+    const { stdout } = await tools.keeper.helper(argv, { files: file === undefined ? [] : [file] });
     const reply = parseReply(stdout);
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");

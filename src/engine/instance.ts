@@ -11,7 +11,8 @@ import { randomBytes, randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
-import { encodeFrame, FrameParser, type FunctionFrame, type ThawHeader } from "../runtime/frames.js";
+import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
+import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
 import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
 import type {
@@ -39,6 +40,7 @@ const CONTROL_END_GRACE_MS = 1000;
 export interface InstanceOwner {
   freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image>;
   pages(instance: LiveInstance): Promise<PageCounts>;
+  hibernation(instance: LiveInstance): Hibernation;
   /** Called once after the first answer; a second request waits for the promise. */
   firstAnswer(instance: LiveInstance): Promise<void> | undefined;
   ended(instance: LiveInstance): void;
@@ -77,6 +79,9 @@ export class LiveInstance implements Instance, InstanceListener {
   private starting: Promise<void> | undefined;
   /** Told to the runtime with the next request: it then renews what must be unique. */
   private announce: ThawHeader | undefined;
+  /** Before-snapshot hooks ran in this process, so that the after-restore hooks are due. */
+  private resumed = false;
+  readonly hibernation: Hibernation;
   private readonly parser = new FrameParser();
   private logChunks: Buffer[] = [];
   private logBytes = 0;
@@ -99,6 +104,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.start = start;
     this.lineagePids = [husk.pid];
     husk.heir = this;
+    this.hibernation = owner.hibernation(this);
   }
 
   get id(): number {
@@ -120,6 +126,16 @@ export class LiveInstance implements Instance, InstanceListener {
 
   get started(): boolean {
     return this.starting === undefined;
+  }
+
+  /** The next request runs the after-restore hooks, and renews nothing. */
+  announceResumed(): void {
+    this.resumed = true;
+  }
+
+  /** Whether a request is in it that it has not answered. */
+  get busy(): boolean {
+    return this.running !== undefined;
   }
 
   /** `started` completes `start`, or rejects: then the instance is over, and nothing of the function ran. */
@@ -146,7 +162,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   /** Sends a frame without a body, such as `prepare`. */
-  tell(header: { type: "prepare" }): void {
+  tell(header: PrepareHeader): void {
     this.keeper.send(this.id, ...encodeFrame(header));
   }
 
@@ -156,6 +172,7 @@ export class LiveInstance implements Instance, InstanceListener {
       const { blocked } = this;
       return blocked.then(() => this.invoke(payload, options));
     }
+    const waking = this.hibernation.requested();
     return new Promise((resolve, reject) => {
       const requestId = options.requestId ?? randomUUID();
       const now = Date.now();
@@ -185,18 +202,24 @@ export class LiveInstance implements Instance, InstanceListener {
           ...(options.clientContext === undefined ? {} : { clientContext: options.clientContext }),
           ...(options.traceId === undefined ? {} : { traceId: options.traceId }),
           ...(this.announce === undefined ? {} : { thaw: this.announce }),
+          ...(this.resumed ? { resumed: true } : {}),
         },
         payload,
       );
       this.announce = undefined;
+      this.resumed = false;
       this.keeper.send(this.id, ...frame);
+      waking?.sent();
       this.onRequestSent?.();
       this.onRequestSent = undefined;
     });
   }
 
-  freeze(options: FreezeOptions = {}): Promise<Image> {
+  async freeze(options: FreezeOptions = {}): Promise<Image> {
     assert(this.running === undefined, "an instance is frozen between two requests");
+    await this.hibernation.settled();
+    // Hooks and hygiene bring its memory back.
+    await this.hibernation.wake();
     return this.owner.freeze(this, options);
   }
 
@@ -211,21 +234,21 @@ export class LiveInstance implements Instance, InstanceListener {
     return {
       privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm),
       sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm),
-      hibernatedBytes: 0,
+      hibernatedBytes: this.hibernation.hibernatedBytes,
     };
   }
 
   get state(): InstanceState {
-    return "warm";
+    return this.hibernation.state;
   }
 
   hibernate(): Promise<HibernateReport> {
-    const what = `function "${this.spec.name}" could not be hibernated`;
-    return Promise.reject(new ThawError("HIBERNATE_REFUSED", { what, why: "this engine cannot do it yet" }));
+    assert(this.running === undefined, "an instance is hibernated between two requests");
+    return this.hibernation.hibernate(this.blocked);
   }
 
   wake(): Promise<StartResult> {
-    return Promise.resolve(this.start);
+    return this.hibernation.wake();
   }
 
   async dispose(): Promise<void> {
@@ -234,6 +257,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);
     await this.husk.gone();
+    await this.hibernation.settled();
   }
 
   onExit(exitOrListener: InstanceExit | ((reason: string) => void)): void {
@@ -245,6 +269,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.exit = exitOrListener;
     this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
+    this.hibernation.close();
     if (this.starting === undefined) this.settle();
     else void this.starting.then(() => this.settle());
     for (const listener of this.exitListeners.splice(0)) listener(this.reason());
@@ -407,7 +432,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   /** Why the instance is over, as an error. */
-  private exitError(): ThawError {
+  exitError(): ThawError {
     const { end, exit } = this;
     if (end?.kind === "violation" || end?.kind === "failed") return end.error;
     if (end?.kind === "timeout")

@@ -153,6 +153,13 @@ export class Keeper {
     return id;
   }
 
+  /** Makes a file without a name in `dir`, mode 0600, that is gone once it is closed here and mapped nowhere. */
+  async tempFile(dir: string): Promise<number> {
+    const id = this.#nextFile++;
+    await this.#ask(dir, ABI.MSG_FILE_TEMP, id, [encodeStrings([dir])]);
+    return id;
+  }
+
   /** Hands over the bytes of a program. Usable at once: messages keep their order. `bytes` must not change before the next turn. */
   fileBytes(bytes: Buffer): number {
     const id = this.#nextFile++;
@@ -200,9 +207,23 @@ export class Keeper {
     if (this.#listeners.has(instance)) this.#send(ABI.MSG_KILL, instance, 0, []);
   }
 
-  /** Runs a program as root outside any sandbox, to its end. */
-  async helper(argv: readonly string[]): Promise<HelperResult> {
-    const { payload } = await this.#ask(argv[0] ?? "helper", ABI.MSG_HELPER, 0, [encodeStrings(argv)]);
+  /**
+   * Runs a program as root outside any sandbox, to its end. `files` become its descriptors from 3 on. `cancel` sends it SIGTERM, be it
+   * running or still to be started.
+   */
+  async helper(
+    argv: readonly string[],
+    options: { files?: readonly number[]; cancel?: AbortSignal } = {},
+  ): Promise<HelperResult> {
+    const { files = [], cancel } = options;
+    const ids = Buffer.alloc(files.length * 4);
+    for (const [index, id] of files.entries()) ids.writeUInt32LE(id, index * 4);
+    const tag = this.#nextTag;
+    const ended = this.#ask(argv[0] ?? "helper", ABI.MSG_HELPER, 0, [ids, encodeStrings(argv)], files.length);
+    const onCancel = (): void => this.#send(ABI.MSG_HELPER_TERM, tag, 0, []);
+    if (cancel?.aborted === true) onCancel();
+    cancel?.addEventListener("abort", onCancel, { once: true });
+    const { payload } = await ended.finally(() => cancel?.removeEventListener("abort", onCancel));
     return { ...decodeStatus(payload.readUInt32LE(0)), stdout: payload.subarray(4) };
   }
 
@@ -218,24 +239,24 @@ export class Keeper {
     clearTimeout(timer);
   }
 
-  #ask(what: string, type: number, id: number, parts: readonly Buffer[]): Promise<KeeperMessage> {
+  #ask(what: string, type: number, id: number, parts: readonly Buffer[], flags = 0): Promise<KeeperMessage> {
     return new Promise((resolve, reject) => {
       if (this.#lost !== undefined) return reject(this.#lost);
       const tag = this.#nextTag;
       this.#nextTag = tag === 0xffff_ffff ? 1 : tag + 1;
       this.#pending.set(tag, { what, type, instance: id, resolve, reject });
-      this.#send(type, id, tag, parts);
+      this.#send(type, id, tag, parts, flags);
     });
   }
 
-  #send(type: number, id: number, tag: number, parts: readonly Buffer[]): void {
+  #send(type: number, id: number, tag: number, parts: readonly Buffer[], flags = 0): void {
     if (this.#lost !== undefined || this.#socket.destroyed) return;
     const head = Buffer.allocUnsafe(HEAD_BYTES);
     let bytes = 0;
     for (const part of parts) bytes += part.length;
     head.writeUInt32LE(bytes, 0);
     head.writeUInt16LE(type, 4);
-    head.writeUInt16LE(0, 6);
+    head.writeUInt16LE(flags, 6);
     head.writeUInt32LE(id, 8);
     head.writeUInt32LE(tag, 12);
     if (this.#outgoing.length === 0) queueMicrotask(() => this.#flush());

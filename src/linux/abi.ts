@@ -63,6 +63,8 @@ export const ABI_CONSTANTS = {
   MSG_LIMITS: 9,
   MSG_KILL: 10,
   MSG_HELPER: 11,
+  MSG_FILE_TEMP: 20,
+  MSG_HELPER_TERM: 21,
   // Messages, keeper to server.
   MSG_HELLO: 64,
   MSG_OK: 65,
@@ -73,6 +75,9 @@ export const ABI_CONSTANTS = {
   MSG_DATA: 70,
   MSG_EXIT: 71,
   MSG_HELPER_DONE: 72,
+
+  /** Descriptors that a helper gets, from 3 on; `flags` of MSG_HELPER says how many file ids precede its arguments. */
+  HELPER_FDS_MAX: 4,
 
   /** What a stage hands to the husk, one entry for each descriptor. */
   PASS_FILE: 0,
