@@ -98,7 +98,7 @@ describe("with a server", () => {
       },
     });
     expect(await json("ls")).toMatchObject({
-      functions: [{ name: "hello-python", instances: { idle: 1 }, lastStart: { kind: "thaw" } }],
+      functions: [{ name: "hello-python", instances: [{ state: "warm" }], counts: { idle: 1 }, lastStart: { kind: "thaw" } }],
     });
     expect(await json("image", "inspect", "hello-python")).toMatchObject({
       state: "ready",

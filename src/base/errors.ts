@@ -19,6 +19,7 @@ export const ERROR_CODES = {
   FUNCTION_NOT_FOUND: "No function of that name",
   FUNCTION_EXISTS: "A function of that name exists already",
   TOO_MANY_INSTANCES: "The limit on instances is reached",
+  NO_INSTANCE: "The function has no instance in the state that this needs",
   PREFERENCE_UNAVAILABLE: "The kind of start that the request demanded is not available",
   CODE_INVALID: "The code package cannot be unpacked or has no usable handler",
   // functions, while they run

@@ -415,7 +415,13 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   stats(): EngineStats {
     const { made, us } = this.husks.totals;
-    return { instances: this.instances.size, husks: this.husks.countByLevel(), husksMade: made, husksUs: us };
+    return {
+      instances: this.instances.size,
+      husks: this.husks.countByLevel(),
+      huskBytes: this.husks.privateBytes,
+      husksMade: made,
+      husksUs: us,
+    };
   }
 
   close(): Promise<void> {

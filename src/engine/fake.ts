@@ -31,8 +31,18 @@ import type {
   ThawOptions,
 } from "./types.js";
 
-/** Operations that can be told to fail. */
-export type FakeOperation = "boot" | "freeze" | "thaw" | "openImage" | "removeImage" | "invoke" | "pages" | "hibernate" | "wake";
+/** Operations that can be told to fail. `start`: that of an early thaw, told by its first `invoke`. */
+export type FakeOperation =
+  | "boot"
+  | "freeze"
+  | "thaw"
+  | "start"
+  | "openImage"
+  | "removeImage"
+  | "invoke"
+  | "pages"
+  | "hibernate"
+  | "wake";
 
 /** What a fake handler gets beside the event. */
 export interface FakeContext {
@@ -97,6 +107,8 @@ export class FakeEngine implements Engine {
   /** Husks parked for each image directory and level. */
   readonly parked = new Map<string, Map<HuskLevel, number>>();
   generic = 0;
+  /** What {@link EngineStats.huskBytes} counts for each. */
+  huskBytes = 0;
   closed = false;
   readonly #dir: string | undefined;
   readonly #failures = new Map<FakeOperation, Failure>();
@@ -163,7 +175,7 @@ export class FakeEngine implements Engine {
       husk = taken;
     }
     const parkedFilled = husk === "image" || husk === "prefaulted";
-    return this.#instance(manifest.spec, manifest.heat, {
+    const instance = this.#instance(manifest.spec, manifest.heat, {
       kind: parkedFilled ? "parked" : "thaw",
       loader: options.loader ?? "splice",
       generation: manifest.generation,
@@ -173,6 +185,9 @@ export class FakeEngine implements Engine {
       husk,
       prefetchedPages: 100,
     });
+    if (options.early === true) instance.startEarly();
+    else this.failIfAsked("start");
+    return instance;
   }
 
   async openImage(dir: string, quietly = false): Promise<Image> {
@@ -227,7 +242,8 @@ export class FakeEngine implements Engine {
   stats(): EngineStats {
     const husks = { generic: this.generic, runtime: 0, image: 0, prefaulted: 0 };
     for (const levels of this.parked.values()) for (const [level, count] of levels) husks[level] += count;
-    return { instances: this.live.size, husks, husksMade: 0, husksUs: 0 };
+    const huskBytes = Object.values(husks).reduce((sum, count) => sum + count * this.huskBytes, 0);
+    return { instances: this.live.size, husks, huskBytes, husksMade: 0, husksUs: 0 };
   }
 
   async close(): Promise<void> {
@@ -262,7 +278,7 @@ export class FakeEngine implements Engine {
       heat,
       spec,
       bytesOnDisk: 4096,
-      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: 8192, storedBytes: 4096, notes: [] },
+      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: this.residentBytes.warm, storedBytes: 4096, notes: [] },
     };
     const temporary = `${target}.partial`;
     await mkdir(temporary);
@@ -300,8 +316,10 @@ const FAKE_FAULTS: StartFaults = { minor: 400, major: 3, diskBytes: 12_288, bloc
 /** An instance of {@link FakeEngine}. */
 export class FakeInstance implements Instance {
   alive = true;
+  started = true;
   served = 0;
   start: StartResult;
+  #complete: StartResult;
   state: InstanceState = "warm";
   #busy = false;
   #hibernatedBytes = 0;
@@ -320,6 +338,13 @@ export class FakeInstance implements Instance {
     start: StartResult,
   ) {
     this.start = start;
+    this.#complete = start;
+  }
+
+  /** As the real one after an early thaw: how long it took is known when the first answer is there. */
+  startEarly(): void {
+    this.start = { ...this.start, us: 0, phases: [] };
+    this.started = false;
   }
 
   async invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
@@ -327,6 +352,18 @@ export class FakeInstance implements Instance {
     assert(this.alive, `request to instance ${this.id}, which has ended`);
     this.#busy = true;
     try {
+      if (!this.started) {
+        // Behind the request, as the stages of a real thaw are.
+        await Promise.resolve();
+        try {
+          this.engine.failIfAsked("start");
+        } catch (error) {
+          this.crash("failed");
+          throw error;
+        }
+        this.started = true;
+        this.start = this.#complete;
+      }
       this.#cancel?.();
       await this.#deflating;
       await this.wake();

@@ -9,11 +9,13 @@
  *
  * Pools are refilled in the background, two at a time; nothing here is on the path of a request except {@link HuskPool.take}.
  */
+import { readFileSync } from "node:fs";
 import { monotonicNs } from "../base/clock.js";
-import { assert, errorText, ThawError } from "../base/errors.js";
+import { assert, errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { PAGE_BYTES } from "../base/units.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
-import type { HuskReady, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
+import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
@@ -50,6 +52,8 @@ export class Husk implements InstanceListener {
   host: HuskReady = { pid: 0, initPid: 0, us: 0 };
   /** How far its monotonic clock is ahead of ours: its stamps are, too. */
   clockShiftNs = 0;
+  /** Resident memory of its own when it was made; while it waits, that does not change. */
+  privateBytes = 0;
   /** What it cost to make, wall microseconds. */
   madeUs = 0;
   /** What it had taken when it was ready: what an instance takes is counted from there. */
@@ -90,7 +94,12 @@ export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Pro
   step.before?.(husk);
   const shift = husk.clockShiftNs;
   husk.clockShiftNs = step.clockShiftNs ?? shift;
-  const report = await keeper.stage(husk.id, step.request());
+  let report: HuskReport;
+  try {
+    report = await keeper.stage(husk.id, step.request());
+  } catch (error) {
+    throw isHuskGone(error) ? huskLost(step, error) : error;
+  }
   if (report.status === 0) return shift === 0 ? report.stamps : report.stamps.map((stamp) => (stamp > 0 ? stamp - shift : stamp));
   throw stageError(step, report.status, report.failedOp);
 }
@@ -114,11 +123,28 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = {
   116: "ESTALE",
 };
 const ESTALE = 116;
+const EPIPE = 32;
 const ENOENT = 2;
 const ENOMEM = 12;
 
+/** The keeper knew of the husk's end before it could pass the stage on. */
+function isHuskGone(error: unknown): boolean {
+  return isThawError(error, "SANDBOX_FAILED") || (isThawError(error, "KEEPER_FAILED") && error.details.errno === EPIPE);
+}
+
+/** Nothing is known about the image: whoever started may take another husk. */
+function huskLost(step: StageStep, cause?: unknown): ThawError {
+  return new ThawError("SANDBOX_FAILED", {
+    what: `a husk ended before its ${step.name} stage was done`,
+    why: "it was killed, or it crashed",
+    details: { stage: step.name },
+    cause,
+  });
+}
+
 function stageError(step: StageStep, status: number, failedOp: number): ThawError {
   const errno = -status;
+  if (errno === EPIPE) return huskLost(step);
   const label = step.labels()[failedOp] ?? `operation ${failedOp}`;
   const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
   const details = { stage: step.name, operation: failedOp, label, errno };
@@ -133,7 +159,7 @@ function stageError(step: StageStep, status: number, failedOp: number): ThawErro
   }
   return new ThawError(errno === ENOMEM ? "RESOURCE_EXHAUSTED" : "THAW_FAILED", {
     what: `the ${step.name} stage failed at «${label}»`,
-    why: errno === 32 ? "the process ended" : `the kernel answered ${name}`,
+    why: `the kernel answered ${name}`,
     details,
   });
 }
@@ -186,6 +212,13 @@ export class HuskPool {
     const counts: Record<HuskLevel, number> = { generic: 0, runtime: 0, image: 0, prefaulted: 0 };
     for (const pool of this.pools.values()) counts[pool.spec.level] += pool.ready.length;
     return counts;
+  }
+
+  /** Of those that wait; what makes one measures it. */
+  get privateBytes(): number {
+    let sum = 0;
+    for (const pool of this.pools.values()) for (const husk of pool.ready) sum += husk.privateBytes;
+    return sum;
   }
 
   /** Sets how many husks a pool keeps; surplus ones are let go. */
@@ -259,6 +292,7 @@ export class HuskPool {
     }
     husk.level = level;
     husk.faultsBefore = processFaults(husk.host.pid) ?? NO_FAULTS;
+    husk.privateBytes = privateBytes(husk.host.pid);
     husk.madeUs = Number(monotonicNs() - began) / 1000;
     this.made++;
     this.us += husk.madeUs;
@@ -348,6 +382,16 @@ export class HuskPool {
     pool.failedUntil = Date.now() + RETRY_MS;
     // A timer may fire a moment before its time by the other clock.
     setTimeout(() => this.refill(), RETRY_MS + 2).unref();
+  }
+}
+
+/** Anonymous and copied pages of a process, in bytes; 0 when it is gone. A tenth of what asking for smaps would cost. */
+function privateBytes(pid: number): number {
+  try {
+    const [, resident = 0, shared = 0] = readFileSync(`/proc/${pid}/statm`, "utf8").split(" ").map(Number);
+    return (resident - shared) * PAGE_BYTES;
+  } catch {
+    return 0;
   }
 }
 

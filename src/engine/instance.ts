@@ -145,6 +145,10 @@ export class LiveInstance implements Instance, InstanceListener {
     this.announce = { ...takeSeed(), pid: this.husk.pid, generation };
   }
 
+  get started(): boolean {
+    return this.starting === undefined;
+  }
+
   /** The next request runs the after-restore hooks, and renews nothing. */
   announceResumed(): void {
     this.resumed = true;
@@ -155,13 +159,17 @@ export class LiveInstance implements Instance, InstanceListener {
     return this.running !== undefined;
   }
 
-  /** `started` completes `start`, or rejects: then the instance is over. */
+  /** `started` completes `start`, or rejects: then the instance is over, and nothing of the function ran. */
   startsWith(started: Promise<void>): void {
     this.starting = started.then(
       () => {
         this.starting = undefined;
       },
-      (error: unknown) => this.fail(error as ThawError),
+      (error: unknown) => {
+        // That the husk ended is told by its exit too, perhaps first; what counts is that it never became the function.
+        if (this.end?.kind === "exited") this.end = undefined;
+        this.fail(error as ThawError);
+      },
     );
   }
 
@@ -326,7 +334,8 @@ export class LiveInstance implements Instance, InstanceListener {
     this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
     this.hibernation.close();
-    this.settle();
+    if (this.starting === undefined) this.settle();
+    else void this.starting.then(() => this.settle());
     for (const listener of this.exitListeners.splice(0)) listener(this.reason());
     this.owner.ended(this);
   }

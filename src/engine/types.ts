@@ -216,6 +216,8 @@ export interface Instance {
   readonly spec: FunctionSpec;
   /** How it came to answer; after a wake that wake, until the next one. */
   readonly start: StartResult;
+  /** False until `start` is complete (see {@link ThawOptions.early}). An `invoke` that rejects while it is false was not seen by the function. */
+  readonly started: boolean;
   readonly state: InstanceState;
   /** Requests answered so far by this instance. */
   readonly served: number;
@@ -279,6 +281,8 @@ export interface FloorSample {
 export interface EngineStats {
   readonly instances: number;
   readonly husks: Readonly<Record<HuskLevel, number>>;
+  /** Private resident bytes of all husks that wait in pools. */
+  readonly huskBytes: number;
   readonly husksMade: number;
   /** CPU and wall microseconds spent on making husks, total. */
   readonly husksUs: number;

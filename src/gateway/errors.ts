@@ -42,6 +42,7 @@ export const EXCEPTION_OF: Readonly<Record<ErrorCode, ExceptionName>> = {
   FUNCTION_NOT_FOUND: "ResourceNotFoundException",
   FUNCTION_EXISTS: "ResourceConflictException",
   TOO_MANY_INSTANCES: "TooManyRequestsException",
+  NO_INSTANCE: "ResourceConflictException",
   PREFERENCE_UNAVAILABLE: "ResourceConflictException",
   CODE_INVALID: "InvalidParameterValueException",
   INIT_FAILED: "ResourceConflictException",

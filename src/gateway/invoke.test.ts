@@ -278,7 +278,7 @@ describe("when no instance may be added", () => {
     });
     test.engine.handler = () => held;
     const first = post();
-    await expect.poll(() => test.platform.get("hello").instances.running).toBe(1);
+    await expect.poll(() => test.platform.get("hello").counts.running).toBe(1);
     const second = await post();
     release();
     await first;

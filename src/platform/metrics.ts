@@ -20,6 +20,10 @@ export class CounterSet {
     faults: 0,
     faultsOutside: 0,
     majorFaults: 0,
+    hibernations: 0,
+    hibernateFailures: 0,
+    deflationsCancelled: 0,
+    wakes: 0,
   };
   readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
   readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
@@ -45,6 +49,7 @@ export class CounterSet {
     this.#values.invocations += 1;
     this.#starts[start.kind] += 1;
     this.#startUs[start.kind] += start.us;
+    if (start.kind === "wake") this.#values.wakes += 1;
     if (start.fallback !== undefined) this.#values.fallbacks += 1;
     if (result.functionError !== undefined) {
       this.#values.functionErrors += 1;

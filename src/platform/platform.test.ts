@@ -113,7 +113,7 @@ describe("a function's own failure is a result", () => {
       const { result } = await bed.platform.invoke("a", "", { trace: true });
       expect(result).toMatchObject({ functionError: "Unhandled", platformError: end, alive: false });
       await until(() => bed.engine.live.size === 0);
-      expect(bed.platform.get("a").instances).toEqual({ running: 0, idle: 0, starting: 0 });
+      expect(bed.platform.get("a").instances).toEqual([]);
       expect(bed.platform.metrics().outOfMemory).toBe(end === "OUT_OF_MEMORY" ? 1 : 0);
     });
   }
@@ -193,7 +193,8 @@ describe("a deployed function", () => {
       description: "second",
       codeSha256: expect.stringMatching(/^[A-Za-z0-9+/]{43}=$/),
       image: { state: "ready", attempts: 1, image: { generation: 0, heat: 0 } },
-      instances: { running: 0, idle: 0, starting: 0 },
+      instances: [],
+      counts: { running: 0, idle: 0, hibernated: 0, starting: 0 },
     });
   });
 
@@ -218,7 +219,7 @@ describe("an update", () => {
       return context.spec.codeDir;
     };
     const running = bed.platform.invoke("a", `{"wait":true}`);
-    await until(() => bed.platform.get("a").instances.running === 1);
+    await until(() => bed.platform.get("a").counts.running === 1);
     const oldDir = join(bed.dataDir, "functions/a", onDisk("functions/a")[0] ?? "");
     await bed.platform.deploy({ name: "a", zip: zipOf({ "index.js": "exports.handler = 2" }), memoryMb: 512, update: true });
     await bed.platform.waitReady("a");

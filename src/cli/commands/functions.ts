@@ -1,8 +1,8 @@
-/** `thaw ls`, `thaw logs`, `thaw rm`, `thaw image inspect`: what is deployed. */
+/** `thaw ls`, `thaw logs`, `thaw rm`, `thaw hibernate`, `thaw wake`, `thaw image inspect`: what is deployed. */
 import type { Command } from "commander";
 import { formatBytes, formatUs } from "../../base/units.js";
 import type { FunctionView, ImageView } from "../../gateway/index.js";
-import type { ImageState } from "../../platform/types.js";
+import type { HandReport, ImageState } from "../../platform/types.js";
 import { formatPairs, formatTable, type Io, printable } from "../io.js";
 import { wholeNumber } from "../options.js";
 import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine } from "./context.js";
@@ -22,6 +22,15 @@ export function addFunctionCommands(program: Command, { io }: Context): void {
     .description("remove a function, its instances, images and logs")
     .argument("<name>")
     .action((name: string, options: ClientOptions) => remove(io, name, options));
+  asClient(program.command("hibernate"))
+    .description("write the memory of a function's idle instances to disk, now")
+    .argument("<name>")
+    .action((name: string, options: ClientOptions) => byHand(io, name, "hibernate", options));
+  asClient(program.command("wake"))
+    .description("bring a function's hibernated instances back, ahead of requests")
+    .argument("<name>")
+    .action((name: string, options: ClientOptions) => byHand(io, name, "wake", options));
+
   const image = program.command("image").description("look at images");
   asClient(image.command("inspect"))
     .description("show a function's image: size, what freezing cost and what it found")
@@ -42,26 +51,48 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
   const reply = await clientOf(io, options).json<{ functions: FunctionView[] }>("GET", "/thaw/v1/functions");
   if (options.json === true) return io.out(jsonLine(reply));
   if (reply.functions.length === 0) return io.out("No functions. Deploy one: thaw deploy FOLDER\n");
-  const rows = reply.functions.map(({ name, runtime, memoryMb, image, instances, lastStart }) => [
+  const rows = reply.functions.map(({ name, runtime, memoryMb, image, instances, counts, provisioned = 0, lastStart }) => [
     name,
     runtime,
     `${memoryMb} MB`,
     STATE_WORDS[image.state],
     image.image === undefined ? "-" : formatBytes(image.image.bytesOnDisk),
-    instanceText(instances),
+    instanceText(instances, counts.starting, provisioned),
+    sizeText(instances.map(({ residentBytes }) => residentBytes)),
+    sizeText(instances.map(({ hibernatedBytes }) => hibernatedBytes)),
     lastStart === undefined ? "-" : `${lastStart.kind}${lastStart.us > 0 ? ` ${formatUs(lastStart.us)}` : ""}`,
   ]);
-  await io.out(formatTable(["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "INSTANCES", "LAST START"], rows));
+  await io.out(
+    formatTable(["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "INSTANCES", "RESIDENT", "ON DISK", "LAST START"], rows),
+  );
 }
 
-function instanceText({ running, idle, starting }: FunctionView["instances"]): string {
-  const counts: readonly (readonly [number, string])[] = [
-    [running, "running"],
-    [idle, "idle"],
-    [starting, "starting"],
-  ];
-  const parts = counts.filter(([count]) => count > 0).map(([count, what]) => `${count} ${what}`);
+/** `2 warm, 1 hibernated`, then what is kept ready beside them. */
+function instanceText(instances: FunctionView["instances"], starting: number, provisioned: number): string {
+  const states = new Map<string, number>();
+  for (const { state } of instances) states.set(state, (states.get(state) ?? 0) + 1);
+  if (starting > 0) states.set("starting", starting);
+  const parts = [...states].map(([state, count]) => `${count} ${state}`);
+  if (provisioned > 0) parts.push(`${provisioned} provisioned`);
   return parts.length === 0 ? "0" : parts.join(", ");
+}
+
+function sizeText(sizes: readonly number[]): string {
+  const sum = sizes.reduce((total, bytes) => total + bytes, 0);
+  return sum === 0 ? "-" : formatBytes(sum);
+}
+
+async function byHand(io: Io, name: string, what: "hibernate" | "wake", options: ClientOptions): Promise<void> {
+  const report = await clientOf(io, options).json<HandReport>("POST", functionPath(name, `/${what}`));
+  if (options.json === true) return io.out(jsonLine(report));
+  const { instances, skipped, residentBytes, hibernatedBytes } = report;
+  const which = `${instances} instance${instances === 1 ? "" : "s"} of ${name}`;
+  const left = skipped === 0 ? "" : `; ${skipped} left as they were`;
+  const sentence =
+    what === "hibernate"
+      ? `${which} hibernated: ${formatBytes(-residentBytes)} given back, ${formatBytes(hibernatedBytes)} on disk${left}`
+      : `${which} woken${left}`;
+  await io.out(`${printable(sentence)}\n`);
 }
 
 interface LogsOptions extends ClientOptions {
