@@ -616,7 +616,7 @@ static _Noreturn void give_up(struct deflation *d, struct workshop *shop, const 
 /* The file gets into the process by a socket pair that it makes and whose other end is taken over: its own sockets are not touched. */
 static void enter_workshop(struct deflation *d, struct workshop *shop, size_t calls)
 {
-	*shop = (struct workshop){ .at = HUSK_RESUME_AT, .bytes = (HEAD_BYTES + SCRIPT_TABLE_AT + calls * sizeof(struct script_call) + PAGE - 1) & ~(PAGE - 1),
+	*shop = (struct workshop){ .at = HUSK_WORKSHOP_AT, .bytes = (HEAD_BYTES + SCRIPT_TABLE_AT + calls * sizeof(struct script_call) + PAGE - 1) & ~(PAGE - 1),
 				   .theirs = { -1, -1 }, .swap = -1 };
 	long at = do_one(d, SYS_mmap, shop->at, shop->bytes, PROT_READ | PROT_WRITE | PROT_EXEC,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
