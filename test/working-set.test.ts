@@ -207,6 +207,29 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
   });
 });
 
+describe("memory in thousands of pieces", () => {
+  it("is frozen and recorded once, not twice", async () => {
+    const dir = join(world.dataDir, "pieces");
+    mkdirSync(dir, { recursive: true });
+    // The kernel reports ranges in lots; each page that was written is one.
+    const source = `const memory = new Uint8Array(${ARRAY_PAGES} * 4096);
+for (let page = 0; page < 3900; page += 2) memory[page * 4096] = 1;
+exports.handler = async ({ array }) => { let sum = 0; for (let page = 0; page < 3900; page += 2) sum += memory[page * 4096]++; return sum * 0; };
+`;
+    writeFileSync(join(dir, "index.js"), source);
+    const instance = await world.boot("node", { codeDir: dir, name: "pieces" });
+    const image = await instance.freeze({ then: "end" });
+    for (const { runs = [] } of factsOf(image).regions)
+      for (let index = 2; index < runs.length; index += 2)
+        expect(runs[index]).toBeGreaterThanOrEqual((runs[index - 2] ?? 0) + (runs[index - 1] ?? 0));
+    // Reads all pages against the digest.
+    await world.engine.inspect(image);
+    await start(image, QUIET);
+    for (const { written, read } of setOf(image).runs) expect(written + read).toBe(1);
+    await world.engine.removeImage(image);
+  });
+});
+
 describe("an instance that was recorded", () => {
   it("has nothing registered any more and can be frozen at once", async () => {
     const image = await imageOf("node", QUIET);
@@ -258,6 +281,40 @@ describe("what a start took", () => {
     );
     expect(faults?.major).toBeGreaterThan(0);
     expect(faults?.diskBytes).toBeGreaterThan(200 * 4096);
+    await world.engine.removeImage(image);
+  });
+});
+
+describe("a function whose husks are parked", () => {
+  it.each(["image", "prefaulted"] as const)("(%s) is recorded by the first of them", async (level) => {
+    const image = await imageOf("python", QUIET);
+    const event: Event = { array: 1, read: 300, write: 100 };
+    world.engine.park(image, level, 1);
+    const parked = async (): Promise<StartResult> => {
+      await world.engine.poolsFull(20_000);
+      return world.thawed(
+        image,
+        async (clone) => {
+          await ask(clone, event);
+          await clone.faults();
+          return clone.start;
+        },
+        { husk: "parked" },
+      );
+    };
+    // The third was made before the second had answered.
+    for (const recording of [true, true])
+      expect(await parked()).toMatchObject({ kind: "parked", husk: level, prefetchedPages: 0, recording });
+    expect(runPages(inArrays(factsOf(image), setOf(image).written))).toBeGreaterThanOrEqual(100);
+    await parked();
+    const last = await parked();
+    expect(last.recording).toBeUndefined();
+    expect(last.faultsOutside).toBeLessThan(64);
+    if (level === "prefaulted") {
+      expect(last.prefetchedPages).toBe(runPages(setOf(image).written));
+      expect(last.faults?.minor).toBeLessThan(400);
+    }
+    world.engine.park(image, level, 0);
     await world.engine.removeImage(image);
   });
 });
