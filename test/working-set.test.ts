@@ -21,6 +21,7 @@ import {
   subtractRuns,
   type WorkingSet,
 } from "../src/image/index.js";
+import { ROOT, useServers } from "./support/server.js";
 import { LANGUAGES, type Language, useWorld } from "./support/world.js";
 
 const ARRAYS = 6;
@@ -204,6 +205,49 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     }
     expect((await world.engine.inspect(image)).workingSet).toMatchObject({ renewals: 1, stable: true, recordings: more });
     await world.engine.removeImage(image);
+  });
+});
+
+describe("on a kernel that cannot switch its fault-around off", () => {
+  useServers();
+
+  it("a set is recorded all the same, says that it is not exact, and is used", async () => {
+    const dir = join(world.dataDir, "inexact");
+    mkdirSync(dir, { recursive: true });
+    writeFileSync(join(dir, "index.py"), SOURCES.python[1]);
+    const spec = { ...world.spec("python"), codeDir: dir, name: "inexact" };
+    const script = join(dir, "run.mjs");
+    writeFileSync(
+      script,
+      `import { openEngine } from ${JSON.stringify(join(ROOT, "dist/engine/index.js"))};
+const warnings = [];
+const quiet = () => undefined;
+const log = { debug: quiet, info: quiet, warn: (_details, text) => warnings.push(text), error: quiet };
+const engine = await openEngine({ dataDir: ${JSON.stringify(join(dir, "data"))}, log });
+try {
+  const booted = await engine.boot(${JSON.stringify(spec)});
+  const image = await booted.freeze({ then: "end" });
+  for (let start = 0; start < 5; start++) {
+    const clone = await engine.thaw(image);
+    await clone.invoke(JSON.stringify({ array: 0, read: 100, write: 100 }));
+    await clone.dispose();
+  }
+  const clone = await engine.thaw(image);
+  console.log(JSON.stringify({ warnings, set: (await engine.inspect(image)).workingSet, start: clone.start }));
+} finally {
+  await engine.close();
+}
+`,
+    );
+    const hidden = 'mount --bind /dev/null /dev/userfaultfd && exec "$@"';
+    const out = execFileSync("unshare", ["--mount", "sh", "-c", hidden, "sh", process.execPath, script], { timeout: 50_000 });
+    const { warnings, set, start: used } = JSON.parse(out.toString());
+    expect(warnings).toEqual(["working sets cannot be recorded exactly: pages beside those that a function touches count too"]);
+    expect(set).toMatchObject({ exact: false });
+    expect(set.recordings).toBeGreaterThanOrEqual(2);
+    // Copies are not inflated, only what is shared.
+    expect(used.prefetchedPages).toBeGreaterThanOrEqual(100);
+    expect(used.prefetchedPages).toBeLessThan(600);
   });
 });
 
