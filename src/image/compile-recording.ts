@@ -9,26 +9,20 @@
  * cache holds 2 MiB in one piece, one fault maps all of it: huge pages are switched off for the process, for as long as it lives.
  */
 import { ABI_CONSTANTS } from "../linux/abi.js";
+import { MADV_DONTNEED, O_CLOEXEC, SYS } from "../linux/syscalls.js";
 import {
-  MADV_DONTNEED,
-  O_CLOEXEC,
-  SYS,
   UFFD_USER_MODE_ONLY,
   UFFDIO_API,
   UFFDIO_REGISTER,
   USERFAULTFD_IOC_NEW,
-} from "../linux/syscalls.js";
+  uffdApi,
+  uffdRegister,
+} from "../linux/userfaultfd.js";
 import { isRuntimeFile } from "./compile-memory.js";
 import type { Facts, Region } from "./facts.js";
 import type { ProgramBuilder, Slot } from "./program.js";
 
 const PR_SET_THP_DISABLE = 41;
-const UFFD_API = 0xaan;
-/** Linux 6.4: write protection covers pages that are not there yet. */
-const UFFD_FEATURE_WP_UNPOPULATED = 1n << 13n;
-/** Linux 6.7: a write to a protected page is let go at once, so nobody need serve it; any kind of mapping can be registered. */
-const UFFD_FEATURE_WP_ASYNC = 1n << 15n;
-const UFFDIO_REGISTER_MODE_WP = 2n;
 
 /** How a start records. */
 export interface TouchTracking {
@@ -79,21 +73,4 @@ function registerable(regions: readonly Region[]): { start: bigint; end: bigint 
     }
   }
   return spans;
-}
-
-/** struct uffdio_api, asking for asynchronous write protection. */
-function uffdApi(): Buffer {
-  const bytes = Buffer.alloc(24);
-  bytes.writeBigUInt64LE(UFFD_API, 0);
-  bytes.writeBigUInt64LE(UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC, 8);
-  return bytes;
-}
-
-/** struct uffdio_register for write protection of [start, end). */
-function uffdRegister(start: bigint, end: bigint): Buffer {
-  const bytes = Buffer.alloc(32);
-  bytes.writeBigUInt64LE(start, 0);
-  bytes.writeBigUInt64LE(end - start, 8);
-  bytes.writeBigUInt64LE(UFFDIO_REGISTER_MODE_WP, 16);
-  return bytes;
 }

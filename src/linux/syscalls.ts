@@ -88,13 +88,3 @@ export const F_SETPIPE_SZ = 1031;
 export const F_DUPFD_CLOEXEC = 1030;
 
 export const PAGE_BYTES = 4096;
-
-// Of linux/userfaultfd.h; see ioctl_userfaultfd(2).
-/** Makes a userfaultfd from an open /dev/userfaultfd; its argument are flags. */
-export const USERFAULTFD_IOC_NEW = 0xaa00;
-/** Takes struct uffdio_api. */
-export const UFFDIO_API = 0xc018aa3f;
-/** Takes struct uffdio_register. */
-export const UFFDIO_REGISTER = 0xc020aa00;
-/** Handles no faults of the kernel: needs no privilege. */
-export const UFFD_USER_MODE_ONLY = 1;
