@@ -323,9 +323,11 @@ export class LoadedImage {
     };
   }
 
-  prefetchedPages(loader: Loader): number {
+  /** Pages that are installed ahead of the function in such a start. */
+  prefetchedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): number {
     if (loader === "eager") return this.pagesTotal;
-    return loader === "splice" ? runPages(this.sets.set.written) : 0;
+    const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
+    return copies ? runPages(this.sets.set.written) : 0;
   }
 
   /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */
