@@ -21,6 +21,7 @@ import {
   subtractRuns,
   type WorkingSet,
 } from "../src/image/index.js";
+import { ROOT, useServers } from "./support/server.js";
 import { LANGUAGES, type Language, useWorld } from "./support/world.js";
 
 const ARRAYS = 6;
@@ -207,6 +208,72 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
   });
 });
 
+describe("on a kernel that cannot switch its fault-around off", () => {
+  useServers();
+
+  it("a set is recorded all the same, says that it is not exact, and is used", async () => {
+    const dir = join(world.dataDir, "inexact");
+    mkdirSync(dir, { recursive: true });
+    writeFileSync(join(dir, "index.py"), SOURCES.python[1]);
+    const spec = { ...world.spec("python"), codeDir: dir, name: "inexact" };
+    const script = join(dir, "run.mjs");
+    writeFileSync(
+      script,
+      `import { openEngine } from ${JSON.stringify(join(ROOT, "dist/engine/index.js"))};
+const warnings = [];
+const quiet = () => undefined;
+const log = { debug: quiet, info: quiet, warn: (_details, text) => warnings.push(text), error: quiet };
+const engine = await openEngine({ dataDir: ${JSON.stringify(join(dir, "data"))}, log });
+try {
+  const booted = await engine.boot(${JSON.stringify(spec)});
+  const image = await booted.freeze({ then: "end" });
+  for (let start = 0; start < 5; start++) {
+    const clone = await engine.thaw(image);
+    await clone.invoke(JSON.stringify({ array: 0, read: 100, write: 100 }));
+    await clone.dispose();
+  }
+  const clone = await engine.thaw(image);
+  console.log(JSON.stringify({ warnings, set: (await engine.inspect(image)).workingSet, start: clone.start }));
+} finally {
+  await engine.close();
+}
+`,
+    );
+    const hidden = 'mount --bind /dev/null /dev/userfaultfd && exec "$@"';
+    const out = execFileSync("unshare", ["--mount", "sh", "-c", hidden, "sh", process.execPath, script], { timeout: 50_000 });
+    const { warnings, set, start: used } = JSON.parse(out.toString());
+    expect(warnings).toEqual(["working sets cannot be recorded exactly: pages beside those that a function touches count too"]);
+    expect(set).toMatchObject({ exact: false });
+    expect(set.recordings).toBeGreaterThanOrEqual(2);
+    // Copies are not inflated, only what is shared.
+    expect(used.prefetchedPages).toBeGreaterThanOrEqual(100);
+    expect(used.prefetchedPages).toBeLessThan(600);
+  });
+});
+
+describe("memory in thousands of pieces", () => {
+  it("is frozen and recorded once, not twice", async () => {
+    const dir = join(world.dataDir, "pieces");
+    mkdirSync(dir, { recursive: true });
+    // The kernel reports ranges in lots; each page that was written is one.
+    const source = `const memory = new Uint8Array(${ARRAY_PAGES} * 4096);
+for (let page = 0; page < 3900; page += 2) memory[page * 4096] = 1;
+exports.handler = async ({ array }) => { let sum = 0; for (let page = 0; page < 3900; page += 2) sum += memory[page * 4096]++; return sum * 0; };
+`;
+    writeFileSync(join(dir, "index.js"), source);
+    const instance = await world.boot("node", { codeDir: dir, name: "pieces" });
+    const image = await instance.freeze({ then: "end" });
+    for (const { runs = [] } of factsOf(image).regions)
+      for (let index = 2; index < runs.length; index += 2)
+        expect(runs[index]).toBeGreaterThanOrEqual((runs[index - 2] ?? 0) + (runs[index - 1] ?? 0));
+    // Reads all pages against the digest.
+    await world.engine.inspect(image);
+    await start(image, QUIET);
+    for (const { written, read } of setOf(image).runs) expect(written + read).toBe(1);
+    await world.engine.removeImage(image);
+  });
+});
+
 describe("an instance that was recorded", () => {
   it("has nothing registered any more and can be frozen at once", async () => {
     const image = await imageOf("node", QUIET);
@@ -258,6 +325,40 @@ describe("what a start took", () => {
     );
     expect(faults?.major).toBeGreaterThan(0);
     expect(faults?.diskBytes).toBeGreaterThan(200 * 4096);
+    await world.engine.removeImage(image);
+  });
+});
+
+describe("a function whose husks are parked", () => {
+  it.each(["image", "prefaulted"] as const)("(%s) is recorded by the first of them", async (level) => {
+    const image = await imageOf("python", QUIET);
+    const event: Event = { array: 1, read: 300, write: 100 };
+    world.engine.park(image, level, 1);
+    const parked = async (): Promise<StartResult> => {
+      await world.engine.poolsFull(20_000);
+      return world.thawed(
+        image,
+        async (clone) => {
+          await ask(clone, event);
+          await clone.faults();
+          return clone.start;
+        },
+        { husk: "parked" },
+      );
+    };
+    // The third was made before the second had answered.
+    for (const recording of [true, true])
+      expect(await parked()).toMatchObject({ kind: "parked", husk: level, prefetchedPages: 0, recording });
+    expect(runPages(inArrays(factsOf(image), setOf(image).written))).toBeGreaterThanOrEqual(100);
+    await parked();
+    const last = await parked();
+    expect(last.recording).toBeUndefined();
+    expect(last.faultsOutside).toBeLessThan(64);
+    if (level === "prefaulted") {
+      expect(last.prefetchedPages).toBe(runPages(setOf(image).written));
+      expect(last.faults?.minor).toBeLessThan(400);
+    }
+    world.engine.park(image, level, 0);
     await world.engine.removeImage(image);
   });
 });

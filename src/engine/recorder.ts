@@ -7,6 +7,7 @@ import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
 import { blockingIsAccounted, processFaults } from "./faults.js";
+import type { Husk } from "./husk-pool.js";
 import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
@@ -47,7 +48,8 @@ export class Recorder {
     private readonly keeper: Keeper,
     private readonly extractor: string,
     private readonly log: Logger,
-    private readonly device: number | undefined,
+    /** The keeper's /dev/userfaultfd; undefined where the kernel cannot record exactly. */
+    readonly device: number | undefined,
   ) {}
 
   /** Finds out, once, whether this kernel can record exactly. */
@@ -78,9 +80,9 @@ export class Recorder {
     };
   }
 
-  /** How this start records; undefined when it does not. Other loaders do not use the set, and a parked husk has touched its pages already. */
-  begin(loaded: LoadedImage, loader: Loader, parked: boolean): Tracking | undefined {
-    if (loader !== "splice" || parked || !loaded.sets.claim()) return undefined;
+  /** How this start records; undefined when it does not. Other loaders do not use the set; a parked husk was made for it or was not. */
+  begin(loaded: LoadedImage, loader: Loader, { husk, parked }: { husk: Husk; parked: boolean }): Tracking | undefined {
+    if (loader !== "splice" || (parked && !husk.tracked) || !loaded.sets.claim()) return undefined;
     return { device: this.device };
   }
 
@@ -99,6 +101,7 @@ export class Recorder {
     this.#followed.delete(instance);
     const { loaded, recording } = followed;
     if (recording !== undefined) return this.#record(instance, loaded, recording);
+    if (instance.husk.tracked) this.keeper.closeUffd(instance.id);
     // The answer goes out first. Whoever ends the instance at once waits for the count, which takes 20 us.
     instance.beforeNext(() => this.#count(instance, loaded));
     return undefined;
@@ -149,7 +152,10 @@ export class Recorder {
         if (how.device !== undefined) this.keeper.closeUffd(instance.id);
       });
       if (loaded.closed || faults === undefined) loaded.sets.release();
-      else await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact: how.device !== undefined });
+      else {
+        const exact = how.device !== undefined;
+        await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact, parked: instance.husk.tracked });
+      }
     } catch (error) {
       loaded.sets.release();
       this.log.warn(
