@@ -389,7 +389,7 @@ export class FakeInstance implements Instance {
 
   async memory(): Promise<InstanceMemory> {
     const privateBytes = this.engine.residentBytes[this.state === "deflating" ? "warm" : this.state];
-    return { privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernatedBytes };
+    return { privateBytes, dirtyBytes: privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernatedBytes };
   }
 
   hibernate(): Promise<HibernateReport> {

@@ -254,7 +254,7 @@ export class IdleInstances {
       this.#toDeflate.delete(slot);
       if (!slot.measured) await this.#measure(slot);
       // What fails is told by #failed.
-      if (this.#pauseMs(slot) === 0 && this.#saves(slot)) await this.deflate(slot).catch(() => undefined);
+      if (this.#pauseMs(slot) === 0 && this.#saves(slot, slot.dirtyBytes)) await this.deflate(slot).catch(() => undefined);
       if (this.#pauseMs(slot) > 0) this.#postpone(slot, this.#pauseMs(slot));
     }
     this.#deflators -= 1;
@@ -276,21 +276,17 @@ export class IdleInstances {
     if (!this.#closed) this.#due.set(slot, atMs);
   }
 
-  /** Whether hibernating it now is possible and would give something back. */
-  #saves(slot: Slot): boolean {
-    const { version, state, residentBytes } = slot;
-    return (
-      state === "idle" &&
-      version.hibernateRefused === undefined &&
-      residentBytes - (version.leftBytes ?? LEFT_BYTES) >= SAVES_BYTES_MIN
-    );
+  /** Whether hibernating it now is possible and would give something back of `bytes`. */
+  #saves({ state, version }: Slot, bytes: number): boolean {
+    const { hibernateRefused, leftBytes = LEFT_BYTES } = version;
+    return state === "idle" && hibernateRefused === undefined && bytes - leftBytes >= SAVES_BYTES_MIN;
   }
 
-  /** The longest idle first. */
+  /** For the budget, which counts all that is private, clean or not. The longest idle first. */
   #worthwhile(): Slot[] {
     if (this.#disk.leftMs > 0) return [];
     const slots = [...this.#versions].flatMap((version) =>
-      version.deflating.leftMs > 0 ? [] : version.slots.idle.filter((slot) => this.#saves(slot)),
+      version.deflating.leftMs > 0 ? [] : version.slots.idle.filter((slot) => this.#saves(slot, slot.residentBytes)),
     );
     return slots.sort((a, b) => a.idleSinceMs - b.idleSinceMs);
   }
@@ -338,8 +334,10 @@ export class IdleInstances {
         version.leftBytes = report.residentBytes;
       }
       if (stateOf(slot) !== "deflating") return false;
-      if (report.cancelled) {
+      // Cancelled, or finished after a request had come and gone.
+      if (instance.state !== "hibernated") {
         slot.state = "idle";
+        slot.measured = false;
         return false;
       }
       budget.assign(slot, report.residentBytes);
@@ -402,16 +400,18 @@ export class IdleInstances {
   async #measure(slot: Slot): Promise<void> {
     const { budget } = this.#options;
     try {
-      const { privateBytes, hibernatedBytes } = await slot.instance.memory();
+      const { privateBytes, dirtyBytes, hibernatedBytes } = await slot.instance.memory();
       const { state } = slot;
       if (state === "ending" || state === "hibernated") return;
       budget.assign(slot, privateBytes);
       slot.hibernatedBytes = hibernatedBytes;
+      slot.dirtyBytes = dirtyBytes;
       slot.measured = state === "idle";
       if (slot.measured) budget.learn(slot.version, privateBytes);
     } catch {
       // It ended meanwhile, and its memory with it.
       slot.measured = true;
+      slot.dirtyBytes = 0;
     }
   }
 
