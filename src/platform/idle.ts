@@ -160,7 +160,8 @@ export class IdleInstances {
 
   /** Called while the machine is short of memory. */
   press(): void {
-    for (const slot of this.#worthwhile().slice(0, PRESSED_AT_ONCE)) this.#deflateLater(slot);
+    const slots = this.#worthwhile().sort((a, b) => a.idleSinceMs - b.idleSinceMs);
+    for (const slot of slots.slice(0, PRESSED_AT_ONCE)) this.#deflateLater(slot);
   }
 
   /** Writes the memory of an idle instance to disk. True when it is hibernated then. Rejects with the engine's error. */
@@ -282,19 +283,18 @@ export class IdleInstances {
     return state === "idle" && hibernateRefused === undefined && bytes - leftBytes >= SAVES_BYTES_MIN;
   }
 
-  /** For the budget, which counts all that is private, clean or not. The longest idle first. */
+  /** For the budget, which counts all that is private, clean or not. */
   #worthwhile(): Slot[] {
     if (this.#disk.leftMs > 0) return [];
-    const slots = [...this.#versions].flatMap((version) =>
+    return [...this.#versions].flatMap((version) =>
       version.deflating.leftMs > 0 ? [] : version.slots.idle.filter((slot) => this.#saves(slot, slot.residentBytes)),
     );
-    return slots.sort((a, b) => a.idleSinceMs - b.idleSinceMs);
   }
 
   /** Gives back the memory of one instance. False when there is none whose memory could be given back. */
   async #freeOne(): Promise<boolean> {
     const { budget, end } = this.#options;
-    const victim = this.#worthwhile()[0];
+    const victim = longestOf(this.#worthwhile());
     if (victim !== undefined) {
       // An estimate is no reason to write anything.
       if (!victim.measured) await this.#measure(victim);
@@ -426,6 +426,13 @@ export class IdleInstances {
       this.#shrinking = false;
     }
   }
+}
+
+function longestOf(slots: readonly Slot[]): Slot | undefined {
+  return slots.reduce<Slot | undefined>(
+    (found, slot) => (found === undefined || slot.idleSinceMs < found.idleSinceMs ? slot : found),
+    undefined,
+  );
 }
 
 /** Past an await, where the compiler still believes what was assigned before it. */
