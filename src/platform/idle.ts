@@ -352,7 +352,8 @@ export class IdleInstances {
       return true;
     } catch (error) {
       if (stateOf(slot) === "deflating") slot.state = "idle";
-      this.#failed(version, error);
+      // It ended meanwhile, which is told elsewhere; unless it had to be ended because of this.
+      if (instance.alive || isThawError(error, "HIBERNATE_FAILED")) this.#failed(version, error);
       throw error;
     }
   }
