@@ -85,17 +85,14 @@ export class IdleInstances {
     this.#schedule(slot);
   }
 
-  /** The one that was used last, whose pages are the warmest. `still`: only one that is not on its way to disk or back. */
+  /** The one that was used last, whose pages are the warmest; unless `still`, one on its way to disk or back when there is no other. */
   take(version: Version, still = false): Slot | undefined {
     const { idle } = version.slots;
-    for (let index = idle.length - 1; index >= 0; index--) {
-      const slot = idle[index];
-      if (slot === undefined || (still && slot.state !== "idle")) continue;
-      idle.splice(index, 1);
-      slot.state = "running";
-      return slot;
-    }
-    return undefined;
+    let index = idle.findLastIndex(({ state }) => state === "idle");
+    if (index < 0 && !still) index = idle.length - 1;
+    const [slot] = index < 0 ? [] : idle.splice(index, 1);
+    if (slot !== undefined) slot.state = "running";
+    return slot;
   }
 
   /** The one that was used last of those whose memory is on disk. The request that uses it wakes it. */
