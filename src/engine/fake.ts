@@ -7,6 +7,15 @@
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { assert, ThawError } from "../base/errors.js";
+import {
+  type FakeContext,
+  FakeEnd,
+  type FakeEngineOptions,
+  type FakeFailure,
+  type FakeHandler,
+  type FakeOperation,
+  fakeInspection,
+} from "./fake-parts.js";
 import type {
   BootOptions,
   Engine,
@@ -31,53 +40,7 @@ import type {
   ThawOptions,
 } from "./types.js";
 
-/** Operations that can be told to fail. `start`: that of an early thaw, told by its first `invoke`. */
-export type FakeOperation =
-  | "boot"
-  | "freeze"
-  | "thaw"
-  | "start"
-  | "openImage"
-  | "removeImage"
-  | "invoke"
-  | "pages"
-  | "hibernate"
-  | "wake";
-
-/** What a fake handler gets beside the event. */
-export interface FakeContext {
-  readonly spec: FunctionSpec;
-  readonly requestId: string;
-  readonly instanceId: number;
-  /** Requests that this instance answered before. */
-  readonly served: number;
-  /** Adds to the request's log. */
-  log(text: string): void;
-}
-
-/** Answers an event. What it throws becomes a function error; a {@link FakeEnd} ends the instance. */
-export type FakeHandler = (event: unknown, context: FakeContext) => unknown;
-
-/** Thrown by a fake handler: the platform ends the instance for that reason. */
-export class FakeEnd extends Error {
-  constructor(readonly platformError: NonNullable<InvokeResult["platformError"]>) {
-    super(platformError);
-  }
-}
-
-export interface FakeEngineOptions {
-  /** Where images go when `freeze` gets no directory. */
-  readonly dir?: string;
-  readonly canFreeze?: boolean;
-  readonly runtimes?: readonly string[];
-  /** Default: answers `{"event": …, "function": name}`. */
-  readonly handler?: FakeHandler;
-}
-
-interface Failure {
-  readonly error: Error;
-  times: number;
-}
+export { type FakeContext, FakeEnd, type FakeEngineOptions, type FakeHandler, type FakeOperation } from "./fake-parts.js";
 
 /** The fake. Its extra members are for tests. */
 export class FakeEngine implements Engine {
@@ -111,7 +74,7 @@ export class FakeEngine implements Engine {
   huskBytes = 0;
   closed = false;
   readonly #dir: string | undefined;
-  readonly #failures = new Map<FakeOperation, Failure>();
+  readonly #failures = new Map<FakeOperation, FakeFailure>();
   #nextInstance = 1;
   #nextImage = 1;
 
@@ -207,17 +170,7 @@ export class FakeEngine implements Engine {
   }
 
   async inspect(image: Image): Promise<ImageInspection> {
-    const none = { lineagePids: [], threads: [], mappings: {}, mappedFiles: [], descriptors: [], bytes: {} };
-    return {
-      ...none,
-      formatVersion: 1,
-      createdMs: 0,
-      kernel: "fake",
-      cpu: "fake",
-      tmpFiles: 0,
-      pages: { stored: image.bytesOnDisk / 4096 },
-      workingSetDamaged: false,
-    };
+    return fakeInspection(image);
   }
 
   async removeImage(image: Image): Promise<void> {
@@ -392,7 +345,7 @@ export class FakeInstance implements Instance {
 
   async memory(): Promise<InstanceMemory> {
     const privateBytes = this.engine.residentBytes[this.state === "deflating" ? "warm" : this.state];
-    return { privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernatedBytes };
+    return { privateBytes, dirtyBytes: privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernatedBytes };
   }
 
   hibernate(): Promise<HibernateReport> {

@@ -296,6 +296,7 @@ export class LiveInstance implements Instance, InstanceListener {
       [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
     return {
       privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm),
+      dirtyBytes: sum(/^Private_Dirty:\s+(\d+)/gm),
       sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm),
       hibernatedBytes: this.hibernation.hibernatedBytes,
     };

@@ -254,6 +254,8 @@ export interface Instance {
 
 export interface InstanceMemory {
   readonly privateBytes: number;
+  /** Of these, what lies nowhere else: the kernel cannot drop it as it can pages that are equal to their file. */
+  readonly dirtyBytes: number;
   readonly sharedBytes: number;
   readonly hibernatedBytes: number;
 }

@@ -89,6 +89,18 @@ describe("an instance that nobody uses", () => {
     expect(bed.platform.metrics().hibernations).toBe(0);
   });
 
+  it("goes on being deflated while another one is idle", async () => {
+    await openBed();
+    bed.engine.handler = () => new Promise((resolve) => setTimeout(resolve, 20));
+    await Promise.all([1, 2].map(() => bed.platform.invoke("a", "")));
+    bed.engine.delayMs.hibernate = 50;
+    const hibernating = bed.platform.hibernate("a");
+    await until(() => states().includes("deflating"));
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("reuse");
+    expect((await hibernating).instances).toBeGreaterThan(0);
+    expect(bed.platform.metrics().deflationsCancelled).toBe(0);
+  });
+
   it("is woken ahead of the request that its policy foresees, and hibernated again when none came", async () => {
     const policy: IdlePolicy = {
       name: "test",
@@ -359,6 +371,23 @@ describe("provisioned concurrency", () => {
     await expect(bed.platform.invoke("a", "", { prefer: { kind: "parked" } })).rejects.toThrow(
       "this server parks no husks. Deploy it with --provisioned, or start the server with --park",
     );
+  });
+
+  it("is asked for with the loader that husks are parked with, demanded or not", async () => {
+    await openBed({ parked: { loader: "eager" } }, []);
+    await deploy("a", { provisioned: 2 });
+    const seen: unknown[] = [];
+    const thaw = bed.engine.thaw.bind(bed.engine);
+    bed.engine.thaw = (image, options) => {
+      seen.push([options?.husk, options?.loader]);
+      return thaw(image, options);
+    };
+    await bed.platform.invoke("a", "");
+    await bed.platform.invoke("a", "", { prefer: { kind: "parked" } });
+    expect(seen).toEqual([
+      ["parked", "eager"],
+      ["parked", "eager"],
+    ]);
   });
 
   it("has a limit", async () => {

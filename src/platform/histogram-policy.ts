@@ -21,6 +21,8 @@ const SAMPLES_MIN = 10;
 const OUT_OF_BOUNDS_MAX = 0.5;
 /** A head below this is as good as none: writing the memory out and reading it back would be most of that time. */
 const HEAD_MS_MIN = 5_000;
+/** A plan holds until there are so many more idle times. */
+const NEWS_MIN = 0.05;
 /** The client that comes twice in a row finds it warm. */
 const SOON_MS = 1_000;
 const KEEP_HIBERNATED_MS = 3_600_000;
@@ -29,20 +31,29 @@ const KEEP_HIBERNATED_MS = 3_600_000;
 export function histogramPolicy(options: IdleTimesOptions = {}): IdlePolicy {
   const fixed = fixedPolicy(options);
   const { keepHibernatedMs = KEEP_HIBERNATED_MS, keepAliveMs = Number.POSITIVE_INFINITY } = options;
+  const planOf = (idle: IdleFacts): readonly IdleStep[] => {
+    const head = idle.percentile(HEAD);
+    const tail = idle.percentile(TAIL);
+    if (head === undefined || tail === undefined || !isRepresentative(idle)) return fixed.decide(idle);
+    const tailMs = tail.toMs * (1 + MARGIN);
+    const disposeMs = Math.min(keepAliveMs, tailMs + keepHibernatedMs);
+    const steps: IdleStep[] = [];
+    if (head.fromMs >= HEAD_MS_MIN) {
+      steps.push({ afterMs: SOON_MS, action: "hibernate" }, { afterMs: head.fromMs * (1 - MARGIN), action: "wake" });
+    }
+    steps.push({ afterMs: tailMs, action: "hibernate" });
+    return [...steps.filter(({ afterMs }) => afterMs < disposeMs), { afterMs: disposeMs, action: "dispose" }];
+  };
+  const plans = new WeakMap<IdleFacts, { readonly count: number; readonly plan: readonly IdleStep[] }>();
   return {
     name: "histogram",
     decide(idle) {
-      const head = idle.percentile(HEAD);
-      const tail = idle.percentile(TAIL);
-      if (head === undefined || tail === undefined || !isRepresentative(idle)) return fixed.decide(idle);
-      const tailMs = tail.toMs * (1 + MARGIN);
-      const disposeMs = Math.min(keepAliveMs, tailMs + keepHibernatedMs);
-      const steps: IdleStep[] = [];
-      if (head.fromMs >= HEAD_MS_MIN) {
-        steps.push({ afterMs: SOON_MS, action: "hibernate" }, { afterMs: head.fromMs * (1 - MARGIN), action: "wake" });
-      }
-      steps.push({ afterMs: tailMs, action: "hibernate" });
-      return [...steps.filter(({ afterMs }) => afterMs < disposeMs), { afterMs: disposeMs, action: "dispose" }];
+      const known = plans.get(idle);
+      // A few more idle times move no percentile.
+      if (known !== undefined && idle.count <= known.count * (1 + NEWS_MIN)) return known.plan;
+      const plan = planOf(idle);
+      plans.set(idle, { count: idle.count, plan });
+      return plan;
     },
   };
 }

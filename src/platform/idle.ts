@@ -85,17 +85,14 @@ export class IdleInstances {
     this.#schedule(slot);
   }
 
-  /** The one that was used last, whose pages are the warmest. `still`: only one that is not on its way to disk or back. */
+  /** The one that was used last, whose pages are the warmest; unless `still`, one on its way to disk or back when there is no other. */
   take(version: Version, still = false): Slot | undefined {
     const { idle } = version.slots;
-    for (let index = idle.length - 1; index >= 0; index--) {
-      const slot = idle[index];
-      if (slot === undefined || (still && slot.state !== "idle")) continue;
-      idle.splice(index, 1);
-      slot.state = "running";
-      return slot;
-    }
-    return undefined;
+    let index = idle.findLastIndex(({ state }) => state === "idle");
+    if (index < 0 && !still) index = idle.length - 1;
+    const [slot] = index < 0 ? [] : idle.splice(index, 1);
+    if (slot !== undefined) slot.state = "running";
+    return slot;
   }
 
   /** The one that was used last of those whose memory is on disk. The request that uses it wakes it. */
@@ -160,7 +157,8 @@ export class IdleInstances {
 
   /** Called while the machine is short of memory. */
   press(): void {
-    for (const slot of this.#worthwhile().slice(0, PRESSED_AT_ONCE)) this.#deflateLater(slot);
+    const slots = this.#worthwhile().sort((a, b) => a.idleSinceMs - b.idleSinceMs);
+    for (const slot of slots.slice(0, PRESSED_AT_ONCE)) this.#deflateLater(slot);
   }
 
   /** Writes the memory of an idle instance to disk. True when it is hibernated then. Rejects with the engine's error. */
@@ -254,7 +252,7 @@ export class IdleInstances {
       this.#toDeflate.delete(slot);
       if (!slot.measured) await this.#measure(slot);
       // What fails is told by #failed.
-      if (this.#pauseMs(slot) === 0 && this.#saves(slot)) await this.deflate(slot).catch(() => undefined);
+      if (this.#pauseMs(slot) === 0 && this.#saves(slot, slot.dirtyBytes)) await this.deflate(slot).catch(() => undefined);
       if (this.#pauseMs(slot) > 0) this.#postpone(slot, this.#pauseMs(slot));
     }
     this.#deflators -= 1;
@@ -276,29 +274,24 @@ export class IdleInstances {
     if (!this.#closed) this.#due.set(slot, atMs);
   }
 
-  /** Whether hibernating it now is possible and would give something back. */
-  #saves(slot: Slot): boolean {
-    const { version, state, residentBytes } = slot;
-    return (
-      state === "idle" &&
-      version.hibernateRefused === undefined &&
-      residentBytes - (version.leftBytes ?? LEFT_BYTES) >= SAVES_BYTES_MIN
-    );
+  /** Whether hibernating it now is possible and would give something back of `bytes`. */
+  #saves({ state, version }: Slot, bytes: number): boolean {
+    const { hibernateRefused, leftBytes = LEFT_BYTES } = version;
+    return state === "idle" && hibernateRefused === undefined && bytes - leftBytes >= SAVES_BYTES_MIN;
   }
 
-  /** The longest idle first. */
+  /** For the budget, which counts all that is private, clean or not. */
   #worthwhile(): Slot[] {
     if (this.#disk.leftMs > 0) return [];
-    const slots = [...this.#versions].flatMap((version) =>
-      version.deflating.leftMs > 0 ? [] : version.slots.idle.filter((slot) => this.#saves(slot)),
+    return [...this.#versions].flatMap((version) =>
+      version.deflating.leftMs > 0 ? [] : version.slots.idle.filter((slot) => this.#saves(slot, slot.residentBytes)),
     );
-    return slots.sort((a, b) => a.idleSinceMs - b.idleSinceMs);
   }
 
   /** Gives back the memory of one instance. False when there is none whose memory could be given back. */
   async #freeOne(): Promise<boolean> {
     const { budget, end } = this.#options;
-    const victim = this.#worthwhile()[0];
+    const victim = longestOf(this.#worthwhile());
     if (victim !== undefined) {
       // An estimate is no reason to write anything.
       if (!victim.measured) await this.#measure(victim);
@@ -338,8 +331,10 @@ export class IdleInstances {
         version.leftBytes = report.residentBytes;
       }
       if (stateOf(slot) !== "deflating") return false;
-      if (report.cancelled) {
+      // Cancelled, or finished after a request had come and gone.
+      if (instance.state !== "hibernated") {
         slot.state = "idle";
+        slot.measured = false;
         return false;
       }
       budget.assign(slot, report.residentBytes);
@@ -354,7 +349,8 @@ export class IdleInstances {
       return true;
     } catch (error) {
       if (stateOf(slot) === "deflating") slot.state = "idle";
-      this.#failed(version, error);
+      // It ended meanwhile, which is told elsewhere; unless it had to be ended because of this.
+      if (instance.alive || isThawError(error, "HIBERNATE_FAILED")) this.#failed(version, error);
       throw error;
     }
   }
@@ -402,16 +398,18 @@ export class IdleInstances {
   async #measure(slot: Slot): Promise<void> {
     const { budget } = this.#options;
     try {
-      const { privateBytes, hibernatedBytes } = await slot.instance.memory();
+      const { privateBytes, dirtyBytes, hibernatedBytes } = await slot.instance.memory();
       const { state } = slot;
       if (state === "ending" || state === "hibernated") return;
       budget.assign(slot, privateBytes);
       slot.hibernatedBytes = hibernatedBytes;
+      slot.dirtyBytes = dirtyBytes;
       slot.measured = state === "idle";
       if (slot.measured) budget.learn(slot.version, privateBytes);
     } catch {
       // It ended meanwhile, and its memory with it.
       slot.measured = true;
+      slot.dirtyBytes = 0;
     }
   }
 
@@ -426,6 +424,13 @@ export class IdleInstances {
       this.#shrinking = false;
     }
   }
+}
+
+function longestOf(slots: readonly Slot[]): Slot | undefined {
+  return slots.reduce<Slot | undefined>(
+    (found, slot) => (found === undefined || slot.idleSinceMs < found.idleSinceMs ? slot : found),
+    undefined,
+  );
 }
 
 /** Past an await, where the compiler still believes what was assigned before it. */

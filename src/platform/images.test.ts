@@ -117,7 +117,7 @@ describe("an image that cannot be used", () => {
       expect(start).toMatchObject({ kind: "boot", fallback: 'The image of "a" cannot be used. libssl.so.3 has changed' });
       expect(bed.platform.get("a").lastFallback?.reason).toBe(start.fallback);
       await until(() => bed.platform.get("a").image.state === "ready");
-      expect(imagesOnDisk()).toHaveLength(1);
+      await until(() => imagesOnDisk().length === 1);
       expect(imagesOnDisk()).not.toEqual([before]);
       const next = await bed.platform.invoke("a", "");
       expect(next.start.kind).toBe("thaw");
@@ -135,7 +135,7 @@ describe("an image that cannot be used", () => {
     expect(outcomes.map((outcome) => outcome.start.fallback)).toEqual(Array(5).fill("The husk died"));
     await until(() => bed.platform.get("a").image.state === "ready");
     expect(bed.engine.calls.filter((call) => call === "removeImage a")).toHaveLength(1);
-    expect(imagesOnDisk()).toHaveLength(1);
+    await until(() => imagesOnDisk().length === 1);
   });
 
   it("is found out when the request is queued behind the stages already: it is booted, says why, and the function ran once", async () => {

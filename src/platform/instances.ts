@@ -229,18 +229,23 @@ export class Instances {
     return undefined;
   }
 
-  /** A hibernated instance for a request that will wake it, once there is room for its memory. */
-  async #roused(slot: Slot): Promise<Lease> {
+  /** A hibernated instance for a request that will wake it, once there is room for its memory. Undefined when it ended meanwhile. */
+  async #roused(slot: Slot): Promise<Lease | undefined> {
     const { version } = slot;
     const { budget } = this.#options;
     const bytes = this.idle.wakeBytes(slot);
-    if (!(await this.idle.reserve(bytes))) {
+    const room = await this.idle.reserve(bytes);
+    if (room) budget.count(-bytes);
+    if (!slot.instance.alive || version.retired) {
       version.slots.running -= 1;
-      if (slot.state === "running" && slot.instance.alive && !version.retired) this.idle.putBack(slot);
-      else void this.#end(slot);
+      void this.#end(slot);
+      return undefined;
+    }
+    if (!room) {
+      version.slots.running -= 1;
+      this.idle.putBack(slot);
       throw this.#noRoom(version, bytes);
     }
-    budget.count(-bytes);
     budget.assign(slot, slot.residentBytes + bytes);
     return reused(slot);
   }
@@ -287,7 +292,7 @@ export class Instances {
       if (slot !== undefined) {
         const waitUs = Math.round((performance.now() - began) * 1000);
         const lease = kind === "wake" ? await this.#roused(slot) : reused(slot);
-        return { slot, start: () => ({ ...lease.start(), waitUs }) };
+        return lease === undefined ? undefined : { slot, start: () => ({ ...lease.start(), waitUs }) };
       }
     }
     const late = performance.now() - began >= LIMITS.preferenceWaitMs;

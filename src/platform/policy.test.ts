@@ -87,6 +87,13 @@ describe("the histogram policy", () => {
     expect(steps[0]?.afterMs).toBeLessThan(3 * SECOND);
   });
 
+  it("follows a function whose times change", () => {
+    const idle = idleTimes(...repeat(2 * SECOND, 50));
+    expect(actions(policy.decide(idle))).toEqual(["hibernate", "dispose"]);
+    for (const time of repeat(10 * MINUTE, 2_000)) idle.add(time);
+    expect(actions(policy.decide(idle))).toEqual(["hibernate", "wake", "hibernate", "dispose"]);
+  });
+
   it("goes by the head and the tail, not by the mean", () => {
     const steps = policy.decide(idleTimes(...repeat(MINUTE, 50), ...repeat(3 * MINUTE, 50)));
     expect(steps[1]).toMatchObject({ action: "wake" });

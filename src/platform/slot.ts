@@ -25,6 +25,8 @@ export interface Slot extends Due {
   /** Private and resident: measured, or an estimate while it is not. Written by {@link Budget.assign} alone. */
   residentBytes: number;
   hibernatedBytes: number;
+  /** Of the resident bytes, what hibernating would give back to the machine; known when it is measured. */
+  dirtyBytes: number;
   /** False since it was last used. */
   measured: boolean;
 }
@@ -58,6 +60,7 @@ export function newSlot(version: Version, instance: Instance): Slot {
     nextStep: 0,
     residentBytes: 0,
     hibernatedBytes: 0,
+    dirtyBytes: 0,
     measured: false,
     dueMs: 0,
     dueIndex: -1,

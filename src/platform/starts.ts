@@ -7,7 +7,7 @@
  * `thaw`, or in the first `invoke`, before the function ran. Both are judged by {@link Starts.judge}, and tried again alike.
  */
 import { assert, type ErrorParts, isThawError, ThawError } from "../base/errors.js";
-import type { Engine, Image, Instance, StartResult } from "../engine/types.js";
+import type { Engine, Image, Instance, StartResult, ThawOptions } from "../engine/types.js";
 import type { Images } from "./images.js";
 import type { Starter } from "./instances.js";
 import { LIMITS, type ParkedTargets, type Preference } from "./types.js";
@@ -41,6 +41,8 @@ export function startOf(attempt: Attempt, { start }: Instance): StartResult {
 /** See above. */
 export class Starts implements Starter {
   readonly #parks: boolean;
+  /** Of parked husks: with another loader none would be found. */
+  readonly #parkedLoader: Pick<ThawOptions, "loader">;
 
   constructor(
     private readonly engine: Engine,
@@ -48,6 +50,7 @@ export class Starts implements Starter {
     parked: ParkedTargets,
   ) {
     this.#parks = (parked.image ?? 0) + (parked.prefaulted ?? 0) > 0;
+    this.#parkedLoader = parked.loader === undefined ? {} : { loader: parked.loader };
   }
 
   async prepare(version: Version, prefer: Preference | undefined): Promise<number> {
@@ -139,7 +142,7 @@ export class Starts implements Starter {
   async #thawOrParked(image: Image, provisioned: number): Promise<Instance> {
     if (this.#parks || provisioned > 0) {
       try {
-        return await this.engine.thaw(image, { husk: "parked", early: true });
+        return await this.engine.thaw(image, { ...this.#parkedLoader, husk: "parked", early: true });
       } catch (error) {
         if (!isThawError(error, "PREFERENCE_UNAVAILABLE")) throw error;
       }
@@ -158,7 +161,7 @@ export class Starts implements Starter {
       throw unavailable(version, prefer, "this server parks no husks", fix);
     }
     return this.engine.thaw(image, {
-      ...(prefer.loader === undefined ? {} : { loader: prefer.loader }),
+      ...(prefer.kind === "parked" ? this.#parkedLoader : prefer.loader === undefined ? {} : { loader: prefer.loader }),
       husk: prefer.kind === "parked" ? "parked" : (prefer.husk ?? "pooled"),
       waitMs: Math.max(0, Math.round(waitMs)),
       early: true,
