@@ -13,7 +13,7 @@ import { monotonicNs } from "../base/clock.js";
 import { assert, errorText, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
-import type { HuskReady, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
+import type { HuskReady, InstanceExit, InstanceListener, Keeper, PagedReport, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
@@ -73,6 +73,9 @@ export class Husk implements InstanceListener {
   }
   onFailure(error: ThawError): void {
     this.heir?.onFailure?.(error);
+  }
+  onPaged(report: PagedReport): void {
+    this.heir?.onPaged?.(report);
   }
   onExit(exit: InstanceExit): void {
     this.exit = exit;

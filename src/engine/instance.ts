@@ -13,7 +13,7 @@ import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type ThawHeader } from "../runtime/frames.js";
 import type { Husk } from "./husk-pool.js";
-import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
+import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import type {
   FreezeOptions,
   FunctionSpec,
@@ -71,6 +71,9 @@ export class LiveInstance implements Instance, InstanceListener {
   origin: Image | undefined;
   /** Called once, when the first request after a thaw was handed to the keeper. */
   onRequestSent: (() => void) | undefined;
+  /** The pager brings its pages: it ends with the pager, and cannot be frozen. */
+  paged = false;
+  onInstalled: ((report: PagedReport) => void) | undefined;
   /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
   private starting: Promise<void> | undefined;
   /** Told to the runtime with the next request: it then renews what must be unique. */
@@ -270,6 +273,15 @@ export class LiveInstance implements Instance, InstanceListener {
     this.end ??= { kind: "failed", error };
     this.keeper.kill(this.id);
     this.settle();
+  }
+
+  onPaged(report: PagedReport): void {
+    this.onInstalled?.(report);
+  }
+
+  /** Why it failed, when it did and that is known. */
+  get failure(): ThawError | undefined {
+    return this.end?.kind === "failed" ? this.end.error : undefined;
   }
 
   onFailure(error: ThawError): void {

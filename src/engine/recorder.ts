@@ -45,7 +45,8 @@ export class Recorder {
     private readonly keeper: Keeper,
     private readonly extractor: string,
     private readonly log: Logger,
-    private readonly device: number | undefined,
+    /** /dev/userfaultfd in the keeper; undefined where the kernel cannot do what exact recording needs. */
+    readonly device: number | undefined,
   ) {}
 
   /** Finds out, once, whether this kernel can record exactly. */
@@ -112,7 +113,9 @@ export class Recorder {
   #count(instance: LiveInstance, loaded: LoadedImage): void {
     const faults = faultsOf(instance);
     if (faults !== undefined) {
-      const outside = loaded.sets.count(faults, instance.start.husk ?? "fresh");
+      // The set's model of faults is one of the kernel's own paging, with its fault-around and read-ahead.
+      const known = instance.start.loader === "splice" || instance.start.loader === "lazy";
+      const outside = known ? loaded.sets.count(faults, instance.start.husk ?? "fresh") : undefined;
       instance.start = { ...instance.start, faults, ...(outside === undefined ? {} : { faultsOutside: outside }) };
     }
     instance.counted(faults);
