@@ -173,12 +173,13 @@ export class ReapStarts {
     const trace = decodeTrace(bytes);
     if (trace === undefined) return anew("its trace is damaged");
     const identity = identityOf(loaded);
+    if (identity === undefined) return anew("its set is missing");
     try {
       const setFile = await this.keeper.openFile(files.reapSet);
       const why = await checkSet(files.reapSet, trace);
       const installation = installationOf(loaded.facts, trace.accesses);
       const usable = why ?? (installation.bytes === trace.setBytes ? undefined : "it belongs to another image");
-      if (usable !== undefined || identity === undefined || identity !== identityOf(loaded) || loaded.closed) {
+      if (usable !== undefined || identity !== identityOf(loaded) || loaded.closed) {
         this.keeper.closeFile(setFile);
         return anew(usable ?? "it changed while it was read");
       }
