@@ -350,14 +350,17 @@ export class Keeper {
   #refused({ id, tag, flags, payload }: KeeperMessage): void {
     const text = payload.toString("utf8", 4);
     const pending = this.#take(tag);
-    const error = flags === ABI.MSG_PAGED_BY ? pagerLost(id, payload) : new ThawError(flags === ABI.MSG_HUSK ? "SANDBOX_FAILED" : "KEEPER_FAILED", {
-      what:
-        pending === undefined
-          ? `The keeper refused a request for instance ${id}`
-          : `The keeper could not do what was asked (${pending.what})`,
-      why: text,
-      details: { errno: payload.readInt32LE(0) },
-    });
+    const error =
+      flags === ABI.MSG_PAGED_BY
+        ? pagerLost(id, payload)
+        : new ThawError(flags === ABI.MSG_HUSK ? "SANDBOX_FAILED" : "KEEPER_FAILED", {
+            what:
+              pending === undefined
+                ? `The keeper refused a request for instance ${id}`
+                : `The keeper could not do what was asked (${pending.what})`,
+            why: text,
+            details: { errno: payload.readInt32LE(0) },
+          });
     if (pending !== undefined) pending.reject(error);
     else this.#listeners.get(id)?.onFailure?.(error);
   }

@@ -24,10 +24,11 @@ export function keeperProcess(keeper: number, name: string): number {
   return 0;
 }
 
-/** The pager of the keeper that an instance belongs to. */
-export function pagerOf(instance: Instance): number {
+/** The keeper that an instance belongs to, and its pager. */
+export function pagerOf(instance: Instance): { readonly keeper: number; readonly pager: number } {
   const init = parentOf(hostPid(instance))?.parent ?? 0;
-  const pager = keeperProcess(parentOf(init)?.parent ?? 0, "thaw-pager");
+  const keeper = parentOf(init)?.parent ?? 0;
+  const pager = keeperProcess(keeper, "thaw-pager");
   if (pager === 0) throw new Error("there is no pager");
-  return pager;
+  return { keeper, pager };
 }
