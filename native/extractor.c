@@ -525,17 +525,24 @@ static int freeze(int argc, char **argv)
 #define UFFD_FEATURE_WP_UNPOPULATED_ (1ULL << 13)
 #define UFFD_FEATURE_WP_ASYNC_ (1ULL << 15)
 
+/* An answer, not a failure: `thaw doctor` reads it, too. */
+static int cannot_track(const char *what)
+{
+	printf("{\"ok\":false,\"code\":\"unsupported\",\"why\":\"%s: %s\"}\n", what, strerror(errno));
+	return 0;
+}
+
 static int try_tracking(void)
 {
 	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	if (device < 0)
-		die("cannot open /dev/userfaultfd: %s", strerror(errno));
+		return cannot_track("cannot open /dev/userfaultfd");
 	int uffd = ioctl(device, USERFAULTFD_IOC_NEW_, O_CLOEXEC | UFFD_USER_MODE_ONLY);
 	if (uffd < 0)
-		die("cannot make a userfaultfd: %s", strerror(errno));
+		return cannot_track("cannot make a userfaultfd");
 	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_UNPOPULATED_ | UFFD_FEATURE_WP_ASYNC_ };
 	if (ioctl(uffd, UFFDIO_API, &api) != 0)
-		die("userfaultfd has no asynchronous write protection: %s (it came with Linux 6.7)", strerror(errno));
+		return cannot_track("userfaultfd has no asynchronous write protection, which came with Linux 6.7");
 	printf("{\"ok\":true}\n");
 	return 0;
 }

@@ -43,7 +43,7 @@ struct scan_arg {
 	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 #define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
-enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5 };
+enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5, IS_HUGE = 1 << 6 };
 
 enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
 static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso" };
@@ -241,9 +241,14 @@ static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 			die("cannot scan pages: %s (PAGEMAP_SCAN needs Linux 6.7)", strerror(errno));
 		for (long i = 0; i < got; i++)
 			each(context, &ranges[i]);
-		if (how.walk_end <= how.start)
+		/* The kernel collects 512 ranges at a time, and when the last lot ends the walk, walk_end is still that of the lot
+		 * before (seen on 6.18): what was reported since would be reported again. */
+		uint64_t next = how.walk_end;
+		if (got > 0 && ranges[got - 1].end > next)
+			next = ranges[got - 1].end;
+		if (next <= how.start)
 			die("scanning pages made no progress");
-		how.start = how.walk_end;
+		how.start = next;
 	}
 }
 
@@ -726,7 +731,7 @@ int verify_pages(const char *path)
 
 /* ---- scan: what is present, by source ---- */
 
-enum { WRITTEN, IN_IMAGE, IN_FILE, ZERO, SCAN_LISTS };
+enum { WRITTEN, IN_IMAGE, IN_FILE, ZERO, HUGE, SCAN_LISTS };
 
 struct tally {
 	uint64_t written, image, file, zero;
@@ -744,6 +749,15 @@ static void flush_tally(struct tally *tally, int list)
 	last[0] = last[1] = 0;
 }
 
+static void list_range(struct tally *tally, int list, const struct scan_region *range)
+{
+	if (tally->last[list][1] != range->start) {
+		flush_tally(tally, list);
+		tally->last[list][0] = range->start;
+	}
+	tally->last[list][1] = range->end;
+}
+
 static void tally_range(void *context, const struct scan_region *range)
 {
 	struct tally *tally = context;
@@ -753,11 +767,10 @@ static void tally_range(void *context, const struct scan_region *range)
 	  list == IN_IMAGE ? &tally->image :
 	  list == IN_FILE  ? &tally->file :
 			     &tally->zero) += pages;
-	if (tally->last[list][1] != range->start) {
-		flush_tally(tally, list);
-		tally->last[list][0] = range->start;
-	}
-	tally->last[list][1] = range->end;
+	list_range(tally, list, range);
+	/* Once more: one fault mapped 2 MiB of it. */
+	if (range->categories & IS_HUGE)
+		list_range(tally, HUGE, range);
 }
 
 int scan_pages(pid_t pid, const char *pages_path)
@@ -777,7 +790,7 @@ int scan_pages(pid_t pid, const char *pages_path)
 	size_t bytes[SCAN_LISTS];
 	for (int i = 0; i < SCAN_LISTS; i++)
 		tally.lists[i] = open_memstream(&text[i], &bytes[i]);
-	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO };
+	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO | IS_HUGE };
 	for (size_t i = 0; i < count; i++) {
 		if (vmas[i].kind == VDSO)
 			continue;
@@ -789,7 +802,8 @@ int scan_pages(pid_t pid, const char *pages_path)
 		fclose(tally.lists[i]);
 	}
 	printf("{\"ok\":true,\"counts\":{\"written\":%" PRIu64 ",\"image\":%" PRIu64 ",\"file\":%" PRIu64 ",\"zero\":%" PRIu64
-	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s],\"zeroes\":[%s]}\n",
-	       tally.written, tally.image, tally.file, tally.zero, text[WRITTEN], text[IN_IMAGE], text[IN_FILE], text[ZERO]);
+	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s],\"zeroes\":[%s],\"huge\":[%s]}\n",
+	       tally.written, tally.image, tally.file, tally.zero, text[WRITTEN], text[IN_IMAGE], text[IN_FILE], text[ZERO],
+	       text[HUGE]);
 	return 0;
 }

@@ -191,7 +191,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.husks.drop(husk);
       throw notOpen(image);
     }
-    const recording = this.recorder.begin(loaded, loader, chosen.parked);
+    const recording = this.recorder.begin(loaded, loader, chosen);
     const began = monotonicNs() - chosen.madeNs;
     const generation = image.generation;
     const start: StartResult = {
@@ -202,8 +202,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       phases: [],
       waitUs: chosen.waitUs,
       husk: chosen.from,
-      prefetchedPages:
-        recording !== undefined || (chosen.from === "image" && loader !== "eager") ? 0 : loaded.prefetchedPages(loader),
+      prefetchedPages: loaded.prefetchedPages(loader, husk, recording),
       ...(recording === undefined ? {} : { recording: true }),
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
@@ -356,8 +355,9 @@ export class LocalEngine implements Engine, InstanceOwner {
     const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
+    const [here, { device }] = [this.fingerprint, this.recorder];
     const steps = (): StageStep[] =>
-      level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit);
+      level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", here, limit, device);
     const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
     this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
   }

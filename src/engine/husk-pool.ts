@@ -52,6 +52,8 @@ export class Husk implements InstanceListener {
   clockShiftNs = 0;
   /** What it cost to make, wall microseconds. */
   madeUs = 0;
+  /** What its image's pages are touched from here on can be told: it was parked to record. */
+  tracked = false;
   /** What it had taken when it was ready: what an instance takes is counted from there. */
   faultsBefore: ProcessFaults = NO_FAULTS;
   private readonly exitListeners: (() => void)[] = [];

@@ -27,9 +27,12 @@ import {
   inspectImage,
   isRuntimeFile,
   joinRuns,
+  PARK_PASSES,
   type PageRun,
   type Program,
+  type ProgramBuilder,
   pagesIdentity,
+  passed,
   prefetchRanges,
   RESUME_PASSES,
   readImage,
@@ -38,6 +41,7 @@ import {
   type StoredImage,
   storedPages,
   THAW_PASSES,
+  trackTouches,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Husk, StageStep } from "./husk-pool.js";
@@ -218,21 +222,45 @@ export class LoadedImage {
   }
 
   /** Ahead of a request, for this image alone, up to the last step. */
-  parkSteps(loader: Loader, prefaulted: boolean, here: Fingerprint, before: (husk: Husk) => void): StageStep[] {
+  parkSteps(loader: Loader, prefaulted: boolean, here: Fingerprint, before: (husk: Husk) => void, device?: number): StageStep[] {
+    // Where all starts are parked ones, they have to record: the first husks do, until there is something to prefault.
+    const tracked = loader === "splice" && !this.sets.recorded;
+    if (tracked) return [...this.trackedSteps(before, device), ...this.equipSteps(here)];
     const source = loader === "eager" ? "eager" : "lazy";
     const memory = (): Compiled => this.compiled(`memory:${source}`, () => compileMemory(this.facts, source));
-    const fds: PassedFd[] = [];
-    fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
-    fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
-    const steps: StageStep[] = [...this.runtimeSteps(), { ...this.step("memory", memory, fds), before }];
+    const steps: StageStep[] = [...this.runtimeSteps(), { ...this.step("memory", memory, this.memoryFds()), before }];
     if (prefaulted) {
       const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
       steps.push(this.step("prefault", () => this.compiled("prefault", prefault)));
     }
+    return [...steps, ...this.equipSteps(here)];
+  }
+
+  private memoryFds(): PassedFd[] {
+    const fds: PassedFd[] = [];
+    fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
+    fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
+    return fds;
+  }
+
+  /** Nothing mapped ahead; what is touched from then on can be told. */
+  private trackedSteps(before: (husk: Husk) => void, device: number | undefined): StageStep[] {
+    const fds = this.memoryFds();
+    if (device !== undefined) fds[PARK_PASSES.userfaultfd] = { kind: "file", file: device };
+    const track = (program: ProgramBuilder): void => trackTouches(program, this.facts, passed(PARK_PASSES.userfaultfd));
+    const compile = (): Program => compileMemory(this.facts, "lazy", device === undefined ? undefined : track);
+    const mark = (husk: Husk): void => {
+      before(husk);
+      husk.tracked = true;
+    };
+    const memory = this.step("memory", () => this.compiled("memory:record", compile), fds);
+    return [this.step("runtime", () => this.runtimeProgram), { ...memory, before: mark }];
+  }
+
+  private equipSteps(here: Fingerprint): StageStep[] {
     const time = this.timeStep(here);
-    if (time !== undefined) steps.push(time);
-    steps.push(this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents))));
-    return steps;
+    const equip = this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents)));
+    return time === undefined ? [equip] : [time, equip];
   }
 
   /** What remains for a parked husk. */
@@ -298,9 +326,11 @@ export class LoadedImage {
     };
   }
 
-  prefetchedPages(loader: Loader): number {
+  /** Pages that are installed ahead of the function in such a start. */
+  prefetchedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): number {
     if (loader === "eager") return this.pagesTotal;
-    return loader === "splice" ? runPages(this.sets.set.written) : 0;
+    const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
+    return copies ? runPages(this.sets.set.written) : 0;
   }
 
   /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */

@@ -222,6 +222,11 @@ export class LiveInstance implements Instance, InstanceListener {
     this.tellFaults?.(faults);
   }
 
+  /** Whether it did nothing since it answered that many requests. */
+  untouchedSince(served: number): boolean {
+    return this.alive && this.served === served && this.running === undefined;
+  }
+
   /** Runs `task` once the answer is out, at the latest before the next request or the end. */
   beforeNext(task: () => void): void {
     this.afterAnswer = task;

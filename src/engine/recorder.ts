@@ -7,6 +7,7 @@ import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
 import { blockingIsAccounted, processFaults } from "./faults.js";
+import type { Husk } from "./husk-pool.js";
 import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
@@ -22,6 +23,8 @@ export interface PresentPages {
   readonly counts: PageCounts;
   readonly written: readonly PageRun[];
   readonly read: readonly PageRun[];
+  /** Those of them that were mapped 2 MiB at a time. */
+  readonly huge: readonly PageRun[];
 }
 
 interface Followed {
@@ -45,7 +48,7 @@ export class Recorder {
     private readonly keeper: Keeper,
     private readonly extractor: string,
     private readonly log: Logger,
-    /** /dev/userfaultfd in the keeper; undefined where the kernel cannot do what exact recording needs. */
+    /** The keeper's /dev/userfaultfd; undefined where the kernel cannot record exactly. */
     readonly device: number | undefined,
   ) {}
 
@@ -73,12 +76,13 @@ export class Recorder {
       counts: reply.counts as PageCounts,
       written: runsOf(reply.written),
       read: [...runsOf(reply.image), ...runsOf(reply.file), ...runsOf(reply.zeroes)],
+      huge: runsOf(reply.huge),
     };
   }
 
-  /** How this start records; undefined when it does not. Other loaders do not use the set, and a parked husk has touched its pages already. */
-  begin(loaded: LoadedImage, loader: Loader, parked: boolean): Tracking | undefined {
-    if (loader !== "splice" || parked || !loaded.sets.claim()) return undefined;
+  /** How this start records; undefined when it does not. Other loaders do not use the set; a parked husk was made for it or was not. */
+  begin(loaded: LoadedImage, loader: Loader, { husk, parked }: { husk: Husk; parked: boolean }): Tracking | undefined {
+    if (loader !== "splice" || (parked && !husk.tracked) || !loaded.sets.claim()) return undefined;
     return { device: this.device };
   }
 
@@ -97,6 +101,7 @@ export class Recorder {
     this.#followed.delete(instance);
     const { loaded, recording } = followed;
     if (recording !== undefined) return this.#record(instance, loaded, recording);
+    if (instance.husk.tracked) this.keeper.closeUffd(instance.id);
     // The answer goes out first. Whoever ends the instance at once waits for the count, which takes 20 us.
     instance.beforeNext(() => this.#count(instance, loaded));
     return undefined;
@@ -112,13 +117,31 @@ export class Recorder {
 
   #count(instance: LiveInstance, loaded: LoadedImage): void {
     const faults = faultsOf(instance);
-    if (faults !== undefined) {
-      // The set's model of faults is one of the kernel's own paging, with its fault-around and read-ahead.
-      const known = instance.start.loader === "splice" || instance.start.loader === "lazy";
-      const outside = known ? loaded.sets.count(faults, instance.start.husk ?? "fresh") : undefined;
-      instance.start = { ...instance.start, faults, ...(outside === undefined ? {} : { faultsOutside: outside }) };
+    const { sets } = loaded;
+    // The set's model of faults is one of the kernel's own paging, with its fault-around and read-ahead.
+    const known = instance.start.loader === "splice" || instance.start.loader === "lazy";
+    const bound = !known || faults === undefined ? undefined : sets.bound(faults, instance.start.husk ?? "fresh");
+    if (faults !== undefined) instance.start = { ...instance.start, faults };
+    if (bound === undefined) {
+      instance.counted(faults);
+      return;
     }
-    instance.counted(faults);
+    const tell = (outside: number): void => {
+      sets.note(outside);
+      instance.start = { ...instance.start, faultsOutside: outside };
+      instance.counted(faults);
+    };
+    if (!sets.scanDue(bound)) {
+      tell(bound);
+      return;
+    }
+    const ahead = instance.start.husk !== "generic" && instance.start.husk !== "fresh";
+    this.scan(instance).then(
+      // Behind the next request it would see what that one touches.
+      (present) => tell(instance.untouchedSince(1) ? Math.max(bound, sets.outsideOf(present, ahead)) : bound),
+      // The instance ended first.
+      () => tell(bound),
+    );
   }
 
   async #record(instance: LiveInstance, loaded: LoadedImage, how: Tracking): Promise<void> {
@@ -131,7 +154,10 @@ export class Recorder {
         if (how.device !== undefined) this.keeper.closeUffd(instance.id);
       });
       if (loaded.closed || faults === undefined) loaded.sets.release();
-      else await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact: how.device !== undefined });
+      else {
+        const exact = how.device !== undefined;
+        await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact, parked: instance.husk.tracked });
+      }
     } catch (error) {
       loaded.sets.release();
       this.log.warn(

@@ -16,9 +16,12 @@ import {
   type FaultModel,
   faultModel,
   type PageRun,
+  type PresentRuns,
   RECORDINGS_MIN,
   type Recording,
+  type Region,
   runPages,
+  SetMap,
   type WorkingSet,
   writeWorkingSet,
 } from "../image/index.js";
@@ -30,6 +33,8 @@ const OUTSIDE_PART = 0.1;
 const OUTSIDE_MIN = 64;
 /** The set is stale when half of this many starts do not fit. */
 const RECENT_STARTS = 8;
+/** One start in so many is scanned, which takes about 1 ms of processor time beside the instance. */
+const SCAN_STARTS = 8;
 /** A function whose pages change with every request would else be recorded all the time. */
 const BACKOFF_STARTS_MAX = 1024;
 
@@ -37,9 +42,13 @@ const BACKOFF_STARTS_MAX = 1024;
 export class LiveWorkingSet {
   set: WorkingSet;
   #model: FaultModel;
+  #map: SetMap | undefined;
+  /** Overlays lie on their file, and would count twice. */
+  readonly #ownRegions: readonly Region[];
   #renewing: WorkingSet | undefined;
   #claimed = false;
   #outside: number[] = [];
+  #counted = 0;
   #startsSinceRenewal = 0;
   #renewAfterStarts = RECENT_STARTS;
   #renewals = 0;
@@ -47,12 +56,13 @@ export class LiveWorkingSet {
   /** @param changed called after the set was replaced: what was compiled with it is out of date */
   constructor(
     private readonly dir: string,
-    private readonly facts: Facts,
+    facts: Facts,
     stored: WorkingSet | undefined,
     private readonly changed: () => void,
   ) {
     this.set = stored ?? EMPTY_WORKING_SET;
     this.#model = faultModel(this.set);
+    this.#ownRegions = facts.regions.filter(({ kind }) => kind !== "vdso" && kind !== "stack" && kind !== "overlay");
   }
 
   /** Whether enough was recorded to copy by. */
@@ -100,6 +110,7 @@ export class LiveWorkingSet {
       this.#renewing = undefined;
       this.set = merged;
       this.#model = faultModel(merged);
+      this.#map = undefined;
       this.#outside = [];
       this.changed();
     } finally {
@@ -107,27 +118,44 @@ export class LiveWorkingSet {
     }
   }
 
-  /** Faults of a start that the set does not account for, and their consequence. Undefined while nothing is known. */
-  count(faults: { readonly minor: number; readonly major: number }, level: HuskLevel | "fresh"): number | undefined {
+  /** Faults of a start that at least lay outside the set, by their number alone. Undefined while nothing is known. */
+  bound(faults: { readonly minor: number; readonly major: number }, level: HuskLevel | "fresh"): number | undefined {
     if (this.set.recordings === 0) return undefined;
-    const outside = Math.max(
-      0,
-      faults.minor + faults.major - expectedFaults(this.#model, level === "prefaulted", faults.major > 0),
-    );
+    return Math.max(0, faults.minor + faults.major - expectedFaults(this.#model, level === "prefaulted", faults.major > 0));
+  }
+
+  /** Whether it is worth a scan what this start touched: one in eight, and all while the starts do not fit. */
+  scanDue(bound: number): boolean {
+    const last = this.#outside.at(-1) ?? 0;
+    return this.#counted % SCAN_STARTS === 0 || !this.#fits(bound) || !this.#fits(last);
+  }
+
+  /** Faults that at least lay outside the set, by what is present. `ahead`: a pooled husk had pages of files mapped already. */
+  outsideOf(present: PresentRuns, ahead: boolean): number {
+    this.#map ??= new SetMap(this.set);
+    const regions = this.#ownRegions.filter(({ kind, prot }) => prot !== 0 && !(ahead && (kind === "file" || kind === "shared")));
+    const inside = (runs: readonly PageRun[]): PageRun[] => regions.flatMap((region) => clipRuns(runs, region.start, region.end));
+    return this.#map.outside({ written: inside(present.written), read: inside(present.read), huge: present.huge });
+  }
+
+  /** Takes note of a start's faults outside the set. When too many starts have too many, the next ones record. */
+  note(outside: number): void {
     this.#outside = [...this.#outside.slice(1 - RECENT_STARTS), outside];
+    this.#counted++;
     this.#startsSinceRenewal++;
-    if (!this.wanting && this.#stale()) {
-      this.#renewing = EMPTY_WORKING_SET;
-      this.#renewals++;
-      this.#startsSinceRenewal = 0;
-      this.#renewAfterStarts = Math.min(BACKOFF_STARTS_MAX, this.#renewAfterStarts * 2);
-    }
-    return outside;
+    if (this.wanting || !this.#stale()) return;
+    this.#renewing = EMPTY_WORKING_SET;
+    this.#renewals++;
+    this.#startsSinceRenewal = 0;
+    this.#renewAfterStarts = Math.min(BACKOFF_STARTS_MAX, this.#renewAfterStarts * 2);
+  }
+
+  #fits(outside: number): boolean {
+    return outside <= Math.max(OUTSIDE_MIN, runPages(this.set.runs) * OUTSIDE_PART);
   }
 
   #stale(): boolean {
-    const limit = Math.max(OUTSIDE_MIN, runPages(this.set.runs) * OUTSIDE_PART);
-    const misfits = this.#outside.filter((outside) => outside > limit).length;
+    const misfits = this.#outside.filter((outside) => !this.#fits(outside)).length;
     const patient = this.#renewals === 0 || this.#startsSinceRenewal >= this.#renewAfterStarts;
     return misfits * 2 >= RECENT_STARTS && patient;
   }
@@ -137,10 +165,8 @@ export class LiveWorkingSet {
    * image forbids it (compiled code, which is made writable for a moment) cannot be copied ahead: it counts as touched.
    */
   #own(present: Recording): Recording {
-    // Overlays lie on their file, and would count twice.
-    const regions = this.facts.regions.filter(({ kind }) => kind !== "vdso" && kind !== "stack" && kind !== "overlay");
     const inside = (runs: readonly PageRun[], fits: (prot: number) => boolean): PageRun[] =>
-      regions.filter(({ prot }) => fits(prot)).flatMap((region) => clipRuns(runs, region.start, region.end));
+      this.#ownRegions.filter(({ prot }) => fits(prot)).flatMap((region) => clipRuns(runs, region.start, region.end));
     return {
       ...present,
       written: inside(present.written, (prot) => (prot & 2) !== 0),

@@ -179,10 +179,11 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
   }
 }
 
-/** Everything at its address, for husks that are parked. Passes: pages and task of {@link THAW_PASSES}. */
-export function compileMemory(facts: Facts, source: PageSource): Program {
+/** Everything at its address, for husks that are parked. Passes: pages and task of {@link THAW_PASSES}. `more` goes behind it. */
+export function compileMemory(facts: Facts, source: PageSource, more?: (program: ProgramBuilder) => void): Program {
   const program = new ProgramBuilder();
   mapMemory(program, facts, source);
+  more?.(program);
   return program.build();
 }
 

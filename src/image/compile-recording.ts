@@ -30,6 +30,9 @@ export interface TouchTracking {
   readonly exact: boolean;
 }
 
+/** Passed to the memory program of a husk that is parked, behind pages and task of THAW_PASSES. */
+export const PARK_PASSES = { userfaultfd: 2 } as const;
+
 /** Drops what a pooled husk has mapped ahead of the interpreter's files: it would count as touched. */
 export function forgetRuntime(program: ProgramBuilder, facts: Facts): void {
   for (const region of facts.regions.filter(isRuntimeFile))

@@ -34,6 +34,19 @@ describe("what a start reads from disk", () => {
     ]);
   });
 
+  it("ends with what few recordings touched", () => {
+    const runs: CountedRun[] = [
+      { address: 0x400000n, pages: 1, written: 1, read: 0 },
+      { address: 0x500000n, pages: 1, written: 0, read: 3 },
+      { address: 0x501000n, pages: 1, written: 1, read: 1 },
+    ];
+    expect(prefetchRanges(facts, workingSet({ ...EMPTY_WORKING_SET, recordings: 3, runs }))).toEqual([
+      STACK,
+      { file: "pages", offset: 0x10000000n, bytes: 8192 },
+      { file: "/usr/bin/node", offset: 0n, bytes: 4096 },
+    ]);
+  });
+
   it("has no zero page, and takes changed pages of a file from the image", () => {
     const set = setOf([
       [0x401000n, 1, 0],

@@ -42,11 +42,12 @@ export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
 }
 
 /**
- * What a start reads: the stack (read by the husk itself), then what is written, then what is only read. Within each part in the
- * order of access when the set has it, else by file and offset; ranges of one file that are at most four pages apart are one.
+ * What a start reads: the stack (read by the husk itself), then what is written, then what is only read, first what most
+ * recordings touched and last what depends on the input. Within each part in the order of access when the set has it, else by
+ * file and offset; ranges of one file that are at most four pages apart are one.
  */
 export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
-  const parts = [stackRuns(facts), set.written, set.read];
+  const parts = [stackRuns(facts), set.written, set.readOften, set.readSeldom];
   const space = new Stored();
   return parts.flatMap((runs) => {
     const ranges = placed(facts, runs).flatMap(({ run, region }) => rangesOf(space, region, run));

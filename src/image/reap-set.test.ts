@@ -7,10 +7,9 @@ import { accessesOf, decodeTrace, encodePagePlan, encodeTrace, installationOf, N
 const page = (number: number): bigint => BigInt(number) * 4096n;
 const SHA = "ab".repeat(32);
 
-const accesses = fc.array(
-  fc.record({ address: fc.integer({ min: 0, max: 2 ** 35 }).map(page), write: fc.boolean() }),
-  { maxLength: 60 },
-);
+const accesses = fc.array(fc.record({ address: fc.integer({ min: 0, max: 2 ** 35 }).map(page), write: fc.boolean() }), {
+  maxLength: 60,
+});
 const traces = fc.record({ accesses, setSha256: fc.constant(SHA), setBytes: fc.nat() });
 
 /** A heap of ten pages at page 100, of which 2–3 and 6 are stored; an overlay of one page at 200; memory that holds nothing at 300. */

@@ -49,6 +49,9 @@ export interface WorkingSet extends WorkingSetFacts {
   readonly written: readonly PageRun[];
   /** All others that were touched, zero pages too. */
   readonly read: readonly PageRun[];
+  /** Those of them that more than half of the recordings touched, and the others: pages that depend on the input. */
+  readonly readOften: readonly PageRun[];
+  readonly readSeldom: readonly PageRun[];
 }
 
 /** One recording is not enough to copy by: with other input a function writes other pages (docs/design/working-set.md). */
@@ -56,9 +59,18 @@ export const RECORDINGS_MIN = 2;
 
 /** Adds what follows from the counts. */
 export function workingSet(facts: WorkingSetFacts): WorkingSet {
-  const often = (run: CountedRun): boolean => facts.recordings >= RECORDINGS_MIN && run.written * 2 > facts.recordings;
-  const plain = (runs: readonly CountedRun[]): PageRun[] => touching(runs.map(({ address, pages }) => ({ address, pages })));
-  return { ...facts, written: plain(facts.runs.filter(often)), read: plain(facts.runs.filter((run) => !often(run))) };
+  const { recordings, runs } = facts;
+  const copied = (run: CountedRun): boolean => recordings >= RECORDINGS_MIN && run.written * 2 > recordings;
+  const often = (run: CountedRun): boolean => (run.written + run.read) * 2 > recordings;
+  const plain = (some: readonly CountedRun[]): PageRun[] => touching(some.map(({ address, pages }) => ({ address, pages })));
+  const rest = runs.filter((run) => !copied(run));
+  return {
+    ...facts,
+    written: plain(runs.filter(copied)),
+    read: plain(rest),
+    readOften: plain(rest.filter(often)),
+    readSeldom: plain(rest.filter((run) => !often(run))),
+  };
 }
 
 /** Joins runs that follow one another without a gap, and keeps the order. */

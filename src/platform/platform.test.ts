@@ -171,6 +171,19 @@ describe("a deployed function", () => {
     expect(outcome.memory?.privateBytes).toBeGreaterThan(0);
   });
 
+  it("counts the faults of its starts after their answers: in the metrics, and in the start of who asked for a trace", async () => {
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    await bed.platform.waitReady("a");
+    const traced = await bed.platform.invoke("a", "{}", { trace: true, dispose: true, prefer: { kind: "thaw" } });
+    expect(traced.start).toMatchObject({ faultsOutside: 7, faults: { minor: 400, major: 3, diskBytes: 12_288 } });
+    const plain = await bed.platform.invoke("a", "{}", { prefer: { kind: "thaw" } });
+    expect(plain.start.faults).toBeUndefined();
+    expect((await bed.platform.invoke("a", "{}", { prefer: { kind: "reuse" }, trace: true })).start.faults).toBeUndefined();
+    expect((await bed.platform.invoke("a", "{}", { prefer: { kind: "boot" }, trace: true })).start.faults).toBeUndefined();
+    const counted = { faults: 806, faultsOutside: 14, majorFaults: 6 };
+    expect(bed.platform.metrics()).toMatchObject({ ...counted, functions: { a: counted } });
+  });
+
   it("takes an empty payload for {}", async () => {
     await deploy();
     for (const payload of ["", Buffer.alloc(0)]) {
