@@ -386,9 +386,9 @@ struct control_message {
 #define CONTROL_BYTES(count) (16 + (uint64_t)(count) * sizeof(int32_t))
 
 /* Sends a descriptor to the keeper and closes it here: what shall outlive this husk's own code stays nowhere in the function. */
-static long give(long fd)
+static long give(long fd, uint64_t kind)
 {
-	struct husk_gift gift = { HUSK_GIFT_MAGIC, 0 };
+	struct husk_gift gift = { HUSK_GIFT_MAGIC, (uint32_t)kind };
 	struct io_vector vector = { &gift, sizeof gift };
 	struct control_message control = { CONTROL_BYTES(1), SOL_SOCKET_, SCM_RIGHTS_, { (int32_t)fd }, 0 };
 	struct message_header header = { 0, 0, 0, &vector, 1, &control, CONTROL_BYTES(1), 0, 0 };
@@ -451,7 +451,7 @@ static long run_op(const struct program_op *op, uint32_t index)
 		send_report(0, index, 1);
 		return 0;
 	case OP_GIVE:
-		return give((long)argument(op, 0));
+		return give((long)argument(op, 0), op->args[1]);
 	case OP_RESUME: {
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
 		long tid = raw(__NR_set_tid_address, state->tid_address);

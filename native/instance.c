@@ -8,6 +8,7 @@
  * Nothing here waits, and every read is bounded: what is left is found again by epoll, which is level-triggered.
  */
 #include "instance.h"
+#include "pager.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,6 +88,13 @@ void instance_uffd_close(struct instance *it) {
 	it->uffd = -1;
 }
 
+static void take_gift(struct instance *it, uint32_t kind, int fd) {
+	int *place = kind == GIFT_GATE ? &it->gate : kind == GIFT_PAGED ? &it->paged_uffd : &it->uffd;
+	if (*place >= 0) close(*place);
+	*place = fd;
+	if (kind == GIFT_PAGED) paging_adopt(it);
+}
+
 /* One message of the channel. `fd` is what came with it, or -1. */
 static ssize_t receive_report(int channel, struct husk_report *report, int *fd) {
 	struct iovec part = {report, sizeof *report};
@@ -105,8 +113,9 @@ static void read_reports(struct instance *it) {
 		int fd;
 		ssize_t count = receive_report(it->channel.fd, &report, &fd);
 		if (count == (ssize_t)sizeof(struct husk_gift) && report.magic == HUSK_GIFT_MAGIC && fd >= 0) {
-			instance_uffd_close(it);
-			it->uffd = fd;
+			struct husk_gift gift;
+			memcpy(&gift, &report, sizeof gift);
+			take_gift(it, gift.kind, fd);
 			continue;
 		}
 		if (fd >= 0) close(fd);
@@ -368,6 +377,7 @@ static void instance_end(struct instance *it) {
 	it->state = INSTANCE_ENDED;
 	if (it->peak >= 0) close(it->peak);
 	instance_uffd_close(it);
+	paging_gone(it);
 	watch_close(&it->pidfd);
 	watch_close(&it->status);
 	watch_close(&it->channel);

@@ -29,6 +29,10 @@ struct instance {
 	struct watch pidfd, status, channel, control, log;
 	int peak;			/* v2: memory.peak, reset when the instance began */
 	int uffd;			/* a userfaultfd that its husk made and gave; -1: none */
+	/* For a loader whose pages the pager brings: file ids, then what the husk gave. The duplicate is closed when the instance has ended. */
+	struct paged_by paged_by;
+	int gate, paged_uffd;
+	uint32_t pager;			/* the pager that it depends on, 0: none */
 	uint32_t stage_tags[STAGES_MAX];
 	unsigned stage_first, stage_count;
 	struct bytes sending;
@@ -36,6 +40,7 @@ struct instance {
 };
 
 extern struct cgroups cgroups;
+extern struct table instances;
 /* -1 when there is no such file. */
 int file_descriptor(uint32_t id);
 bool outbound_full(void);

@@ -52,7 +52,8 @@ struct cgroups cgroups;
 static int epoll_fd;
 static struct watch server, builder;
 static struct bytes inbound;
-static struct table instances, files;
+static struct table files;
+struct table instances;
 static struct helper *helpers, *dead_helpers;
 static struct instance *dead;
 static struct queue urgent = {.last = &urgent.first}, ordinary = {.last = &ordinary.first};
@@ -432,7 +433,7 @@ static void make_husk(const struct message *head, const uint8_t *payload) {
 	if (it == NULL) die("out of memory for an instance");
 	it->id = head->id;
 	it->husk_tag = head->reserved;
-	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = it->uffd = -1;
+	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = it->uffd = it->gate = it->paged_uffd = -1;
 	table_put(&instances, head->id, it);
 }
 
@@ -444,9 +445,12 @@ static void set_cgroups(const struct message *head, const uint8_t *payload) {
 	queue_job(&urgent, &(struct job){.kind = JOB_CGROUPS, .id = head->id}, head, payload, head->bytes);
 }
 
+static bool instance_message(uint16_t type) {
+	return (type >= MSG_STAGE && type <= MSG_KILL) || type == MSG_UFFD_CLOSE || type == MSG_PAGED_BY || type == MSG_TRACE;
+}
+
 static void dispatch(const struct message *head, const uint8_t *payload) {
-	bool concerns_one = (head->type >= MSG_STAGE && head->type <= MSG_KILL) || head->type == MSG_UFFD_CLOSE;
-	struct instance *it = concerns_one ? table_get(&instances, head->id) : NULL;
+	struct instance *it = instance_message(head->type) ? table_get(&instances, head->id) : NULL;
 	switch (head->type) {
 	case MSG_TEMPLATE: queue_job(&ordinary, &(struct job){.kind = JOB_TEMPLATE, .id = head->id}, head, payload, head->bytes); return;
 	case MSG_CGROUPS: return set_cgroups(head, payload);
@@ -463,6 +467,8 @@ static void dispatch(const struct message *head, const uint8_t *payload) {
 	case MSG_KILL: if (it != NULL) instance_kill(it); return;
 	case MSG_PREFETCH: return paging_prefetch(head, payload);
 	case MSG_UFFD_CLOSE: if (it != NULL) instance_uffd_close(it); return;
+	case MSG_PAGED_BY: if (it != NULL) paging_plan(it, head, payload); return;
+	case MSG_TRACE: if (it != NULL) paging_trace(it, head->reserved); return;
 	default: errno = EPROTO; die("message of type %u from the server; do both come from the same build?", head->type);
 	}
 }

@@ -5,6 +5,8 @@
  * alone. Ranges that the page cache has are found by cachestat(2) and cost one call. What is read is charged to the
  * control group that keeper and pager live in, not to the function that touches it first.
  *
+ * Memory. What it fills is told in space.c.
+ *
  * The holder. A userfaultfd whose last descriptor closes lets whoever waits for a page read zeros. So the pager shares its descriptor
  * table (CLONE_FILES) with a second process, the holder, which does nothing but wait for its end: what the pager had open, and be
  * it for a moment, stays open until the keeper has ended the functions that depend on it and lets the holder go.
@@ -19,6 +21,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -41,7 +45,7 @@ static void set_file(uint32_t id, int fd) {
 	table_put(&files, id, fd < 0 ? NULL : (void *)(intptr_t)(fd + 1));
 }
 
-static void answer(const struct pager_answer *it) {
+void pager_answer(const struct pager_answer *it) {
 	/* Waits for a keeper that is busy; one that is gone takes us along. */
 	while (send(keeper_socket, it, sizeof *it, MSG_NOSIGNAL) < 0 && errno == EINTR) {}
 }
@@ -80,24 +84,44 @@ static void prefetch(const struct pager_order *order, const struct prefetch_rang
 		else done.prefetched.pages += missing;
 	}
 	done.prefetched.us = (uint32_t)((now_ns() - began_ns) / 1000);
-	answer(&done);
+	pager_answer(&done);
 }
 
 /* ---- the process and its holder ---- */
 
-static void take_order(void) {
+static void tell_trace(const struct pager_order *order) {
+	const uint64_t *trace = NULL;
+	size_t count = 0;
+	struct pager_answer told = {.kind = PAGER_TRACE, .id = order->id, .tag = order->tag};
+	int result = space_trace(order->id, &trace, &count);
+	int fd = result < 0 ? -1 : memfd_create("thaw-trace", MFD_CLOEXEC);
+	if (result == 0 && fd < 0) result = -errno;
+	for (size_t done = 0; fd >= 0 && result == 0 && done < count * sizeof *trace;) {
+		ssize_t written = write(fd, (const char *)trace + done, count * sizeof *trace - done);
+		if (written < 0 && errno != EINTR) result = -errno;
+		if (written > 0) done += (size_t)written;
+	}
+	told.error = -result;
+	while (send_with_fds(keeper_socket, &told, sizeof told, &fd, fd >= 0) == -EAGAIN) usleep(1000);
+	if (fd >= 0) close(fd);
+}
+
+void pager_order(void) {
 	static struct {
 		struct pager_order order;
 		struct prefetch_range ranges[PREFETCH_RANGES_MAX];
 	} message;
-	int fd = -1;
-	unsigned fd_count = 1;
-	ssize_t count = recv_with_fds(keeper_socket, &message, sizeof message, &fd, &fd_count, 0);
+	int fds[ADOPT_FDS] = {-1, -1, -1, -1, -1};
+	unsigned fd_count = ADOPT_FDS;
+	ssize_t count = recv_with_fds(keeper_socket, &message, sizeof message, fds, &fd_count, 0);
 	if (count < (ssize_t)sizeof message.order) _exit(count == 0 ? 0 : 1);
 	switch (message.order.kind) {
-	case PAGER_FILE: set_file(message.order.id, fd_count == 1 ? fd : -1); return;
+	case PAGER_FILE: set_file(message.order.id, fd_count == 1 ? fds[0] : -1); return;
 	case PAGER_FORGET: set_file(message.order.id, -1); return;
 	case PAGER_PREFETCH: prefetch(&message.order, message.ranges); return;
+	case PAGER_ADOPT: space_adopt(message.order.id, fds); return;
+	case PAGER_DROP: space_drop(message.order.id); return;
+	case PAGER_TRACE: tell_trace(&message.order); return;
 	default: errno = EPROTO; die("order %u for the pager", message.order.kind);
 	}
 }
@@ -110,7 +134,11 @@ static void follow_parent(pid_t parent) {
 static _Noreturn void serve(pid_t holder) {
 	prctl(PR_SET_NAME, "thaw-pager");
 	follow_parent(holder);
-	for (;;) take_order();
+	int epoll = epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event orders = {.events = EPOLLIN, .data.ptr = NULL};
+	if (epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, keeper_socket, &orders) != 0) die("epoll_create1");
+	space_start(epoll);
+	for (;;) space_turn(epoll, -1);
 }
 
 _Noreturn void pager_run(int socket) {
@@ -121,6 +149,6 @@ _Noreturn void pager_run(int socket) {
 	if (pid < 0) die("cannot clone the pager; are processes (pids.max) used up?");
 	if (pid == 0) serve(self);
 	while (waitpid((pid_t)pid, NULL, 0) < 0 && errno == EINTR) {}
-	answer(&(struct pager_answer){.kind = PAGER_LOST});
+	pager_answer(&(struct pager_answer){.kind = PAGER_LOST});
 	for (;;) pause();
 }

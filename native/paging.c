@@ -4,7 +4,11 @@
  * A file's descriptor travels with the first order that needs it. An order that the pager's socket does not take at once is refused:
  * that happens only when the pager hangs behind a disk with hundreds of them before it.
  *
- * When the pager ends, what it was asked for fails and another one is started (docs/design/pager.md).
+ * A husk whose loader wants its pages from the pager gives a gate and a userfaultfd. Both go to the pager, and the keeper keeps a
+ * duplicate of the latter until the instance has ended.
+ *
+ * When the pager ends, what it was asked for fails, and the instances that depend on it are killed. Its holder stays until the last of them
+ * has ended (pager.c says why), and another pager takes the next orders meanwhile.
  */
 #include "pager.h"
 #include "instance.h"
@@ -14,13 +18,25 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { ORDERS_MAX = 4096, SOCKET_BYTES = 4 << 20, ANSWERS_A_TURN = 64, SHORT_LIVES_MAX = 10 };
+enum { ORDERS_MAX = 4096, SOCKET_BYTES = 4 << 20, ANSWERS_A_TURN = 64, SHORT_LIVES_MAX = 10, TRACE_BYTES_MAX = 64 << 20 };
 static const uint64_t SHORT_LIFE_NS = 100000000;
+
+/* One pager with its holder; a former one stays until nobody depends on it. */
+struct former {
+	pid_t holder;
+	uint32_t number;
+	unsigned dependents;
+	struct former *next;
+};
 
 static struct watch pager, holder;
 static pid_t holder_pid;
+static uint32_t number;				/* of the pager: instances say which one they depend on */
+static unsigned dependents;
+static struct former *formers;
 static struct table known;			/* files that the pager has */
 static uint32_t prefetching[ORDERS_MAX];	/* tags, in order: that is how they are answered */
 static unsigned prefetch_first, prefetch_count;
@@ -34,6 +50,8 @@ void paging_start(void) {
 	setsockopt(pair[0], SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes);
 	pid_t keeper = getpid();
 	started_ns = now_ns();
+	number++;
+	dependents = 0;
 	holder_pid = fork();
 	if (holder_pid < 0) die("cannot fork the pager; are processes (pids.max) used up?");
 	if (holder_pid == 0) {
@@ -53,11 +71,15 @@ void paging_start(void) {
 	watch_open(&holder, WATCH_HOLDER, pidfd, NULL);
 }
 
+/* The pager dies with its parent, the holder. */
+static void end_holder(pid_t pid) {
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
 void paging_end(void) {
-	if (holder_pid <= 0) return;
-	/* The pager dies with its parent, the holder. */
-	kill(holder_pid, SIGKILL);
-	waitpid(holder_pid, NULL, 0);
+	for (; formers != NULL; formers = formers->next) end_holder(formers->holder);
+	if (holder_pid > 0) end_holder(holder_pid);
 	holder_pid = 0;
 	watch_close(&pager);
 	watch_close(&holder);
@@ -103,7 +125,78 @@ void paging_prefetch(const struct message *head, const uint8_t *payload) {
 	prefetching[(prefetch_first + prefetch_count++) % ORDERS_MAX] = head->reserved;
 }
 
+/* ---- instances whose memory the pager fills ---- */
+
+static void unpageable(struct instance *it, int error, const char *what) {
+	frame_failed(MSG_PAGED_BY, it->id, 0, error, "%s", what);
+	instance_kill(it);
+}
+
+void paging_plan(struct instance *it, const struct message *head, const uint8_t *payload) {
+	if (head->bytes == sizeof it->paged_by) memcpy(&it->paged_by, payload, sizeof it->paged_by);
+}
+
+static void close_gate(struct instance *it) {
+	if (it->gate >= 0) close(it->gate);
+	it->gate = -1;
+}
+
+void paging_adopt(struct instance *it) {
+	int fds[ADOPT_FDS] = {
+		[ADOPT_UFFD] = it->paged_uffd,
+		[ADOPT_GATE] = it->gate,
+		[ADOPT_PLAN] = file_descriptor(it->paged_by.plan),
+		[ADOPT_PAGES] = file_descriptor(it->paged_by.pages),
+		[ADOPT_SET] = file_descriptor(it->paged_by.set != 0 ? it->paged_by.set : it->paged_by.pages),
+	};
+	for (int index = 0; index < ADOPT_FDS; index++) {
+		if (fds[index] < 0) return unpageable(it, EBADF, "the image was closed before its pages were brought");
+	}
+	struct pager_order order = {.kind = PAGER_ADOPT, .id = it->id};
+	int result = send_with_fds(pager.fd, &order, sizeof order, fds, ADOPT_FDS);
+	close_gate(it);
+	if (result < 0) return unpageable(it, -result, "the pager takes no more instances");
+	it->pager = number;
+	dependents++;
+}
+
+void paging_trace(struct instance *it, uint32_t tag) {
+	struct pager_order order = {.kind = PAGER_TRACE, .id = it->id, .tag = tag};
+	int result = it->pager == number ? send_with_fds(pager.fd, &order, sizeof order, NULL, 0) : -ESRCH;
+	if (result < 0) frame_failed(MSG_TRACE, it->id, tag, -result, "its pager does not tell: %s", strerror(-result));
+}
+
+void paging_gone(struct instance *it) {
+	close_gate(it);
+	if (it->paged_uffd >= 0) close(it->paged_uffd);
+	it->paged_uffd = -1;
+	if (it->pager == number && number != 0) {
+		struct pager_order order = {.kind = PAGER_DROP, .id = it->id};
+		/* One that is lost keeps a few descriptors of a dead memory open until the pager's own end. */
+		send_with_fds(pager.fd, &order, sizeof order, NULL, 0);
+		dependents--;
+	}
+	for (struct former **link = &formers; *link != NULL; link = &(*link)->next) {
+		struct former *one = *link;
+		if (one->number != it->pager || --one->dependents > 0) continue;
+		*link = one->next;
+		end_holder(one->holder);
+		free(one);
+		break;
+	}
+	it->pager = 0;
+}
+
 /* ---- answers and the end of a pager ---- */
+
+/* Not yet let go: whoever waits for a page must be dead before the last descriptor of its memory closes. */
+static void keep_holder(void) {
+	struct former *one = malloc(sizeof *one);
+	if (one == NULL) die("out of memory for a pager");
+	*one = (struct former){.holder = holder_pid, .number = number, .dependents = dependents, .next = formers};
+	formers = one;
+	holder_pid = 0;
+}
 
 static void lost(void) {
 	short_lives = now_ns() - started_ns < SHORT_LIFE_NS ? short_lives + 1 : 0;
@@ -112,17 +205,45 @@ static void lost(void) {
 	free(known.slots);
 	known = (struct table){0};
 	while (prefetch_count > 0) frame_failed(MSG_PREFETCH, 0, prefetch_take(), EPIPE, "the pager ended");
-	paging_end();
+	watch_close(&pager);
+	watch_close(&holder);
+	uint32_t ended = number;
+	if (dependents > 0) keep_holder();
+	else end_holder(holder_pid);
 	paging_start();
+	for (size_t at = 0; at < instances.cap; at++) {
+		struct instance *it = instances.slots[at].value;
+		if (it != NULL && it->pager == ended) unpageable(it, EPIPE, "the pager ended, which brings its pages");
+	}
+}
+
+static void told_trace(const struct pager_answer *answer, int fd) {
+	struct stat info;
+	if (answer->error != 0 || fd < 0 || fstat(fd, &info) != 0 || info.st_size > TRACE_BYTES_MAX) {
+		frame_failed(MSG_TRACE, answer->id, answer->tag, answer->error != 0 ? answer->error : EFBIG, "its pager does not tell: %s", strerror(answer->error));
+	} else {
+		uint8_t *room = frame_room((size_t)info.st_size);
+		ssize_t count = pread(fd, room, (size_t)info.st_size, 0);
+		frame_end(MSG_TRACED, answer->id, answer->tag, 0, count < 0 ? 0 : (size_t)count);
+	}
+	if (fd >= 0) close(fd);
 }
 
 static bool take_answer(void) {
 	struct pager_answer answer;
-	unsigned none = 0;
-	ssize_t count = recv_with_fds(pager.fd, &answer, sizeof answer, NULL, &none, MSG_DONTWAIT);
+	int fd = -1;
+	unsigned fd_count = 1;
+	ssize_t count = recv_with_fds(pager.fd, &answer, sizeof answer, &fd, &fd_count, MSG_DONTWAIT);
 	if (count == -EAGAIN) return false;
 	if (count != (ssize_t)sizeof answer || answer.kind == PAGER_LOST) return lost(), false;
+	if (answer.kind == PAGER_TRACE) return told_trace(&answer, fd), true;
 	if (answer.kind == PAGER_PREFETCH && prefetch_count > 0) frame_put(MSG_PREFETCHED, 0, prefetch_take(), &answer.prefetched, sizeof answer.prefetched);
+	if (answer.kind == PAGER_INSTALLED) frame_put(MSG_PAGED, answer.id, 0, &answer.report, sizeof answer.report);
+	if (answer.kind == PAGER_FAILED) {
+		struct instance *it = table_get(&instances, answer.id);
+		answer.text[sizeof answer.text - 1] = '\0';
+		if (it != NULL && it->pager == number) unpageable(it, answer.error, answer.text);
+	}
 	return true;
 }
 

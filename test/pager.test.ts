@@ -1,5 +1,5 @@
 /** The pager on the real kernel: prefetching, and what its death does and does not end. */
-import { closeSync, fdatasyncSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeSync } from "node:fs";
+import { closeSync, fdatasyncSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -7,6 +7,7 @@ import { afterAll, afterEach, describe, expect, it } from "vitest";
 import { Keeper, type PrefetchRange } from "../src/engine/keeper.js";
 import { nativePaths } from "../src/engine/native.js";
 import { forgetCached } from "./support/page-cache.js";
+import { keeperProcess } from "./support/pager.js";
 
 const PAGES = 400;
 const dir = mkdtempSync(join(tmpdir(), "thaw-pager-"));
@@ -39,23 +40,7 @@ function scattered(file: number): PrefetchRange[] {
   return Array.from({ length: PAGES / 10 }, (_, index) => ({ file, offset: BigInt(index * 10 * 4096), bytes: 4096 }));
 }
 
-/** Pid of the process of that name below a keeper. */
-function processOf(keeper: Keeper, name: string): number {
-  for (const entry of readdirSync("/proc")) {
-    if (!/^\d+$/.test(entry)) continue;
-    try {
-      const stat = readFileSync(`/proc/${entry}/stat`, "utf8");
-      const state = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      if (!stat.includes(`(${name})`) || state[0] === "Z") continue;
-      const parent = Number(state[1]);
-      if (parent === keeper.pid || readFileSync(`/proc/${parent}/stat`, "utf8").includes(`) S ${keeper.pid} `))
-        return Number(entry);
-    } catch {
-      // It ended while it was looked at.
-    }
-  }
-  return 0;
-}
+const processOf = (keeper: Keeper, name: string): number => keeperProcess(keeper.pid, name);
 
 describe("a prefetch", () => {
   it("reads exactly the ranges that it was given, and counts what was not there", async () => {

@@ -33,6 +33,7 @@ export const ERROR_CODES = {
   FREEZE_REFUSED: "The process holds something that cannot be frozen",
   FREEZE_FAILED: "Freezing failed",
   THAW_FAILED: "An image could not be brought back to life",
+  PAGER_LOST: "The process that brings an instance's pages ended, and so did the instance",
   IMAGE_DAMAGED: "An image is truncated, altered or incomplete",
   IMAGE_MISMATCH: "An image was made for another kernel, CPU, interpreter or library",
   IMAGE_NOT_READY: "The function has no image yet",

@@ -2,7 +2,7 @@
  * The engine: boots, freezes and thaws on this machine. It owns the keeper, the husk pools and the open images; what a function is
  * for, and when it starts, is decided above.
  */
-import { mkdirSync, readFileSync, realpathSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
@@ -22,8 +22,8 @@ import {
 } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
-import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
+import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
@@ -34,6 +34,7 @@ import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { phasesOf } from "./phases.js";
 import { Prefetcher } from "./prefetcher.js";
+import { both, isPaged, pagesElsewhere, ReapStarts, refuseParking } from "./reap.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
 import type {
@@ -54,6 +55,7 @@ import type {
   StartResult,
   ThawOptions,
 } from "./types.js";
+import { LOADERS } from "./types.js";
 
 const DEFAULT_TMP_MB = 512;
 const MB_PER_CPU = 1769;
@@ -81,6 +83,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
   private readonly prefetcher: Prefetcher;
+  private readonly reap: ReapStarts;
   private readonly imagesDir: string;
   private readonly log: Logger;
   private readonly limitsByMemory = new Map<number, LimitWrite[]>();
@@ -103,6 +106,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
     this.prefetcher = new Prefetcher(keeper, paths.runtimeDir, this.log);
+    this.reap = new ReapStarts(keeper, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -181,6 +185,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loaded = this.loaded(image);
     const verifying = loaded.verify();
     if (verifying !== undefined) await verifying;
+    const paged = isPaged(loader) ? await this.reap.prepare(loaded, loader, this.recorder.device) : undefined;
     const chosen = await this.chooseHusk(loaded, loader, options);
     faultPoint("thaw-husk-taken");
     const { husk } = chosen;
@@ -209,6 +214,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     instance.announceThaw(generation);
     this.recorder.follow(instance, loaded, recording);
     const steps = this.remainingSteps(loaded, loader, husk, recording);
+    if (paged !== undefined) this.reap.begin(instance, loaded, paged);
     if (loader === "splice") instance.startsCold(this.prefetcher.start(loaded));
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
@@ -239,7 +245,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       await started;
     } catch (error) {
       await instance.dispose();
-      throw error;
+      throw instance.failure ?? error;
     }
     return instance;
   }
@@ -247,7 +253,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
     if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
-    const thaw = loaded.thawStep(loader, husk.level === "generic", recording);
+    const thaw = loaded.thawStep(loader, husk.level === "generic", recording, this.recorder.device);
     return time === undefined ? [thaw] : [time, thaw];
   }
 
@@ -299,6 +305,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   async freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image> {
     this.assertCanFreeze();
+    if (instance.paged) throw pagesElsewhere(instance.start.loader);
     try {
       const dir = await freezeInstance(
         { keeper: this.keeper, extractor: this.paths.extractor, fingerprint: this.fingerprint, imagesDir: this.imagesDir },
@@ -335,16 +342,18 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (loaded !== undefined) {
       this.images.delete(image.dir);
       for (const level of ["image", "prefaulted"] as const)
-        for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
+        for (const loader of LOADERS) this.dropPool(parkedKey(loaded, level, loader));
       if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
         this.dropPool(runtimePoolKey(loaded, this.fingerprint));
       this.prefetcher.forget(loaded);
+      this.reap.forget(loaded);
       loaded.close();
     }
     await rm(image.dir, { recursive: true, force: true });
   }
 
   park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader: Loader = "splice"): void {
+    if (level !== "runtime") refuseParking(loader);
     const loaded = this.loaded(image);
     const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
@@ -396,7 +405,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
-    return this.recorder.firstAnswer(instance);
+    return both(this.recorder.firstAnswer(instance), this.reap.firstAnswer(instance));
   }
 
   hibernation(instance: LiveInstance): Hibernation {
@@ -409,6 +418,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   ended(instance: LiveInstance): void {
     this.instances.delete(instance);
     this.recorder.ended(instance);
+    this.reap.ended(instance);
   }
 
   stats(): EngineStats {
@@ -467,17 +477,6 @@ export class LocalEngine implements Engine, InstanceOwner {
       fix: "start it without --boot-only",
     });
   }
-}
-
-/** Code that a runtime compiled lies in its image, and is mapped from there. */
-function refuseNoexec(dataDir: string): void {
-  const mount = mountOf(realpathSync(dataDir), readFileSync("/proc/self/mounts", "utf8"));
-  if (mount?.options.includes("noexec") !== true) return;
-  throw new ThawError("UNSUPPORTED_PLATFORM", {
-    what: `images cannot be kept in ${dataDir}`,
-    why: `${mount.point} is mounted noexec, and an image holds code`,
-    fix: `choose another directory with --data, or: mount -o remount,exec ${mount.point}`,
-  });
 }
 
 let labels = 0;

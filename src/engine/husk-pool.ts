@@ -15,7 +15,7 @@ import { assert, errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { PAGE_BYTES } from "../base/units.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
-import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
+import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, PagedReport, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
@@ -79,6 +79,9 @@ export class Husk implements InstanceListener {
   }
   onFailure(error: ThawError): void {
     this.heir?.onFailure?.(error);
+  }
+  onPaged(report: PagedReport): void {
+    this.heir?.onPaged?.(report);
   }
   onExit(exit: InstanceExit): void {
     this.exit = exit;

@@ -47,6 +47,7 @@ import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Husk, StageStep } from "./husk-pool.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { parseReply } from "./native.js";
+import { isPaged } from "./reap.js";
 import type { Image, Loader } from "./types.js";
 import { LiveWorkingSet } from "./working-sets.js";
 
@@ -189,13 +190,14 @@ export class LoadedImage {
   }
 
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. */
-  thawStep(loader: Loader, generic: boolean, record: Tracking | undefined): StageStep {
+  thawStep(loader: Loader, generic: boolean, record: Tracking | undefined, device?: number): StageStep {
     const compile = (): Program => {
       const { image } = this.split();
       return compileThaw(this.facts, {
         contents: this.stored.contents,
-        source: loader === "eager" ? "eager" : "lazy",
+        source: isPaged(loader) ? "paged" : loader === "eager" ? "eager" : "lazy",
         runtime: generic,
+        random: loader === "lazy-4k",
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
         ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
       });
@@ -205,7 +207,8 @@ export class LoadedImage {
     fds[THAW_PASSES.task] = { kind: "tree", file: this.taskFile };
     fds[THAW_PASSES.control] = { kind: "control" };
     fds[THAW_PASSES.log] = { kind: "log" };
-    if (record?.device !== undefined) fds[THAW_PASSES.userfaultfd] = { kind: "file", file: record.device };
+    const userfaultfd = isPaged(loader) ? device : record?.device;
+    if (userfaultfd !== undefined) fds[THAW_PASSES.userfaultfd] = { kind: "file", file: userfaultfd };
     return this.step(
       "thaw",
       () => this.compiled(`thaw:${loader}:${generic}:${record === undefined ? "" : "record"}`, compile),

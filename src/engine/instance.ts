@@ -14,7 +14,7 @@ import { assert, ThawError } from "../base/errors.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
-import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
+import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import type {
   FreezeOptions,
   FunctionSpec,
@@ -92,6 +92,9 @@ export class LiveInstance implements Instance, InstanceListener {
   origin: Image | undefined;
   /** Called once, when the first request after a thaw was handed to the keeper. */
   onRequestSent: (() => void) | undefined;
+  /** The pager brings its pages: it ends with the pager, and cannot be frozen. */
+  paged = false;
+  onInstalled: ((report: PagedReport) => void) | undefined;
   /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
   private starting: Promise<void> | undefined;
   /** Told to the runtime with the next request: it then renews what must be unique. */
@@ -346,6 +349,15 @@ export class LiveInstance implements Instance, InstanceListener {
     this.end ??= { kind: "failed", error };
     this.keeper.kill(this.id);
     this.settle();
+  }
+
+  onPaged(report: PagedReport): void {
+    this.onInstalled?.(report);
+  }
+
+  /** Why it failed, when it did and that is known. */
+  get failure(): ThawError | undefined {
+    return this.end?.kind === "failed" ? this.end.error : undefined;
   }
 
   onFailure(error: ThawError): void {

@@ -26,6 +26,8 @@ export interface InstanceListener {
   onControlEnd?(): void;
   /** A limit that could not be written, or a husk that could not be executed. */
   onFailure?(error: ThawError): void;
+  /** The pager installed what its plan says, and the husk goes on. */
+  onPaged?(report: PagedReport): void;
   onExit(exit: InstanceExit): void;
 }
 
@@ -71,6 +73,24 @@ export interface PrefetchRange {
   readonly file: number;
   readonly offset: bigint;
   readonly bytes: number;
+}
+
+/** File ids of what the pager needs to fill an instance's memory; `set` 0: the plan reads none. */
+export interface PagedBy {
+  readonly plan: number;
+  readonly pages: number;
+  readonly set: number;
+}
+
+/** What the pager did before it let an instance go on. */
+export interface PagedReport {
+  readonly readUs: number;
+  readonly installUs: number;
+  readonly pages: number;
+  /** Contiguous runs that they were installed as. */
+  readonly regions: number;
+  /** They were read past the page cache. */
+  readonly direct: boolean;
 }
 
 /** What became of a prefetch. */
@@ -161,6 +181,25 @@ export function encodePrefetch(ranges: readonly PrefetchRange[]): Buffer[] {
     payloads.push(payload);
   }
   return payloads;
+}
+
+/** MSG_PAGED_BY. */
+export function encodePagedBy(by: PagedBy): Buffer {
+  const payload = Buffer.allocUnsafe(structBytes("paged_by"));
+  writeStruct(payload, 0, "paged_by", { plan: by.plan, pages: by.pages, set: by.set });
+  return payload;
+}
+
+/** MSG_PAGED. */
+export function decodePaged(payload: Buffer): PagedReport {
+  const number = (field: string): number => readStruct(payload, 0, "paged_report", field);
+  return {
+    readUs: number("read_us"),
+    installUs: number("install_us"),
+    pages: number("pages"),
+    regions: number("regions"),
+    direct: number("direct") !== 0,
+  };
 }
 
 /** MSG_PREFETCHED. */

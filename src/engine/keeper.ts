@@ -15,12 +15,14 @@ import { encodePlan, encodeStrings, type RootOperation } from "../linux/rootfs.j
 import { FrameReader, type KeeperMessage } from "./keeper-frames.js";
 import {
   decodeExit,
+  decodePaged,
   decodePrefetched,
   decodeReady,
   decodeReport,
   decodeStatus,
   encodeHusk,
   encodeLimits,
+  encodePagedBy,
   encodePrefetch,
   encodeStage,
   type HelperResult,
@@ -28,6 +30,7 @@ import {
   type HuskReport,
   type HuskRequest,
   type InstanceListener,
+  type PagedBy,
   type Prefetched,
   type PrefetchRange,
   type StageRequest,
@@ -40,6 +43,7 @@ export type {
   HuskRequest,
   InstanceExit,
   InstanceListener,
+  PagedReport,
   PassedFd,
   Prefetched,
   PrefetchRange,
@@ -63,6 +67,8 @@ interface Pending {
   readonly reject: (error: Error) => void;
 }
 
+/** Requests that an instance which is over answers no more. */
+const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.MSG_TRACE];
 const HEAD_BYTES = structBytes("message");
 const STDERR_KEPT = 4096;
 const JOIN_BYTES_MAX = 16 * 1024;
@@ -217,6 +223,16 @@ export class Keeper {
     if (this.#listeners.has(instance)) this.#send(ABI.MSG_UFFD_CLOSE, instance, 0, []);
   }
 
+  /** The pager will fill the memory that this instance's husk gives to it. Before the stage that gives it; `onPaged` follows. */
+  pagedBy(instance: number, by: PagedBy): void {
+    this.#send(ABI.MSG_PAGED_BY, instance, 0, [encodePagedBy(by)]);
+  }
+
+  /** Pages that the pager brought to an instance one by one, in order: addresses, the lowest bit set where it was written. */
+  async trace(instance: number): Promise<Buffer> {
+    return (await this.#ask("trace", ABI.MSG_TRACE, instance, [])).payload;
+  }
+
   /**
    * Has the pager start reading these parts of files into the page cache, in this order. Cheap when they are there already. Nothing need
    * wait for it, and it never rejects: a page that is not there yet is read by whoever faults on it.
@@ -322,6 +338,9 @@ export class Keeper {
       case ABI.MSG_LOG:
         this.#listeners.get(id)?.onLog(payload);
         return;
+      case ABI.MSG_PAGED:
+        this.#listeners.get(id)?.onPaged?.(decodePaged(payload));
+        return;
       case ABI.MSG_EXIT:
         this.#exited(id, payload);
         return;
@@ -351,14 +370,17 @@ export class Keeper {
   #refused({ id, tag, flags, payload }: KeeperMessage): void {
     const text = payload.toString("utf8", 4);
     const pending = this.#take(tag);
-    const error = new ThawError(flags === ABI.MSG_HUSK ? "SANDBOX_FAILED" : "KEEPER_FAILED", {
-      what:
-        pending === undefined
-          ? `The keeper refused a request for instance ${id}`
-          : `The keeper could not do what was asked (${pending.what})`,
-      why: text,
-      details: { errno: payload.readInt32LE(0) },
-    });
+    const error =
+      flags === ABI.MSG_PAGED_BY
+        ? pagerLost(id, payload)
+        : new ThawError(flags === ABI.MSG_HUSK ? "SANDBOX_FAILED" : "KEEPER_FAILED", {
+            what:
+              pending === undefined
+                ? `The keeper refused a request for instance ${id}`
+                : `The keeper could not do what was asked (${pending.what})`,
+            why: text,
+            details: { errno: payload.readInt32LE(0) },
+          });
     if (pending !== undefined) pending.reject(error);
     else this.#listeners.get(id)?.onFailure?.(error);
   }
@@ -367,7 +389,7 @@ export class Keeper {
     const listener = this.#listeners.get(id);
     this.#listeners.delete(id);
     for (const [tag, pending] of this.#pending) {
-      if (pending.instance !== id || (pending.type !== ABI.MSG_HUSK && pending.type !== ABI.MSG_STAGE)) continue;
+      if (pending.instance !== id || !ENDS_WITH_INSTANCE.includes(pending.type)) continue;
       this.#pending.delete(tag);
       pending.reject(new ThawError("SANDBOX_FAILED", { what: `The sandbox ended before its ${pending.what} was done` }));
     }
@@ -400,4 +422,14 @@ export class Keeper {
     this.#socket.destroy();
     if (!this.#closing) this.#options.onLost?.(this.#lost);
   }
+}
+
+/** Its memory is incomplete, and nobody can complete it. */
+function pagerLost(instance: number, payload: Buffer): ThawError {
+  return new ThawError("PAGER_LOST", {
+    what: `instance ${instance} was ended: the rest of its memory cannot be brought`,
+    why: payload.toString("utf8", 4),
+    fix: "send the request again: it gets a new instance",
+    details: { errno: payload.readInt32LE(0) },
+  });
 }

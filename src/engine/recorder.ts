@@ -118,7 +118,9 @@ export class Recorder {
   #count(instance: LiveInstance, loaded: LoadedImage): void {
     const faults = faultsOf(instance);
     const { sets } = loaded;
-    const bound = faults === undefined ? undefined : sets.bound(faults, instance.start.husk ?? "fresh");
+    // The set's model of faults is one of the kernel's own paging, with its fault-around and read-ahead.
+    const known = instance.start.loader === "splice" || instance.start.loader === "lazy";
+    const bound = !known || faults === undefined ? undefined : sets.bound(faults, instance.start.husk ?? "fresh");
     if (faults !== undefined) instance.start = { ...instance.start, faults };
     if (bound === undefined) {
       instance.counted(faults);

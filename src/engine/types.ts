@@ -8,9 +8,9 @@ import type { ImageInspection } from "../image/index.js";
 
 export type { ImageInspection } from "../image/index.js";
 
-/** Which way pages arrive in a thawed instance. */
-export type Loader = "lazy" | "eager" | "splice";
-export const LOADERS: readonly Loader[] = ["lazy", "eager", "splice"];
+/** Which ways pages arrive in a thawed instance (docs/design/thaw.md, docs/design/pager.md). */
+export const LOADERS = ["lazy", "lazy-4k", "eager", "splice", "reap-lazy", "reap-parallel", "reap-file", "reap"] as const;
+export type Loader = (typeof LOADERS)[number];
 
 /** How an instance came to answer. */
 export type StartKind = "boot" | "thaw" | "parked" | "reuse" | "wake";
@@ -76,6 +76,8 @@ export interface StartResult {
   readonly husk?: HuskLevel | "fresh";
   /** Pages the loader installed ahead of the function; for a wake those that were read ahead. */
   readonly prefetchedPages: number;
+  /** What the pager did before the function ran, for loaders `reap…`: microseconds of reading and installing, contiguous runs. */
+  readonly pager?: { readonly readUs: number; readonly installUs: number; readonly regions: number };
   /** Pages of the working set that the page cache did not have when the start asked for them; told a moment after it, by `splice`. */
   readonly coldPages?: number;
   /** Set when this is not the way that was intended, with the reason. */

@@ -54,6 +54,7 @@ export const EXCEPTION_OF: Readonly<Record<ErrorCode, ExceptionName>> = {
   FREEZE_REFUSED: "SnapStartException",
   FREEZE_FAILED: "ServiceException",
   THAW_FAILED: "ServiceException",
+  PAGER_LOST: "ServiceException",
   IMAGE_DAMAGED: "ServiceException",
   IMAGE_MISMATCH: "ServiceException",
   IMAGE_NOT_READY: "SnapStartNotReadyException",

@@ -213,7 +213,7 @@ describe("a bad request", () => {
       400,
       "InvalidParameterValueException",
       "message",
-      /lazy, eager, splice/,
+      /lazy, lazy-4k, eager, splice, reap/,
     ],
     [
       "with a client context that is not JSON",

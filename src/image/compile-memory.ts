@@ -21,8 +21,8 @@ import { type Facts, type FileIdentity, type Region, storedRuns } from "./facts.
 import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
 import type { PageRun } from "./working-set.js";
 
-/** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch. */
-export type PageSource = "lazy" | "eager";
+/** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch; `paged`: anonymous memory that the pager fills. */
+export type PageSource = "lazy" | "eager" | "paged";
 
 /**
  * Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter, and the
@@ -160,7 +160,7 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
     // Memory that asked to be wiped in a fork starts wiped in a clone too.
     program.call(label, SYS.mmap, [region.start, bytes, region.prot, anonymous, -1, 0]);
     program.call(`${label}: wipe on fork`, SYS.madvise, [region.start, bytes, MADV_WIPEONFORK]);
-  } else if (!stored) {
+  } else if (!stored || source === "paged") {
     program.call(label, SYS.mmap, [region.start, bytes, region.prot, anonymous, -1, 0]);
   } else if (source === "eager" && region.kind !== "overlay") {
     program.call(label, SYS.mmap, [region.start, bytes, PROT_READ | PROT_WRITE, anonymous, -1, 0]);

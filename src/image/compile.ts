@@ -16,6 +16,7 @@ import { SYS } from "../linux/syscalls.js";
 import type { Channels } from "./channels.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
+import { readNothingAround, waitForPager } from "./compile-paged.js";
 import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { restoreTmp } from "./compile-tmp.js";
 import type { Facts, ThreadFacts } from "./facts.js";
@@ -122,6 +123,8 @@ export interface ThawInputs {
   readonly prefetch?: readonly PageRun[];
   /** The start records what it touches; nothing may be copied ahead then. */
   readonly record?: TouchTracking;
+  /** Each fault that needs the disk reads one page. */
+  readonly random?: boolean;
 }
 
 /** Everything that a generic or runtime-mapped husk still lacks: it becomes the function. Passes: {@link THAW_PASSES}. */
@@ -130,11 +133,16 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
   if (inputs.runtime) {
     mapRuntime(program, facts);
     program.stamp(STAMPS.runtime);
-  } else if (inputs.record !== undefined) {
+  } else if (inputs.record !== undefined || inputs.random === true) {
     forgetRuntime(program, facts);
   }
   mapMemory(program, facts, inputs.source);
   if (inputs.record?.exact === true) trackTouches(program, facts, passed(THAW_PASSES.userfaultfd));
+  if (inputs.random === true) readNothingAround(program, facts);
+  if (inputs.source === "paged") {
+    waitForPager(program, passed(THAW_PASSES.userfaultfd), fdBase(facts));
+    program.stamp(STAMPS.prefetch);
+  }
   if (inputs.prefetch !== undefined) {
     copyAhead(program, inputs.prefetch);
     program.stamp(STAMPS.prefetch);

@@ -21,6 +21,7 @@ export { decodeManifest, decodeRawManifest, encodeManifest, IMAGE_VERSION, type 
 export * from "./merge.js";
 export { classify, type FileRange, type PageClasses, prefetchRanges } from "./prefetch.js";
 export { type Program, type ProgramBuilder, passed } from "./program.js";
+export * from "./reap-set.js";
 export * from "./store.js";
 export { compileTime } from "./time.js";
 export * from "./working-set.js";

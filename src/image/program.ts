@@ -157,9 +157,9 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_TOUCH, label, [this.data(list), pages.length]);
   }
 
-  /** Hands a descriptor to the keeper, which holds it for this instance, and closes it here. */
-  give(label: string, fd: Argument): void {
-    this.push(ABI_CONSTANTS.OP_GIVE, label, [fd]);
+  /** Hands a descriptor to the keeper (`kind`: GIFT_…), which holds it for this instance, and closes it here. */
+  give(label: string, fd: Argument, kind: number = ABI_CONSTANTS.GIFT_KEPT): void {
+    this.push(ABI_CONSTANTS.OP_GIVE, label, [fd, kind]);
   }
 
   /** Tells the keeper that all that can fail is done. */

@@ -12,12 +12,22 @@ import { decodeManifest, encodeManifest, type Manifest, type RawManifest } from 
 import { decodeWorkingSet, encodeWorkingSet, type WorkingSet } from "./working-set.js";
 
 /** Paths of an image's files. */
-export function imageFiles(dir: string): { manifest: string; pages: string; tmp: string; workingSet: string } {
+export function imageFiles(dir: string): {
+  manifest: string;
+  pages: string;
+  tmp: string;
+  workingSet: string;
+  /** REAP's recording (reap-set.ts). */
+  reapTrace: string;
+  reapSet: string;
+} {
   return {
     manifest: join(dir, "manifest"),
     pages: join(dir, "pages"),
     tmp: join(dir, "tmp"),
     workingSet: join(dir, "working-set"),
+    reapTrace: join(dir, "reap-trace"),
+    reapSet: join(dir, "reap-set"),
   };
 }
 

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 6;
+export const HUSK_VERSION = 7;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -77,6 +77,8 @@ export const ABI_CONSTANTS = {
   MSG_PREFETCH: 13,
   MSG_FILE_TEMP: 20,
   MSG_HELPER_TERM: 21,
+  MSG_PAGED_BY: 14,
+  MSG_TRACE: 15,
   // Messages, keeper to server.
   MSG_HELLO: 64,
   MSG_OK: 65,
@@ -88,6 +90,8 @@ export const ABI_CONSTANTS = {
   MSG_EXIT: 71,
   MSG_HELPER_DONE: 72,
   MSG_PREFETCHED: 73,
+  MSG_PAGED: 74,
+  MSG_TRACED: 75,
 
   /** Descriptors that a helper gets, from 3 on; `flags` of MSG_HELPER says how many file ids precede its arguments. */
   HELPER_FDS_MAX: 4,
@@ -100,6 +104,18 @@ export const ABI_CONSTANTS = {
 
   FILE_READ: 0,
   FILE_PATH: 1,
+
+  /** What a husk gives (OP_GIVE): a userfaultfd to be kept, one to be served by the pager, what the husk waits at until its pages are there. */
+  GIFT_KEPT: 0,
+  GIFT_PAGED: 1,
+  GIFT_GATE: 2,
+
+  PAGE_PLAN_MAGIC: 0x4e4c5047,
+  /** How the pager installs a set: not at all; from the page space by several threads; by one read of its file, through the page cache or past it. */
+  PAGE_LAZY: 0,
+  PAGE_PARALLEL: 1,
+  PAGE_FILE: 2,
+  PAGE_DIRECT: 3,
 
   /** A longer list is sent as several messages. */
   PREFETCH_RANGES_MAX: 2048,
@@ -165,7 +181,7 @@ export const ABI_STRUCTS = {
   /** What OP_GIVE sends with one descriptor: the keeper holds it until MSG_UFFD_CLOSE, or the end of the instance. */
   husk_gift: [
     ["magic", "u32"],
-    ["reserved", "u32"],
+    ["kind", "u32"],
   ],
   /** MSG_EXIT. */
   exit: [
@@ -189,6 +205,42 @@ export const ABI_STRUCTS = {
     ["us", "u32"],
     ["reserved", "u32"],
     ["pages", "i64"],
+  ],
+  /** MSG_PAGED_BY: file ids. The pager will fill the memory that this instance's husk gives. `set` 0: the plan reads none. */
+  paged_by: [
+    ["plan", "u32"],
+    ["pages", "u32"],
+    ["set", "u32"],
+    ["reserved", "u32"],
+  ],
+  /** A plan: this, then page_ranges: `segments` registered ones, `copies` to install, `zeros` to install as zero pages. */
+  page_plan: [
+    ["magic", "u32"],
+    ["mode", "u32"],
+    ["segments", "u32"],
+    ["copies", "u32"],
+    ["zeros", "u32"],
+    ["reserved", "u32"],
+    ["set_bytes", "u64"],
+  ],
+  /**
+   * `from`: offset in the page space. `at`: of a copy, its offset in the set; of a segment, 1 when it stands for a file, whose bytes come
+   * back when the function gives a page back.
+   */
+  page_range: [
+    ["address", "u64"],
+    ["bytes", "u64"],
+    ["from", "u64"],
+    ["at", "u64"],
+  ],
+  /** MSG_PAGED: the set is installed and the husk goes on. `direct` 0: it came through the page cache. */
+  paged_report: [
+    ["read_us", "u32"],
+    ["install_us", "u32"],
+    ["pages", "u32"],
+    ["regions", "u32"],
+    ["direct", "u32"],
+    ["reserved", "u32"],
   ],
   program_header: [
     ["magic", "u32"],

@@ -10,7 +10,10 @@ describe("a preferred start is refused", () => {
     ["wake;loader=lazy", "a loader makes no sense with wake. Use it with thaw"],
     ["wake;husk=fresh", "a husk makes no sense with wake. Use it with thaw or boot"],
     ["", '"" is not a kind of start'],
-    ["thaw;loader=fast", '"fast" is not a loader. Use one of lazy, eager, splice'],
+    [
+      "thaw;loader=fast",
+      '"fast" is not a loader. Use one of lazy, lazy-4k, eager, splice, reap-lazy, reap-parallel, reap-file, reap',
+    ],
     ["boot;loader=lazy", "a loader makes no sense with boot. Use it with thaw"],
     ["thaw;husk=old", '"old" is not a way to come by a husk. Use one of pooled, fresh'],
     ["reuse;husk=fresh", "a husk makes no sense with reuse. Use it with thaw or boot"],

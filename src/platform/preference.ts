@@ -1,7 +1,7 @@
 /**
  * The text form of a demanded start, as the request header `X-Thaw-Prefer` and `thaw invoke --prefer` carry it:
  *
- *     boot | thaw | parked | reuse | wake   [;loader=lazy|eager|splice]   [;husk=pooled|fresh]   [;dispose]
+ *     boot | thaw | parked | reuse | wake   [;loader=splice|lazy|reap|…]   [;husk=pooled|fresh]   [;dispose]
  */
 import { ThawError } from "../base/errors.js";
 import { LOADERS, type Loader, type StartKind } from "../engine/types.js";
