@@ -26,10 +26,7 @@ export const FAULT_POINTS = {
 /** Name of a place in {@link FAULT_POINTS}. */
 export type FaultPoint = keyof typeof FAULT_POINTS;
 
-/** Read once: a look into `process.env` costs microseconds, and some of these places are on the way of a start. */
-const CHOSEN = process.env["THAW_FAULT"];
-
 /** Kills this process with SIGKILL when the environment's THAW_FAULT is `name`; otherwise does nothing. */
 export function faultPoint(name: FaultPoint): void {
-  if (CHOSEN === name) process.kill(process.pid, "SIGKILL");
+  if (process.env["THAW_FAULT"] === name) process.kill(process.pid, "SIGKILL");
 }
