@@ -16,8 +16,8 @@
  *                             process, because half of it would be gone
  *   settle    runs            file flushed and dropped from the page cache
  *
- * SIGTERM (a request came) ends it before remap with nothing changed; after that it is done within milliseconds. So does a
- * main thread that does not wait in a read, or bytes that lie unread in its control socket.
+ * SIGTERM (a request came) ends it before remap with nothing changed, and so do bytes that lie unread in its control socket; after
+ * that it is done within milliseconds.
  *
  * The second time, mappings of the file are already there: their private pages are written to their own places, and only
  * dropped. Where the file holds what is known from the mappings themselves; nothing else is kept between two runs.
@@ -50,8 +50,8 @@
 #define CELLS_MAX (PAGE_SPACE_BYTES_MAX / CELL_BYTES)
 #define CHUNK_PAGES 256
 #define MAPPINGS_SPARE 256
-#define ARM_TRIES 40
-#define ARM_WAIT_US 500
+#define STOP_TRIES 400
+#define STOP_WAIT_US 500
 #define SCAN_WP_MATCHING (1 << 0)
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
@@ -267,9 +267,9 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 		bool other = (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) && !in_swap(d, vma);
 		d->present_any = false;
 		if (other) {
-			fprintf(view->file_present, "%s{\"path\":", any_file ? "," : "");
-			json_text(view->file_present, vma->path);
-			fprintf(view->file_present, ",\"ranges\":[");
+			/* by the kernel's own link to the file: no path that the function could have bent */
+			fprintf(view->file_present, "%s{\"file\":\"%x:%x:%" PRIu64 "\",\"mapping\":\"%" PRIx64 "-%" PRIx64 "\",\"ranges\":[",
+				any_file ? "," : "", vma->major, vma->minor, vma->inode, vma->start, vma->end);
 			any_file = true;
 		}
 		scan(d->pagemap, vma->start, vma->end, present, see, d);
@@ -503,15 +503,20 @@ static void nothing(void *context, const struct scan_region *range)
 	(void)range;
 }
 
+/* False when a request came. Its main thread may need a moment to come back to its read: on a busy machine it waits for a processor. */
 static bool stop(struct deflation *d, bool all)
 {
-	uint64_t began;
-	if (cancelled)
-		return false;
-	if (!stop_in_place(d->target, all, &began))
-		return false;
-	d->stopped_ns -= began;
-	return true;
+	for (int i = 0; i < STOP_TRIES && !cancelled; i++) {
+		uint64_t began;
+		if (stop_in_place(d->target, all, &began)) {
+			d->stopped_ns -= began;
+			return true;
+		}
+		usleep(STOP_WAIT_US);
+	}
+	if (!cancelled)
+		refuse("its main thread does not wait for a request");
+	return false;
 }
 
 static void go_on(struct deflation *d)
@@ -535,13 +540,7 @@ static int take_over(struct deflation *d, int theirs)
 /* From here on the kernel notes which pages are written. False when a request came first. */
 static bool arm(struct deflation *d, const struct view *view)
 {
-	bool held = false;
-	/* It has just answered (the hygiene before this): it may need a moment to come back to its read. */
-	for (int i = 0; i < ARM_TRIES && !cancelled && !(held = stop(d, false)); i++)
-		usleep(ARM_WAIT_US);
-	if (!held && !cancelled)
-		refuse("its main thread does not wait for a request");
-	if (!held)
+	if (!stop(d, false))
 		return false;
 	struct thread *main_thread = &d->target->threads[0];
 	long made = inject(d->target, main_thread, SYS_userfaultfd, (uint64_t[6]){ O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0 });

@@ -48,7 +48,8 @@ function processOf(keeper: Keeper, name: string): number {
       const state = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
       if (!stat.includes(`(${name})`) || state[0] === "Z") continue;
       const parent = Number(state[1]);
-      if (parent === keeper.pid || readFileSync(`/proc/${parent}/stat`, "utf8").includes(`) S ${keeper.pid} `)) return Number(entry);
+      if (parent === keeper.pid || readFileSync(`/proc/${parent}/stat`, "utf8").includes(`) S ${keeper.pid} `))
+        return Number(entry);
     } catch {
       // It ended while it was looked at.
     }

@@ -52,6 +52,7 @@ import type {
   StartResult,
   ThawOptions,
 } from "./types.js";
+import { MappedFiles } from "./wake-set.js";
 
 const DEFAULT_TMP_MB = 512;
 const MB_PER_CPU = 1769;
@@ -80,6 +81,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly husks: HuskPool;
   private readonly imagesDir: string;
   private readonly log: Logger;
+  private readonly mapped: MappedFiles;
   private closing: Promise<void> | undefined;
   private genericCount = DEFAULT_GENERIC_HUSKS;
 
@@ -94,6 +96,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     interpreters: readonly Interpreter[],
   ) {
     this.log = options.log ?? silentLogger();
+    this.mapped = new MappedFiles(keeper);
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
@@ -394,7 +397,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   hibernation(instance: LiveInstance): Hibernation {
     return new Hibernation(
-      { keeper: this.keeper, extractor: this.paths.extractor, dir: this.imagesDir, log: this.log },
+      { keeper: this.keeper, extractor: this.paths.extractor, dir: this.imagesDir, log: this.log, mapped: this.mapped },
       instance,
     );
   }

@@ -361,6 +361,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.running = undefined;
       clearTimeout(running.timer);
       this.served++;
+      this.hibernation.answered();
       const fatal = header.last === true;
       if (this.served === 1 && !fatal) this.recordFirst();
       const result: InvokeResult = {
