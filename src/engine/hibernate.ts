@@ -133,8 +133,8 @@ export class Hibernation {
         // A request that came too late to cancel it has woken it by now.
         after = instance.busy || this.#cancelled ? "woken" : "hibernated";
         this.hibernatedBytes = number("hibernatedBytes");
-        if (before === "woken")
-          await this.#wakeSet.record(tools.mapped, instance.hostPid, reply.touched ?? [], reply.files ?? []);
+        if (before === "woken" && this.#file !== undefined)
+          await this.#wakeSet.record(this.#file, tools.mapped, instance.hostPid, reply.touched ?? [], reply.files ?? []);
       }
       const report: HibernateReport = {
         hygieneMs,
@@ -209,7 +209,7 @@ export class Hibernation {
     const { instance, tools } = this;
     this.state = "woken";
     this.#faultsBefore = processFaults(instance.hostPid);
-    const ranges = this.#file === undefined ? [] : this.#wakeSet.ranges(this.#file);
+    const { ranges } = this.#wakeSet;
     const { generation } = instance.start;
     const start = (readUs: number, pages: number): StartResult => ({
       kind: "wake",
