@@ -506,6 +506,8 @@ static void nothing(void *context, const struct scan_region *range)
 /* False when a request came. Its main thread may need a moment to come back to its read: on a busy machine it waits for a processor. */
 static bool stop(struct deflation *d, bool all)
 {
+	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
+	setpriority(PRIO_PROCESS, 0, -20);
 	for (int i = 0; i < STOP_TRIES && !cancelled; i++) {
 		uint64_t began;
 		if (stop_in_place(d->target, all, &began)) {
@@ -523,6 +525,7 @@ static void go_on(struct deflation *d)
 {
 	release_all(d->target);
 	d->stopped_ns += clock_ns(CLOCK_MONOTONIC);
+	setpriority(PRIO_PROCESS, 0, 0);
 }
 
 /* Takes a descriptor of the process over. */
@@ -615,7 +618,7 @@ static _Noreturn void give_up(struct deflation *d, struct workshop *shop, const 
 /* The file gets into the process by a socket pair that it makes and whose other end is taken over: its own sockets are not touched. */
 static void enter_workshop(struct deflation *d, struct workshop *shop, size_t calls)
 {
-	*shop = (struct workshop){ .at = HUSK_RESUME_AT, .bytes = (HEAD_BYTES + SCRIPT_TABLE_AT + calls * sizeof(struct script_call) + PAGE - 1) & ~(PAGE - 1),
+	*shop = (struct workshop){ .at = HUSK_WORKSHOP_AT, .bytes = (HEAD_BYTES + SCRIPT_TABLE_AT + calls * sizeof(struct script_call) + PAGE - 1) & ~(PAGE - 1),
 				   .theirs = { -1, -1 }, .swap = -1 };
 	long at = do_one(d, SYS_mmap, shop->at, shop->bytes, PROT_READ | PROT_WRITE | PROT_EXEC,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
@@ -808,7 +811,6 @@ int deflate(struct target *target, int argc, char **argv)
 	if (!cancelled && fdatasync(SWAP_FD) != 0)
 		die("cannot write the memory to disk: %s", strerror(errno));
 
-	setpriority(PRIO_PROCESS, 0, -20);
 	if (!stop(&d, true))
 		return report(&d, NULL, false);
 	look(&d, &stopped, &running);
@@ -818,7 +820,6 @@ int deflate(struct target *target, int argc, char **argv)
 	if (done)
 		remap(&d, &stopped);
 	go_on(&d);
-	setpriority(PRIO_PROCESS, 0, 0);
 	close(d.uffd);
 	return report(&d, &stopped, done);
 }

@@ -445,7 +445,8 @@ static void set_cgroups(const struct message *head, const uint8_t *payload) {
 }
 
 static void dispatch(const struct message *head, const uint8_t *payload) {
-	struct instance *it = head->type >= MSG_STAGE && head->type <= MSG_KILL ? table_get(&instances, head->id) : NULL;
+	bool concerns_one = (head->type >= MSG_STAGE && head->type <= MSG_KILL) || head->type == MSG_UFFD_CLOSE;
+	struct instance *it = concerns_one ? table_get(&instances, head->id) : NULL;
 	switch (head->type) {
 	case MSG_TEMPLATE: queue_job(&ordinary, &(struct job){.kind = JOB_TEMPLATE, .id = head->id}, head, payload, head->bytes); return;
 	case MSG_CGROUPS: return set_cgroups(head, payload);

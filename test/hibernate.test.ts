@@ -7,7 +7,7 @@ import { once } from "node:events";
 import { mkdirSync, readdirSync, readlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, onTestFinished } from "vitest";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import { type Engine, type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
 import { isAlive, livingProcesses } from "./support/processes.js";
@@ -123,7 +123,7 @@ function unnamed(): string[] {
     .map((fd) => `/proc/${pid}/fd/${fd}`)
     .filter((path) => {
       try {
-        return readlinkSync(path).startsWith(join(bench.dataDir, "images"));
+        return /\/(#\d+|\.thaw-\w+) \(deleted\)$/.test(readlinkSync(path));
       } catch {
         return false;
       }
@@ -311,6 +311,7 @@ describe("hibernating", () => {
     const instance = await bench.engine.boot(bench.python(PYTHON));
     await step(instance, "touch");
     await instance.hibernate();
+    onTestFinished(() => instance.dispose());
     expect(unnamed()).toHaveLength(1);
     const ended = new Promise((resolve) => instance.onExit(resolve));
     process.kill(hostPid(instance), "SIGKILL");
@@ -325,12 +326,14 @@ describe("hibernating", () => {
   it("with its file cut short from outside ends the function by name, and the next start is sound", async () => {
     const spec = bench.python(PYTHON);
     const instance = await bench.engine.boot(spec);
+    onTestFinished(() => instance.dispose());
     await step(instance, "touch");
     await instance.hibernate();
     const [file = ""] = unnamed();
     truncateSync(file, 0);
     const result = await instance.invoke(JSON.stringify({ step: "state" }));
-    expect(result).toMatchObject({ functionError: "Unhandled", platformError: "INSTANCE_EXITED", alive: false });
+    const { functionError, platformError, alive } = result;
+    expect([functionError, platformError, alive]).toEqual(["Unhandled", "INSTANCE_EXITED", false]);
     // SIGBUS, or SIGSEGV when not even a frame for that can be read.
     expect(errorOf(result).errorMessage).toMatch(/Runtime exited with error: signal (7|11)/);
     await instance.dispose();
@@ -366,6 +369,14 @@ def handler(event, context): return "on"
       expect(error.code).toBe("HIBERNATE_REFUSED");
       expect(error.message).toMatch(/its allocator \(jemalloc, in .*libsome\.so\) relies on zeros/);
       expect([await ask(instance), instance.state]).toEqual(["on", "warm"]);
+      // Its image says so too, and whatever way is asked for, its memory is read and not mapped.
+      const image = await instance.freeze({ then: "end" });
+      expect(image.report.notes.join()).toMatch(/its allocator \(jemalloc, in .*libsome\.so\) .* always loaded eagerly/);
+      for (const loader of ["splice", "lazy"] as const)
+        await withInstance(bench.engine.thaw(image, { loader }), async (clone) =>
+          expect([await ask(clone), clone.start.loader]).toEqual(["on", "eager"]),
+        );
+      await bench.engine.removeImage(image);
     });
   });
 });

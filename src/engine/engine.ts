@@ -2,7 +2,7 @@
  * The engine: boots, freezes and thaws on this machine. It owns the keeper, the husk pools and the open images; what a function is
  * for, and when it starts, is decided above.
  */
-import { mkdirSync, readFileSync, realpathSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
@@ -21,8 +21,8 @@ import {
 } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
-import { mountOf } from "../linux/mounts.js";
 import { bootInstance } from "./boot.js";
+import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
@@ -175,8 +175,8 @@ export class LocalEngine implements Engine, InstanceOwner {
   async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
     this.assertCanFreeze();
     const asked = monotonicNs();
-    const loader = options.loader ?? "splice";
     const loaded = this.loaded(image);
+    const loader = loaded.loaderFor(options.loader);
     const verifying = loaded.verify();
     if (verifying !== undefined) await verifying;
     const chosen = await this.chooseHusk(loaded, loader, options);
@@ -341,8 +341,9 @@ export class LocalEngine implements Engine, InstanceOwner {
     await rm(image.dir, { recursive: true, force: true });
   }
 
-  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader: Loader = "splice"): void {
+  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, asked?: Loader): void {
     const loaded = this.loaded(image);
+    const loader = loaded.loaderFor(asked);
     const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
@@ -454,17 +455,6 @@ export class LocalEngine implements Engine, InstanceOwner {
       fix: "start it without --boot-only",
     });
   }
-}
-
-/** Code that a runtime compiled lies in its image, and is mapped from there. */
-function refuseNoexec(dataDir: string): void {
-  const mount = mountOf(realpathSync(dataDir), readFileSync("/proc/self/mounts", "utf8"));
-  if (mount?.options.includes("noexec") !== true) return;
-  throw new ThawError("UNSUPPORTED_PLATFORM", {
-    what: `images cannot be kept in ${dataDir}`,
-    why: `${mount.point} is mounted noexec, and an image holds code`,
-    fix: `choose another directory with --data, or: mount -o remount,exec ${mount.point}`,
-  });
 }
 
 let labels = 0;

@@ -8,13 +8,13 @@
  *                                        preparing           ended
  */
 import { randomBytes, randomUUID } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
 import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
+import { residentMemory } from "./resident.js";
 import type {
   FreezeOptions,
   FunctionSpec,
@@ -255,14 +255,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   async memory(): Promise<InstanceMemory> {
-    const text = await readFile(`/proc/${this.hostPid}/smaps_rollup`, "utf8");
-    const sum = (pattern: RegExp): number =>
-      [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
-    return {
-      privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm),
-      sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm),
-      hibernatedBytes: this.hibernation.hibernatedBytes,
-    };
+    return { ...(await residentMemory(this.hostPid)), hibernatedBytes: this.hibernation.hibernatedBytes };
   }
 
   get state(): InstanceState {

@@ -22,6 +22,8 @@ export const ABI_CONSTANTS = {
   HUSK_PROGRAM_BYTES_MAX: 0x2000_0000n,
   /** Programs that run while the one before is still in use: its threads return through frames that lie in it. */
   HUSK_RESUME_AT: 0x10_3000_0000n,
+  /** Where the extractor works in a process that it deflates (native/deflate.c). */
+  HUSK_WORKSHOP_AT: 0x10_3800_0000n,
   /** The husk's channel to the keeper (SOCK_SEQPACKET) when it is executed. */
   HUSK_CHANNEL_FD: 100,
   HUSK_SLOTS: 256,
