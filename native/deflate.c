@@ -758,6 +758,28 @@ static uint64_t resident_bytes(pid_t pid)
 	return total;
 }
 
+/*
+ * Threads that were interrupted in epoll_wait or the like touched a few pages when they went back to sleep, and the kernel mapped
+ * their neighbours. Those are clean: they go again, without another stop. A kernel that cannot do it leaves them.
+ */
+static void drop_neighbours(struct deflation *d, const struct view *now)
+{
+	struct iovec parts[256];
+	size_t count = 0;
+	int pidfd = (int)syscall(SYS_pidfd_open, d->target->pid, 0);
+	for (size_t i = 0; i < now->vma_count && pidfd >= 0 && !cancelled; i++) {
+		const struct vma *vma = &now->vmas[i];
+		if (in_swap(d, vma))
+			parts[count++] = (struct iovec){ (void *)vma->start, vma->end - vma->start };
+		if (count == sizeof parts / sizeof parts[0] || (count && i + 1 == now->vma_count)) {
+			(void)!syscall(SYS_process_madvise, pidfd, parts, count, MADV_PAGEOUT, 0);
+			count = 0;
+		}
+	}
+	if (pidfd >= 0)
+		close(pidfd);
+}
+
 static int report(struct deflation *d, const struct view *view, bool done)
 {
 	struct view now = { 0 };
@@ -766,6 +788,8 @@ static int report(struct deflation *d, const struct view *view, bool done)
 	/* After the process goes on: a request that comes now does not wait for the disk. */
 	if (fdatasync(SWAP_FD) != 0)
 		die("cannot write the memory to disk: %s", strerror(errno));
+	if (done)
+		drop_neighbours(d, &now);
 	posix_fadvise(SWAP_FD, 0, 0, POSIX_FADV_DONTNEED);
 	struct stat is;
 	if (fstat(SWAP_FD, &is) != 0)
