@@ -39,6 +39,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -475,6 +476,9 @@ static void refuse_unfit(const struct deflation *d, const struct view *view)
 			mappings_max = 65530;
 		fclose(limit);
 	}
+	struct statvfs where;
+	if (fstatvfs(SWAP_FD, &where) == 0 && (where.f_flag & ST_NOEXEC))
+		refuse("its memory may hold code, and the directory for it is mounted noexec");
 	for (size_t i = 0; i < view->vma_count; i++)
 		if (view->vmas[i].watched)
 			refuse("its memory is watched by a userfaultfd");

@@ -357,6 +357,21 @@ describe("what is refused", () => {
     });
   });
 
+  it("a data directory that forbids code, where only booting is possible", async () => {
+    const spec = bench.python(PYTHON);
+    await onMount(
+      "size=256m,noexec",
+      async (engine) => {
+        await withInstance(engine.boot(spec), async (instance) => {
+          const error = await refusal(instance.hibernate());
+          expect([error.code, error.message]).toEqual(["HIBERNATE_REFUSED", expect.stringContaining("is mounted noexec")]);
+          expect([await step(instance, "touch"), instance.state]).toEqual([1, "warm"]);
+        });
+      },
+      true,
+    );
+  });
+
   it("an allocator that relies on zeros, by the name of its library", async () => {
     const spec = bench.python(`
 import ctypes
@@ -382,13 +397,14 @@ def handler(event, context): return "on"
   });
 });
 
-async function onMount(options: string, body: (engine: Engine, dir: string) => Promise<void>): Promise<void> {
+/** Runs `body` with an engine whose data lie on a small file system of its own. */
+async function onMount(options: string, body: (engine: Engine, dir: string) => Promise<void>, bootOnly = false): Promise<void> {
   const dir = join(bench.root, "small");
   mkdirSync(dir, { recursive: true });
   execFileSync("mount", ["-t", "tmpfs", "-o", options, "thaw-test", dir]);
   let engine: Engine | undefined;
   try {
-    engine = await openEngine({ dataDir: dir });
+    engine = await openEngine({ dataDir: dir, bootOnly });
     engine.pool({ generic: 0 });
     await body(engine, dir);
   } finally {
