@@ -16,8 +16,8 @@
  *                             process, because half of it would be gone
  *   settle    runs            file flushed and dropped from the page cache
  *
- * SIGTERM (a request came) ends it before remap with nothing changed; after that it is done within milliseconds. So does a
- * main thread that does not wait in a read, or bytes that lie unread in its control socket.
+ * SIGTERM (a request came) ends it before remap with nothing changed, and so do bytes that lie unread in its control socket; after
+ * that it is done within milliseconds.
  *
  * The second time, mappings of the file are already there: their private pages are written to their own places, and only
  * dropped. Where the file holds what is known from the mappings themselves; nothing else is kept between two runs.
@@ -39,6 +39,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -50,8 +51,8 @@
 #define CELLS_MAX (PAGE_SPACE_BYTES_MAX / CELL_BYTES)
 #define CHUNK_PAGES 256
 #define MAPPINGS_SPARE 256
-#define ARM_TRIES 40
-#define ARM_WAIT_US 500
+#define STOP_TRIES 400
+#define STOP_WAIT_US 500
 #define SCAN_WP_MATCHING (1 << 0)
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
@@ -267,9 +268,9 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 		bool other = (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) && !in_swap(d, vma);
 		d->present_any = false;
 		if (other) {
-			fprintf(view->file_present, "%s{\"path\":", any_file ? "," : "");
-			json_text(view->file_present, vma->path);
-			fprintf(view->file_present, ",\"ranges\":[");
+			/* by the kernel's own link to the file: no path that the function could have bent */
+			fprintf(view->file_present, "%s{\"file\":\"%x:%x:%" PRIu64 "\",\"mapping\":\"%" PRIx64 "-%" PRIx64 "\",\"ranges\":[",
+				any_file ? "," : "", vma->major, vma->minor, vma->inode, vma->start, vma->end);
 			any_file = true;
 		}
 		scan(d->pagemap, vma->start, vma->end, present, see, d);
@@ -475,6 +476,9 @@ static void refuse_unfit(const struct deflation *d, const struct view *view)
 			mappings_max = 65530;
 		fclose(limit);
 	}
+	struct statvfs where;
+	if (fstatvfs(SWAP_FD, &where) == 0 && (where.f_flag & ST_NOEXEC))
+		refuse("its memory may hold code, and the directory for it is mounted noexec");
 	for (size_t i = 0; i < view->vma_count; i++)
 		if (view->vmas[i].watched)
 			refuse("its memory is watched by a userfaultfd");
@@ -503,21 +507,29 @@ static void nothing(void *context, const struct scan_region *range)
 	(void)range;
 }
 
+/* False when a request came. Its main thread may need a moment to come back to its read: on a busy machine it waits for a processor. */
 static bool stop(struct deflation *d, bool all)
 {
-	uint64_t began;
-	if (cancelled)
-		return false;
-	if (!stop_in_place(d->target, all, &began))
-		return false;
-	d->stopped_ns -= began;
-	return true;
+	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
+	setpriority(PRIO_PROCESS, 0, -20);
+	for (int i = 0; i < STOP_TRIES && !cancelled; i++) {
+		uint64_t began;
+		if (stop_in_place(d->target, all, &began)) {
+			d->stopped_ns -= began;
+			return true;
+		}
+		usleep(STOP_WAIT_US);
+	}
+	if (!cancelled)
+		refuse("its main thread does not wait for a request");
+	return false;
 }
 
 static void go_on(struct deflation *d)
 {
 	release_all(d->target);
 	d->stopped_ns += clock_ns(CLOCK_MONOTONIC);
+	setpriority(PRIO_PROCESS, 0, 0);
 }
 
 /* Takes a descriptor of the process over. */
@@ -535,13 +547,7 @@ static int take_over(struct deflation *d, int theirs)
 /* From here on the kernel notes which pages are written. False when a request came first. */
 static bool arm(struct deflation *d, const struct view *view)
 {
-	bool held = false;
-	/* It has just answered (the hygiene before this): it may need a moment to come back to its read. */
-	for (int i = 0; i < ARM_TRIES && !cancelled && !(held = stop(d, false)); i++)
-		usleep(ARM_WAIT_US);
-	if (!held && !cancelled)
-		refuse("its main thread does not wait for a request");
-	if (!held)
+	if (!stop(d, false))
 		return false;
 	struct thread *main_thread = &d->target->threads[0];
 	long made = inject(d->target, main_thread, SYS_userfaultfd, (uint64_t[6]){ O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0 });
@@ -756,6 +762,28 @@ static uint64_t resident_bytes(pid_t pid)
 	return total;
 }
 
+/*
+ * Threads that were interrupted in epoll_wait or the like touched a few pages when they went back to sleep, and the kernel mapped
+ * their neighbours. Those are clean: they go again, without another stop. A kernel that cannot do it leaves them.
+ */
+static void drop_neighbours(struct deflation *d, const struct view *now)
+{
+	struct iovec parts[256];
+	size_t count = 0;
+	int pidfd = (int)syscall(SYS_pidfd_open, d->target->pid, 0);
+	for (size_t i = 0; i < now->vma_count && pidfd >= 0 && !cancelled; i++) {
+		const struct vma *vma = &now->vmas[i];
+		if (in_swap(d, vma))
+			parts[count++] = (struct iovec){ (void *)vma->start, vma->end - vma->start };
+		if (count == sizeof parts / sizeof parts[0] || (count && i + 1 == now->vma_count)) {
+			(void)!syscall(SYS_process_madvise, pidfd, parts, count, MADV_PAGEOUT, 0);
+			count = 0;
+		}
+	}
+	if (pidfd >= 0)
+		close(pidfd);
+}
+
 static int report(struct deflation *d, const struct view *view, bool done)
 {
 	struct view now = { 0 };
@@ -764,6 +792,8 @@ static int report(struct deflation *d, const struct view *view, bool done)
 	/* After the process goes on: a request that comes now does not wait for the disk. */
 	if (fdatasync(SWAP_FD) != 0)
 		die("cannot write the memory to disk: %s", strerror(errno));
+	if (done)
+		drop_neighbours(d, &now);
 	posix_fadvise(SWAP_FD, 0, 0, POSIX_FADV_DONTNEED);
 	struct stat is;
 	if (fstat(SWAP_FD, &is) != 0)
@@ -809,7 +839,6 @@ int deflate(struct target *target, int argc, char **argv)
 	if (!cancelled && fdatasync(SWAP_FD) != 0)
 		die("cannot write the memory to disk: %s", strerror(errno));
 
-	setpriority(PRIO_PROCESS, 0, -20);
 	if (!stop(&d, true))
 		return report(&d, NULL, false);
 	look(&d, &stopped, &running);
@@ -819,7 +848,6 @@ int deflate(struct target *target, int argc, char **argv)
 	if (done)
 		remap(&d, &stopped);
 	go_on(&d);
-	setpriority(PRIO_PROCESS, 0, 0);
 	close(d.uffd);
 	return report(&d, &stopped, done);
 }

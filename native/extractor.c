@@ -503,6 +503,7 @@ static int freeze(int argc, char **argv)
 	store_tmp();
 	dump_store(dump, dir, &stored_pages, &anonymous_pages);
 	dump_write_regions(dump);
+	dump_write_allocator(dump, target.pid);
 	json_open("notes", '[');
 	for (int i = 0; i < note_count; i++)
 		json_string(NULL, notes[i]);

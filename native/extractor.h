@@ -92,6 +92,8 @@ struct dump;
 /* `swap`: the file of its hibernation, or -1. */
 struct dump *dump_prepare(const struct target *target, const char *parent_pages, int swap);
 void dump_copy(struct dump *dump, const struct target *target);
+/* Which of the mapped files has an allocator that cannot live on file mappings, if one has. */
+void dump_write_allocator(const struct dump *dump, pid_t pid);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);
 void dump_write_regions(const struct dump *dump);
 int verify_pages(const char *path);

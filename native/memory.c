@@ -462,6 +462,15 @@ void dump_copy(struct dump *dump, const struct target *target)
 	close(mem);
 }
 
+void dump_write_allocator(const struct dump *dump, pid_t pid)
+{
+	const char *path = allocator_that_trusts_zeros(pid, dump->vmas, dump->vma_count);
+	if (!path)
+		return;
+	json_path("trustsZeros", path);
+	note("its allocator (jemalloc, in %s) relies on zeros where memory was given back: it is always loaded eagerly", path);
+}
+
 /* ---- storing ---- */
 
 static void remember_stored(struct region *region, uint64_t page)

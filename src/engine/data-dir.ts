@@ -1,9 +1,9 @@
-/** Where images can be kept. */
+/** What the directory of the server's data must allow. */
 import { readFileSync, realpathSync } from "node:fs";
 import { ThawError } from "../base/errors.js";
 import { mountOf } from "../linux/mounts.js";
 
-/** Code that a runtime compiled lies in its image, and is mapped from there. */
+/** Code that a runtime compiled lies in its image, and is mapped from there. UNSUPPORTED_PLATFORM. */
 export function refuseNoexec(dataDir: string): void {
   const mount = mountOf(realpathSync(dataDir), readFileSync("/proc/self/mounts", "utf8"));
   if (mount?.options.includes("noexec") !== true) return;

@@ -56,6 +56,7 @@ import type {
   ThawOptions,
 } from "./types.js";
 import { LOADERS } from "./types.js";
+import { MappedFiles } from "./wake-set.js";
 
 const DEFAULT_TMP_MB = 512;
 const MB_PER_CPU = 1769;
@@ -87,6 +88,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly imagesDir: string;
   private readonly log: Logger;
   private readonly limitsByMemory = new Map<number, LimitWrite[]>();
+  private readonly mapped: MappedFiles;
   private closing: Promise<void> | undefined;
   private genericCount = DEFAULT_GENERIC_HUSKS;
 
@@ -101,6 +103,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     interpreters: readonly Interpreter[],
   ) {
     this.log = options.log ?? silentLogger();
+    this.mapped = new MappedFiles(keeper);
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
@@ -181,8 +184,8 @@ export class LocalEngine implements Engine, InstanceOwner {
   async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
     this.assertCanFreeze();
     const asked = monotonicNs();
-    const loader = options.loader ?? "splice";
     const loaded = this.loaded(image);
+    const loader = loaded.loaderFor(options.loader);
     const verifying = loaded.verify();
     if (verifying !== undefined) await verifying;
     const paged = isPaged(loader) ? await this.reap.prepare(loaded, loader, this.recorder.device) : undefined;
@@ -352,9 +355,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     await rm(image.dir, { recursive: true, force: true });
   }
 
-  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader: Loader = "splice"): void {
-    if (level !== "runtime") refuseParking(loader);
+  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, asked?: Loader): void {
+    if (level !== "runtime") refuseParking(asked ?? "splice");
     const loaded = this.loaded(image);
+    const loader = loaded.loaderFor(asked);
     const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
@@ -410,7 +414,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   hibernation(instance: LiveInstance): Hibernation {
     return new Hibernation(
-      { keeper: this.keeper, extractor: this.paths.extractor, dir: this.imagesDir, log: this.log },
+      { keeper: this.keeper, extractor: this.paths.extractor, dir: this.imagesDir, log: this.log, mapped: this.mapped },
       instance,
     );
   }

@@ -7,6 +7,7 @@
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { assert, ThawError } from "../base/errors.js";
+import { FakeHibernation } from "./fake-hibernation.js";
 import {
   type FakeContext,
   FakeEnd,
@@ -273,13 +274,8 @@ export class FakeInstance implements Instance {
   served = 0;
   start: StartResult;
   #complete: StartResult;
-  state: InstanceState = "warm";
   #busy = false;
-  #hibernatedBytes = 0;
-  #report: HibernateReport | undefined;
-  /** Ends a hibernation that is under way. */
-  #cancel: (() => void) | undefined;
-  #deflating: Promise<unknown> | undefined;
+  readonly #hibernation = new FakeHibernation(this);
   #disposed: Promise<void> | undefined;
   readonly #exitListeners = new Set<(reason: string) => void>();
 
@@ -317,9 +313,7 @@ export class FakeInstance implements Instance {
         this.started = true;
         this.start = this.#complete;
       }
-      this.#cancel?.();
-      await this.#deflating;
-      await this.wake();
+      await this.#hibernation.requested();
       this.engine.failIfAsked("invoke");
       return await this.#answer(payload, options);
     } finally {
@@ -345,64 +339,20 @@ export class FakeInstance implements Instance {
 
   async memory(): Promise<InstanceMemory> {
     const privateBytes = this.engine.residentBytes[this.state === "deflating" ? "warm" : this.state];
-    return { privateBytes, dirtyBytes: privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernatedBytes };
+    return { privateBytes, dirtyBytes: privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernation.bytes };
+  }
+
+  get state(): InstanceState {
+    return this.#hibernation.state;
   }
 
   hibernate(): Promise<HibernateReport> {
-    assert(!this.#busy && this.#deflating === undefined, `instance ${this.id} is hibernated between two requests`);
-    const work = this.#hibernate();
-    this.#deflating = work.then(
-      () => undefined,
-      () => undefined,
-    );
-    void this.#deflating.then(() => {
-      this.#deflating = undefined;
-    });
-    return work;
+    assert(!this.#busy, `instance ${this.id} is hibernated between two requests`);
+    return this.#hibernation.hibernate();
   }
 
-  async wake(): Promise<StartResult> {
-    if (this.state !== "hibernated") return this.start;
-    this.engine.note("wake", this.spec.name);
-    await delay(this.engine.delayMs.wake);
-    this.engine.failIfAsked("wake");
-    this.state = "woken";
-    const { generation } = this.start;
-    this.start = {
-      kind: "wake",
-      ...(generation === undefined ? {} : { generation }),
-      us: 900,
-      phases: [{ name: "prefetch", us: 100 }],
-      waitUs: 0,
-      prefetchedPages: 150,
-    };
-    return this.start;
-  }
-
-  async #hibernate(): Promise<HibernateReport> {
-    this.engine.note("hibernate", this.spec.name);
-    assert(this.alive, `hibernation of instance ${this.id}, which has ended`);
-    if (this.state === "hibernated" && this.#report !== undefined) return this.#report;
-    const before = this.state;
-    this.state = "deflating";
-    const cancelled = await Promise.race([
-      delay(this.engine.delayMs.hibernate).then(() => false),
-      new Promise<boolean>((resolve) => {
-        this.#cancel = () => resolve(true);
-      }),
-    ]);
-    this.#cancel = undefined;
-    this.state = before;
-    this.engine.failIfAsked("hibernate");
-    const writtenPages = cancelled ? 0 : before === "warm" ? 300 : 20;
-    this.#hibernatedBytes = Math.max(this.#hibernatedBytes, writtenPages * 4096);
-    const residentBytes = this.engine.residentBytes[cancelled ? "warm" : "hibernated"];
-    const times = { hygieneMs: 1, stoppedMs: 2, totalMs: 5 };
-    const report = { ...times, writtenPages, hibernatedBytes: this.#hibernatedBytes, residentBytes, mappings: 200, cancelled };
-    if (cancelled || !this.alive) return report;
-    this.state = "hibernated";
-    this.#report = report;
-    return report;
+  wake(): Promise<StartResult> {
+    return this.#hibernation.wake();
   }
 
   async faults(): Promise<StartFaults | undefined> {

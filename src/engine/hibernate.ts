@@ -14,13 +14,14 @@ import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
 import { CONTROL_FD } from "../image/index.js";
+import { type ProcessFaults, processFaults } from "./faults.js";
 import { prepare } from "./freeze.js";
 import type { LiveInstance } from "./instance.js";
 import type { HelperResult, Keeper } from "./keeper.js";
 import { parseReply } from "./native.js";
 import type { HibernateReport, InstanceState, StartResult } from "./types.js";
+import { type MappedFiles, WakeSet } from "./wake-set.js";
 
-const PAGE_BYTES = 4096;
 const SIGTERM = 15;
 
 /** What hibernating needs of the engine. */
@@ -30,22 +31,19 @@ export interface HibernateTools {
   /** Where the files without a name are made: the disk of the images. */
   readonly dir: string;
   readonly log: Logger;
+  readonly mapped: MappedFiles;
 }
 
 type Reply = ReturnType<typeof parseReply>;
-
-/** A part of the file that requests touched since the wake before: the recording for the next one. */
-interface Touched {
-  readonly offset: bigint;
-  readonly bytes: number;
-}
 
 export class Hibernation {
   state: InstanceState = "warm";
   hibernatedBytes = 0;
   /** The keeper's name for the file; it lives as long as the instance. */
   #file: number | undefined;
-  #touched: readonly Touched[] = [];
+  readonly #wakeSet = new WakeSet();
+  /** Of the process when it was woken; the answer to the first request after that tells how many it took. */
+  #faultsBefore: ProcessFaults | undefined;
   #report: HibernateReport | undefined;
   #work: Promise<HibernateReport> | undefined;
   #cancel = new AbortController();
@@ -82,21 +80,29 @@ export class Hibernation {
   requested(): { sent(): void } | undefined {
     if (this.state === "deflating") this.#cancel.abort();
     if (this.state !== "hibernated") return undefined;
-    const began = monotonicNs();
-    this.state = "woken";
-    this.#prefetch();
-    this.#started(began);
+    void this.#wake();
     return { sent: () => faultPoint("wake-request-sent") };
   }
 
   async wake(): Promise<StartResult> {
     if (this.state !== "hibernated") return this.instance.start;
     if (!this.instance.alive) throw this.instance.exitError();
-    const began = monotonicNs();
-    this.state = "woken";
-    this.#prefetch();
-    this.#started(began);
+    await this.#wake();
     return this.instance.start;
+  }
+
+  /** Called with the answer to each request. */
+  answered(): void {
+    if (this.#faultsBefore === undefined) return;
+    const before = this.#faultsBefore;
+    this.#faultsBefore = undefined;
+    const { instance } = this;
+    // The answer goes out first.
+    setImmediate(() => {
+      const now = instance.start.kind === "wake" ? processFaults(instance.hostPid) : undefined;
+      // What had to be waited for was in no recording: a page that is on its way counts as a minor fault.
+      if (now !== undefined) instance.start = { ...instance.start, faultsOutside: now.major - before.major };
+    });
   }
 
   /** The instance is over. */
@@ -127,7 +133,8 @@ export class Hibernation {
         // A request that came too late to cancel it has woken it by now.
         after = instance.busy || this.#cancelled ? "woken" : "hibernated";
         this.hibernatedBytes = number("hibernatedBytes");
-        this.#touched = before === "woken" ? touchedOf(reply.touched) : [];
+        if (before === "woken" && this.#file !== undefined)
+          await this.#wakeSet.record(this.#file, tools.mapped, instance.hostPid, reply.touched ?? [], reply.files ?? []);
       }
       const report: HibernateReport = {
         hygieneMs,
@@ -196,21 +203,35 @@ export class Hibernation {
     return error;
   }
 
-  #prefetch(): void {
-    // Read ahead by the pager once it is there.
-  }
-
-  #started(began: bigint): void {
-    const { generation } = this.instance.start;
-    const us = Number(monotonicNs() - began) / 1000;
-    this.instance.start = {
+  /** Reads ahead beside whatever comes next. Resolves when the pager has asked the disk for all of it. */
+  async #wake(): Promise<void> {
+    const began = monotonicNs();
+    const { instance, tools } = this;
+    this.state = "woken";
+    this.#faultsBefore = processFaults(instance.hostPid);
+    const { ranges } = this.#wakeSet;
+    const { generation } = instance.start;
+    const start = (readUs: number, pages: number): StartResult => ({
       kind: "wake",
       ...(generation === undefined ? {} : { generation }),
       us,
-      phases: [{ name: "prefetch", us }],
+      phases: [
+        { name: "send", us },
+        { name: "prefetch", us: readUs },
+      ],
       waitUs: 0,
-      prefetchedPages: this.#touched.reduce((sum, { bytes }) => sum + bytes / PAGE_BYTES, 0),
-    };
+      prefetchedPages: pages,
+    });
+    const reading = ranges.length === 0 ? undefined : tools.keeper.prefetch(ranges);
+    const us = Number(monotonicNs() - began) / 1000;
+    const woken = start(0, 0);
+    instance.start = woken;
+    if (reading === undefined) return;
+    const done = await reading;
+    const { start: current } = instance;
+    // Unless it was hibernated and woken again meanwhile.
+    if (current === woken || current.kind === "wake")
+      instance.start = { ...current, ...start(done.us, done.pages < 0 ? this.#wakeSet.pages : done.pages) };
   }
 }
 
@@ -219,12 +240,4 @@ const CANCELLED: Reply = { ok: true, cancelled: true };
 /** It was told to end before it could hear that. */
 function endedBefore({ signal, stdout }: HelperResult): boolean {
   return signal === SIGTERM && stdout.length === 0;
-}
-
-function touchedOf(value: unknown): Touched[] {
-  const list = value as number[];
-  const ranges: Touched[] = [];
-  for (let index = 0; index + 1 < list.length; index += 2)
-    ranges.push({ offset: BigInt(list[index] ?? 0), bytes: list[index + 1] ?? 0 });
-  return ranges;
 }

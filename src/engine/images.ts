@@ -103,6 +103,11 @@ export class LoadedImage {
     this.runtimeKey = runtimeKey(this.runtimeProgram.program);
   }
 
+  /** The way in which its pages arrive: as asked, unless its allocator cannot live on file mappings. */
+  loaderFor(asked: Loader = "splice"): Loader {
+    return this.facts.trustsZeros === undefined ? asked : "eager";
+  }
+
   /** Reads, checks and opens. `written`: the pages were written by this server a moment ago. */
   static async open(keeper: Keeper, extractor: string, dir: string, here: Fingerprint, written: boolean): Promise<LoadedImage> {
     // A working set that a killed server was writing.

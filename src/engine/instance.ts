@@ -8,13 +8,13 @@
  *                                        preparing           ended
  */
 import { randomBytes, randomUUID } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
+import { residentMemory } from "./resident.js";
 import type {
   FreezeOptions,
   FunctionSpec,
@@ -294,15 +294,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   async memory(): Promise<InstanceMemory> {
-    const text = await readFile(`/proc/${this.hostPid}/smaps_rollup`, "utf8");
-    const sum = (pattern: RegExp): number =>
-      [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
-    return {
-      privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm),
-      dirtyBytes: sum(/^Private_Dirty:\s+(\d+)/gm),
-      sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm),
-      hibernatedBytes: this.hibernation.hibernatedBytes,
-    };
+    return { ...(await residentMemory(this.hostPid)), hibernatedBytes: this.hibernation.hibernatedBytes };
   }
 
   get state(): InstanceState {
@@ -411,6 +403,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.running = undefined;
       clearTimeout(running.timer);
       this.served++;
+      this.hibernation.answered();
       const fatal = header.last === true;
       if (this.served === 1 && !fatal) this.recordFirst();
       const result: InvokeResult = {
