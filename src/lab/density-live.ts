@@ -37,7 +37,10 @@ export interface LiveResult {
   readonly hibernated: LiveLook;
   /** Microseconds of each call after idling. */
   readonly answered: readonly number[];
+  /** Hibernations that failed, after which an instance goes on, among them. */
   readonly failures: readonly FailedRun[];
+  /** Instances that did not come to live, or did not answer rightly when called. */
+  readonly lost: number;
   /** Of the keeper, with all instances live. */
   readonly descriptors: number;
   readonly tasks: number;
@@ -138,6 +141,7 @@ async function measure(lab: Lab, engine: Engine, wanted: number): Promise<LiveRe
     hibernated: { ...hibernated, machine: machineShare(before, whileHibernated, after) },
     answered,
     failures,
+    lost: wanted - answered.length,
     descriptors,
     tasks,
   };
@@ -145,6 +149,6 @@ async function measure(lab: Lab, engine: Engine, wanted: number): Promise<LiveRe
 
 /** Open descriptors of the keeper; NaN without one. */
 function keeperDescriptors(): number {
-  const pid = childNamed("keeper");
+  const pid = childNamed("thaw-keeper");
   return pid === undefined ? Number.NaN : readdirSync(`/proc/${pid}/fd`).length;
 }
