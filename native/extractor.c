@@ -6,6 +6,8 @@
  *   extractor deflate PID CONTROL_FD 3<>SWAP                  moves the memory of a process to a file (deflate.c)
  *   extractor tracking                                        says whether this kernel can tell exactly what a process touches
  *   extractor scan PID [PAGES]                                prints the present pages of a process by source
+ *   extractor resident|evict|fetch FILE…, bandwidth FILE     the page cache (cache.c)
+ *   extractor blocked PID                                     time spent waiting for the disk (blocked.c)
  *
  * Theory of operation. It decides nothing about the image: it reports what is, and TypeScript compiles that
  * (src/image). While the process is stopped it only copies, into memory that was faulted in before; files are
@@ -569,5 +571,15 @@ int main(int argc, char **argv)
 		return scan_pages(atoi(argv[2]), argc > 3 ? argv[3] : NULL);
 	if (argc == 2 && strcmp(argv[1], "tracking") == 0)
 		return try_tracking();
-	die("usage: extractor freeze|deflate|verify|scan|tracking …");
+	if (argc > 2 && strcmp(argv[1], "resident") == 0)
+		return resident_files(argc - 2, argv + 2, CACHE_AS_IS);
+	if (argc > 2 && strcmp(argv[1], "evict") == 0)
+		return resident_files(argc - 2, argv + 2, CACHE_EVICT);
+	if (argc > 2 && strcmp(argv[1], "fetch") == 0)
+		return resident_files(argc - 2, argv + 2, CACHE_FETCH);
+	if (argc == 3 && strcmp(argv[1], "bandwidth") == 0)
+		return read_bandwidth(argv[2]);
+	if (argc == 3 && strcmp(argv[1], "blocked") == 0)
+		return print_blocked(atoi(argv[2]));
+	die("usage: extractor freeze|deflate|verify|scan|tracking|resident|evict|fetch|bandwidth|blocked …");
 }

@@ -101,3 +101,11 @@ int scan_pages(pid_t pid, const char *pages_path);
 
 /* deflate.c */
 int deflate(struct target *target, int argc, char **argv);
+
+/* cache.c */
+enum cache_change { CACHE_AS_IS, CACHE_EVICT, CACHE_FETCH };
+int resident_files(int count, char **paths, enum cache_change change);
+int read_bandwidth(const char *path);
+
+/* blocked.c */
+int print_blocked(pid_t pid);

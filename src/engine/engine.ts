@@ -21,7 +21,7 @@ import {
   sweepCgroups,
 } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
-import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
+import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { bootInstance } from "./boot.js";
 import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
@@ -72,6 +72,8 @@ export interface EngineOptions {
   readonly log?: Logger;
   /** Functions boot, nothing is frozen or thawed. */
   readonly bootOnly?: boolean;
+  /** Paths of the interpreters to use, and no others. Default: those that are found on this machine. */
+  readonly interpreters?: readonly string[];
   /** Called once when the keeper ended by itself: every instance is gone, and this engine cannot make another. */
   readonly onLost?: (error: ThawError) => void;
 }
@@ -125,7 +127,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (options.bootOnly !== true) refuseNoexec(options.dataDir);
     const layout = probeCgroups();
     await sweepCgroups(layout);
-    const interpreters = await findInterpreters();
+    const interpreters = await (options.interpreters === undefined ? findInterpreters() : interpretersAt(options.interpreters));
     const parents = makeParents(layout, nextLabel());
     const log = options.log ?? silentLogger();
     let keeper: Keeper | undefined;

@@ -10,6 +10,7 @@ import type {
   HuskLevel,
   Image,
   Instance,
+  Loader,
   Phase,
   StartKind,
   StartResult,
@@ -88,6 +89,11 @@ export function startArms(engine: Engine, workload: Workload, image: Image, warm
   return [...arms, ...warmArms(warm, workload)];
 }
 
+/** A thaw with one loader, from a pooled husk with its runtime mapped. */
+export function thawArm(engine: Engine, workload: Workload, image: Image, name: string, loader: Loader): Arm<StartSample> {
+  return startArm(engine, workload, image, { name, pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader } });
+}
+
 function startArm(engine: Engine, workload: Workload, image: Image, way: Way): Arm<StartSample> {
   const spec = specOf(workload, engine.runtimes);
   return {
@@ -124,7 +130,7 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
  * Requests to an instance that has answered before. What starts are compared with is the quicker of two: the request just
  * after another one, with every cache still filled by it. The other comes after the pause that all starts come after.
  */
-function warmArms(instance: Instance, workload: Workload): Arm<StartSample>[] {
+export function warmArms(instance: Instance, workload: Workload): Arm<StartSample>[] {
   const run = async (round: number) => {
     const seed = seedOf(round) + 1;
     const event = eventOf(workload, seed);
