@@ -11,7 +11,7 @@ import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/wor
 
 const OBJECTS = 5000;
 const STARTS = 3;
-const BLOCK_MB = 24;
+const BLOCK_MB = 12;
 const PAGED: readonly Loader[] = ["reap-lazy", "reap-parallel", "reap-file", "reap"];
 const world = useWorld();
 
