@@ -116,6 +116,19 @@ afterEach(() => bench.quiet());
 const step = (instance: Instance, name: string, ...args: unknown[]): Promise<unknown> => ask(instance, { step: name, args });
 const LANGUAGES = { node: () => bench.node(NODE), python: () => bench.python(PYTHON) };
 
+/** Repeats an expectation that takes a request until it holds. */
+async function eventuallyAsync(check: () => Promise<void>): Promise<void> {
+  for (let turn = 0; turn < 100; turn++) {
+    const failed = await check().then(
+      () => false,
+      () => true,
+    );
+    if (!failed) return;
+    await sleep(50);
+  }
+  await check();
+}
+
 /** Descriptors of the keeper that lead to files without a name. */
 function unnamed(): string[] {
   const { pid } = (bench.engine as unknown as { keeper: { pid: number } }).keeper;
@@ -241,6 +254,44 @@ describe("hibernating", () => {
       expect(await step(instance, "echo")).toBe("still here");
       await instance.hibernate();
       expect(await step(instance, "echo")).toBe("still here");
+    });
+  });
+
+  it("loses no write of a thread that never rests, and none of its children's ends", async () => {
+    // The thread sweeps over its array and adds one to each word. Where words lost writes there is a step that never moves.
+    const spec = bench.node(`
+      const { Worker } = require("node:worker_threads");
+      const { spawn } = require("node:child_process");
+      const words = new Int32Array(new SharedArrayBuffer(4 << 20)), bell = new Int32Array(new SharedArrayBuffer(4));
+      new Worker("const { workerData: w } = require('node:worker_threads'); for (;;) for (let i = 0; i < w.length; i++) w[i]++;",
+        { eval: true, workerData: words });
+      let ended = 0, made = 0;
+      exports.handler = async ({ spawns }) => {
+        for (let i = 0; i < (spawns ?? 0); i++, made++) spawn("/bin/sleep", ["0.0" + (i + 1)]).on("exit", () => { ended++; });
+        let behind;
+        for (let look = 0; look < 3; look++) {
+          // The thread's own place moves on between two looks, however busy the machine is.
+          for (const from = words[0]; words[0] < from + 2; ) Atomics.wait(bell, 0, 0, 2);
+          const seen = words.slice(), here = new Set();
+          for (let i = 1; i < seen.length; i++) if (seen[i] !== seen[i - 1]) here.add(i);
+          behind = behind === undefined ? here : new Set([...behind].filter((i) => here.has(i)));
+        }
+        return [words[0], behind.size, made, ended];
+      };`);
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      type Seen = [first: number, behind: number, made: number, ended: number];
+      let last = -1;
+      for (let turn = 0; turn < 8; turn++) {
+        const [first, behind] = (await ask(instance, { spawns: 5 })) as Seen;
+        expect(first).toBeGreaterThan(last);
+        last = first;
+        expect(behind, `turn ${turn}`).toBe(0);
+        expect((await instance.hibernate()).cancelled).toBe(false);
+      }
+      await eventuallyAsync(async () => {
+        const [, , made, ended] = (await ask(instance)) as Seen;
+        expect([made, ended]).toEqual([40, 40]);
+      });
     });
   });
 
