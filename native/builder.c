@@ -279,7 +279,7 @@ static int make_husk(const struct job *job, int lent, struct job_answer *answer,
 	return network > 0 ? 4 : 3;
 }
 
-static int run_helper(char *payload, size_t count, struct job_answer *answer, int *fds) {
+static int run_helper(char *payload, size_t count, const int *lent, unsigned lent_count, struct job_answer *answer, int *fds) {
 	char *argv[ARGUMENTS_MAX + 1];
 	unsigned arguments = 0;
 	if (count == 0 || payload[count - 1] != '\0') return -EINVAL;
@@ -303,7 +303,13 @@ static int run_helper(char *payload, size_t count, struct job_answer *answer, in
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		int null = open("/dev/null", O_RDONLY);
-		if (null >= 0 && dup2(null, 0) >= 0 && dup2(output[1], 1) >= 0) {
+		/* What is lent, or the way to tell a failure, may lie where another shall be: all go up first, then down to their places. */
+		int kept[HELPER_FDS_MAX], placed = fcntl(failure[1], F_DUPFD_CLOEXEC, HELPER_FDS_MAX + 3);
+		if (placed >= 0) failure[1] = placed;
+		for (unsigned index = 0; index < lent_count && placed >= 0; index++) placed = kept[index] = fcntl(lent[index], F_DUPFD_CLOEXEC, HELPER_FDS_MAX + 3);
+		bool ready = placed >= 0 && null >= 0 && dup2(null, 0) >= 0 && dup2(output[1], 1) >= 0;
+		for (unsigned index = 0; index < lent_count && ready; index++) ready = dup2(kept[index], (int)index + 3) >= 0;
+		if (ready) {
 			signal(SIGPIPE, SIG_DFL);
 			signal(SIGINT, SIG_DFL);
 			signal(SIGTERM, SIG_DFL);
@@ -346,7 +352,7 @@ static int make_template(const struct job *job, const char *plan, size_t count, 
 	return 0;
 }
 
-static void run_job(const struct job *job, int payload_fd) {
+static void run_job(const struct job *job, int payload_fd, const int *lent, unsigned lent_count) {
 	struct job_answer answer = {.kind = job->kind, .id = job->id, .started_ns = now_ns()};
 	struct stat info = {0};
 	char *payload = NULL;
@@ -359,7 +365,7 @@ static void run_job(const struct job *job, int payload_fd) {
 	if (job->kind == JOB_TEMPLATE) result = make_template(job, payload, count, answer.text);
 	else if (job->kind == JOB_CGROUPS) result = cgroups_open(&groups, payload, count, answer.text);
 	else if (job->kind == JOB_HUSK) result = make_husk(job, payload_fd, &answer, fds);
-	else if (job->kind == JOB_HELPER) result = run_helper(payload, count, &answer, fds);
+	else if (job->kind == JOB_HELPER) result = run_helper(payload, count, lent, lent_count, &answer, fds);
 	else if (job->kind == JOB_QUIT) remove_cgroups();
 	if (payload != NULL) munmap(payload, count);
 	unsigned fd_count = result > 0 ? (unsigned)result : 0;
@@ -389,12 +395,12 @@ _Noreturn void builder_run(int socket, int keeper_pidfd) {
 	if (self_proc < 0) die("cannot open %s", path);
 	for (;;) {
 		struct job job;
-		int payload = -1;
-		unsigned count = 1;
-		ssize_t received = recv_with_fds(socket, &job, sizeof job, &payload, &count, 0);
+		int received_fds[1 + HELPER_FDS_MAX];
+		unsigned count = 1 + HELPER_FDS_MAX;
+		ssize_t received = recv_with_fds(socket, &job, sizeof job, received_fds, &count, 0);
 		if (received != (ssize_t)sizeof job) _exit(received == 0 ? 0 : 1);
-		run_job(&job, count > 0 ? payload : -1);
-		if (count > 0) close(payload);
+		run_job(&job, count > 0 ? received_fds[0] : -1, received_fds + 1, count > 1 ? count - 1 : 0);
+		while (count > 0) close(received_fds[--count]);
 		if (job.kind == JOB_QUIT) _exit(0);
 	}
 }

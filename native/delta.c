@@ -128,11 +128,11 @@ void base_compare(uint8_t *classes, uint64_t start, uint64_t address, const uint
 	}
 }
 
-static void add_piece(struct piece **pieces, size_t *count, struct piece piece)
+static void add_piece(struct cut **pieces, size_t *count, struct cut piece)
 {
 	if (piece.start >= piece.end)
 		return;
-	struct piece *last = *count ? &(*pieces)[*count - 1] : NULL;
+	struct cut *last = *count ? &(*pieces)[*count - 1] : NULL;
 	if (last && !last->from_base && !piece.from_base) {
 		last->end = piece.end;
 		return;
@@ -150,7 +150,7 @@ static bool ends_in_hole(const struct base_extent *extent, uint64_t end)
 	return !next_data(at, at + TAIL_BYTES, &data, &hole);
 }
 
-size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct piece **pieces)
+size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct cut **pieces)
 {
 	size_t count = 0;
 	uint64_t done = start;
@@ -169,8 +169,8 @@ size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct piece 
 				shared += class == PAGE_SHARED;
 			}
 			if (shared > SHARED_PAGES_MIN) {
-				add_piece(pieces, &count, (struct piece){ .start = done, .end = from });
-				add_piece(pieces, &count, (struct piece){ .start = from, .end = until, .from_base = true,
+				add_piece(pieces, &count, (struct cut){ .start = done, .end = from });
+				add_piece(pieces, &count, (struct cut){ .start = from, .end = until, .from_base = true,
 									  .slot = extent->slot + (from - extent->start) });
 				for (uint64_t at = from; at < until; at += PAGE)
 					if (classes[(at - start) / PAGE] == PAGE_SHARED)
@@ -180,6 +180,6 @@ size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct piece 
 			from = until + PAGE;
 		}
 	}
-	add_piece(pieces, &count, (struct piece){ .start = done, .end = end });
+	add_piece(pieces, &count, (struct cut){ .start = done, .end = end });
 	return count;
 }

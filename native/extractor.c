@@ -1,9 +1,13 @@
 /*
  * extractor: turns a parked process into facts and pages.
  *
- *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
+ *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
  *   extractor verify PAGES                                    prints the digest of a page space
+ *   extractor deflate PID CONTROL_FD 3<>SWAP                  moves the memory of a process to a file (deflate.c)
+ *   extractor tracking                                        says whether this kernel can tell exactly what a process touches
  *   extractor scan PID [PAGES]                                prints the present pages of a process by source
+ *   extractor resident|evict|fetch FILE…, bandwidth FILE     the page cache (cache.c)
+ *   extractor blocked PID                                     time spent waiting for the disk (blocked.c)
  *
  * Theory of operation. It decides nothing about the image: it reports what is, and TypeScript compiles that
  * (src/image). While the process is stopped it only copies, into memory that was faulted in before; files are
@@ -23,9 +27,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -34,7 +40,7 @@
 
 FILE *facts;
 static struct target target;
-static bool need_comma;
+static bool need_comma, halfway;
 static char notes[64][256];
 static int note_count;
 
@@ -60,7 +66,7 @@ static size_t character_bytes(const unsigned char *at)
 	return count;
 }
 
-static void json_text(FILE *out, const char *text)
+void json_text(FILE *out, const char *text)
 {
 	fputc('"', out);
 	for (const unsigned char *at = (const unsigned char *)text; *at;) {
@@ -147,12 +153,19 @@ static _Noreturn void end_with(const char *code, const char *format, va_list arg
 {
 	char text[1024];
 	vsnprintf(text, sizeof text, format, args);
+	if (halfway)
+		kill(target.pid, SIGKILL);
 	release_all(&target);
-	printf("{\"ok\":false,\"code\":\"%s\",\"why\":", code);
+	printf("{\"ok\":false,\"code\":\"%s\",\"why\":", halfway ? "ended" : code);
 	json_text(stdout, text);
 	printf("}\n");
 	fflush(stdout);
 	exit(1);
+}
+
+void no_way_back(bool on)
+{
+	halfway = on;
 }
 
 void refuse(const char *format, ...)
@@ -452,10 +465,33 @@ static void write_frame_shape(void)
 	json_close('}');
 }
 
+/* Words `name=value`, in any order: what the process may have mapped as its memory. */
+static struct sources read_sources(int count, char **words)
+{
+	struct sources sources = { .swap_fd = -1 };
+	for (int i = 0; i < count; i++) {
+		char *value = strchr(words[i], '=');
+		size_t name = value ? (size_t)(value - words[i]) : 0;
+		if (name == 5 && strncmp(words[i], "image", name) == 0)
+			sources.image_pages = value + 1;
+		else if (name == 4 && strncmp(words[i], "base", name) == 0)
+			sources.base_pages = value + 1;
+		else if (name == 6 && strncmp(words[i], "layout", name) == 0)
+			sources.base_layout = value + 1;
+		else if (name == 4 && strncmp(words[i], "swap", name) == 0)
+			sources.swap_fd = atoi(value + 1);
+		else
+			die("freeze does not know %s", words[i]);
+	}
+	if (sources.base_layout && !sources.base_pages)
+		die("freeze was given the layout of a base, and no base");
+	return sources;
+}
+
 static int freeze(int argc, char **argv)
 {
 	if (argc < 5)
-		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [BASE_PAGES BASE_LAYOUT]]");
+		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [image=PAGES] [base=PAGES [layout=LAYOUT]] [swap=FD]");
 	target.pid = atoi(argv[2]);
 	target.control_fd = atoi(argv[4]);
 	int dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -470,10 +506,10 @@ static int freeze(int argc, char **argv)
 	write_frame_shape();
 	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
 	setpriority(PRIO_PROCESS, 0, -20);
-	const char *parent_pages = argc > 5 && argv[5][0] ? argv[5] : NULL, *base_pages = argc > 7 ? argv[6] : NULL;
-	if (base_pages && argv[7][0])
-		base_open(base_pages, argv[7]);
-	struct dump *dump = dump_prepare(&target, parent_pages, base_pages);
+	struct sources sources = read_sources(argc - 5, argv + 5);
+	if (sources.base_layout)
+		base_open(sources.base_pages, sources.base_layout);
+	struct dump *dump = dump_prepare(&target, &sources);
 
 	uint64_t stopped_at = stop_all(&target);
 	refuse_company();
@@ -495,6 +531,7 @@ static int freeze(int argc, char **argv)
 	store_tmp();
 	dump_store(dump, dir, &stored_pages, &anonymous_pages);
 	dump_write_regions(dump);
+	dump_write_allocator(dump, target.pid);
 	json_open("notes", '[');
 	for (int i = 0; i < note_count; i++)
 		json_string(NULL, notes[i]);
@@ -518,14 +555,57 @@ static int freeze(int argc, char **argv)
 	return 0;
 }
 
+/* ---- tracking: what a recording start needs of the kernel (src/image/compile-recording.ts) ---- */
+
+/* Not in the headers of older distributions. */
+#define USERFAULTFD_IOC_NEW_ _IO(0xAA, 0x00)
+#define UFFD_FEATURE_WP_UNPOPULATED_ (1ULL << 13)
+#define UFFD_FEATURE_WP_ASYNC_ (1ULL << 15)
+
+/* An answer, not a failure: `thaw doctor` reads it, too. */
+static int cannot_track(const char *what)
+{
+	printf("{\"ok\":false,\"code\":\"unsupported\",\"why\":\"%s: %s\"}\n", what, strerror(errno));
+	return 0;
+}
+
+static int try_tracking(void)
+{
+	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (device < 0)
+		return cannot_track("cannot open /dev/userfaultfd");
+	int uffd = ioctl(device, USERFAULTFD_IOC_NEW_, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	if (uffd < 0)
+		return cannot_track("cannot make a userfaultfd");
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_UNPOPULATED_ | UFFD_FEATURE_WP_ASYNC_ };
+	if (ioctl(uffd, UFFDIO_API, &api) != 0)
+		return cannot_track("userfaultfd has no asynchronous write protection, which came with Linux 6.7");
+	printf("{\"ok\":true}\n");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (argc > 1 && strcmp(argv[1], "freeze") == 0)
 		return freeze(argc, argv);
+	if (argc == 4 && strcmp(argv[1], "deflate") == 0)
+		return deflate(&target, argc, argv);
 	if (argc == 3 && strcmp(argv[1], "verify") == 0)
 		return verify_pages(argv[2]);
 	if (argc > 2 && strcmp(argv[1], "scan") == 0)
 		return scan_pages(atoi(argv[2]), argc > 3 && argv[3][0] ? argv[3] : NULL, argc > 4 ? argv[4] : NULL);
-	die("usage: extractor freeze|verify|scan …");
+	if (argc == 2 && strcmp(argv[1], "tracking") == 0)
+		return try_tracking();
+	if (argc > 2 && strcmp(argv[1], "resident") == 0)
+		return resident_files(argc - 2, argv + 2, CACHE_AS_IS);
+	if (argc > 2 && strcmp(argv[1], "evict") == 0)
+		return resident_files(argc - 2, argv + 2, CACHE_EVICT);
+	if (argc > 2 && strcmp(argv[1], "fetch") == 0)
+		return resident_files(argc - 2, argv + 2, CACHE_FETCH);
+	if (argc == 3 && strcmp(argv[1], "bandwidth") == 0)
+		return read_bandwidth(argv[2]);
+	if (argc == 3 && strcmp(argv[1], "blocked") == 0)
+		return print_blocked(atoi(argv[2]));
+	die("usage: extractor freeze|deflate|verify|scan|tracking|resident|evict|fetch|bandwidth|blocked …");
 }

@@ -14,6 +14,8 @@
 /* extractor.c: one sentence of refusal or failure, then the end. The stopped process goes on (see release_all). */
 _Noreturn void refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* From here on a failure leaves half a process: refuse and die end it instead of letting it go. */
+void no_way_back(bool on);
 /* A plain sentence for the image report. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -27,6 +29,8 @@ void json_path(const char *key, const char *path);
 void json_bytes(const char *key, const void *bytes, size_t count);
 void json_hex(const char *key, uint64_t value);
 void json_int(const char *key, int64_t value);
+/* A quoted string of JSON to any stream. */
+void json_text(FILE *out, const char *text);
 
 uint64_t clock_ns(int clock);
 
@@ -39,6 +43,7 @@ struct thread {
 	uint8_t *xstate;
 	size_t xstate_bytes;
 	uint64_t sigmask;
+	bool masked; /* its signals are held back; release_all puts sigmask back */
 	uint64_t altstack[3];
 	uint64_t robust_list, robust_bytes;
 	uint64_t rseq, rseq_bytes, rseq_signature;
@@ -55,6 +60,10 @@ struct target {
 /* Stops every thread while the main one waits for a request; refuses when it never does.
    Returns when the stop began, CLOCK_MONOTONIC nanoseconds. */
 uint64_t stop_all(struct target *target);
+/* Stops every thread, or the main one alone, if the main one waits for a request; false otherwise. For a process that goes on
+   where it is: signals wait, and of other threads only original_regs are read and nothing is written back. */
+bool stop_in_place(struct target *target, bool all, uint64_t *began);
+void read_rseq(struct thread *thread);
 /* Reads registers and everything that only the threads themselves know. */
 void read_threads(struct target *target);
 void write_threads(const struct target *target);
@@ -62,6 +71,15 @@ void write_threads(const struct target *target);
 void release_all(struct target *target);
 /* Runs one system call in the stopped main thread. */
 long inject(struct target *target, struct thread *thread, long nr, const uint64_t args[6]);
+
+/* Runs system calls in the stopped main thread, all of them whatever each returns. `page` and what follows it is writable and
+   executable in the process and holds SCRIPT_TABLE_AT bytes and the calls. */
+#define SCRIPT_TABLE_AT 64
+struct script_call {
+	uint64_t nr, args[6];
+	int64_t result;
+};
+void run_script(struct target *target, int mem, uint64_t page, struct script_call *calls, size_t count);
 
 /* descriptors.c */
 void write_descriptors(const struct target *target, int image_dir);
@@ -71,8 +89,17 @@ void store_tmp(void);
 
 /* memory.c */
 struct dump;
-struct dump *dump_prepare(const struct target *target, const char *parent_pages, const char *base_pages);
+/* What a process may have mapped as its memory: the page spaces of its image and of that image's base, and the file of its
+   hibernation. NULL and -1: not this process. */
+struct sources {
+	const char *image_pages, *base_pages;
+	const char *base_layout; /* set: the base's pages need not be stored again (delta.c) */
+	int swap_fd;
+};
+struct dump *dump_prepare(const struct target *target, const struct sources *sources);
 void dump_copy(struct dump *dump, const struct target *target);
+/* Which of the mapped files has an allocator that cannot live on file mappings, if one has. */
+void dump_write_allocator(const struct dump *dump, pid_t pid);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);
 void dump_write_regions(const struct dump *dump);
 int verify_pages(const char *path);
@@ -86,7 +113,7 @@ struct base_extent {
    and what need not be stored. */
 enum { PAGE_NONE, PAGE_CHANGED, PAGE_SHARED, PAGE_GONE, PAGE_LEFT_OUT };
 /* One mapping of a thawed process; `slot`, in the base's page space, only if it comes from there. */
-struct piece {
+struct cut {
 	uint64_t start, end, slot;
 	bool from_base;
 };
@@ -96,4 +123,15 @@ void base_open(const char *pages, const char *layout);
 uint8_t *base_classes(uint64_t start, uint64_t end);
 void base_compare(uint8_t *classes, uint64_t start, uint64_t address, const uint8_t *bytes, uint64_t pages);
 /* Cuts a region; marks what is left out. The list is the caller's to free. */
-size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct piece **pieces);
+size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct cut **pieces);
+
+/* deflate.c */
+int deflate(struct target *target, int argc, char **argv);
+
+/* cache.c */
+enum cache_change { CACHE_AS_IS, CACHE_EVICT, CACHE_FETCH };
+int resident_files(int count, char **paths, enum cache_change change);
+int read_bandwidth(const char *path);
+
+/* blocked.c */
+int print_blocked(pid_t pid);

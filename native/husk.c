@@ -38,6 +38,7 @@
 #define MAP_PRIVATE_ 2
 #define MAP_FIXED_ 0x10
 #define MAP_ANONYMOUS_ 0x20
+#define MAP_POPULATE_ 0x8000
 #define MREMAP_FIXED_MAYMOVE_ 3
 #define SIG_BLOCK_ 0
 #define CLOCK_MONOTONIC_ 1
@@ -102,7 +103,8 @@ static uint64_t slots[HUSK_SLOTS];
 static struct husk_report report;
 static long channel = HUSK_CHANNEL_FD;
 static unsigned int threads_made;
-static uint32_t released; /* threads of a parked husk wait until it is not 0 */
+static bool threads_waiting;
+static uint32_t released; /* for which they wait */
 static char boot_stack[16384] __attribute__((used, aligned(16)));
 
 static uint64_t now_ns(void)
@@ -237,6 +239,13 @@ static _Noreturn void become(uint64_t frame)
 __attribute__((used)) static _Noreturn void thread_main(const struct thread_state *state)
 {
 	set_thread_facts(state);
+	become(state->frame);
+}
+
+/* One that would run code of the function. */
+__attribute__((used)) static _Noreturn void waiting_thread_main(const struct thread_state *state)
+{
+	set_thread_facts(state);
 	while (!__atomic_load_n(&released, __ATOMIC_ACQUIRE))
 		raw(__NR_futex, &released, FUTEX_WAIT_PRIVATE_, 0, 0, 0, 0);
 	become(state->frame);
@@ -284,6 +293,36 @@ static long start_thread(uint64_t flags, uint64_t tid_address, void (*entry)(voi
 	return result;
 }
 
+/*
+ * A pooled husk makes threads ahead of the request that needs them: to clone one costs several times what it costs to wake it.
+ * They learn what they become at OP_RELEASE, and those that nobody needs end there.
+ */
+static const struct thread_state *spare_states[HUSK_SPARES_MAX];
+static uint32_t spares_made, spares_taken, spares_go;
+
+__attribute__((used)) static _Noreturn void spare_main(const void *argument)
+{
+	uint64_t index = (uint64_t)argument;
+	while (!__atomic_load_n(&spares_go, __ATOMIC_ACQUIRE))
+		raw(__NR_futex, &spares_go, FUTEX_WAIT_PRIVATE_, 0, 0, 0, 0);
+	const struct thread_state *state = spare_states[index];
+	for (; !state;)
+		raw(__NR_exit, 0);
+	*(volatile int32_t *)state->tid_address = (int32_t)raw(__NR_set_tid_address, state->tid_address);
+	thread_main(state);
+}
+
+static long make_spares(uint64_t count)
+{
+	for (uint64_t i = 0; i < count && i < HUSK_SPARES_MAX; i++) {
+		long result = start_thread(CLONE_THREAD_FLAGS_, 0, (void (*)(void))spare_main, (const void *)i);
+		if (failed(result))
+			return result;
+		spares_made++;
+	}
+	return 0;
+}
+
 /* struct stat of x86-64, the fields that identify a file. */
 struct kernel_stat {
 	uint64_t dev, inode, links;
@@ -324,6 +363,41 @@ static uint64_t argument(const struct program_op *op, int index)
 	return value;
 }
 
+struct io_vector {
+	void *base;
+	uint64_t bytes;
+};
+struct message_header {
+	void *name;
+	uint32_t name_bytes, pad1;
+	struct io_vector *vectors;
+	uint64_t vector_count;
+	void *control;
+	uint64_t control_bytes;
+	int32_t flags, pad2;
+};
+struct control_message {
+	uint64_t bytes;
+	int32_t level, type;
+	int32_t fds[HUSK_FDS_MAX + 1];
+	int32_t pad;
+};
+/* cmsg_len of so many descriptors: a header of 16 bytes, then the descriptors. */
+#define CONTROL_BYTES(count) (16 + (uint64_t)(count) * sizeof(int32_t))
+
+/* Sends a descriptor to the keeper and closes it here: what shall outlive this husk's own code stays nowhere in the function. */
+static long give(long fd, uint64_t kind)
+{
+	struct husk_gift gift = { HUSK_GIFT_MAGIC, (uint32_t)kind };
+	struct io_vector vector = { &gift, sizeof gift };
+	struct control_message control = { CONTROL_BYTES(1), SOL_SOCKET_, SCM_RIGHTS_, { (int32_t)fd }, 0 };
+	struct message_header header = { 0, 0, 0, &vector, 1, &control, CONTROL_BYTES(1), 0, 0 };
+	long sent = raw(__NR_sendmsg, channel, &header, MSG_NOSIGNAL_);
+	if (failed(sent))
+		return sent;
+	return raw(__NR_close, fd);
+}
+
 static long run_op(const struct program_op *op, uint32_t index)
 {
 	switch (op->kind) {
@@ -346,8 +420,14 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return check_identity((long)argument(op, 0), (const struct file_identity *)argument(op, 1));
 	case OP_THREAD: {
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
+		bool waits = argument(op, 1) != 0;
+		if (!waits && spares_taken < spares_made) {
+			spare_states[spares_taken++] = state;
+			return 0;
+		}
+		threads_waiting |= waits;
 		return start_thread(CLONE_THREAD_FLAGS_ | CLONE_PARENT_CHILD_TID_, state->tid_address,
-				    (void (*)(void))thread_main, state);
+				    waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
 	}
 	case OP_TOUCH: {
 		/* Writes without changing anything: the kernel copies the page. */
@@ -357,11 +437,21 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return 0;
 	}
 	case OP_RELEASE:
+		if (spares_made && !spares_go) {
+			__atomic_store_n(&spares_go, 1, __ATOMIC_RELEASE);
+			raw(__NR_futex, &spares_go, FUTEX_WAKE_PRIVATE_, HUSK_THREADS_MAX, 0, 0, 0);
+		}
+		if (argument(op, 0) == 0)
+			return 0;
 		__atomic_store_n(&released, 1, __ATOMIC_RELEASE);
-		return threads_made == 0 ? 0 : raw(__NR_futex, &released, FUTEX_WAKE_PRIVATE_, HUSK_THREADS_MAX, 0, 0, 0);
+		return !threads_waiting ? 0 : raw(__NR_futex, &released, FUTEX_WAKE_PRIVATE_, HUSK_THREADS_MAX, 0, 0, 0);
+	case OP_SPARES:
+		return make_spares(argument(op, 0));
 	case OP_REPORT:
 		send_report(0, index, 1);
 		return 0;
+	case OP_GIVE:
+		return give((long)argument(op, 0), op->args[1]);
 	case OP_RESUME: {
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
 		long tid = raw(__NR_set_tid_address, state->tid_address);
@@ -374,16 +464,35 @@ static long run_op(const struct program_op *op, uint32_t index)
 	}
 }
 
-/* Maps a program where its header says, in place of the one that was there. */
-static const struct program_header *map_program(long program, const struct husk_run *run)
+/* Room for programs of the usual size, faulted in ahead: copying one there costs a tenth of mapping it and faulting on it. */
+static void make_room(void)
 {
-	static uint64_t mapped[2];
+	const uint64_t rooms[2][2] = { { HUSK_PROGRAM_AT, HUSK_PROGRAM_ROOM }, { HUSK_RESUME_AT, HUSK_RESUME_ROOM } };
+	for (int i = 0; i < 2; i++) {
+		long result = raw(__NR_mmap, rooms[i][0], rooms[i][1], PROT_RW_,
+				  MAP_PRIVATE_ | MAP_FIXED_ | MAP_ANONYMOUS_ | MAP_POPULATE_, -1, 0);
+		if (failed(result))
+			give_up(result, 0);
+	}
+}
+
+/* Brings a program to where its header says, in place of the one that was there. */
+static const struct program_header *load_program(long program, const struct husk_run *run)
+{
+	static uint64_t mapped[2]; /* bytes, once a program was too large for the room */
 	struct program_header header;
 	long got = raw(__NR_pread64, program, &header, sizeof header, 0);
 	if (got != sizeof header || (header.base != HUSK_PROGRAM_AT && header.base != HUSK_RESUME_AT) || run->program_bytes == 0 ||
 	    run->program_bytes > HUSK_PROGRAM_BYTES_MAX)
 		give_up(-EPROTO_, 0);
 	uint64_t *old = &mapped[header.base == HUSK_RESUME_AT];
+	if (!*old && run->program_bytes <= (header.base == HUSK_RESUME_AT ? HUSK_RESUME_ROOM : HUSK_PROGRAM_ROOM)) {
+		got = raw(__NR_pread64, program, header.base, run->program_bytes, 0);
+		if (got != (long)run->program_bytes)
+			give_up(failed(got) ? got : -EPROTO_, 0);
+		raw(__NR_close, program);
+		return (const struct program_header *)header.base;
+	}
 	if (*old > run->program_bytes)
 		raw(__NR_munmap, header.base, *old);
 	*old = run->program_bytes;
@@ -413,26 +522,6 @@ static void run_program(const struct program_header *header, const struct husk_r
 }
 
 /* ---- the channel ---- */
-
-struct io_vector {
-	void *base;
-	uint64_t bytes;
-};
-struct message_header {
-	void *name;
-	uint32_t name_bytes, pad1;
-	struct io_vector *vectors;
-	uint64_t vector_count;
-	void *control;
-	uint64_t control_bytes;
-	int32_t flags, pad2;
-};
-struct control_message {
-	uint64_t bytes;
-	int32_t level, type;
-	int32_t fds[HUSK_FDS_MAX + 1];
-	int32_t pad;
-};
 
 /* Receives one run; its descriptors go to fd_base and above, where no program wants its own. Returns the program's. */
 static long receive_run(struct husk_run *run)
@@ -484,12 +573,13 @@ __attribute__((used)) static _Noreturn void husk_main(void)
 			  MAP_PRIVATE_ | MAP_FIXED_ | MAP_ANONYMOUS_, -1, 0);
 	if (failed(result))
 		give_up(result, 0);
+	make_room();
 	for (;;) {
 		struct husk_run run;
 		long program = receive_run(&run);
 		memset(&report, 0, sizeof report);
 		report.stamps[0] = now_ns();
-		run_program(map_program(program, &run), &run);
+		run_program(load_program(program, &run), &run);
 		send_report(0, 0, 0);
 	}
 }

@@ -8,6 +8,7 @@
  * Nothing here waits, and every read is bounded: what is left is found again by epoll, which is level-triggered.
  */
 #include "instance.h"
+#include "pager.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,10 +83,42 @@ static void stage_done(struct instance *it, const struct husk_report *report) {
 	it->stage_count--;
 }
 
+void instance_uffd_close(struct instance *it) {
+	if (it->uffd >= 0) close(it->uffd);
+	it->uffd = -1;
+}
+
+static void take_gift(struct instance *it, uint32_t kind, int fd) {
+	int *place = kind == GIFT_GATE ? &it->gate : kind == GIFT_PAGED ? &it->paged_uffd : &it->uffd;
+	if (*place >= 0) close(*place);
+	*place = fd;
+	if (kind == GIFT_PAGED) paging_adopt(it);
+}
+
+/* One message of the channel. `fd` is what came with it, or -1. */
+static ssize_t receive_report(int channel, struct husk_report *report, int *fd) {
+	struct iovec part = {report, sizeof *report};
+	union { struct cmsghdr align; char room[CMSG_SPACE(sizeof(int))]; } control;
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+	*fd = -1;
+	ssize_t count = recvmsg(channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *head = count < 0 ? NULL : CMSG_FIRSTHDR(&message);
+	if (head != NULL && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof(int))) memcpy(fd, CMSG_DATA(head), sizeof *fd);
+	return count;
+}
+
 static void read_reports(struct instance *it) {
 	struct husk_report report;
 	for (int reads = 0; it->channel.fd >= 0 && reads < STAGES_MAX + 2; reads++) {
-		ssize_t count = recv(it->channel.fd, &report, sizeof report, MSG_DONTWAIT);
+		int fd;
+		ssize_t count = receive_report(it->channel.fd, &report, &fd);
+		if (count == (ssize_t)sizeof(struct husk_gift) && report.magic == HUSK_GIFT_MAGIC && fd >= 0) {
+			struct husk_gift gift;
+			memcpy(&gift, &report, sizeof gift);
+			take_gift(it, gift.kind, fd);
+			continue;
+		}
+		if (fd >= 0) close(fd);
 		/* Told once, before the reports that lie queued, when a husk died with stages unread. */
 		if (count < 0 && errno == ECONNRESET) continue;
 		if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -112,22 +145,38 @@ static int clone_tree(int directory) {
 	return -1;
 }
 
-static int make_control(int *kept) {
-	int pair[2], keeper_bytes = SEND_BUFFER_BYTES, function_bytes = REPLY_BUFFER_BYTES;
+/* Kept ready for the next start: making them is a third of what the keeper does while a request waits. -1 = none. */
+static int spare_control[2] = {-1, -1}, spare_log[2] = {-1, -1};
+
+static int new_control(int pair[2]) {
+	int keeper_bytes = SEND_BUFFER_BYTES, function_bytes = REPLY_BUFFER_BYTES;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return -1;
 	if (setsockopt(pair[0], SOL_SOCKET, SO_SNDBUFFORCE, &keeper_bytes, sizeof keeper_bytes) != 0) setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &keeper_bytes, sizeof keeper_bytes);
 	if (setsockopt(pair[1], SOL_SOCKET, SO_SNDBUFFORCE, &function_bytes, sizeof function_bytes) != 0) setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &function_bytes, sizeof function_bytes);
+	return 0;
+}
+
+static int new_log(int pair[2]) {
+	if (pipe2(pair, O_CLOEXEC) != 0) return -1;
+	/* Only this end: the function's own writes shall wait. */
+	fcntl(pair[0], F_SETFL, O_NONBLOCK);
+	return 0;
+}
+
+static int take_pair(int spare[2], int (*make)(int pair[2]), int *kept) {
+	int pair[2] = {spare[0], spare[1]};
+	spare[0] = spare[1] = -1;
+	if (pair[0] < 0 && make(pair) != 0) return -1;
 	*kept = pair[0];
 	return pair[1];
 }
 
-static int make_log(int *kept) {
-	int pair[2];
-	if (pipe2(pair, O_CLOEXEC) != 0) return -1;
-	/* Only this end: the function's own writes shall wait. */
-	fcntl(pair[0], F_SETFL, O_NONBLOCK);
-	*kept = pair[0];
-	return pair[1];
+bool spares_lack(void) { return spare_control[0] < 0 || spare_log[0] < 0; }
+
+/* One that cannot be made now is made, or refused, when it is needed. */
+void spares_make(void) {
+	if (spare_control[0] < 0 && new_control(spare_control) != 0) spare_control[0] = -1;
+	if (spare_log[0] < 0 && new_log(spare_log) != 0) spare_log[0] = -1;
 }
 
 /* Descriptors on their way into a husk: those made for it are closed here once sent. */
@@ -153,9 +202,9 @@ static int passing_add(struct passing *p, const struct stage_fd *entry) {
 		errno = EBADF;
 		fd = file < 0 || entry->kind == PASS_FILE ? file : clone_tree(file);
 	} else if (entry->kind == PASS_CONTROL && p->control < 0) {
-		fd = make_control(&p->control);
+		fd = take_pair(spare_control, new_control, &p->control);
 	} else if (entry->kind == PASS_LOG && p->log < 0) {
-		fd = make_log(&p->log);
+		fd = take_pair(spare_log, new_log, &p->log);
 	}
 	if (fd < 0) return -errno;
 	p->owned[p->count] = own;
@@ -327,6 +376,8 @@ static void instance_end(struct instance *it) {
 	frame_put(MSG_EXIT, it->id, 0, &end, sizeof end);
 	it->state = INSTANCE_ENDED;
 	if (it->peak >= 0) close(it->peak);
+	instance_uffd_close(it);
+	paging_gone(it);
 	watch_close(&it->pidfd);
 	watch_close(&it->status);
 	watch_close(&it->channel);

@@ -2,7 +2,7 @@
 #pragma once
 #include "keeper.h"
 
-enum watch_kind { WATCH_SERVER, WATCH_BUILDER, WATCH_STATUS, WATCH_CHANNEL, WATCH_CONTROL, WATCH_LOG, WATCH_PIDFD, WATCH_HELPER_OUTPUT, WATCH_HELPER_PIDFD };
+enum watch_kind { WATCH_SERVER, WATCH_BUILDER, WATCH_STATUS, WATCH_CHANNEL, WATCH_CONTROL, WATCH_LOG, WATCH_PIDFD, WATCH_HELPER_OUTPUT, WATCH_HELPER_PIDFD, WATCH_PAGER, WATCH_HOLDER };
 
 /* A descriptor in the epoll set; `fd` is -1 once it is closed, so that a late event of the same turn is known. */
 struct watch {
@@ -28,6 +28,11 @@ struct instance {
 	uint64_t started_ns, oom_base;
 	struct watch pidfd, status, channel, control, log;
 	int peak;			/* v2: memory.peak, reset when the instance began */
+	int uffd;			/* a userfaultfd that its husk made and gave; -1: none */
+	/* For a loader whose pages the pager brings: file ids, then what the husk gave. The duplicate is closed when the instance has ended. */
+	struct paged_by paged_by;
+	int gate, paged_uffd;
+	uint32_t pager;			/* the pager that it depends on, 0: none */
 	uint32_t stage_tags[STAGES_MAX];
 	unsigned stage_first, stage_count;
 	struct bytes sending;
@@ -35,6 +40,7 @@ struct instance {
 };
 
 extern struct cgroups cgroups;
+extern struct table instances;
 /* -1 when there is no such file. */
 int file_descriptor(uint32_t id);
 bool outbound_full(void);
@@ -45,5 +51,10 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 void instance_send(struct instance *it, const uint8_t *payload, size_t count);
 void instance_limits(struct instance *it, uint32_t tag, const char *payload, size_t count);
 void instance_kill(struct instance *it);
+/* A control socket and a log pipe are kept ready for the next stage that passes them. */
+bool spares_lack(void);
+void spares_make(void);
+/* Nothing of its memory is registered any more. */
+void instance_uffd_close(struct instance *it);
 /* Called once everything of it is gone; keeper.c frees it and its cgroup. */
 void instance_gone(struct instance *it);

@@ -11,6 +11,7 @@
  * killed instead, the kernel kills every init, helper and the builder (PR_SET_PDEATHSIG).
  */
 #include "instance.h"
+#include "pager.h"
 
 #include <poll.h>
 #include <signal.h>
@@ -25,7 +26,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { SERVER_FD = 3, EVENTS_MAX = 64, QUEUE_MAX = 1 << 16, END_WAIT_MS = 10000, SERVER_BUFFER_BYTES = 4 << 20 };
+enum { SERVER_FD = 3, EVENTS_MAX = 64, QUEUE_MAX = 1 << 16, END_WAIT_MS = 10000, SPARE_PAUSE_MS = 2, SERVER_BUFFER_BYTES = 4 << 20 };
 
 struct helper {
 	uint32_t id, tag;
@@ -40,6 +41,9 @@ struct queued {
 	struct job job;
 	uint32_t tag;
 	int payload;
+	int lent[HELPER_FDS_MAX]; /* a helper's descriptors */
+	unsigned lent_count;
+	bool terminated;
 	struct queued *next;
 };
 struct queue { struct queued *first, **last; };
@@ -48,7 +52,8 @@ struct cgroups cgroups;
 static int epoll_fd;
 static struct watch server, builder;
 static struct bytes inbound;
-static struct table instances, files;
+static struct table files;
+struct table instances;
 static struct helper *helpers, *dead_helpers;
 static struct instance *dead;
 static struct queue urgent = {.last = &urgent.first}, ordinary = {.last = &ordinary.first};
@@ -133,7 +138,10 @@ int file_descriptor(uint32_t id) { return (int)(intptr_t)table_get(&files, id) -
 
 static void file_set(uint32_t id, int fd) {
 	int old = file_descriptor(id);
-	if (old >= 0) close(old);
+	if (old >= 0) {
+		paging_forget(id);
+		close(old);
+	}
 	table_put(&files, id, fd < 0 ? NULL : (void *)(intptr_t)(fd + 1));
 }
 
@@ -163,6 +171,26 @@ static void file_open(const struct message *head, const char *payload) {
 	frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
 }
 
+/* A file without a name: whatever happens, it is gone with its last descriptor and mapping. */
+static int open_unnamed(const char *directory) {
+	int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT)) return fd;
+	/* A file system that cannot make one (or no such directory, which mkostemp says too). */
+	char path[4096];
+	if (snprintf(path, sizeof path, "%s/.thaw-XXXXXX", directory) >= (int)sizeof path) return errno = ENAMETOOLONG, -1;
+	fd = mkostemp(path, O_CLOEXEC);
+	if (fd >= 0) unlink(path);
+	return fd;
+}
+
+static void file_temp(const struct message *head, const char *payload) {
+	if (head->bytes < 2 || payload[head->bytes - 1] != '\0') return frame_failed(MSG_FILE_TEMP, head->id, head->reserved, EINVAL, "the message is cut short");
+	int fd = open_unnamed(payload);
+	if (fd < 0) return frame_failed(MSG_FILE_TEMP, head->id, head->reserved, errno, "cannot make a file in %s: %s", payload, strerror(errno));
+	file_set(head->id, fd);
+	frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
+}
+
 static void file_bytes(const struct message *head, const uint8_t *payload) {
 	int fd = sealed_memfd("thaw-program", payload, head->bytes, true);
 	if (fd < 0) return frame_failed(MSG_FILE_BYTES, head->id, head->reserved, -fd, "cannot keep a program of %u bytes: %s", head->bytes, strerror(-fd));
@@ -171,17 +199,19 @@ static void file_bytes(const struct message *head, const uint8_t *payload) {
 
 /* ---- jobs for the builder ---- */
 
-static void queue_job(struct queue *queue, const struct job *job, const struct message *head, const uint8_t *payload) {
-	int payload_fd = payload == NULL ? -1 : sealed_memfd("thaw-job", payload, head->bytes, false);
+static struct queued *queue_job(struct queue *queue, const struct job *job, const struct message *head, const uint8_t *payload, size_t bytes) {
+	int payload_fd = payload == NULL ? -1 : sealed_memfd("thaw-job", payload, bytes, false);
 	struct queued *item = queued_count < QUEUE_MAX && (payload == NULL || payload_fd >= 0) ? malloc(sizeof *item) : NULL;
 	if (item == NULL) {
 		if (payload_fd >= 0) close(payload_fd);
-		return frame_failed(head->type, head->id, head->reserved, EAGAIN, "the builder's queue is full or memory is out");
+		frame_failed(head->type, head->id, head->reserved, EAGAIN, "the builder's queue is full or memory is out");
+		return NULL;
 	}
 	*item = (struct queued){.job = *job, .tag = head->reserved, .payload = payload_fd};
 	*queue->last = item;
 	queue->last = &item->next;
 	queued_count++;
+	return item;
 }
 
 static struct queued *queue_take(struct queue *queue) {
@@ -195,6 +225,7 @@ static struct queued *queue_take(struct queue *queue) {
 
 static void queued_free(struct queued *item) {
 	if (item->payload >= 0) close(item->payload);
+	for (unsigned index = 0; index < item->lent_count; index++) close(item->lent[index]);
 	free(item);
 }
 
@@ -249,15 +280,16 @@ static void feed_builder(void) {
 			queued_free(item);
 			continue;
 		}
-		int lent = item->payload;
+		int lent[1 + HELPER_FDS_MAX] = {item->payload};
 		if (item->job.kind == JOB_HUSK) {
 			struct instance *it = table_get(&instances, item->job.id);
 			bool reused;
 			it->slot = item->job.slot = take_slot(&reused);
 			item->job.reused = reused;
-			lent = slot_networks[it->slot];
+			lent[0] = slot_networks[it->slot];
 		}
-		if (send_with_fds(builder.fd, &item->job, sizeof item->job, &lent, lent >= 0) < 0) die("the builder is gone");
+		memcpy(lent + 1, item->lent, sizeof item->lent);
+		if (send_with_fds(builder.fd, &item->job, sizeof item->job, lent, lent[0] < 0 ? 0 : 1 + item->lent_count) < 0) die("the builder is gone");
 		at_builder[at_builder_count++] = item;
 	}
 }
@@ -281,6 +313,7 @@ static void helper_started(const struct queued *item, const struct job_answer *a
 	watch_open(&it->output, WATCH_HELPER_OUTPUT, fds[1], it);
 	it->next = helpers;
 	helpers = it;
+	if (item->terminated) sys_pidfd_kill(it->pidfd.fd, SIGTERM);
 }
 
 static void job_failed(const struct queued *item, const struct job_answer *answer, const int *fds, unsigned fd_count) {
@@ -356,21 +389,51 @@ static void helper_end(struct helper *it) {
 	dead_helpers = it;
 }
 
+/* Whether it runs already or waits for its turn. One that has ended needs nothing. */
+static void helper_term(uint32_t tag) {
+	for (struct helper *it = helpers; it != NULL; it = it->next)
+		if (it->tag == tag) sys_pidfd_kill(it->pidfd.fd, SIGTERM);
+	for (unsigned index = 0; index < at_builder_count; index++)
+		if (at_builder[index]->job.kind == JOB_HELPER && at_builder[index]->tag == tag) at_builder[index]->terminated = true;
+	for (struct queued *item = urgent.first; item != NULL; item = item->next)
+		if (item->job.kind == JOB_HELPER && item->tag == tag) item->terminated = true;
+}
+
 /* ---- from the server ---- */
+
+static void start_helper(const struct message *head, const uint8_t *payload) {
+	uint32_t count = head->flags, files_at[HELPER_FDS_MAX] = {0};
+	if (helper_count == HELPERS_MAX) return frame_failed(MSG_HELPER, head->id, head->reserved, EAGAIN, "%d helpers run already", HELPERS_MAX);
+	if (count > HELPER_FDS_MAX || head->bytes < count * sizeof *files_at) return frame_failed(MSG_HELPER, head->id, head->reserved, EINVAL, "the count of descriptors is wrong");
+	memcpy(files_at, payload, count * sizeof *files_at);
+	/* Copies: the file may be closed before its turn comes. */
+	int lent[HELPER_FDS_MAX];
+	unsigned opened = 0;
+	while (opened < count && (lent[opened] = fcntl(file_descriptor(files_at[opened]), F_DUPFD_CLOEXEC, 3)) >= 0) opened++;
+	size_t skip = count * sizeof *files_at;
+	struct queued *item = NULL;
+	if (opened < count) frame_failed(MSG_HELPER, head->id, head->reserved, EBADF, "no file %u", files_at[opened]);
+	else item = queue_job(&urgent, &(struct job){.kind = JOB_HELPER, .id = head->id}, head, payload + skip, head->bytes - skip);
+	if (item == NULL) {
+		while (opened > 0) close(lent[--opened]);
+		return;
+	}
+	memcpy(item->lent, lent, opened * sizeof *lent);
+	item->lent_count = opened;
+	helper_count++;
+}
 
 static void make_husk(const struct message *head, const uint8_t *payload) {
 	struct job job = {.kind = JOB_HUSK, .id = head->id};
 	if (head->bytes != sizeof job.make) return frame_failed(MSG_HUSK, head->id, head->reserved, EINVAL, "a husk_make has %zu bytes", sizeof job.make);
 	if (table_get(&instances, head->id) != NULL) return frame_failed(MSG_HUSK, head->id, head->reserved, EEXIST, "instance %u exists already", head->id);
 	memcpy(&job.make, payload, sizeof job.make);
-	unsigned before = queued_count;
-	queue_job(&ordinary, &job, head, NULL);
-	if (queued_count == before) return;
+	if (queue_job(&ordinary, &job, head, NULL, 0) == NULL) return;
 	struct instance *it = calloc(1, sizeof *it);
 	if (it == NULL) die("out of memory for an instance");
 	it->id = head->id;
 	it->husk_tag = head->reserved;
-	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = -1;
+	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = it->uffd = it->gate = it->paged_uffd = -1;
 	table_put(&instances, head->id, it);
 }
 
@@ -379,26 +442,33 @@ static void set_cgroups(const struct message *head, const uint8_t *payload) {
 	if (cgroups.on) return frame_failed(MSG_CGROUPS, head->id, head->reserved, EALREADY, "the cgroup parents are set once");
 	int result = cgroups_open(&cgroups, (const char *)payload, head->bytes, text);
 	if (result < 0) return frame_failed(MSG_CGROUPS, head->id, head->reserved, -result, "%s", text);
-	queue_job(&urgent, &(struct job){.kind = JOB_CGROUPS, .id = head->id}, head, payload);
+	queue_job(&urgent, &(struct job){.kind = JOB_CGROUPS, .id = head->id}, head, payload, head->bytes);
+}
+
+static bool instance_message(uint16_t type) {
+	return (type >= MSG_STAGE && type <= MSG_KILL) || type == MSG_UFFD_CLOSE || type == MSG_PAGED_BY || type == MSG_TRACE;
 }
 
 static void dispatch(const struct message *head, const uint8_t *payload) {
-	struct instance *it = head->type >= MSG_STAGE && head->type <= MSG_KILL ? table_get(&instances, head->id) : NULL;
+	struct instance *it = instance_message(head->type) ? table_get(&instances, head->id) : NULL;
 	switch (head->type) {
-	case MSG_TEMPLATE: return queue_job(&ordinary, &(struct job){.kind = JOB_TEMPLATE, .id = head->id}, head, payload);
+	case MSG_TEMPLATE: queue_job(&ordinary, &(struct job){.kind = JOB_TEMPLATE, .id = head->id}, head, payload, head->bytes); return;
 	case MSG_CGROUPS: return set_cgroups(head, payload);
 	case MSG_FILE_OPEN: return file_open(head, (const char *)payload);
 	case MSG_FILE_BYTES: return file_bytes(head, payload);
 	case MSG_FILE_CLOSE: return file_set(head->id, -1);
 	case MSG_HUSK: return make_husk(head, payload);
-	case MSG_HELPER:
-		if (helper_count == HELPERS_MAX) return frame_failed(MSG_HELPER, head->id, head->reserved, EAGAIN, "%d helpers run already", HELPERS_MAX);
-		helper_count++;
-		return queue_job(&urgent, &(struct job){.kind = JOB_HELPER, .id = head->id}, head, payload);
+	case MSG_FILE_TEMP: return file_temp(head, (const char *)payload);
+	case MSG_HELPER: return start_helper(head, payload);
+	case MSG_HELPER_TERM: return helper_term(head->id);
 	case MSG_STAGE: if (it != NULL) instance_stage(it, head->reserved, payload, head->bytes); return;
 	case MSG_SEND: if (it != NULL) instance_send(it, payload, head->bytes); return;
 	case MSG_LIMITS: if (it != NULL) instance_limits(it, head->reserved, (const char *)payload, head->bytes); return;
 	case MSG_KILL: if (it != NULL) instance_kill(it); return;
+	case MSG_PREFETCH: return paging_prefetch(head, payload);
+	case MSG_UFFD_CLOSE: if (it != NULL) instance_uffd_close(it); return;
+	case MSG_PAGED_BY: if (it != NULL) paging_plan(it, head, payload); return;
+	case MSG_TRACE: if (it != NULL) paging_trace(it, head->reserved); return;
 	default: errno = EPROTO; die("message of type %u from the server; do both come from the same build?", head->type);
 	}
 }
@@ -441,6 +511,7 @@ static void handle(struct watch *w, uint32_t events) {
 	case WATCH_BUILDER: builder_answer(); return;
 	case WATCH_HELPER_OUTPUT: read_helper(w->owner); return;
 	case WATCH_HELPER_PIDFD: helper_end(w->owner); return;
+	case WATCH_PAGER: case WATCH_HOLDER: paging_event(w->kind); return;
 	default: instance_event(w->owner, w->kind, events);
 	}
 }
@@ -480,6 +551,8 @@ static void kill_all(uint64_t deadline_ns) {
 		wait_readable(it->pidfd.fd, deadline_ns);
 		waitpid(it->pid, NULL, WNOHANG);
 	}
+	/* Last: what waits for a page of it is gone. */
+	paging_end();
 }
 
 static void end_everything(void) {
@@ -541,13 +614,15 @@ int main(void) {
 		setrlimit(RLIMIT_NOFILE, &limit);
 	}
 	watch_open(&server, WATCH_SERVER, SERVER_FD, NULL);
+	paging_start();
 	uint32_t hello[2] = {(uint32_t)getpid(), HUSK_VERSION};
 	frame_put(MSG_HELLO, 0, 0, hello, sizeof hello);
 	struct epoll_event events[EVENTS_MAX];
 	while (!server_gone && !terminated) {
 		flush_server();
-		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, -1);
+		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, spares_lack() ? SPARE_PAUSE_MS : -1);
 		if (count < 0 && errno != EINTR) die("epoll_wait");
+		if (count == 0) spares_make();
 		for (int index = 0; index < count; index++) handle(events[index].data.ptr, events[index].events);
 		feed_builder();
 		free_dead();

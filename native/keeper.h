@@ -88,7 +88,7 @@ ssize_t cgroup_read(const struct cgroups *groups, const char *controller, unsign
 
 enum job_kind { JOB_TEMPLATE, JOB_CGROUPS, JOB_HUSK, JOB_HELPER, JOB_QUIT };
 /*
- * A payload (plan, cgroup parents, argv) comes as a memfd beside the job: it may be larger than a datagram. Beside JOB_HUSK comes the
+ * A payload (plan, cgroup parents, argv) comes as a memfd beside the job: it may be larger than a datagram. Behind it come a helper's descriptors. Beside JOB_HUSK comes the
  * slot's network namespace, if it has one; beside its answer pidfd, status, channel and, if it is new, the network namespace.
  */
 struct job {

@@ -11,69 +11,33 @@
  * Digest: over (offset, content) of every page that is not zero, in order of offset. Any change within one
  * 8-byte word changes it for certain (each step is a bijection of the state), others with probability 1 - 2^-64.
  */
-#include "extractor.h"
+#include "memory.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define OVERLAY_GAP_PAGES 32
+/* What `vma.parent` says: whose file is mapped as memory. */
+enum { NO_PARENT, IMAGE, BASE, SWAP, PARENTS };
 #define SLOT_SHIFT_MAX 34
 #define SLOT_SHIFT_MIN 28
-#define PAGE_SPACE_BYTES_MAX (15ULL << 40)
 #define VMAS_MAX 32768
 #define CHUNK_BYTES (64ULL << 20)
 #define COPY_BYTES (1ULL << 20)
 #define IOV_COUNT 512
-#define HUGE_BYTES (2ULL << 20)
 
-/* Not in the headers of older distributions. */
-struct scan_region {
-	uint64_t start, end, categories;
-};
-struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
-enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5 };
-
-enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
 static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso" };
-
-struct vma {
-	uint64_t start, end, offset, inode, parent_offset;
-	uint32_t major, minor;
-	int prot;
-	bool shared, wipe;
-	const struct parent *parent; /* its page space is what is mapped */
-	bool copied; /* its file does not last: all its bytes are kept as memory */
-	enum kind kind;
-	char *path;
-	bool identified;
-	struct stat file;
-};
 
 struct run {
 	uint64_t address, pages;
-	const uint8_t *bytes; /* NULL: in the parent's page space at parent_offset */
+	const uint8_t *bytes; /* NULL: in that parent's file at parent_offset */
+	int parent;
 	uint64_t parent_offset;
-	int parent_fd;
-};
-
-/* A page space that the process has mapped: that of its image, and that of the image's base. */
-struct parent {
-	int fd;
-	char gone[4096]; /* how its mappings are called when it was removed */
-	dev_t dev;
-	ino_t ino;
 };
 
 struct region {
@@ -89,12 +53,17 @@ struct region {
 	size_t stored_count, stored_room;
 	/* where there is a base: what became of each page, and the mappings that a start makes of this region */
 	uint8_t *classes;
-	struct piece *pieces;
+	struct cut *pieces;
 	size_t piece_count;
 };
 
 struct dump {
-	struct parent parents[2];
+	struct parent {
+		int fd; /* -1: there is none */
+		char gone[4096]; /* how its mappings are called when it was removed */
+		dev_t dev;
+		ino_t ino;
+	} parents[PARENTS]; /* by vma.parent */
 	uint8_t *buffer;
 	size_t buffer_bytes, buffer_used;
 	struct vma *vmas;
@@ -105,7 +74,7 @@ struct dump {
 	uint64_t file_bytes, digest;
 };
 
-static void *grow(void *list, size_t count, size_t *room, size_t item)
+void *grow(void *list, size_t count, size_t *room, size_t item)
 {
 	if (count < *room)
 		return list;
@@ -144,7 +113,7 @@ static void digest_page(uint64_t *digest, uint64_t offset, const uint8_t *page)
 	*digest = rotate((*digest ^ page_digest(page)) * 0x9e3779b97f4a7c15ULL, 33);
 }
 
-static bool is_zero(const uint8_t *page)
+bool is_zero(const uint8_t *page)
 {
 	const uint64_t *words = (const uint64_t *)page;
 	for (size_t i = 0; i < PAGE / 8; i += 8)
@@ -170,12 +139,13 @@ static uint64_t rollup_anonymous(pid_t pid)
 	return kib * 1024ULL;
 }
 
-/* Reads every mapping outside the husk's zone with its flags. `strict` refuses what cannot be frozen. */
-static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
+size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict)
 {
+	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
+	static const char *const fixed[] = { " lo", " ht", " sl", " pf", " io", " dp" };
 	char path[64], *line = NULL;
 	size_t line_room = 0, count = 0, room = 0;
-	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
+	snprintf(path, sizeof path, "/proc/%d/%s", pid, flags ? "smaps" : "maps");
 	FILE *file = fopen(path, "re");
 	if (!file)
 		die("cannot read %s: %s", path, strerror(errno));
@@ -214,6 +184,9 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 			if (strstr(line, " gd"))
 				current->kind = STACK;
 			current->wipe = strstr(line, " wf") != NULL;
+			for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++)
+				current->stays |= strstr(line, fixed[i]) != NULL;
+			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
 			if (!strict)
 				continue;
 			if (current->shared && (writable_ever || current->inode == 0))
@@ -222,12 +195,14 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 			if (strstr(line, " pf") || strstr(line, " io"))
 				if (current->kind != VDSO)
 					refuse("it maps a device (%s)", current->path);
-			if (strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui"))
+			if (current->watched)
 				refuse("it uses userfaultfd");
 			if (strstr(line, " ss"))
 				refuse("it uses a shadow stack");
-		} else if (current && strict && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
-			refuse("it maps memory with a protection key");
+		} else if (current && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
+			if (strict)
+				refuse("it maps memory with a protection key");
+			current->stays = true;
 		}
 	}
 	fclose(file);
@@ -236,9 +211,8 @@ static size_t read_vmas(pid_t pid, struct vma **list, bool strict)
 	return count;
 }
 
-/* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
-static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
-		 void (*each)(void *context, const struct scan_region *range), void *context)
+void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
+	  void (*each)(void *context, const struct scan_region *range), void *context)
 {
 	static struct scan_region ranges[1024];
 	how.size = sizeof how;
@@ -252,47 +226,61 @@ static void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 			die("cannot scan pages: %s (PAGEMAP_SCAN needs Linux 6.7)", strerror(errno));
 		for (long i = 0; i < got; i++)
 			each(context, &ranges[i]);
-		if (how.walk_end <= how.start)
+		/* The kernel collects 512 ranges at a time, and when the last lot ends the walk, walk_end is still that of the lot
+		 * before (seen on 6.18): what was reported since would be reported again. */
+		uint64_t next = how.walk_end;
+		if (got > 0 && ranges[got - 1].end > next)
+			next = ranges[got - 1].end;
+		if (next <= how.start)
 			die("scanning pages made no progress");
-		how.start = how.walk_end;
+		how.start = next;
 	}
 }
 
-static void open_parent(struct parent *parent, const char *pages)
+static void set_parent(struct dump *dump, int index, int fd, const char *what)
 {
 	struct stat is;
-	parent->fd = -1;
-	if (!pages)
-		return;
-	parent->fd = open(pages, O_RDONLY | O_CLOEXEC);
-	if (parent->fd < 0 && errno == ENOENT) {
-		snprintf(parent->gone, sizeof parent->gone, "%s (deleted)", pages);
-		return;
-	}
-	if (parent->fd < 0 || fstat(parent->fd, &is) != 0)
-		die("cannot open the parent image's pages %s: %s", pages, strerror(errno));
+	struct parent *parent = &dump->parents[index];
+	if (fd < 0 || fstat(fd, &is) != 0)
+		die("cannot open %s: %s", what, strerror(errno));
+	parent->fd = fd;
 	parent->dev = is.st_dev;
 	parent->ino = is.st_ino;
 }
 
-static const struct parent *parent_of(const struct dump *dump, const struct vma *vma)
+static void open_parent(struct dump *dump, int index, const char *pages)
 {
-	for (size_t i = 0; i < 2; i++) {
-		const struct parent *parent = &dump->parents[i];
-		if (vma->kind == FILE_PRIVATE && parent->fd >= 0 && vma->inode == parent->ino &&
-		    makedev(vma->major, vma->minor) == parent->dev)
-			return parent;
-	}
-	return NULL;
+	if (!pages)
+		return;
+	int fd = open(pages, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 && errno == ENOENT)
+		snprintf(dump->parents[index].gone, sizeof dump->parents[index].gone, "%s (deleted)", pages);
+	else
+		set_parent(dump, index, fd, pages);
 }
 
-struct dump *dump_prepare(const struct target *target, const char *parent_pages, const char *base_pages)
+/* Which of the files that are memory it maps; 0: none of them. */
+static int parent_of(const struct dump *dump, const struct vma *vma)
+{
+	for (int i = 1; vma->kind == FILE_PRIVATE && i < PARENTS; i++) {
+		const struct parent *parent = &dump->parents[i];
+		if (parent->fd >= 0 && vma->inode == parent->ino && makedev(vma->major, vma->minor) == parent->dev)
+			return i;
+	}
+	return 0;
+}
+
+struct dump *dump_prepare(const struct target *target, const struct sources *sources)
 {
 	struct dump *dump = calloc(1, sizeof *dump);
 	if (!dump)
 		die("out of memory");
-	open_parent(&dump->parents[0], parent_pages);
-	open_parent(&dump->parents[1], base_pages);
+	for (int i = 0; i < PARENTS; i++)
+		dump->parents[i].fd = -1;
+	open_parent(dump, IMAGE, sources->image_pages);
+	open_parent(dump, BASE, sources->base_pages);
+	if (sources->swap_fd >= 0)
+		set_parent(dump, SWAP, sources->swap_fd, "the file of its hibernation");
 	uint64_t bytes = rollup_anonymous(target->pid);
 	dump->buffer_bytes = (bytes + bytes / 8 + (8ULL << 20)) & ~((2ULL << 20) - 1);
 	dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -381,7 +369,10 @@ static bool lasts(const struct dump *dump, const struct vma *vma)
 	for (size_t i = 0; i < sizeof passing / sizeof passing[0]; i++)
 		if (strncmp(vma->path, passing[i], strlen(passing[i])) == 0)
 			return false;
-	return strcmp(vma->path, dump->parents[0].gone) != 0 && strcmp(vma->path, dump->parents[1].gone) != 0;
+	for (int i = 1; i < PARENTS; i++)
+		if (strcmp(vma->path, dump->parents[i].gone) == 0)
+			return false;
+	return true;
 }
 
 static int by_address(const void *left, const void *right)
@@ -429,7 +420,7 @@ static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *regi
 void dump_copy(struct dump *dump, const struct target *target)
 {
 	char path[96];
-	dump->vma_count = read_vmas(target->pid, &dump->vmas, true);
+	dump->vma_count = read_vmas(target->pid, &dump->vmas, true, true);
 	snprintf(path, sizeof path, "/proc/%d/pagemap", target->pid);
 	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
 	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
@@ -496,6 +487,15 @@ void dump_copy(struct dump *dump, const struct target *target)
 	close(mem);
 }
 
+void dump_write_allocator(const struct dump *dump, pid_t pid)
+{
+	const char *path = allocator_that_trusts_zeros(pid, dump->vmas, dump->vma_count);
+	if (!path)
+		return;
+	json_path("trustsZeros", path);
+	note("its allocator (jemalloc, in %s) relies on zeros where memory was given back: it is always loaded eagerly", path);
+}
+
 /* ---- storing ---- */
 
 static void remember_stored(struct region *region, uint64_t page)
@@ -560,8 +560,8 @@ static void subtract_own(struct region *region, size_t own, struct run parent)
 		if (until > at)
 			add_run(region, (struct run){ .address = at,
 						      .pages = (until - at) / PAGE,
-						      .parent_offset = parent.parent_offset + (at - parent.address),
-						      .parent_fd = parent.parent_fd });
+						      .parent = parent.parent,
+						      .parent_offset = parent.parent_offset + (at - parent.address) });
 		uint64_t own_end = i < own ? region->runs[i].address + region->runs[i].pages * PAGE : end;
 		if (own_end > at)
 			at = own_end;
@@ -583,9 +583,9 @@ static void each_page(struct dump *dump, int fd, struct region *region,
 		uint64_t bytes = run->pages * PAGE;
 		for (uint64_t done = 0; done < bytes;) {
 			size_t part = bytes - done < COPY_BYTES ? bytes - done : COPY_BYTES;
-			ssize_t got = pread(run->parent_fd, copy, part, (off_t)(run->parent_offset + done));
+			ssize_t got = pread(dump->parents[run->parent].fd, copy, part, (off_t)(run->parent_offset + done));
 			if (got < 0)
-				die("cannot read the parent image: %s", strerror(errno));
+				die("cannot read what the process has no copy of: %s", strerror(errno));
 			memset(copy + got, 0, part - (size_t)got);
 			each(dump, fd, region, run->address + done, copy, part / PAGE);
 			done += part;
@@ -617,23 +617,23 @@ static void add_parent_pages(struct dump *dump, struct region *region)
 	qsort(region->runs, own, sizeof *region->runs, by_address);
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		const struct vma *vma = &dump->vmas[i];
-		if (!vma->parent || vma->start < region->start || vma->start >= region->end)
+		int fd = dump->parents[vma->parent].fd;
+		if (vma->parent == NO_PARENT || vma->start < region->start || vma->start >= region->end)
 			continue;
-		int parent_fd = vma->parent->fd;
 		uint64_t at = vma->parent_offset, end = at + (vma->end - vma->start);
 		while (at < end) {
-			off_t data = lseek(parent_fd, (off_t)at, SEEK_DATA);
+			off_t data = lseek(fd, (off_t)at, SEEK_DATA);
 			if (data < 0 && errno != ENXIO)
-				die("cannot read the parent image: %s", strerror(errno));
+				die("cannot read what the process has no copy of: %s", strerror(errno));
 			if (data < 0 || (uint64_t)data >= end)
 				break;
-			off_t hole = lseek(parent_fd, data, SEEK_HOLE);
+			off_t hole = lseek(fd, data, SEEK_HOLE);
 			uint64_t from = (uint64_t)data & ~(PAGE - 1);
 			uint64_t to = hole < 0 || (uint64_t)hole > end ? end : ((uint64_t)hole + PAGE - 1) & ~(PAGE - 1);
 			subtract_own(region, own, (struct run){ .address = vma->start + (from - vma->parent_offset),
 								.pages = (to - from) / PAGE,
-								.parent_offset = from,
-								.parent_fd = parent_fd });
+								.parent = vma->parent,
+								.parent_offset = from });
 			at = to;
 		}
 	}
@@ -733,7 +733,7 @@ static void write_runs(const struct region *region, uint64_t start, uint64_t end
 static void write_pieces(const struct region *region)
 {
 	for (size_t i = 0; i < region->piece_count; i++) {
-		const struct piece *piece = &region->pieces[i];
+		const struct cut *piece = &region->pieces[i];
 		json_open(NULL, '{');
 		json_string("kind", piece->from_base ? "base" : kind_names[region->kind]);
 		json_hex("start", piece->start);
@@ -819,11 +819,13 @@ int verify_pages(const char *path)
 
 /* ---- scan: what is present, by source ---- */
 
+enum { WRITTEN, IN_IMAGE, IN_FILE, ZERO, HUGE, SCAN_LISTS };
+
 struct tally {
 	uint64_t written, image, file, zero;
 	bool in_image;
-	FILE *lists[3]; /* written, image, file */
-	uint64_t last[3][2];
+	FILE *lists[SCAN_LISTS];
+	uint64_t last[SCAN_LISTS][2];
 };
 
 static void flush_tally(struct tally *tally, int list)
@@ -835,21 +837,28 @@ static void flush_tally(struct tally *tally, int list)
 	last[0] = last[1] = 0;
 }
 
-static void tally_range(void *context, const struct scan_region *range)
+static void list_range(struct tally *tally, int list, const struct scan_region *range)
 {
-	struct tally *tally = context;
-	uint64_t pages = (range->end - range->start) / PAGE;
-	if (range->categories & IS_ZERO) {
-		tally->zero += pages;
-		return;
-	}
-	int list = !(range->categories & IS_FILE) ? 0 : tally->in_image ? 1 : 2;
-	*(list == 0 ? &tally->written : list == 1 ? &tally->image : &tally->file) += pages;
 	if (tally->last[list][1] != range->start) {
 		flush_tally(tally, list);
 		tally->last[list][0] = range->start;
 	}
 	tally->last[list][1] = range->end;
+}
+
+static void tally_range(void *context, const struct scan_region *range)
+{
+	struct tally *tally = context;
+	uint64_t pages = (range->end - range->start) / PAGE;
+	int list = range->categories & IS_ZERO ? ZERO : !(range->categories & IS_FILE) ? WRITTEN : tally->in_image ? IN_IMAGE : IN_FILE;
+	*(list == WRITTEN  ? &tally->written :
+	  list == IN_IMAGE ? &tally->image :
+	  list == IN_FILE  ? &tally->file :
+			     &tally->zero) += pages;
+	list_range(tally, list, range);
+	/* Once more: one fault mapped 2 MiB of it. */
+	if (range->categories & IS_HUGE)
+		list_range(tally, HUGE, range);
 }
 
 int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
@@ -860,18 +869,18 @@ int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
 	if (pages_path && stat(pages_path, &is) != 0)
 		die("cannot look at %s: %s", pages_path, strerror(errno));
 	struct vma *vmas;
-	size_t count = read_vmas(pid, &vmas, false);
+	size_t count = read_vmas(pid, &vmas, false, false);
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
 	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
 		die("cannot open %s: %s", path, strerror(errno));
 	struct tally tally = { 0 };
-	char *text[3];
-	size_t bytes[3];
-	for (int i = 0; i < 3; i++)
+	char *text[SCAN_LISTS];
+	size_t bytes[SCAN_LISTS];
+	for (int i = 0; i < SCAN_LISTS; i++)
 		tally.lists[i] = open_memstream(&text[i], &bytes[i]);
-	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO };
+	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO | IS_HUGE };
 	for (size_t i = 0; i < count; i++) {
 		if (vmas[i].kind == VDSO)
 			continue;
@@ -880,12 +889,13 @@ int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
 				 (base_path && vmas[i].inode == base.st_ino && device == base.st_dev);
 		scan(pagemap, vmas[i].start, vmas[i].end, present, tally_range, &tally);
 	}
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < SCAN_LISTS; i++) {
 		flush_tally(&tally, i);
 		fclose(tally.lists[i]);
 	}
 	printf("{\"ok\":true,\"counts\":{\"written\":%" PRIu64 ",\"image\":%" PRIu64 ",\"file\":%" PRIu64 ",\"zero\":%" PRIu64
-	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s]}\n",
-	       tally.written, tally.image, tally.file, tally.zero, text[0], text[1], text[2]);
+	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s],\"zeroes\":[%s],\"huge\":[%s]}\n",
+	       tally.written, tally.image, tally.file, tally.zero, text[WRITTEN], text[IN_IMAGE], text[IN_FILE], text[ZERO],
+	       text[HUGE]);
 	return 0;
 }

@@ -176,8 +176,37 @@ static void get_regs(struct thread *thread)
 	case E_RESTART_RESTARTBLOCK: /* the kernel's note of the remaining time cannot be carried over */
 		thread->regs[R_RAX] = (uint64_t)-EINTR;
 		break;
+	case EINTR:
+		/* The kernel never restarts these. Nothing but our stop interrupted one that waits without limit: it waits again. */
+		if (thread->regs[R_ORIG_RAX] != SYS_epoll_wait && thread->regs[R_ORIG_RAX] != SYS_epoll_pwait)
+			break;
+		if ((int32_t)thread->regs[R_R10] < 0) {
+			thread->regs[R_RIP] -= 2;
+			thread->regs[R_RAX] = thread->regs[R_ORIG_RAX];
+		}
+		break;
 	}
 	thread->regs[R_ORIG_RAX] = (uint64_t)-1;
+}
+
+/* Stops every thread, or the main one alone, if the main one waits for a request; else nothing is stopped. */
+static bool try_stop(struct target *target, bool all, uint64_t *began)
+{
+	if (!parked(target))
+		return false;
+	*began = clock_ns(CLOCK_MONOTONIC);
+	bound_waits(true);
+	if (all)
+		seize_all(target);
+	else
+		seize(target, target->pid);
+	bound_waits(false);
+	get_regs(&target->threads[0]);
+	const uint64_t *regs = target->threads[0].original_regs;
+	if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
+		return true;
+	release_all(target);
+	return false;
 }
 
 uint64_t stop_all(struct target *target)
@@ -185,21 +214,35 @@ uint64_t stop_all(struct target *target)
 	uint64_t began;
 	for (int attempt = 0;; attempt++) {
 		wait_parked(target);
-		began = clock_ns(CLOCK_MONOTONIC);
-		bound_waits(true);
-		seize_all(target);
-		bound_waits(false);
-		get_regs(&target->threads[0]);
-		const uint64_t *regs = target->threads[0].original_regs;
-		if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
+		if (try_stop(target, true, &began))
 			break;
-		release_all(target);
 		if (attempt == 20)
 			refuse("its main thread does not wait for a request");
 	}
 	for (int i = 1; i < target->thread_count; i++)
 		get_regs(&target->threads[i]);
 	return began;
+}
+
+bool stop_in_place(struct target *target, bool all, uint64_t *began)
+{
+	if (!try_stop(target, all, began))
+		return false;
+	/* What is sent to it meanwhile stays pending. SIGTRAP is how run_script ends: a blocked one would be made to kill. */
+	struct thread *main_thread = &target->threads[0];
+	uint64_t held = ~(1ULL << (SIGTRAP - 1));
+	if (ptrace(PTRACE_GETSIGMASK, main_thread->tid, (void *)8, &main_thread->sigmask) != 0 ||
+	    ptrace(PTRACE_SETSIGMASK, main_thread->tid, (void *)8, &held) != 0)
+		die("cannot hold signals back: %s", strerror(errno));
+	main_thread->masked = true;
+	/* Their registers are not written back, so that the kernel itself restarts what they wait in, with the time that remains. */
+	for (int i = 1; i < target->thread_count; i++) {
+		struct thread *thread = &target->threads[i];
+		struct iovec vector = { thread->original_regs, sizeof thread->original_regs };
+		if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+			die("cannot read registers: %s", strerror(errno));
+	}
+	return true;
 }
 
 void release_all(struct target *target)
@@ -209,6 +252,8 @@ void release_all(struct target *target)
 		struct iovec vector = { thread->regs, sizeof thread->regs };
 		if (thread->regs[R_RSP] != 0)
 			ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector);
+		if (thread->masked)
+			ptrace(PTRACE_SETSIGMASK, thread->tid, (void *)8, &thread->sigmask);
 		ptrace(PTRACE_DETACH, thread->tid, NULL, NULL);
 		free(thread->xstate);
 		thread->xstate = NULL;
@@ -285,6 +330,57 @@ long inject(struct target *target, struct thread *thread, long nr, const uint64_
 	return result;
 }
 
+/*
+ * Many system calls at the price of one stop: a loop in a page of the process runs them from a table behind it. Each entry
+ * takes the number, six arguments, and gets the result.
+ */
+static const uint8_t script_code[] = {
+	0x48, 0x8b, 0x03,       /* loop: mov (%rbx), %rax */
+	0x48, 0x8b, 0x7b, 0x08, /* mov 8(%rbx), %rdi */
+	0x48, 0x8b, 0x73, 0x10, /* mov 16(%rbx), %rsi */
+	0x48, 0x8b, 0x53, 0x18, /* mov 24(%rbx), %rdx */
+	0x4c, 0x8b, 0x53, 0x20, /* mov 32(%rbx), %r10 */
+	0x4c, 0x8b, 0x43, 0x28, /* mov 40(%rbx), %r8 */
+	0x4c, 0x8b, 0x4b, 0x30, /* mov 48(%rbx), %r9 */
+	0x0f, 0x05,             /* syscall */
+	0x48, 0x89, 0x43, 0x38, /* mov %rax, 56(%rbx) */
+	0x48, 0x83, 0xc3, 0x40, /* add $64, %rbx */
+	0x49, 0xff, 0xcc,       /* dec %r12 */
+	0x75, 0xd6,             /* jnz loop */
+	0xcc,                   /* int3 */
+};
+enum { R_R12 = 3, R_RBX = 5 };
+_Static_assert(sizeof script_code == 3 + 6 * 4 + 2 + 4 + 4 + 3 + 2 + 1 && sizeof script_code <= SCRIPT_TABLE_AT, "script");
+
+void run_script(struct target *target, int mem, uint64_t page, struct script_call *calls, size_t count)
+{
+	size_t bytes = count * sizeof *calls;
+	if (pwrite(mem, script_code, sizeof script_code, (off_t)page) != sizeof script_code ||
+	    pwrite(mem, calls, bytes, (off_t)(page + SCRIPT_TABLE_AT)) != (ssize_t)bytes)
+		die("cannot write into the process: %s", strerror(errno));
+	struct thread *thread = &target->threads[0];
+	uint64_t regs[27];
+	memcpy(regs, thread->regs, sizeof regs);
+	regs[R_RIP] = page;
+	regs[R_RBX] = page + SCRIPT_TABLE_AT;
+	regs[R_R12] = count;
+	regs[R_ORIG_RAX] = (uint64_t)-1;
+	struct iovec vector = { regs, sizeof regs };
+	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0 || ptrace(PTRACE_CONT, thread->tid, NULL, NULL) != 0)
+		die("cannot run system calls in the process: %s", strerror(errno));
+	wait_stop(thread->tid);
+	vector.iov_len = sizeof regs;
+	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot read registers: %s", strerror(errno));
+	if (regs[R_RIP] != page + sizeof script_code)
+		die("the process stopped in the middle of system calls that ran on its behalf (at 0x%lx)", (unsigned long)regs[R_RIP]);
+	if (pread(mem, calls, bytes, (off_t)(page + SCRIPT_TABLE_AT)) != (ssize_t)bytes)
+		die("cannot read from the process: %s", strerror(errno));
+	vector = (struct iovec){ thread->regs, sizeof thread->regs };
+	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot put back registers: %s", strerror(errno));
+}
+
 /* ---- what only threads know ---- */
 
 /* The sandbox's own filter is in force in every husk. Others cannot be read by number, and a clone without them could do more. */
@@ -303,15 +399,8 @@ static void refuse_filters(const struct target *target, const struct thread *thr
 		refuse("it installed a seccomp filter of its own");
 }
 
-static void read_thread(struct target *target, struct thread *thread)
+void read_rseq(struct thread *thread)
 {
-	thread->xstate = malloc(XSTATE_BYTES_MAX);
-	struct iovec vector = { thread->xstate, XSTATE_BYTES_MAX };
-	if (!thread->xstate || ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_X86_XSTATE, &vector) != 0)
-		die("cannot read extended state: %s", strerror(errno));
-	thread->xstate_bytes = vector.iov_len;
-	if (ptrace(PTRACE_GETSIGMASK, thread->tid, (void *)8, &thread->sigmask) != 0)
-		die("cannot read a signal mask: %s", strerror(errno));
 	struct {
 		uint64_t address;
 		uint32_t bytes, signature, flags, pad;
@@ -321,6 +410,18 @@ static void read_thread(struct target *target, struct thread *thread)
 	thread->rseq = rseq.address;
 	thread->rseq_bytes = rseq.bytes;
 	thread->rseq_signature = rseq.signature;
+}
+
+static void read_thread(struct target *target, struct thread *thread)
+{
+	thread->xstate = malloc(XSTATE_BYTES_MAX);
+	struct iovec vector = { thread->xstate, XSTATE_BYTES_MAX };
+	if (!thread->xstate || ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_X86_XSTATE, &vector) != 0)
+		die("cannot read extended state: %s", strerror(errno));
+	thread->xstate_bytes = vector.iov_len;
+	if (ptrace(PTRACE_GETSIGMASK, thread->tid, (void *)8, &thread->sigmask) != 0)
+		die("cannot read a signal mask: %s", strerror(errno));
+	read_rseq(thread);
 	if (syscall(SYS_get_robust_list, thread->tid, &thread->robust_list, &thread->robust_bytes) != 0)
 		die("cannot read a robust list: %s", strerror(errno));
 

@@ -21,7 +21,7 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
  * no process.
  */
 const SHARED_TABLES: Readonly<Record<string, readonly string[]>> = {
-  image: ["linux/abi.ts", "linux/syscalls.ts", "linux/seccomp.ts"],
+  image: ["linux/abi.ts", "linux/syscalls.ts", "linux/seccomp.ts", "linux/userfaultfd.ts"],
 };
 
 const FILE_LINES_MAX = 500;

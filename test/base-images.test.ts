@@ -6,8 +6,9 @@ import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, r
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { FunctionSpec, Image, Instance } from "../src/engine/index.js";
-import { basePath, decodeManifest, imageFiles, readImage } from "../src/image/index.js";
-import { ask, refusal, useBench, withInstance } from "./support-sandbox.js";
+import { basePath, decodeManifest, imageFiles, prefetchRanges, readImage } from "../src/image/index.js";
+import { evict, residentPages } from "../src/lab/page-cache.js";
+import { ask, eventually, refusal, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
 
@@ -129,6 +130,86 @@ describe.each(["node", "python"] as const)("a %s function loaded into a clone of
     expect(base).toMatchObject({ id: await baseIdOf(second) });
     expect(base?.sharedPages).toBeGreaterThan(400);
     for (const image of [plain, second]) await bench.engine.removeImage(image);
+  });
+});
+
+describe("an image with a base", () => {
+  const MEMORY = `
+const { createHash } = require("node:crypto");
+const table = new Map();
+for (let i = 0; i < 20000; i++) table.set("key" + i, { i, text: "value of " + i });
+let count = 0;
+exports.handler = async (event) => {
+  if (event.change !== undefined) table.set("key" + event.change, { i: event.change, text: "changed" });
+  const hash = createHash("sha256");
+  for (const [key, { i, text }] of table) hash.update(key + i + text);
+  return [++count, hash.digest("hex")];
+};`;
+
+  it("has all its state after hibernation and wake, and is frozen from the three files that then hold its memory", async () => {
+    const image = await imageOf(bench.node(MEMORY));
+    const clone = await bench.engine.thaw(image);
+    expect(await ask(clone, { change: 7 })).toMatchObject([1, expect.any(String)]);
+    const [, changed] = (await ask(clone)) as [number, string];
+    for (const count of [3, 4]) {
+      const report = await clone.hibernate();
+      expect([report.cancelled, report.writtenPages > 0]).toEqual([false, true]);
+      expect(await ask(clone)).toMatchObject([count, changed]);
+    }
+    await clone.hibernate();
+    const asleep = await clone.freeze();
+    expect(await ask(clone)).toMatchObject([5, changed]);
+    const woken = await clone.freeze({ then: "end" });
+    for (const [frozen, count] of [
+      [asleep, 5],
+      [woken, 6],
+    ] as const) {
+      expect(await baseIdOf(frozen)).toBe(await baseIdOf(image));
+      for (const loader of ["lazy", "eager", "splice", "splice"] as const)
+        await withInstance(bench.engine.thaw(frozen, { loader }), async (instance) =>
+          expect(await ask(instance)).toMatchObject([count, changed]),
+        );
+    }
+    for (const one of [image, asleep, woken]) await bench.engine.removeImage(one);
+  });
+
+  it("is brought by the pager, too: by faults, by its recorded pages, by their file", async () => {
+    const image = await imageOf(bench.node(MEMORY));
+    const answers = new Set<string>();
+    for (const loader of ["reap-lazy", "reap", "reap", "reap-file", "reap-parallel", "lazy-4k", "lazy"] as const)
+      await withInstance(bench.engine.thaw(image, { loader }), async (instance) => {
+        expect(instance.start.fallback).toBeUndefined();
+        answers.add(JSON.stringify(await ask(instance)));
+      });
+    expect(answers.size).toBe(1);
+    await bench.engine.removeImage(image);
+  });
+
+  it("has its shared pages in the working set, which is read ahead from the base's page space", async () => {
+    const image = await imageOf(functions().node);
+    await withInstance(bench.engine.thaw(image), (instance) => ask(instance));
+    const { manifest, workingSet } = await readImage(image.dir);
+    if (workingSet === undefined) throw new Error("the first start recorded nothing");
+    const ranges = prefetchRanges(manifest.facts, workingSet).filter(({ file }) => file === "base");
+    expect(ranges.length).toBeGreaterThan(0);
+    const base = basePath(image.dir);
+    await evict([base]);
+    await withInstance(bench.engine.thaw(image), async (instance) => {
+      expect(await ask(instance)).toMatchObject({ count: 1 });
+      await eventually(() => expect(instance.start.coldPages).toBeGreaterThan(0));
+    });
+    // All of them, whether the function came to touch them or not.
+    const bytes = ranges.reduce((sum, range) => sum + range.bytes, 0);
+    expect((await residentPages([base]))[0]).toBeGreaterThanOrEqual(bytes / 4096);
+    for (const level of ["image", "prefaulted"] as const) {
+      bench.engine.park(image, level, 1);
+      await bench.engine.poolsFull(20_000);
+      await withInstance(bench.engine.thaw(image, { husk: "parked", waitMs: 10_000 }), async (instance) =>
+        expect(await ask(instance)).toMatchObject({ count: 1 }),
+      );
+      bench.engine.park(image, level, 0);
+    }
+    await bench.engine.removeImage(image);
   });
 });
 

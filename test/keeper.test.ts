@@ -364,6 +364,49 @@ describe("where cgroups have one tree", () => {
 });
 
 describe("helpers", () => {
+  it("get files as descriptors, and one without a name is gone with its last user", async () => {
+    const world = await World.open("helper-files");
+    const dir = mkdtempSync(join(tmpdir(), "thaw-helper-"));
+    try {
+      const files = await Promise.all([world.keeper.tempFile(dir), world.keeper.openFile("/etc/hostname")]);
+      expect(readdirSync(dir)).toEqual([]);
+      const { stdout } = await world.keeper.helper(
+        [
+          "/bin/sh",
+          "-c",
+          "echo kept >&3; stat -Lc '%a %h' /proc/self/fd/3; cmp - /etc/hostname <&4 && echo same; ls /proc/$$/fd | wc -l",
+        ],
+        { files },
+      );
+      // 0, 1, 2, the two given, and what the shell and pipes of the listing hold.
+      expect(stdout.toString()).toMatch(/^600 0\nsame\n[5-7]\n$/);
+      for (const file of files) world.keeper.closeFile(file);
+      expect((await world.keeper.helper(["/bin/sh", "-c", "true <&3"])).code).not.toBe(0);
+      await expect(world.keeper.helper(["/bin/true"], { files: [files[0] ?? 0] })).rejects.toThrow(/no file/);
+      await expect(world.keeper.tempFile(join(dir, "nowhere"))).rejects.toThrow(/cannot make a file in .*nowhere: No such file/);
+    } finally {
+      rmSync(dir, { recursive: true });
+      await world.close();
+    }
+  });
+
+  it("are told to end, while they run and before their turn", async () => {
+    const world = await World.open("helper-cancel");
+    try {
+      const cancel = new AbortController();
+      const running = world.keeper.helper(["/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"], {
+        cancel: cancel.signal,
+      });
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      cancel.abort();
+      expect((await running).code).toBe(7);
+      const late = world.keeper.helper(["/bin/sleep", "30"], { cancel: cancel.signal });
+      expect((await late).signal).toBe(15);
+    } finally {
+      await world.close();
+    }
+  });
+
   it("run to their end as root outside any sandbox, or are refused by name", async () => {
     const world = await World.open("helpers");
     const [echo, fail, big] = await Promise.all([

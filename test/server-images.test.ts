@@ -7,7 +7,8 @@ import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { decodeRawManifest, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
 import { flipBit, flipStoredBit } from "./support/damage.js";
-import { type Files, type Reply, TestServer, temporaryDir, useServers } from "./support/server.js";
+import { descendants } from "./support/processes.js";
+import { type Files, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
 
 const FILES: Files = {
   "index.js": `
@@ -216,5 +217,35 @@ describe("images that change while the server runs", () => {
     const replies = await Promise.all(Array.from({ length: 12 }, (_, at) => server.invoke("crowd", { at })));
     for (const [at, reply] of replies.entries()) expectAnswer(reply, at);
     await expectFrozenAnew(server, "crowd");
+  });
+});
+
+describe("husks that are lost between their pool and the function", () => {
+  let server: TestServer;
+  beforeAll(async () => {
+    server = await TestServer.start(temporaryDir("husks"), { args: ["--pool", "1"] });
+    await server.deployReady("sound", FILES);
+  });
+  const husks = (): number[] =>
+    descendants(server.keeper.pid)
+      .filter(({ exe }) => exe.endsWith("/husk"))
+      .map(({ pid }) => pid);
+
+  it("cost the image nothing: another one is taken, and the function sees the request once", async () => {
+    const { image } = await server.view("sound");
+    // One for each runtime.
+    const runtimes = (await server.metrics()).engine.husks.generic;
+    const pooled = await until("husks in the pools", () => (husks().length >= Math.max(1, runtimes) ? husks() : undefined));
+    // It holds the program, and the request is queued behind it, when it is killed.
+    for (const husk of pooled) process.kill(husk, "SIGSTOP");
+    const invoked = server.invoke("sound", { at: 3 }, { "x-thaw-prefer": "thaw;husk=pooled" });
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    for (const husk of pooled) process.kill(husk, "SIGKILL");
+    const reply = await invoked;
+    expect(reply.status, reply.text).toBe(200);
+    expect(reply.json).toEqual({ word: "word 3", count: 1 });
+    expect(reply.start).toMatchObject({ kind: "thaw" });
+    expect(reply.start.fallback).toBeUndefined();
+    expect((await server.view("sound")).image.image?.id).toBe(image.image?.id);
   });
 });

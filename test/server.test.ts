@@ -161,10 +161,10 @@ describe("a server", () => {
 
   it("ends the instance after the reply with ;dispose", async () => {
     await server.invoke("node");
-    const before = (await server.view("node")).instances.idle;
+    const before = (await server.view("node")).counts.idle;
     expect(before).toBeGreaterThan(0);
     await server.invoke("node", {}, { "x-thaw-prefer": "reuse;dispose" });
-    expect((await server.view("node")).instances.idle).toBe(before - 1);
+    expect((await server.view("node")).counts.idle).toBe(before - 1);
   });
 
   it("checks without running with DryRun", async () => {
@@ -306,7 +306,7 @@ describe("a server", () => {
   it("makes a demanded reuse wait for a busy instance, and reports the wait apart", async () => {
     await server.deployReady("shared", NODE);
     const busy = server.invoke("shared", { sleep: 300, tag: "busy" });
-    await until("the instance to run", async () => ((await server.view("shared")).instances.running > 0 ? true : undefined));
+    await until("the instance to run", async () => ((await server.view("shared")).counts.running > 0 ? true : undefined));
     const reuse = await server.invoke("shared", {}, { "x-thaw-prefer": "reuse" });
     expect(reuse.json.count).toBe(2);
     expect(reuse.start).toEqual({ kind: "reuse", generation: 0, us: 0, wait: expect.any(Number) });
@@ -373,9 +373,9 @@ describe("a server with few instances", () => {
 
   /** Starts a request that sleeps, and returns once its instance runs. */
   async function occupy(name: string): Promise<{ done: Promise<Reply> }> {
-    const { running } = (await server.view(name)).instances;
+    const { running } = (await server.view(name)).counts;
     const done = server.invoke(name, { sleep: 1000 });
-    await until(`${name} to run`, async () => ((await server.view(name)).instances.running > running ? true : undefined));
+    await until(`${name} to run`, async () => ((await server.view(name)).counts.running > running ? true : undefined));
     return { done };
   }
 
@@ -413,7 +413,7 @@ describe("a server with few instances", () => {
     expect((await server.invoke("c")).status).toBe(200);
     expect(await server.metrics()).toMatchObject({ evictions: evictions + 1, throttles, instances: { idle: 2 } });
     // The one that was idle longest went.
-    expect((await server.view("a")).instances.idle).toBe(0);
+    expect((await server.view("a")).counts.idle).toBe(0);
     expect((await server.invoke("b")).start.kind).toBe("reuse");
   });
 

@@ -7,6 +7,8 @@ import { decodeManifest, imageFiles } from "../src/image/index.js";
 import { call, hostPid, LANGUAGES, mappingCount, useWorld, World } from "./support/world.js";
 
 const OBJECTS = 5000;
+/** Loaders that husks can be parked with. */
+const PARKED: readonly Loader[] = ["lazy", "eager", "splice"];
 const world = useWorld();
 
 interface Counter {
@@ -53,6 +55,7 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
       await engine.poolsFull(20_000);
       expect(await expectTwoClones(image, { loader })).toEqual(Array(2).fill(`thaw ${loader} runtime 0`));
       engine.park(image, "runtime", 0, loader);
+      if (!PARKED.includes(loader)) continue;
       for (const level of ["image", "prefaulted"] as const) {
         engine.park(image, level, 2, loader);
         await engine.poolsFull(20_000);
@@ -112,10 +115,10 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
     expect(mappings.at(-1)).toBeLessThanOrEqual(earlyMappings + 6);
   });
 
-  it("records what two first requests both touched, and prefetches that from then on", async () => {
+  it("records what first requests touch, and copies what two of them wrote from then on", async () => {
     const image = await counted(language);
     for (let recording = 0; recording < 2; recording++) {
-      expect(existsSync(imageFiles(image.dir).workingSet)).toBe(false);
+      expect(existsSync(imageFiles(image.dir).workingSet)).toBe(recording > 0);
       await world.thawed(image, async (clone) => {
         expect(clone.start.prefetchedPages).toBe(0);
         expect(await call(clone, "counter.next")).toBe(4);
@@ -124,6 +127,9 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
       });
     }
     expect(existsSync(imageFiles(image.dir).workingSet)).toBe(true);
+    // What three recordings are too few for is recorded further.
+    while ((await world.engine.inspect(image)).workingSet?.stable === false)
+      await world.thawed(image, async (clone) => expect(await call(clone, "counter.next")).toBe(4));
     await world.thawed(image, async (clone) => {
       expect(clone.start.prefetchedPages).toBeGreaterThan(10);
       expect(await call(clone, "counter.next")).toBe(4);

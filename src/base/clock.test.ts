@@ -1,21 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { nowMs, nowUs, Stopwatch, sleep } from "./clock.js";
-
-describe("a stopwatch", () => {
-  it("splits its time into consecutive phases that add up", () => {
-    const readings = [100, 130, 170, 250];
-    const watch = new Stopwatch(() => readings.shift() ?? 300);
-    expect(watch.mark("husk")).toBe(30);
-    expect(watch.mark("program")).toBe(40);
-    expect(watch.mark("reply")).toBe(80);
-    expect(watch.phases).toEqual([
-      { name: "husk", us: 30 },
-      { name: "program", us: 40 },
-      { name: "reply", us: 80 },
-    ]);
-    expect(watch.elapsedUs).toBe(200);
-  });
-});
+import { nowMs, nowUs, sleep } from "./clock.js";
 
 describe("the clock", () => {
   it("gives microseconds and milliseconds of the same origin", () => {

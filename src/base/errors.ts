@@ -19,6 +19,7 @@ export const ERROR_CODES = {
   FUNCTION_NOT_FOUND: "No function of that name",
   FUNCTION_EXISTS: "A function of that name exists already",
   TOO_MANY_INSTANCES: "The limit on instances is reached",
+  NO_INSTANCE: "The function has no instance in the state that this needs",
   PREFERENCE_UNAVAILABLE: "The kind of start that the request demanded is not available",
   CODE_INVALID: "The code package cannot be unpacked or has no usable handler",
   // functions, while they run
@@ -32,9 +33,13 @@ export const ERROR_CODES = {
   FREEZE_REFUSED: "The process holds something that cannot be frozen",
   FREEZE_FAILED: "Freezing failed",
   THAW_FAILED: "An image could not be brought back to life",
+  PAGER_LOST: "The process that brings an instance's pages ended, and so did the instance",
   IMAGE_DAMAGED: "An image is truncated, altered or incomplete",
   IMAGE_MISMATCH: "An image was made for another kernel, CPU, interpreter or library",
   IMAGE_NOT_READY: "The function has no image yet",
+  // hibernation
+  HIBERNATE_REFUSED: "The process holds something that cannot be hibernated",
+  HIBERNATE_FAILED: "Hibernating failed",
   // server
   SERVER_UNREACHABLE: "No thaw server answers at that address",
   DATABASE_FAILED: "The database could not be read or written",

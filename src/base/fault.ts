@@ -16,6 +16,10 @@ export const FAULT_POINTS = {
   "thaw-husk-taken": "a husk left its pool, no program runs in it",
   "thaw-stage-sent": "the program was handed to the keeper, nothing came back",
   "thaw-request-sent": "the request is in the control socket, the function has not answered",
+  "hibernate-prepared": "the before-snapshot hooks ran for a hibernation, the process has not been stopped",
+  "hibernate-file-made": "the file for its memory is open, nothing is in it",
+  "hibernate-deflated": "its memory is in the file, nobody was told",
+  "wake-request-sent": "the request is in the control socket of a hibernated instance, which has not answered",
   "remove-recorded": "the function left the database, its files are still there",
 } as const;
 

@@ -48,8 +48,8 @@ describe("a function's life by hand", () => {
 
     const listed = await thaw(["ls"]);
     expect(listed.out.split("\n")).toEqual([
-      "NAME   RUNTIME     MEMORY  STATE   IMAGE  INSTANCES  LAST START",
-      "hello  nodejs20.x  128 MB  frozen  4 KiB  1 idle     thaw 1.8 ms",
+      "NAME   RUNTIME     MEMORY  STATE   IMAGE  INSTANCES  RESIDENT  ON DISK  LAST START",
+      "hello  nodejs20.x  128 MB  frozen  4 KiB  1 warm     1.2 MiB   -        thaw 1.8 ms",
       "",
     ]);
 
@@ -184,6 +184,10 @@ describe("deploy", () => {
     [["deploy", "hello", "--colour"], /unknown option '--colour'/],
     [["explode"], /unknown command 'explode'/],
     [["serve", "--port", "70000"], /It must be a whole number from 0 to 65535/],
+    [["serve", "--memory-budget", "lots"], /It must be a size, such as 500M or 2G/],
+    [["serve", "--memory-budget", "0"], /It must be a size, such as 500M or 2G/],
+    [["serve", "--policy", "magic"], /It must be one of fixed, histogram/],
+    [["deploy", "hello", "--provisioned", "1001"], /It must be a whole number from 0 to 1000/],
     [["serve", "--park", "sofa=1"], /It must be one of runtime, image, prefaulted/],
   ])("%j is a usage error", async (args, sentence) => {
     const run = await thaw(args);
@@ -234,7 +238,7 @@ describe("invoke", () => {
     [["invoke", "hello", "--payload", "{nope"], "INVALID_PAYLOAD", /^error: .*\n {2}why: .*JSON/],
     [["invoke", "hello", "--payload", "@nowhere"], "INVALID_PAYLOAD", /^error: The payload cannot be read\n {2}why: ENOENT/],
     [["invoke", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
-    [["invoke", "hello", "--prefer", "magic"], "INVALID_ARGUMENT", /fix: Use one of boot, thaw, parked, reuse/],
+    [["invoke", "hello", "--prefer", "magic"], "INVALID_ARGUMENT", /fix: Use one of boot, thaw, parked, reuse, wake/],
     [["logs", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
     [["logs", "nobody", "--follow"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
     [["rm", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
@@ -251,19 +255,25 @@ describe("invoke", () => {
 });
 
 describe("without a server", () => {
-  it.each([["ls"], ["invoke", "hello"], ["deploy", "hello"], ["logs", "hello"], ["rm", "hello"], ["image", "inspect", "hello"]])(
-    "%s %s says how to start one",
-    async (...args) => {
-      // Port 1 needs a privileged listener that no test machine has.
-      const run = await thaw([...args, "--url", "http://127.0.0.1:1"]);
-      expect(run.code).toBe(1);
-      expect(run.err).toBe(
-        "error: No thaw server answers at http://127.0.0.1:1\n" +
-          "  why: The connection was refused: nothing listens there\n" +
-          "  fix: Start one with `thaw serve`, or name another with --url or THAW_URL\n",
-      );
-    },
-  );
+  it.each([
+    ["ls"],
+    ["invoke", "hello"],
+    ["deploy", "hello"],
+    ["logs", "hello"],
+    ["rm", "hello"],
+    ["image", "inspect", "hello"],
+    ["hibernate", "hello"],
+    ["wake", "hello"],
+  ])("%s %s says how to start one", async (...args) => {
+    // Port 1 needs a privileged listener that no test machine has.
+    const run = await thaw([...args, "--url", "http://127.0.0.1:1"]);
+    expect(run.code).toBe(1);
+    expect(run.err).toBe(
+      "error: No thaw server answers at http://127.0.0.1:1\n" +
+        "  why: The connection was refused: nothing listens there\n" +
+        "  fix: Start one with `thaw serve`, or name another with --url or THAW_URL\n",
+    );
+  });
 
   it("doctor still reports", async () => {
     const run = await thaw(["doctor", "--url", "http://127.0.0.1:1"]);
@@ -294,6 +304,58 @@ describe("without a server", () => {
     const stop = new AbortController();
     test.engine.handler = () => new Promise(() => stop.abort());
     expect(await thaw(["invoke", "hello"], { stop })).toEqual({ code: 130, out: "", err: "interrupted\n" });
+  });
+});
+
+describe("hibernate and wake", () => {
+  beforeEach(() => thaw(["deploy", "hello", "--wait"]));
+
+  it("say what they did, and ls shows it", async () => {
+    await thaw(["invoke", "hello"]);
+    expect(await thaw(["hibernate", "hello"])).toEqual({
+      code: 0,
+      out: "1 instance of hello hibernated: 1.1 MiB given back, 1.2 MiB on disk\n",
+      err: "",
+    });
+    expect((await thaw(["ls"])).out).toMatch(/hello .* 1 hibernated +60 KiB +1\.2 MiB +thaw 1\.8 ms\n$/);
+    expect((await thaw(["invoke", "hello", "--prefer", "wake"])).err).toMatch(/^wake, started in 900 us, answered in /);
+    await thaw(["hibernate", "hello"]);
+    expect((await thaw(["wake", "hello"])).out).toBe("1 instance of hello woken\n");
+    await thaw(["hibernate", "hello"]);
+    const json = await thaw(["wake", "hello", "--json"]);
+    expect(JSON.parse(json.out)).toMatchObject({ name: "hello", instances: 1, skipped: 0 });
+  });
+
+  it("say why there is nothing to do", async () => {
+    expect(await thaw(["hibernate", "hello"])).toEqual({
+      code: 1,
+      out: "",
+      err:
+        'error: Function "hello" has nothing to hibernate\n  why: it has no instance\n' +
+        "  fix: Invoke it first: `thaw invoke hello`; `thaw ls` shows its instances\n",
+    });
+    const json = await thaw(["wake", "hello", "--json"]);
+    expect(json.code).toBe(1);
+    expect(JSON.parse(json.err).error.code).toBe("NO_INSTANCE");
+    expect((await thaw(["wake", "nobody"])).err).toContain('There is no function "nobody"');
+  });
+
+  it("ls --json has every instance by state", async () => {
+    await thaw(["invoke", "hello"]);
+    const { functions } = JSON.parse((await thaw(["ls", "--json"])).out) as { functions: object[] };
+    expect(functions).toMatchObject([
+      { name: "hello", instances: [{ id: 2, state: "warm", residentBytes: 1_228_800, hibernatedBytes: 0 }] },
+    ]);
+  });
+
+  it("deploy takes a number of provisioned husks, from the option or from thaw.json, and ls shows it", async () => {
+    await writeFile(join(cwd, "hello", "thaw.json"), JSON.stringify({ provisioned: 3 }));
+    const run = await thaw(["deploy", "hello", "--update", "--wait", "--json"]);
+    expect(JSON.parse(run.out)).toMatchObject({ provisioned: 3 });
+    expect((await thaw(["ls"])).out).toMatch(/ 3 provisioned /);
+    expect(JSON.parse((await thaw(["deploy", "hello", "--update", "--json", "--provisioned", "1"])).out)).toMatchObject({
+      provisioned: 1,
+    });
   });
 });
 
@@ -329,7 +391,7 @@ describe("help", () => {
   it("lists the commands and exits with 0", async () => {
     const run = await thaw(["--help"]);
     expect(run.code).toBe(0);
-    for (const command of ["serve", "deploy", "invoke", "ls", "logs", "rm", "image", "doctor"])
+    for (const command of ["serve", "deploy", "invoke", "ls", "logs", "rm", "hibernate", "wake", "image", "doctor"])
       expect(run.out).toMatch(new RegExp(`^  ${command}\\b`, "m"));
   });
 

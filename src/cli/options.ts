@@ -1,5 +1,6 @@
 /** Readers of option values. They throw commander's own error, so that a wrong value is a usage error (exit code 2). */
 import { InvalidArgumentError } from "commander";
+import { GIB, KIB, MIB, TIB } from "../base/units.js";
 
 /** A whole number from `min` to `max`. */
 export function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
@@ -19,6 +20,17 @@ export function seconds(text: string): number {
   const found = /^(\d+(?:\.\d{1,3})?)s?$/.exec(text);
   if (found?.[1] === undefined) throw new InvalidArgumentError("It must be a number of seconds, such as 3 or 0.5.");
   return Number(found[1]);
+}
+
+const SIZE_UNITS: Readonly<Record<string, number>> = { "": 1, K: KIB, M: MIB, G: GIB, T: TIB };
+
+/** Bytes: `2G`, `500M`, `1.5GiB`. */
+export function size(text: string): number {
+  const found = /^(\d+(?:\.\d{1,3})?)([KMGT]?)(?:i?B)?$/i.exec(text);
+  const unit = SIZE_UNITS[found?.[2]?.toUpperCase() ?? ""];
+  const bytes = Math.round(Number(found?.[1]) * (unit ?? 1));
+  if (found === null || !(bytes > 0)) throw new InvalidArgumentError("It must be a size, such as 500M or 2G.");
+  return bytes;
 }
 
 /** One of a few words. */

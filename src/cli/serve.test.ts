@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -67,9 +67,25 @@ describe("serve", () => {
   });
 
   it("hands its policies to the platform", async () => {
-    await serve(["--pool", "5", "--max-instances", "7"], {}, async (url) => {
+    const args = ["--pool", "5", "--max-instances", "7", "--memory-budget", "1.5G", "--policy", "histogram"];
+    await serve(args, {}, async (url) => {
       const reply = (await (await fetch(`${url}/thaw/v1/metrics`)).json()) as { instances: object; engine: object };
-      expect(reply).toMatchObject({ instances: { max: 7 }, engine: { husks: { generic: 5 } } });
+      const memory = { budgetBytes: 1.5 * 2 ** 30, residentBytes: 0, hibernatedBytes: 0 };
+      expect(reply).toMatchObject({ instances: { max: 7 }, engine: { husks: { generic: 5 } }, memory });
+    });
+  });
+
+  it("hands the times of idle instances to the policy", async () => {
+    engine.residentBytes.warm = 80 * 2 ** 20;
+    await mkdir(join(cwd, "hello"));
+    await writeFile(join(cwd, "hello", "index.mjs"), "export const handler = async () => null;\n");
+    await serve(["--keep-warm", "0.02", "--keep-hibernated", "0.3"], {}, async (url) => {
+      const json = async (...args: string[]) => JSON.parse((await runCli([...args, "--json"], { url, cwd })).out);
+      await json("deploy", "hello", "--wait");
+      await json("invoke", "hello");
+      const states = async () => (await json("ls")).functions[0].instances.map(({ state }: { state: string }) => state);
+      await expect.poll(states).toEqual(["hibernated"]);
+      await expect.poll(states).toEqual([]);
     });
   });
 });

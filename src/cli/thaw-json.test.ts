@@ -34,7 +34,7 @@ it("thaw.json holds the settings of a deploy", async () => {
 it.each([
   [
     '{"memroy": 256}',
-    /cannot be used\. unknown key "memroy"\. The keys are name, runtime, handler, memory, timeout, tmp, env, maxInstances$/,
+    /cannot be used\. unknown key "memroy"\. The keys are name, runtime, handler, memory, timeout, tmp, env, maxInstances, provisioned$/,
   ],
   ['{"a": 1, "b": 2}', /unknown keys "a", "b"/],
   ['{"memory": "lots"}', /memory: /],

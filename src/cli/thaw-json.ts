@@ -19,6 +19,7 @@ const SCHEMA = z.strictObject({
   tmp: z.int().positive().optional(),
   env: z.record(z.string(), z.string()).optional(),
   maxInstances: z.int().positive().optional(),
+  provisioned: z.int().nonnegative().optional(),
 });
 
 /** What the file may say. */

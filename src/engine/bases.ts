@@ -167,7 +167,7 @@ export class Bases {
       loaded.catch(() => undefined);
       const time = base.timeStep(fingerprint);
       if (time !== undefined) await runStage(keeper, husk, time);
-      await runStage(keeper, husk, base.thawStep("lazy", true, task));
+      await runStage(keeper, husk, base.thawStep("lazy", true, undefined, undefined, task));
       const thawn = monotonicNs();
       instance.tellLoad(launch({ ...spec, ...interpreterOf(template) }).env);
       await loaded;

@@ -13,6 +13,7 @@ import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import {
   type CgroupLayout,
   type CgroupParents,
+  type LimitWrite,
   limitWrites,
   makeParents,
   probeCgroups,
@@ -20,19 +21,24 @@ import {
   sweepCgroups,
 } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
-import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
+import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
 import { bootInstance } from "./boot.js";
+import { chooseHusk, parkedKey, runtimePoolKey } from "./choose-husk.js";
+import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { freezeInstance } from "./freeze.js";
-import { genericKey, type Husk, HuskPool, minorFaults, runStage, type StageStep } from "./husk-pool.js";
-import { LoadedImage } from "./images.js";
+import { Hibernation } from "./hibernate.js";
+import { genericKey, type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
+import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
-import { bootOnly, inOrder, nextLabel, notOpen, refuseNoexec, usBetween } from "./parts.js";
+import { bootOnly, inOrder, nextLabel, notOpen, usBetween } from "./parts.js";
 import { phasesOf } from "./phases.js";
+import { Prefetcher } from "./prefetcher.js";
+import { both, isPaged, pagesElsewhere, ReapStarts, refuseParking } from "./reap.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
 import type {
@@ -42,7 +48,6 @@ import type {
   FloorSample,
   FreezeOptions,
   FunctionSpec,
-  HuskLevel,
   Image,
   ImageInspection,
   Instance,
@@ -53,8 +58,9 @@ import type {
   StartResult,
   ThawOptions,
 } from "./types.js";
+import { LOADERS } from "./types.js";
+import { MappedFiles } from "./wake-set.js";
 
-const DEFAULT_TMP_MB = 512;
 const MB_PER_CPU = 1769;
 const PIDS_MAX = 1024;
 const DEFAULT_GENERIC_HUSKS = 2;
@@ -70,6 +76,8 @@ export interface EngineOptions {
   readonly bootOnly?: boolean;
   /** Default true: images share the pages of their bare runtime (docs/design/base-images.md). */
   readonly sharedRuntime?: boolean;
+  /** Paths of the interpreters to use, and no others. Default: those that are found on this machine. */
+  readonly interpreters?: readonly string[];
   /** Called once when the keeper ended by itself: every instance is gone, and this engine cannot make another. */
   readonly onLost?: (error: ThawError) => void;
 }
@@ -78,13 +86,16 @@ export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;
   private readonly templates: Templates;
-  private readonly recorder: Recorder;
   private readonly bases: Bases;
   private readonly images: OpenImages;
   private readonly instances = new Set<LiveInstance>();
   private readonly husks: HuskPool;
+  private readonly prefetcher: Prefetcher;
+  private readonly reap: ReapStarts;
   private readonly imagesDir: string;
   private readonly log: Logger;
+  private readonly limitsByMemory = new Map<number, LimitWrite[]>();
+  private readonly mapped: MappedFiles;
   private closing: Promise<void> | undefined;
   private genericCount = DEFAULT_GENERIC_HUSKS;
 
@@ -92,19 +103,25 @@ export class LocalEngine implements Engine, InstanceOwner {
     options: EngineOptions,
     private readonly paths: NativePaths,
     private readonly keeper: Keeper,
+    private readonly recorder: Recorder,
     private readonly layout: CgroupLayout,
     private readonly parents: CgroupParents,
     private readonly fingerprint: Fingerprint,
     interpreters: readonly Interpreter[],
   ) {
     this.log = options.log ?? silentLogger();
+    this.mapped = new MappedFiles(keeper);
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
-    this.recorder = new Recorder(keeper, paths.extractor, this.log);
     this.bases = this.makeBases(options);
-    this.images = new OpenImages((dir) => this.load(dir));
+    this.images = new OpenImages(
+      (dir) => this.load(dir),
+      (loaded) => this.unload(loaded),
+    );
+    this.prefetcher = new Prefetcher(keeper, paths.runtimeDir, this.log);
+    this.reap = new ReapStarts(keeper, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -142,10 +159,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (options.bootOnly !== true) refuseNoexec(options.dataDir);
     const layout = probeCgroups();
     await sweepCgroups(layout);
-    const interpreters = await findInterpreters();
+    const interpreters = await (options.interpreters === undefined ? findInterpreters() : interpretersAt(options.interpreters));
     const parents = makeParents(layout, nextLabel());
     const log = options.log ?? silentLogger();
     let keeper: Keeper | undefined;
+    let recorder: Recorder;
     try {
       keeper = await Keeper.start({
         binary: paths.keeper,
@@ -156,12 +174,13 @@ export class LocalEngine implements Engine, InstanceOwner {
         },
       });
       await keeper.cgroups(parents);
+      recorder = await Recorder.open(keeper, paths.extractor, log);
     } catch (error) {
       await keeper?.close();
       await removeParents(parents);
       throw error;
     }
-    return new LocalEngine(options, paths, keeper, layout, parents, readFingerprint(), interpreters);
+    return new LocalEngine(options, paths, keeper, recorder, layout, parents, readFingerprint(), interpreters);
   }
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
@@ -215,10 +234,12 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private async thawLoaded(loaded: LoadedImage, image: Image, options: ThawOptions, asked: bigint): Promise<Instance> {
-    const loader = options.loader ?? "splice";
+    const loader = loaded.loaderFor(options.loader);
     const verifying = loaded.verify();
     if (verifying !== undefined) await verifying.catch((error: unknown) => this.bases.found(error, loaded.baseId));
-    const chosen = await this.chooseHusk(loaded, loader, options);
+    const paged = isPaged(loader) ? await this.reap.prepare(loaded, loader, this.recorder.device) : undefined;
+    const template = await this.templates.get(loaded.image.spec.runtime);
+    const chosen = await chooseHusk(this.husks, loaded, { template: template.id, here: this.fingerprint, loader, options });
     faultPoint("thaw-husk-taken");
     const { husk } = chosen;
     if (this.images.get(image.dir) !== loaded) {
@@ -226,6 +247,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.husks.drop(husk);
       throw notOpen(image);
     }
+    const recording = this.recorder.begin(loaded, loader, chosen);
     const began = monotonicNs() - chosen.madeNs;
     const generation = image.generation;
     const start: StartResult = {
@@ -236,15 +258,18 @@ export class LocalEngine implements Engine, InstanceOwner {
       phases: [],
       waitUs: chosen.waitUs,
       husk: chosen.from,
-      prefetchedPages: chosen.from === "image" && loader !== "eager" ? 0 : loaded.prefetchedPages(loader),
+      prefetchedPages: loaded.prefetchedPages(loader, husk, recording),
+      ...(recording === undefined ? {} : { recording: true }),
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
     instance.origin = image;
     if (loaded.baseId !== undefined) instance.base = loaded.asBase();
     instance.lineagePids = [...loaded.lineagePids, husk.pid];
     instance.announceThaw(generation);
-    const steps = this.remainingSteps(loaded, loader, husk);
-    if (!loaded.recorded) husk.faultsBefore = minorFaults(husk.host.pid);
+    this.recorder.follow(instance, loaded, recording);
+    const steps = this.remainingSteps(loaded, loader, husk, recording);
+    if (paged !== undefined) this.reap.begin(instance, loaded, paged);
+    if (loader === "splice") instance.startsCold(this.prefetcher.start(loaded));
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
@@ -252,7 +277,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     faultPoint("thaw-stage-sent");
     const started = stages.then((stamps) => {
       instance.start = {
-        ...start,
+        ...instance.start,
         ...phasesOf(
           began,
           chosen.madeNs,
@@ -274,66 +299,21 @@ export class LocalEngine implements Engine, InstanceOwner {
       await started;
     } catch (error) {
       await instance.dispose();
-      throw error;
+      throw instance.failure ?? error;
     }
     return instance;
   }
 
-  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk): StageStep[] {
+  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
     if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
-    const thaw = loaded.thawStep(loader, husk.level === "generic");
+    const thaw = loaded.thawStep(loader, husk.level === "generic", recording, this.recorder.device);
     return time === undefined ? [thaw] : [time, thaw];
-  }
-
-  private async chooseHusk(
-    loaded: LoadedImage,
-    loader: Loader,
-    options: ThawOptions,
-  ): Promise<{ husk: Husk; from: HuskLevel | "fresh"; parked: boolean; waitUs: number; madeNs: bigint }> {
-    const template = await this.templates.get(loaded.image.spec.runtime);
-    const fits = (husk: Husk): boolean => !loaded.avoidPids.has(husk.pid);
-    const wanted = options.husk ?? "pooled";
-    const keys =
-      wanted === "parked"
-        ? [parkedKey(loaded, "prefaulted", loader), parkedKey(loaded, "image", loader)]
-        : wanted === "pooled"
-          ? [runtimePoolKey(loaded), genericKey(template.id)]
-          : [];
-    const usable = loaded.image.spec.tmpMb === DEFAULT_TMP_MB || wanted === "parked" ? keys : [];
-    const waitFrom = monotonicNs();
-    for (const patient of [false, true]) {
-      for (const key of usable) {
-        if (patient && this.husks.targetCount(key) > 0) await this.husks.waitFor(key, options.waitMs ?? 0);
-        const husk = this.husks.take(key, fits);
-        if (husk !== undefined)
-          return {
-            husk,
-            from: husk.level,
-            parked: wanted === "parked",
-            waitUs: patient ? usBetween(waitFrom, monotonicNs()) : 0,
-            madeNs: 0n,
-          };
-      }
-      if ((options.waitMs ?? 0) <= 0) break;
-    }
-    if (wanted === "parked") {
-      throw new ThawError("PREFERENCE_UNAVAILABLE", {
-        what: `no husk is parked for function "${loaded.image.spec.name}" with loader ${loader}`,
-        why:
-          this.husks.targetCount(keys[0] ?? "") + this.husks.targetCount(keys[1] ?? "") === 0
-            ? "none is configured"
-            : `none was ready within ${options.waitMs ?? 0} ms`,
-        fix: "start the server with --park, or ask for another kind of start",
-      });
-    }
-    const from = monotonicNs();
-    const husk = await this.husks.make(template.id, [], "generic", loaded.avoidPids, loaded.image.spec.tmpMb);
-    return { husk, from: "fresh", parked: false, waitUs: 0, madeNs: monotonicNs() - from };
   }
 
   async freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image> {
     this.assertCanFreeze();
+    if (instance.paged) throw pagesElsewhere(instance.start.loader);
     try {
       const dir = await freezeInstance(
         { keeper: this.keeper, extractor: this.paths.extractor, fingerprint: this.fingerprint, imagesDir: this.imagesDir },
@@ -361,7 +341,14 @@ export class LocalEngine implements Engine, InstanceOwner {
   private async load(dir: string): Promise<LoadedImage> {
     const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
     await this.templates.get(loaded.image.spec.runtime);
+    if (loaded.setDamaged) this.log.warn({ image: loaded.image.id }, "the working set is damaged or old: it is recorded anew");
     return loaded;
+  }
+
+  private unload(loaded: LoadedImage): void {
+    this.prefetcher.forget(loaded);
+    this.reap.forget(loaded);
+    loaded.close();
   }
 
   rememberImage(image: Image): void {
@@ -377,22 +364,25 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loaded = this.images.remove(image.dir);
     if (loaded !== undefined) {
       for (const level of ["image", "prefaulted"] as const)
-        for (const loader of ["lazy", "eager", "splice"] as const) this.dropPool(parkedKey(loaded, level, loader));
+        for (const loader of LOADERS) this.dropPool(parkedKey(loaded, level, loader));
       if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
-        this.dropPool(runtimePoolKey(loaded));
-      loaded.close();
+        this.dropPool(runtimePoolKey(loaded, this.fingerprint));
+      this.unload(loaded);
     }
     await rm(image.dir, { recursive: true, force: true });
   }
 
-  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader: Loader = "splice"): void {
+  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, asked?: Loader): void {
+    if (level !== "runtime") refuseParking(asked ?? "splice");
     const loaded = this.loaded(image);
+    const loader = loaded.loaderFor(asked);
     const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
     const limit = (husk: Husk): void => this.limit(husk, image.spec);
+    const [here, { device }] = [this.fingerprint, this.recorder];
     const steps = (): StageStep[] =>
-      level === "runtime" ? loaded.runtimeSteps() : loaded.parkSteps(loader, level === "prefaulted", this.fingerprint, limit);
-    const key = level === "runtime" ? runtimePoolKey(loaded) : parkedKey(loaded, level, loader);
+      level === "runtime" ? loaded.runtimeSteps(here) : loaded.parkSteps(loader, level === "prefaulted", here, limit, device);
+    const key = level === "runtime" ? runtimePoolKey(loaded, here) : parkedKey(loaded, level, loader);
     this.images.holdForPool(key, count > 0 ? loaded : undefined);
     this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
   }
@@ -438,17 +428,31 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   firstAnswer(instance: LiveInstance): Promise<void> | undefined {
-    const loaded = instance.origin === undefined ? undefined : this.images.get(instance.origin.dir);
-    return loaded === undefined ? undefined : this.recorder.firstAnswer(instance, loaded);
+    return both(this.recorder.firstAnswer(instance), this.reap.firstAnswer(instance));
+  }
+
+  hibernation(instance: LiveInstance): Hibernation {
+    return new Hibernation(
+      { keeper: this.keeper, extractor: this.paths.extractor, dir: this.imagesDir, log: this.log, mapped: this.mapped },
+      instance,
+    );
   }
 
   ended(instance: LiveInstance): void {
     this.instances.delete(instance);
+    this.recorder.ended(instance);
+    this.reap.ended(instance);
   }
 
   stats(): EngineStats {
     const { made, us } = this.husks.totals;
-    return { instances: this.instances.size, husks: this.husks.countByLevel(), husksMade: made, husksUs: us };
+    return {
+      instances: this.instances.size,
+      husks: this.husks.countByLevel(),
+      huskBytes: this.husks.privateBytes,
+      husksMade: made,
+      husksUs: us,
+    };
   }
 
   close(): Promise<void> {
@@ -468,10 +472,13 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private limit(husk: Husk, spec: FunctionSpec): void {
-    this.keeper.limits(
-      husk.id,
-      limitWrites(this.layout, { memoryMb: spec.memoryMb, cpus: Math.max(1, spec.memoryMb / MB_PER_CPU), pids: PIDS_MAX }),
-    );
+    const { memoryMb } = spec;
+    let writes = this.limitsByMemory.get(memoryMb);
+    if (writes === undefined) {
+      writes = limitWrites(this.layout, { memoryMb, cpus: Math.max(1, memoryMb / MB_PER_CPU), pids: PIDS_MAX });
+      this.limitsByMemory.set(memoryMb, writes);
+    }
+    this.keeper.limits(husk.id, writes);
   }
 
   private loaded(image: Image): LoadedImage {
@@ -489,12 +496,4 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (this.canFreeze) return;
     throw bootOnly();
   }
-}
-
-function runtimePoolKey(loaded: LoadedImage): string {
-  return `runtime:${loaded.image.spec.runtime}:${loaded.runtimeKey}`;
-}
-
-function parkedKey(loaded: LoadedImage, level: "image" | "prefaulted", loader: Loader): string {
-  return `${level}:${loaded.image.id}:${loader}`;
 }

@@ -7,63 +7,41 @@
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { assert, ThawError } from "../base/errors.js";
+import { FakeHibernation } from "./fake-hibernation.js";
+import {
+  type FakeContext,
+  FakeEnd,
+  type FakeEngineOptions,
+  type FakeFailure,
+  type FakeHandler,
+  type FakeOperation,
+  fakeInspection,
+} from "./fake-parts.js";
 import type {
   BootOptions,
   Engine,
   EngineStats,
   FreezeOptions,
   FunctionSpec,
+  HibernateReport,
   HuskLevel,
   Image,
   ImageInspection,
   Instance,
+  InstanceMemory,
+  InstanceState,
   InvokeOptions,
   InvokeResult,
   Loader,
   PageCounts,
   PoolTarget,
   RuntimeInfo,
+  StartFaults,
   StartResult,
   ThawOptions,
 } from "./types.js";
 
-/** Operations that can be told to fail. */
-export type FakeOperation = "boot" | "freeze" | "thaw" | "openImage" | "removeImage" | "invoke" | "pages";
-
-/** What a fake handler gets beside the event. */
-export interface FakeContext {
-  readonly spec: FunctionSpec;
-  readonly requestId: string;
-  readonly instanceId: number;
-  /** Requests that this instance answered before. */
-  readonly served: number;
-  /** Adds to the request's log. */
-  log(text: string): void;
-}
-
-/** Answers an event. What it throws becomes a function error; a {@link FakeEnd} ends the instance. */
-export type FakeHandler = (event: unknown, context: FakeContext) => unknown;
-
-/** Thrown by a fake handler: the platform ends the instance for that reason. */
-export class FakeEnd extends Error {
-  constructor(readonly platformError: NonNullable<InvokeResult["platformError"]>) {
-    super(platformError);
-  }
-}
-
-export interface FakeEngineOptions {
-  /** Where images go when `freeze` gets no directory. */
-  readonly dir?: string;
-  readonly canFreeze?: boolean;
-  readonly runtimes?: readonly string[];
-  /** Default: answers `{"event": …, "function": name}`. */
-  readonly handler?: FakeHandler;
-}
-
-interface Failure {
-  readonly error: Error;
-  times: number;
-}
+export { type FakeContext, FakeEnd, type FakeEngineOptions, type FakeHandler, type FakeOperation } from "./fake-parts.js";
 
 /** The fake. Its extra members are for tests. */
 export class FakeEngine implements Engine {
@@ -71,7 +49,20 @@ export class FakeEngine implements Engine {
   readonly canFreeze: boolean;
   handler: FakeHandler;
   /** Milliseconds that each operation takes; 0 resolves in a microtask. */
-  readonly delayMs: Record<"boot" | "thaw" | "freeze" | "dispose", number> = { boot: 0, thaw: 0, freeze: 0, dispose: 0 };
+  readonly delayMs: Record<"boot" | "thaw" | "freeze" | "dispose" | "hibernate" | "wake", number> = {
+    boot: 0,
+    thaw: 0,
+    freeze: 0,
+    dispose: 0,
+    hibernate: 0,
+    wake: 0,
+  };
+  /** What {@link Instance.memory} tells of a warm, a woken and a hibernated instance. */
+  readonly residentBytes: Record<Exclude<InstanceState, "deflating">, number> = {
+    warm: 1_228_800,
+    woken: 614_400,
+    hibernated: 61_440,
+  };
   /** Every operation in order, such as `boot hello`. */
   readonly calls: string[] = [];
   readonly live = new Set<FakeInstance>();
@@ -80,9 +71,11 @@ export class FakeEngine implements Engine {
   /** Husks parked for each image directory and level. */
   readonly parked = new Map<string, Map<HuskLevel, number>>();
   generic = 0;
+  /** What {@link EngineStats.huskBytes} counts for each. */
+  huskBytes = 0;
   closed = false;
   readonly #dir: string | undefined;
-  readonly #failures = new Map<FakeOperation, Failure>();
+  readonly #failures = new Map<FakeOperation, FakeFailure>();
   #nextInstance = 1;
   #nextImage = 1;
 
@@ -146,7 +139,7 @@ export class FakeEngine implements Engine {
       husk = taken;
     }
     const parkedFilled = husk === "image" || husk === "prefaulted";
-    return this.#instance(manifest.spec, manifest.heat, {
+    const instance = this.#instance(manifest.spec, manifest.heat, {
       kind: parkedFilled ? "parked" : "thaw",
       loader: options.loader ?? "splice",
       generation: manifest.generation,
@@ -156,6 +149,9 @@ export class FakeEngine implements Engine {
       husk,
       prefetchedPages: 100,
     });
+    if (options.early === true) instance.startEarly();
+    else this.failIfAsked("start");
+    return instance;
   }
 
   rememberImage(_image: Image): void {
@@ -179,17 +175,7 @@ export class FakeEngine implements Engine {
   }
 
   async inspect(image: Image): Promise<ImageInspection> {
-    const none = { lineagePids: [], threads: [], mappings: {}, mappedFiles: [], descriptors: [], bytes: {} };
-    return {
-      ...none,
-      formatVersion: 1,
-      createdMs: 0,
-      kernel: "fake",
-      cpu: "fake",
-      tmpFiles: 0,
-      pages: { stored: image.bytesOnDisk / 4096 },
-      workingSetDamaged: false,
-    };
+    return fakeInspection(image);
   }
 
   async removeImage(image: Image): Promise<void> {
@@ -214,7 +200,8 @@ export class FakeEngine implements Engine {
   stats(): EngineStats {
     const husks = { generic: this.generic, runtime: 0, image: 0, prefaulted: 0 };
     for (const levels of this.parked.values()) for (const [level, count] of levels) husks[level] += count;
-    return { instances: this.live.size, husks, husksMade: 0, husksUs: 0 };
+    const huskBytes = Object.values(husks).reduce((sum, count) => sum + count * this.huskBytes, 0);
+    return { instances: this.live.size, husks, huskBytes, husksMade: 0, husksUs: 0 };
   }
 
   async close(): Promise<void> {
@@ -249,7 +236,7 @@ export class FakeEngine implements Engine {
       heat,
       spec,
       bytesOnDisk: 4096,
-      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: 8192, storedBytes: 4096, notes: [] },
+      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: this.residentBytes.warm, storedBytes: 4096, notes: [] },
     };
     const temporary = `${target}.partial`;
     await mkdir(temporary);
@@ -282,11 +269,17 @@ export class FakeEngine implements Engine {
   }
 }
 
+const FAKE_FAULTS: StartFaults = { minor: 400, major: 3, diskBytes: 12_288, blockedMs: 0 };
+
 /** An instance of {@link FakeEngine}. */
 export class FakeInstance implements Instance {
   alive = true;
+  started = true;
   served = 0;
+  start: StartResult;
+  #complete: StartResult;
   #busy = false;
+  readonly #hibernation = new FakeHibernation(this);
   #disposed: Promise<void> | undefined;
   readonly #exitListeners = new Set<(reason: string) => void>();
 
@@ -295,14 +288,36 @@ export class FakeInstance implements Instance {
     readonly id: number,
     readonly spec: FunctionSpec,
     readonly heat: number,
-    readonly start: StartResult,
-  ) {}
+    start: StartResult,
+  ) {
+    this.start = start;
+    this.#complete = start;
+  }
+
+  /** As the real one after an early thaw: how long it took is known when the first answer is there. */
+  startEarly(): void {
+    this.start = { ...this.start, us: 0, phases: [] };
+    this.started = false;
+  }
 
   async invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
     assert(!this.#busy, `two requests at once in instance ${this.id}`);
     assert(this.alive, `request to instance ${this.id}, which has ended`);
     this.#busy = true;
     try {
+      if (!this.started) {
+        // Behind the request, as the stages of a real thaw are.
+        await Promise.resolve();
+        try {
+          this.engine.failIfAsked("start");
+        } catch (error) {
+          this.crash("failed");
+          throw error;
+        }
+        this.started = true;
+        this.start = this.#complete;
+      }
+      await this.#hibernation.requested();
       this.engine.failIfAsked("invoke");
       return await this.#answer(payload, options);
     } finally {
@@ -326,8 +341,28 @@ export class FakeInstance implements Instance {
     return { written: 300, image: 2_000, file: 1_500, zero: 10 };
   }
 
-  async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
-    return { privateBytes: 1_228_800, sharedBytes: 14_336_000 };
+  async memory(): Promise<InstanceMemory> {
+    const privateBytes = this.engine.residentBytes[this.state === "deflating" ? "warm" : this.state];
+    return { privateBytes, dirtyBytes: privateBytes, sharedBytes: 14_336_000, hibernatedBytes: this.#hibernation.bytes };
+  }
+
+  get state(): InstanceState {
+    return this.#hibernation.state;
+  }
+
+  hibernate(): Promise<HibernateReport> {
+    assert(!this.#busy, `instance ${this.id} is hibernated between two requests`);
+    return this.#hibernation.hibernate();
+  }
+
+  wake(): Promise<StartResult> {
+    return this.#hibernation.wake();
+  }
+
+  async faults(): Promise<StartFaults | undefined> {
+    if (this.start.loader === undefined) return undefined;
+    this.start = { ...this.start, faults: FAKE_FAULTS, faultsOutside: 7 };
+    return FAKE_FAULTS;
   }
 
   dispose(): Promise<void> {

@@ -19,11 +19,11 @@ const NO_PIDS: ReadonlySet<number> = new Set();
 
 /** In a husk of its own, which ends afterwards: maps what the image maps, faults as often as its recorded start did. */
 export async function measureFloor(tools: FloorTools, loaded: LoadedImage): Promise<FloorSample> {
-  if (!loaded.recorded) {
+  if (!loaded.sets.recorded) {
     throw new ThawError("INVALID_ARGUMENT", {
       what: "the floor of this image cannot be measured",
       why: "no working set was recorded",
-      fix: "thaw it and send it a request first",
+      fix: "thaw it twice and send each a request first",
     });
   }
   const husk = await tools.husks.make(tools.template, [], "generic", NO_PIDS);

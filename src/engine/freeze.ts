@@ -27,6 +27,8 @@ import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 
 const PAGE_BYTES = 4096;
+/** First of the files that a helper is given. */
+const HELPER_FD = 3;
 /** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
 const PREPARE_MS_MAX = 30_000;
 
@@ -39,15 +41,25 @@ export interface FreezeTools {
   readonly imagesDir: string;
 }
 
-async function prepare(instance: LiveInstance): Promise<number> {
+/** What the hooks are run for: who refuses when one of them fails. */
+export interface Purpose {
+  readonly code: "FREEZE_REFUSED" | "HIBERNATE_REFUSED";
+  readonly done: "frozen" | "hibernated";
+  readonly collect?: false;
+}
+
+const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
+
+/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds. */
+export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<number> {
   const answer = instance.expect("prepared");
-  instance.tell({ type: "prepare" });
+  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }) });
   // Whoever does not answer this answers nothing any more.
   const timer = setTimeout(
     () =>
       instance.fail(
-        new ThawError("FREEZE_REFUSED", {
-          what: `function "${instance.spec.name}" could not be frozen`,
+        new ThawError(code, {
+          what: `function "${instance.spec.name}" could not be ${done}`,
           why: `its before-snapshot hooks took longer than ${PREPARE_MS_MAX / 1000} s, and it was ended`,
           fix: "mend the hook",
         }),
@@ -56,8 +68,8 @@ async function prepare(instance: LiveInstance): Promise<number> {
   );
   const { header, body } = await answer.finally(() => clearTimeout(timer));
   if (header.type === "prepared") return header.hygieneMs;
-  throw new ThawError("FREEZE_REFUSED", {
-    what: `function "${instance.spec.name}" could not be frozen`,
+  throw new ThawError(code, {
+    what: `function "${instance.spec.name}" could not be ${done}`,
     why: `one of its before-snapshot hooks failed: ${body.toString("utf8").slice(0, 500)}`,
     fix: "mend the hook",
   });
@@ -102,10 +114,16 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     await mkdir(temporary, { mode: 0o700 });
     const origin = instance.origin;
     const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
-    argv.push(origin === undefined ? "" : imageFiles(origin.dir).pages);
+    if (origin !== undefined) argv.push(`image=${imageFiles(origin.dir).pages}`);
     const { base } = instance;
-    if (base !== undefined) argv.push(base.path, (await linkBase(base.path, temporary)) ? base.layout : "");
-    const { stdout } = await tools.keeper.helper(argv);
+    if (base !== undefined) {
+      argv.push(`base=${base.path}`);
+      if (await linkBase(base.path, temporary)) argv.push(`layout=${base.layout}`);
+    }
+    const { file } = instance.hibernation;
+    // What is on disk only is memory too.
+    if (file !== undefined) argv.push(`swap=${HELPER_FD}`);
+    const { stdout } = await tools.keeper.helper(argv, { files: file === undefined ? [] : [file] });
     const reply = parseReply(stdout);
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");

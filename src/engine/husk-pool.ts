@@ -11,15 +11,18 @@
  */
 import { readFileSync } from "node:fs";
 import { monotonicNs } from "../base/clock.js";
-import { assert, errorText, ThawError } from "../base/errors.js";
+import { assert, errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
-import type { HuskReady, InstanceExit, InstanceListener, Keeper, StageRequest } from "./keeper.js";
+import { PAGE_BYTES } from "../base/units.js";
+import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
+import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, PagedReport, StageRequest } from "./keeper.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
 const PID_MIN = 300;
 const PID_SPAN = 29_000;
-const DEFAULT_TMP_MB = 512;
+/** Of /tmp in a pooled husk. */
+export const DEFAULT_TMP_MB = 512;
 /**
  * Host uids and gids of functions, which their user namespaces map to 1000. No two living sandboxes share one: the kernel counts
  * inotify instances, pipe buffers, pending signals and locked memory by user, so one function could use up another's.
@@ -50,10 +53,14 @@ export class Husk implements InstanceListener {
   host: HuskReady = { pid: 0, initPid: 0, us: 0 };
   /** How far its monotonic clock is ahead of ours: its stamps are, too. */
   clockShiftNs = 0;
+  /** Resident memory of its own when it was made; while it waits, that does not change. */
+  privateBytes = 0;
   /** What it cost to make, wall microseconds. */
   madeUs = 0;
-  /** Page faults that it had taken before a thaw whose working set shall be recorded. */
-  faultsBefore = 0;
+  /** What its image's pages are touched from here on can be told: it was parked to record. */
+  tracked = false;
+  /** What it had taken when it was ready: what an instance takes is counted from there. */
+  faultsBefore: ProcessFaults = NO_FAULTS;
   private readonly exitListeners: (() => void)[] = [];
 
   constructor(
@@ -74,6 +81,9 @@ export class Husk implements InstanceListener {
   onFailure(error: ThawError): void {
     this.heir?.onFailure?.(error);
   }
+  onPaged(report: PagedReport): void {
+    this.heir?.onPaged?.(report);
+  }
   onExit(exit: InstanceExit): void {
     this.exit = exit;
     this.heir?.onExit(exit);
@@ -90,7 +100,12 @@ export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Pro
   step.before?.(husk);
   const shift = husk.clockShiftNs;
   husk.clockShiftNs = step.clockShiftNs ?? shift;
-  const report = await keeper.stage(husk.id, step.request());
+  let report: HuskReport;
+  try {
+    report = await keeper.stage(husk.id, step.request());
+  } catch (error) {
+    throw isHuskGone(error) ? huskLost(step, error) : error;
+  }
   if (report.status === 0) return shift === 0 ? report.stamps : report.stamps.map((stamp) => (stamp > 0 ? stamp - shift : stamp));
   throw stageError(step, report.status, report.failedOp);
 }
@@ -114,11 +129,28 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = {
   116: "ESTALE",
 };
 const ESTALE = 116;
+const EPIPE = 32;
 const ENOENT = 2;
 const ENOMEM = 12;
 
+/** The keeper knew of the husk's end before it could pass the stage on. */
+function isHuskGone(error: unknown): boolean {
+  return isThawError(error, "SANDBOX_FAILED") || (isThawError(error, "KEEPER_FAILED") && error.details.errno === EPIPE);
+}
+
+/** Nothing is known about the image: whoever started may take another husk. */
+function huskLost(step: StageStep, cause?: unknown): ThawError {
+  return new ThawError("SANDBOX_FAILED", {
+    what: `a husk ended before its ${step.name} stage was done`,
+    why: "it was killed, or it crashed",
+    details: { stage: step.name },
+    cause,
+  });
+}
+
 function stageError(step: StageStep, status: number, failedOp: number): ThawError {
   const errno = -status;
+  if (errno === EPIPE) return huskLost(step);
   const label = step.labels()[failedOp] ?? `operation ${failedOp}`;
   const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
   const details = { stage: step.name, operation: failedOp, label, errno };
@@ -133,7 +165,7 @@ function stageError(step: StageStep, status: number, failedOp: number): ThawErro
   }
   return new ThawError(errno === ENOMEM ? "RESOURCE_EXHAUSTED" : "THAW_FAILED", {
     what: `the ${step.name} stage failed at «${label}»`,
-    why: errno === 32 ? "the process ended" : `the kernel answered ${name}`,
+    why: `the kernel answered ${name}`,
     details,
   });
 }
@@ -186,6 +218,13 @@ export class HuskPool {
     const counts: Record<HuskLevel, number> = { generic: 0, runtime: 0, image: 0, prefaulted: 0 };
     for (const pool of this.pools.values()) counts[pool.spec.level] += pool.ready.length;
     return counts;
+  }
+
+  /** Of those that wait; what makes one measures it. */
+  get privateBytes(): number {
+    let sum = 0;
+    for (const pool of this.pools.values()) for (const husk of pool.ready) sum += husk.privateBytes;
+    return sum;
   }
 
   /** Sets how many husks a pool keeps; surplus ones are let go. */
@@ -271,6 +310,8 @@ export class HuskPool {
       throw error;
     }
     husk.level = level;
+    husk.faultsBefore = processFaults(husk.host.pid) ?? NO_FAULTS;
+    husk.privateBytes = privateBytes(husk.host.pid);
     husk.madeUs = Number(monotonicNs() - began) / 1000;
     this.made++;
     this.us += husk.madeUs;
@@ -368,11 +409,11 @@ export function genericKey(template: number): string {
   return `generic:${template}`;
 }
 
-/** Minor page faults of a process so far; 0 when it is gone. */
-export function minorFaults(pid: number): number {
+/** Anonymous and copied pages of a process, in bytes; 0 when it is gone. A tenth of what asking for smaps would cost. */
+function privateBytes(pid: number): number {
   try {
-    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[7]);
+    const [, resident = 0, shared = 0] = readFileSync(`/proc/${pid}/statm`, "utf8").split(" ").map(Number);
+    return (resident - shared) * PAGE_BYTES;
   } catch {
     return 0;
   }

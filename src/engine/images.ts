@@ -21,20 +21,22 @@ import {
   compileRuntime,
   compileThaw,
   compileTime,
-  EMPTY_WORKING_SET,
   type Facts,
+  type FileRange,
   fdBase,
   IMAGE_VERSION,
   type ImageInspection,
   imageFiles,
   inspectImage,
-  intersectRuns,
-  isMemory,
   isRuntimeFile,
   joinRuns,
+  PARK_PASSES,
   type PageRun,
   type Program,
+  type ProgramBuilder,
   pagesIdentity,
+  passed,
+  prefetchRanges,
   RESUME_PASSES,
   readImage,
   runPages,
@@ -42,39 +44,35 @@ import {
   type StoredImage,
   storedPages,
   THAW_PASSES,
-  type WorkingSet,
-  workingSetOf,
-  writeWorkingSet,
+  trackTouches,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Husk, StageStep } from "./husk-pool.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { parseReply } from "./native.js";
+import { isPaged } from "./reap.js";
+import { checkFingerprint, type SharedBase, sharedBase } from "./shared-base.js";
 import type { Image, Loader } from "./types.js";
+import { LiveWorkingSet } from "./working-sets.js";
 
 /** Runs of read pages closer than this are mapped by one call: file pages cost nothing but their table entries. */
 const READ_GAP_PAGES = 16;
-const WRITTEN_GAP_PAGES = 0;
 const NS_PER_MS = 1_000_000n;
 
 /** Page spaces of bases that a server found whole; by keeper, because they are found anew by each server. */
 const wholeBases = new WeakMap<Keeper, Set<string>>();
 
-/** A page space that images share: what is needed to go on sharing it. */
-export interface SharedBase {
-  readonly id: string;
-  readonly digest: string;
-  /** Hexadecimal. */
-  readonly bytes: string;
-  /** Of its page space. */
-  readonly path: string;
-  /** Where its pages were in memory: `start-end:slot,…`, hexadecimal. */
-  readonly layout: string;
-}
-
 interface Compiled {
   readonly program: Program;
   readonly file: number;
+  /** How a husk is told to run it: always the same, so encoded once. */
+  request?: StageRequest;
+}
+
+/** How a start records what it touches. */
+export interface Tracking {
+  /** The keeper's /dev/userfaultfd, by which the record is exact; undefined where the kernel cannot do that. */
+  readonly device: number | undefined;
 }
 
 /** One open image. */
@@ -84,12 +82,13 @@ export class LoadedImage {
   readonly avoidPids: ReadonlySet<number>;
   readonly fdBase: number;
   readonly pagesTotal: number;
-  workingSet: WorkingSet;
-  recorded: boolean;
+  readonly pagesPath: string;
+  readonly sets: LiveWorkingSet;
   closed = false;
   private readonly runtimeProgram: Compiled;
-  private readonly programs = new Map<string, Compiled>();
-  private firstRecording: WorkingSet | undefined;
+  private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
+  private ranges: readonly FileRange[] | undefined;
+  private shared: SharedBase | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -98,20 +97,26 @@ export class LoadedImage {
     private readonly extractor: string,
     readonly image: Image,
     private readonly stored: StoredImage,
-    private readonly pagesFile: number,
+    readonly pagesFile: number,
     private readonly taskFile: number,
-    private readonly baseFile: number | undefined,
+    /** The base's page space. */
+    readonly baseFile: number | undefined,
     private readonly identity: () => string,
     private readonly inode: string,
   ) {
     this.facts = stored.manifest.facts;
+    this.pagesPath = imageFiles(image.dir).pages;
     this.avoidPids = new Set(stored.manifest.lineagePids);
     this.fdBase = fdBase(this.facts);
     this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
-    this.workingSet = workingSetOf(stored);
-    this.recorded = stored.workingSet !== undefined;
+    this.sets = new LiveWorkingSet(image.dir, this.facts, stored.workingSet, () => this.setChanged());
     this.runtimeProgram = this.hand(compileRuntime(this.facts));
     this.runtimeKey = runtimeKey(this.runtimeProgram.program);
+  }
+
+  /** The way in which its pages arrive: as asked, unless its allocator cannot live on file mappings. */
+  loaderFor(asked: Loader = "splice"): Loader {
+    return this.facts.trustsZeros === undefined ? asked : "eager";
   }
 
   /** Reads, checks and opens. `written`: the pages were written by this server a moment ago. */
@@ -138,12 +143,13 @@ export class LoadedImage {
       report: manifest.report,
     };
     // Links to a base's pages change their change time.
+    const own = imageFiles(dir).pages;
     const identity = isBase
-      ? (): string => baseIdentity(imageFiles(dir).pages)
+      ? (): string => baseIdentity(own)
       : manifest.base === undefined
-        ? (): string => pagesIdentity(dir)
-        : (): string => `${pagesIdentity(dir)} ${baseIdentity(basePath(dir))}`;
-    const inode = inodeOf(pagesIdentity(dir));
+        ? (): string => pagesIdentity(own)
+        : (): string => `${pagesIdentity(own)} ${baseIdentity(basePath(dir))}`;
+    const inode = inodeOf(pagesIdentity(own));
     const pages = await keeper.openFile(imageFiles(dir).pages);
     let task: number | undefined;
     let base: number | undefined;
@@ -167,27 +173,18 @@ export class LoadedImage {
 
   /** What an instance of this image shares with others: this image itself when it is a base, or the base that it was made from. */
   asBase(): SharedBase {
-    const { base } = this.stored.manifest;
-    const { dir, id } = this.image;
-    const from = this.facts.regions.filter((region) => (base === undefined ? isMemory(region) : region.kind === "base"));
-    const layout = from
-      .filter(({ runs }) => (runs?.length ?? 0) > 0)
-      .map(({ start, end, slot = 0n }) => `${start.toString(16)}-${end.toString(16)}:${slot.toString(16)}`)
-      .join(",");
-    return base === undefined
-      ? {
-          id,
-          digest: this.facts.digest,
-          bytes: `0x${this.facts.pageSpaceBytes.toString(16)}`,
-          path: imageFiles(dir).pages,
-          layout,
-        }
-      : { ...base, path: basePath(dir), layout };
+    this.shared ??= sharedBase(this.stored);
+    return this.shared;
   }
 
   /** The base's id, where it shares one. */
   get baseId(): string | undefined {
     return this.stored.manifest.base?.id;
+  }
+
+  /** A working set was there when the image was opened, but could not be used. */
+  get setDamaged(): boolean {
+    return this.stored.workingSetDamaged;
   }
 
   get bootId(): string {
@@ -250,7 +247,7 @@ export class LoadedImage {
   }
 
   /** What comes with a program that maps memory. An image without a base passes its own pages in its place. */
-  private memoryFds(task: number): PassedFd[] {
+  private memoryFds(task = this.taskFile): PassedFd[] {
     const fds: PassedFd[] = [];
     fds[THAW_PASSES.pages] = { kind: "file", file: this.pagesFile };
     fds[THAW_PASSES.task] = { kind: "tree", file: task };
@@ -262,49 +259,83 @@ export class LoadedImage {
   async inspect(): Promise<ImageInspection> {
     const stored = await readImage(this.image.dir);
     await this.verifyNow();
-    return inspectImage(stored, IMAGE_VERSION);
+    return inspectImage(stored, IMAGE_VERSION, { outside: this.sets.outside, renewals: this.sets.renewals });
   }
 
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. `task`: other code. */
-  thawStep(loader: Loader, generic: boolean, task = this.taskFile): StageStep {
+  thawStep(loader: Loader, generic: boolean, record?: Tracking, device?: number, task = this.taskFile): StageStep {
     const compile = (): Program => {
       const { image } = this.split();
       return compileThaw(this.facts, {
         contents: this.stored.contents,
-        source: loader === "eager" ? "eager" : "lazy",
+        source: isPaged(loader) ? "paged" : loader === "eager" ? "eager" : "lazy",
         runtime: generic,
-        ...(loader === "splice" ? { prefetch: image.written } : {}),
+        random: loader === "lazy-4k",
+        ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
+        ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
       });
     };
     const fds = this.memoryFds(task);
     fds[THAW_PASSES.control] = { kind: "control" };
     fds[THAW_PASSES.log] = { kind: "log" };
-    return this.step("thaw", () => this.compiled(`thaw:${loader}:${generic}`, compile), fds);
+    const userfaultfd = isPaged(loader) ? device : record?.device;
+    if (userfaultfd !== undefined) fds[THAW_PASSES.userfaultfd] = { kind: "file", file: userfaultfd };
+    return this.step(
+      "thaw",
+      () => this.compiled(`thaw:${loader}:${generic}:${record === undefined ? "" : "record"}`, compile),
+      fds,
+      task === this.taskFile,
+    );
   }
 
   /** Ahead of a request, for any image of this interpreter. What is mapped is shared with everything that runs it: it costs no memory. */
-  runtimeSteps(): StageStep[] {
-    const prefault = (): Program => compilePrefault([], this.split().runtime);
+  runtimeSteps(here: Fingerprint): StageStep[] {
+    const threads = this.movesClock(here) ? 0 : this.facts.threads.length - 1;
+    const prefault = (): Program => compilePrefault([], this.split().runtime, threads);
     return [
       this.step("runtime", () => this.runtimeProgram),
-      this.step("prefault runtime", () => this.compiled("prefault runtime", prefault)),
+      this.step("prefault runtime", () => this.compiled(`prefault runtime:${threads}`, prefault)),
     ];
   }
 
+  /** Whether a husk may have to enter a time namespace for this image: the kernel lets only a single thread do that. */
+  movesClock(here: Fingerprint): boolean {
+    return here.bootId !== this.bootId || monotonicNs() < this.facts.clock.monotonicNs;
+  }
+
   /** Ahead of a request, for this image alone, up to the last step. */
-  parkSteps(loader: Loader, prefaulted: boolean, here: Fingerprint, before: (husk: Husk) => void): StageStep[] {
+  parkSteps(loader: Loader, prefaulted: boolean, here: Fingerprint, before: (husk: Husk) => void, device?: number): StageStep[] {
+    // Where all starts are parked ones, they have to record: the first husks do, until there is something to prefault.
+    const tracked = loader === "splice" && !this.sets.recorded;
+    if (tracked) return [...this.trackedSteps(before, device), ...this.equipSteps(here)];
     const source = loader === "eager" ? "eager" : "lazy";
     const memory = (): Compiled => this.compiled(`memory:${source}`, () => compileMemory(this.facts, source));
-    const fds = this.memoryFds(this.taskFile);
-    const steps: StageStep[] = [...this.runtimeSteps(), { ...this.step("memory", memory, fds), before }];
+    const steps: StageStep[] = [...this.runtimeSteps(here), { ...this.step("memory", memory, this.memoryFds()), before }];
     if (prefaulted) {
       const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
       steps.push(this.step("prefault", () => this.compiled("prefault", prefault)));
     }
+    return [...steps, ...this.equipSteps(here)];
+  }
+
+  /** Nothing mapped ahead; what is touched from then on can be told. */
+  private trackedSteps(before: (husk: Husk) => void, device: number | undefined): StageStep[] {
+    const fds = this.memoryFds();
+    if (device !== undefined) fds[PARK_PASSES.userfaultfd] = { kind: "file", file: device };
+    const track = (program: ProgramBuilder): void => trackTouches(program, this.facts, passed(PARK_PASSES.userfaultfd));
+    const compile = (): Program => compileMemory(this.facts, "lazy", device === undefined ? undefined : track);
+    const mark = (husk: Husk): void => {
+      before(husk);
+      husk.tracked = true;
+    };
+    const memory = this.step("memory", () => this.compiled("memory:record", compile), fds);
+    return [this.step("runtime", () => this.runtimeProgram), { ...memory, before: mark }];
+  }
+
+  private equipSteps(here: Fingerprint): StageStep[] {
     const time = this.timeStep(here);
-    if (time !== undefined) steps.push(time);
-    steps.push(this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents))));
-    return steps;
+    const equip = this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents)));
+    return time === undefined ? [equip] : [time, equip];
   }
 
   /** What remains for a parked husk. */
@@ -317,9 +348,9 @@ export class LoadedImage {
 
   /** The floor's program (see engine/floor.ts); handed over for one use. */
   floorStep(): { step: StageStep; done: () => void; mappings: number; faults: number } {
-    const { program, mappings, faults } = compileFloor(this.facts, this.workingSet);
+    const { program, mappings, faults } = compileFloor(this.facts, this.sets.set);
     const file = this.keeper.fileBytes(program.bytes);
-    const request = (): StageRequest => ({ program: file, fds: this.memoryFds(this.taskFile), fdBase: this.fdBase });
+    const request = (): StageRequest => ({ program: file, fds: this.memoryFds(), fdBase: this.fdBase });
     return {
       step: { name: "floor", labels: () => program.labels, request },
       done: () => this.keeper.closeFile(file),
@@ -328,12 +359,17 @@ export class LoadedImage {
     };
   }
 
-  /** Asks for the program when the stage runs: a working set that is recorded meanwhile replaces programs. */
-  private step(name: string, program: () => Compiled, fds: readonly PassedFd[] = []): StageStep {
+  /** Asks for the program when the stage runs: a working set that is recorded meanwhile replaces programs. `always`: with these descriptors. */
+  private step(name: string, program: () => Compiled, fds: readonly PassedFd[] = [], always = true): StageStep {
     return {
       name,
       labels: () => program().program.labels,
-      request: () => ({ program: program().file, fds, fdBase: this.fdBase }),
+      request: () => {
+        const compiled = program();
+        if (!always) return { program: compiled.file, fds, fdBase: this.fdBase };
+        compiled.request ??= { program: compiled.file, fds, fdBase: this.fdBase };
+        return compiled.request;
+      },
     };
   }
 
@@ -341,7 +377,7 @@ export class LoadedImage {
   private compiled(key: string, compile: () => Program): Compiled {
     let compiled = this.programs.get(key);
     if (compiled === undefined) {
-      compiled = this.hand(compile());
+      compiled = { ...this.hand(compile()), compile };
       this.programs.set(key, compiled);
     }
     return compiled;
@@ -349,9 +385,9 @@ export class LoadedImage {
 
   /** A stage that puts the clock where the image left it; undefined while the clock only moved forward. */
   timeStep(here: Fingerprint): StageStep | undefined {
+    if (!this.movesClock(here)) return undefined;
     const { clock } = this.facts;
     const now = monotonicNs();
-    if (here.bootId === this.bootId && now >= clock.monotonicNs) return undefined;
     const elapsed = BigInt(Date.now()) * NS_PER_MS - clock.realtimeNs;
     const since = elapsed > 0n ? elapsed : 0n;
     const monotonic = clock.monotonicNs + since - now;
@@ -370,42 +406,17 @@ export class LoadedImage {
     };
   }
 
-  prefetchedPages(loader: Loader): number {
+  /** Pages that are installed ahead of the function in such a start. */
+  prefetchedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): number {
     if (loader === "eager") return this.pagesTotal;
-    return loader === "splice" ? runPages(this.workingSet.written) : 0;
+    const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
+    return copies ? runPages(this.sets.set.written) : 0;
   }
 
-  /**
-   * Keeps what two invocations both touched, and compiles the programs that use it anew. One recording is not enough: with other
-   * input a function writes other pages, and each that is copied for nothing costs as much as the fault it was meant to save.
-   */
-  async record(present: WorkingSet): Promise<void> {
-    // Only what the image itself brings back: later mappings of the function are not there after a thaw.
-    const keep = (runs: readonly PageRun[]): PageRun[] =>
-      this.facts.regions
-        .filter((region) => region.kind !== "vdso" && region.kind !== "stack" && region.prot !== 0)
-        .flatMap((region) => clipRuns(runs, region.start, region.end));
-    const writable = (runs: readonly PageRun[]): PageRun[] =>
-      this.facts.regions
-        .filter((region) => (region.prot & 2) !== 0 && region.kind !== "stack")
-        .flatMap((region) => clipRuns(runs, region.start, region.end));
-    const seen: WorkingSet = { written: writable(present.written), read: keep(present.read), faults: present.faults };
-    const before = this.firstRecording;
-    if (before === undefined) {
-      this.firstRecording = seen;
-      return;
-    }
-    this.firstRecording = undefined;
-    const set: WorkingSet = {
-      written: intersectRuns(before.written, seen.written),
-      read: intersectRuns(before.read, seen.read),
-      faults: seen.faults,
-    };
-    await writeWorkingSet(this.image.dir, set);
-    this.workingSet = set;
-    this.recorded = true;
-    // Compiled anew, with the set, when next asked for.
-    this.forgetPrograms();
+  /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */
+  prefetchRanges(): readonly FileRange[] {
+    this.ranges ??= this.sets.set.recordings === 0 ? [] : prefetchRanges(this.facts, this.sets.set);
+    return this.ranges;
   }
 
   close(): void {
@@ -418,9 +429,8 @@ export class LoadedImage {
   }
 
   /** The working set by who can be prefaulted with it: any husk of this runtime, or one that belongs to this image. */
-  private split(): { runtime: PageRun[]; image: WorkingSet } {
-    if (!this.recorded) return { runtime: [], image: EMPTY_WORKING_SET };
-    const { written, read } = this.workingSet;
+  private split(): { runtime: PageRun[]; image: { written: readonly PageRun[]; read: readonly PageRun[] } } {
+    const { written, read } = this.sets.set;
     const inside = (files: boolean): PageRun[] =>
       this.facts.regions
         .filter(
@@ -429,7 +439,7 @@ export class LoadedImage {
         .flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
     return {
       runtime: inside(true),
-      image: { ...this.workingSet, written: joinRuns(written, WRITTEN_GAP_PAGES), read: inside(false) },
+      image: { written, read: inside(false) },
     };
   }
 
@@ -441,19 +451,28 @@ export class LoadedImage {
     for (const { file } of this.programs.values()) this.keeper.closeFile(file);
     this.programs.clear();
   }
+
+  /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
+  private setChanged(): void {
+    this.ranges = undefined;
+    for (const [key, { file, compile }] of [...this.programs]) {
+      if (!dependsOnSet(key)) continue;
+      this.keeper.closeFile(file);
+      this.programs.delete(key);
+      if (!this.closed) this.compiled(key, compile);
+    }
+    if (this.closed) return;
+    // What recorded will be thawed by the set next.
+    for (const generic of [true, false])
+      if (this.programs.has(`thaw:splice:${generic}:record`)) this.thawStep("splice", generic, undefined).labels();
+  }
+}
+
+/** Whether a program has pages of the working set in it. */
+function dependsOnSet(key: string): boolean {
+  return key.startsWith("prefault") || (key.startsWith("thaw:splice:") && !key.endsWith(":record"));
 }
 
 function inodeOf(identity: string): string {
   return identity.slice(0, identity.indexOf(":"));
-}
-
-function checkFingerprint(made: { kernel: string; cpu: string }, here: Fingerprint, dir: string): void {
-  const mismatch = (thing: string, was: string, is: string): ThawError =>
-    new ThawError("IMAGE_MISMATCH", {
-      what: `the image ${dir} was made for another ${thing}`,
-      why: `it was made for ${was}, this is ${is}`,
-      fix: "the function boots and is frozen anew",
-    });
-  if (made.kernel !== here.kernel) throw mismatch("kernel", made.kernel, here.kernel);
-  if (made.cpu !== here.cpu) throw mismatch("CPU", `features ${made.cpu.slice(0, 12)}`, `features ${here.cpu.slice(0, 12)}`);
 }

@@ -7,22 +7,29 @@
  *                                           ▼ │                ▼
  *                                        preparing           ended
  */
-import { randomBytes, randomUUID } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
-import { encodeFrame, FrameParser, type FunctionFrame, type ThawHeader } from "../runtime/frames.js";
+import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
+import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
-import type { SharedBase } from "./images.js";
-import type { InstanceExit, InstanceListener, Keeper } from "./keeper.js";
+import { type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
+import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
+import { residentMemory } from "./resident.js";
+import { takeSeed } from "./seed.js";
+import type { SharedBase } from "./shared-base.js";
 import type {
   FreezeOptions,
   FunctionSpec,
+  HibernateReport,
   Image,
   Instance,
+  InstanceMemory,
+  InstanceState,
   InvokeOptions,
   InvokeResult,
   PageCounts,
+  StartFaults,
   StartResult,
 } from "./types.js";
 
@@ -37,6 +44,7 @@ const CONTROL_END_GRACE_MS = 1000;
 export interface InstanceOwner {
   freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image>;
   pages(instance: LiveInstance): Promise<PageCounts>;
+  hibernation(instance: LiveInstance): Hibernation;
   /** Called once after the first answer; a second request waits for the promise. */
   firstAnswer(instance: LiveInstance): Promise<void> | undefined;
   ended(instance: LiveInstance): void;
@@ -48,19 +56,11 @@ interface Waiting {
   readonly reject: (error: Error) => void;
 }
 
-interface Running {
-  readonly requestId: string;
-  readonly beganMs: number;
+interface Running extends UnansweredRequest {
   readonly resolve: (result: InvokeResult) => void;
   readonly reject: (error: Error) => void;
   readonly timer: NodeJS.Timeout;
-  readonly timeoutMs: number;
 }
-
-type EndReason =
-  | { readonly kind: "disposed" | "timeout" | "exited" }
-  | { readonly kind: "violation"; readonly error: ThawError }
-  | { readonly kind: "failed"; readonly error: ThawError };
 
 export class LiveInstance implements Instance, InstanceListener {
   start: StartResult;
@@ -73,10 +73,16 @@ export class LiveInstance implements Instance, InstanceListener {
   base: SharedBase | undefined;
   /** Called once, when the first request after a thaw was handed to the keeper. */
   onRequestSent: (() => void) | undefined;
+  /** The pager brings its pages: it ends with the pager, and cannot be frozen. */
+  paged = false;
+  onInstalled: ((report: PagedReport) => void) | undefined;
   /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
   private starting: Promise<void> | undefined;
   /** Told to the runtime with the next request: it then renews what must be unique. */
   private announce: ThawHeader | undefined;
+  /** Before-snapshot hooks ran in this process, so that the after-restore hooks are due. */
+  private resumed = false;
+  readonly hibernation: Hibernation;
   private readonly parser = new FrameParser();
   private logChunks: Buffer[] = [];
   private logBytes = 0;
@@ -87,6 +93,10 @@ export class LiveInstance implements Instance, InstanceListener {
   /** V8 ended the process at its own limit, which is derived from the function's and lies just below. */
   private heapFull = false;
   private blocked: Promise<void> | undefined;
+  /** Done when the answer is out, at the latest before the next request or the end. */
+  private afterAnswer: (() => void) | undefined;
+  private faultsCounted: Promise<StartFaults | undefined> = Promise.resolve(undefined);
+  private tellFaults: ((faults: StartFaults | undefined) => void) | undefined;
   private readonly exitListeners: ((reason: string) => void)[] = [];
 
   constructor(
@@ -99,6 +109,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.start = start;
     this.lineagePids = [husk.pid];
     husk.heir = this;
+    this.hibernation = owner.hibernation(this);
   }
 
   get id(): number {
@@ -115,17 +126,42 @@ export class LiveInstance implements Instance, InstanceListener {
 
   /** The next request carries a thaw header, so that clones differ. */
   announceThaw(generation: number): void {
-    this.announce = { id: randomUUID(), entropy: randomBytes(32).toString("hex"), pid: this.husk.pid, generation };
+    this.announce = { ...takeSeed(), pid: this.husk.pid, generation };
   }
 
-  /** `started` completes `start`, or rejects: then the instance is over. */
+  get started(): boolean {
+    return this.starting === undefined;
+  }
+
+  /** The next request runs the after-restore hooks, and renews nothing. */
+  announceResumed(): void {
+    this.resumed = true;
+  }
+
+  /** Whether a request is in it that it has not answered. */
+  get busy(): boolean {
+    return this.running !== undefined;
+  }
+
+  /** `started` completes `start`, or rejects: then the instance is over, and nothing of the function ran. */
   startsWith(started: Promise<void>): void {
     this.starting = started.then(
       () => {
         this.starting = undefined;
       },
-      (error: unknown) => this.fail(error as ThawError),
+      (error: unknown) => {
+        // That the husk ended is told by its exit too, perhaps first; what counts is that it never became the function.
+        if (this.end?.kind === "exited") this.end = undefined;
+        this.fail(error as ThawError);
+      },
     );
+  }
+
+  /** `start` is told how many of the pages that were asked for ahead had to come from disk. */
+  startsCold(asked: Promise<number> | undefined): void {
+    void asked?.then((pages) => {
+      if (pages >= 0) this.start = { ...this.start, coldPages: pages };
+    });
   }
 
   /** Resolves with the next frame of that kind, or rejects with what happened instead. */
@@ -138,7 +174,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   /** Sends a frame without a body, such as `prepare`. */
-  tell(header: { type: "prepare" }): void {
+  tell(header: PrepareHeader): void {
     this.keeper.send(this.id, ...encodeFrame(header));
   }
 
@@ -152,10 +188,12 @@ export class LiveInstance implements Instance, InstanceListener {
 
   invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
     assert(this.running === undefined, "an instance serves one request at a time");
+    this.runAfterAnswer();
     if (this.blocked !== undefined) {
       const { blocked } = this;
       return blocked.then(() => this.invoke(payload, options));
     }
+    const waking = this.hibernation.requested();
     return new Promise((resolve, reject) => {
       const requestId = options.requestId ?? randomUUID();
       const now = Date.now();
@@ -185,38 +223,90 @@ export class LiveInstance implements Instance, InstanceListener {
           ...(options.clientContext === undefined ? {} : { clientContext: options.clientContext }),
           ...(options.traceId === undefined ? {} : { traceId: options.traceId }),
           ...(this.announce === undefined ? {} : { thaw: this.announce }),
+          ...(this.resumed ? { resumed: true } : {}),
         },
         payload,
       );
       this.announce = undefined;
+      this.resumed = false;
       this.keeper.send(this.id, ...frame);
+      waking?.sent();
       this.onRequestSent?.();
       this.onRequestSent = undefined;
     });
   }
 
-  freeze(options: FreezeOptions = {}): Promise<Image> {
+  async freeze(options: FreezeOptions = {}): Promise<Image> {
     assert(this.running === undefined, "an instance is frozen between two requests");
+    if (this.blocked !== undefined) await this.blocked;
+    await this.hibernation.settled();
+    // Hooks and hygiene bring its memory back.
+    await this.hibernation.wake();
     return this.owner.freeze(this, options);
+  }
+
+  faults(): Promise<StartFaults | undefined> {
+    return this.faultsCounted;
+  }
+
+  /** The faults of the start will be told by {@link counted}. */
+  countLater(): void {
+    this.faultsCounted = new Promise((resolve) => {
+      this.tellFaults = resolve;
+    });
+  }
+
+  /** They are known, or never will be. */
+  counted(faults: StartFaults | undefined): void {
+    this.tellFaults?.(faults);
+  }
+
+  /** Whether it did nothing since it answered that many requests. */
+  untouchedSince(served: number): boolean {
+    return this.alive && this.served === served && this.running === undefined;
+  }
+
+  /** Runs `task` once the answer is out, at the latest before the next request or the end. */
+  beforeNext(task: () => void): void {
+    this.afterAnswer = task;
+    setImmediate(() => this.runAfterAnswer());
+  }
+
+  private runAfterAnswer(): void {
+    const task = this.afterAnswer;
+    this.afterAnswer = undefined;
+    task?.();
   }
 
   pages(): Promise<PageCounts> {
     return this.owner.pages(this);
   }
 
-  async memory(): Promise<{ privateBytes: number; sharedBytes: number }> {
-    const text = await readFile(`/proc/${this.hostPid}/smaps_rollup`, "utf8");
-    const sum = (pattern: RegExp): number =>
-      [...text.matchAll(pattern)].reduce((total, match) => total + Number(match[1]) * 1024, 0);
-    return { privateBytes: sum(/^Private_(?:Clean|Dirty):\s+(\d+)/gm), sharedBytes: sum(/^Shared_(?:Clean|Dirty):\s+(\d+)/gm) };
+  async memory(): Promise<InstanceMemory> {
+    return { ...(await residentMemory(this.hostPid)), hibernatedBytes: this.hibernation.hibernatedBytes };
+  }
+
+  get state(): InstanceState {
+    return this.hibernation.state;
+  }
+
+  hibernate(): Promise<HibernateReport> {
+    assert(this.running === undefined, "an instance is hibernated between two requests");
+    return this.hibernation.hibernate(this.blocked);
+  }
+
+  wake(): Promise<StartResult> {
+    return this.hibernation.wake();
   }
 
   async dispose(): Promise<void> {
     // A working set that is being read from this process is worth the few milliseconds.
     if (this.alive && this.blocked !== undefined) await this.blocked;
+    this.runAfterAnswer();
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);
     await this.husk.gone();
+    await this.hibernation.settled();
   }
 
   onExit(exitOrListener: InstanceExit | ((reason: string) => void)): void {
@@ -228,7 +318,9 @@ export class LiveInstance implements Instance, InstanceListener {
     this.exit = exitOrListener;
     this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
-    this.settle();
+    this.hibernation.close();
+    if (this.starting === undefined) this.settle();
+    else void this.starting.then(() => this.settle());
     for (const listener of this.exitListeners.splice(0)) listener(this.reason());
     this.owner.ended(this);
   }
@@ -238,6 +330,15 @@ export class LiveInstance implements Instance, InstanceListener {
     this.end ??= { kind: "failed", error };
     this.keeper.kill(this.id);
     this.settle();
+  }
+
+  onPaged(report: PagedReport): void {
+    this.onInstalled?.(report);
+  }
+
+  /** Why it failed, when it did and that is known. */
+  get failure(): ThawError | undefined {
+    return this.end?.kind === "failed" ? this.end.error : undefined;
   }
 
   onFailure(error: ThawError): void {
@@ -291,6 +392,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.running = undefined;
       clearTimeout(running.timer);
       this.served++;
+      this.hibernation.answered();
       const fatal = header.last === true;
       if (this.served === 1 && !fatal) this.recordFirst();
       const result: InvokeResult = {
@@ -355,7 +457,7 @@ export class LiveInstance implements Instance, InstanceListener {
     if (running !== undefined) {
       clearTimeout(running.timer);
       if (this.end?.kind === "failed") running.reject(this.end.error);
-      else running.resolve(this.obituary(running));
+      else running.resolve({ ...obituary(this.ending, running), logs: this.takeLogs() });
     }
     if (waiting !== undefined) waiting.reject(this.end?.kind === "failed" ? this.end.error : this.exitError());
   }
@@ -369,49 +471,14 @@ export class LiveInstance implements Instance, InstanceListener {
     return logs;
   }
 
-  private obituary(running: Running): InvokeResult {
-    const error = this.exitError();
-    const [platformError, type] = PLATFORM_ERRORS[error.code] ?? PLATFORM_ERRORS.INSTANCE_EXITED;
-    const message =
-      platformError === "TIMEOUT"
-        ? `${new Date().toISOString()} ${running.requestId} Task timed out after ${(running.timeoutMs / 1000).toFixed(2)} seconds`
-        : `RequestId: ${running.requestId} Error: ${error.message}`;
-    return {
-      payload: Buffer.from(JSON.stringify({ errorType: type, errorMessage: message })),
-      functionError: "Unhandled",
-      platformError,
-      logs: this.takeLogs(),
-      handlerMs: nowMs() - running.beganMs,
-      totalMs: nowMs() - running.beganMs,
-      maxMemoryMb: this.exit === undefined ? 0 : Math.ceil(this.exit.peakBytes / 2 ** 20),
-      alive: false,
-    };
+  private get ending(): Ending {
+    const { end, exit, spec, heapFull } = this;
+    return { end, exit, spec, heapFull };
   }
 
   /** Why the instance is over, as an error. */
-  private exitError(): ThawError {
-    const { end, exit } = this;
-    if (end?.kind === "violation" || end?.kind === "failed") return end.error;
-    if (end?.kind === "timeout")
-      return new ThawError("TIMEOUT", {
-        what: "the function did not answer before its deadline",
-        why: `its timeout is ${this.spec.timeoutMs / 1000} s`,
-        fix: "raise --timeout, or find out what it waits for",
-      });
-    if (this.heapFull || (exit !== undefined && exit.oomKills > 0)) {
-      return new ThawError("OUT_OF_MEMORY", {
-        what: `the function was killed at its memory limit of ${this.spec.memoryMb} MB`,
-        why: this.heapFull ? "its JavaScript heap was full" : "it asked for more",
-        fix: "raise --memory",
-      });
-    }
-    if (end?.kind === "disposed")
-      return new ThawError("INSTANCE_EXITED", { what: "the instance was disposed", why: "its owner ended it" });
-    const how = exit?.signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : `signal ${exit.signal}`;
-    return new ThawError("INSTANCE_EXITED", {
-      what: `Runtime exited with error: ${how}`,
-      fix: "the function's process must not exit; return from the handler",
-    });
+  exitError(): ThawError {
+    return exitError(this.ending);
   }
 
   private reason(): string {
@@ -420,13 +487,3 @@ export class LiveInstance implements Instance, InstanceListener {
 }
 
 const EMPTY = Buffer.alloc(0);
-
-const PLATFORM_ERRORS = {
-  TIMEOUT: ["TIMEOUT", "Sandbox.Timedout"],
-  OUT_OF_MEMORY: ["OUT_OF_MEMORY", "Runtime.OutOfMemory"],
-  PROTOCOL_VIOLATION: ["PROTOCOL_VIOLATION", "Runtime.ProtocolViolation"],
-  RESPONSE_TOO_LARGE: ["RESPONSE_TOO_LARGE", "Function.ResponseSizeTooLarge"],
-  INSTANCE_EXITED: ["INSTANCE_EXITED", "Runtime.ExitError"],
-} as const as Readonly<Record<string, readonly [NonNullable<InvokeResult["platformError"]>, string]>> & {
-  readonly INSTANCE_EXITED: readonly ["INSTANCE_EXITED", "Runtime.ExitError"];
-};

@@ -3,6 +3,8 @@
  */
 import type { ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, readStruct, structBytes, structLayout, writeStruct } from "../linux/abi.js";
+import type { LimitWrite } from "../linux/cgroups.js";
+import { encodeStrings } from "../linux/rootfs.js";
 
 /** How an instance ended. */
 export interface InstanceExit {
@@ -24,6 +26,8 @@ export interface InstanceListener {
   onControlEnd?(): void;
   /** A limit that could not be written, or a husk that could not be executed. */
   onFailure?(error: ThawError): void;
+  /** The pager installed what its plan says, and the husk goes on. */
+  onPaged?(report: PagedReport): void;
   onExit(exit: InstanceExit): void;
 }
 
@@ -63,6 +67,41 @@ export interface HuskReport {
   readonly stamps: readonly number[];
 }
 
+/** A part of a file that the keeper has open. */
+export interface PrefetchRange {
+  /** Id that {@link Keeper.openFile} gave. */
+  readonly file: number;
+  readonly offset: bigint;
+  readonly bytes: number;
+}
+
+/** File ids of what the pager needs to fill an instance's memory; `set` 0: the plan reads none; `base` 0: the image has none. */
+export interface PagedBy {
+  readonly plan: number;
+  readonly pages: number;
+  readonly set: number;
+  readonly base: number;
+}
+
+/** What the pager did before it let an instance go on. */
+export interface PagedReport {
+  readonly readUs: number;
+  readonly installUs: number;
+  readonly pages: number;
+  /** Contiguous runs that they were installed as. */
+  readonly regions: number;
+  /** They were read past the page cache. */
+  readonly direct: boolean;
+}
+
+/** What became of a prefetch. */
+export interface Prefetched {
+  /** Time that the pager spent on it; the disk may be at work for longer. */
+  readonly us: number;
+  /** Pages of the ranges that the page cache did not have before; -1 when nobody can say (no cachestat(2), or the pager ended). */
+  readonly pages: number;
+}
+
 export interface HelperResult {
   readonly code: number | undefined;
   readonly signal: number | undefined;
@@ -71,6 +110,7 @@ export interface HelperResult {
 
 const STAGE_BYTES = structBytes("stage");
 const STAGE_FD_BYTES = structBytes("stage_fd");
+const PREFETCH_RANGE_BYTES = structBytes("prefetch_range");
 const STAMPS_AT = structLayout("husk_report").fields.get("stamps")?.offset ?? 0;
 const PASS = { file: ABI.PASS_FILE, tree: ABI.PASS_TREE, control: ABI.PASS_CONTROL, log: ABI.PASS_LOG } as const;
 
@@ -86,8 +126,31 @@ export function encodeHusk(request: HuskRequest): Buffer {
   return payload;
 }
 
-/** MSG_STAGE. */
+const encodedLimits = new WeakMap<readonly LimitWrite[], Buffer>();
+
+/** MSG_LIMITS. As for stages: a list that is used again is encoded once. */
+export function encodeLimits(writes: readonly LimitWrite[]): Buffer {
+  let payload = encodedLimits.get(writes);
+  if (payload === undefined) {
+    payload = encodeStrings(writes.flatMap(({ controller, file, value }) => [controller, file, value]));
+    encodedLimits.set(writes, payload);
+  }
+  return payload;
+}
+
+const encodedStages = new WeakMap<StageRequest, Buffer>();
+
+/** MSG_STAGE. A request that is made again and again is one object, and encoded once: this is on the way of every start. */
 export function encodeStage(request: StageRequest): Buffer {
+  let payload = encodedStages.get(request);
+  if (payload === undefined) {
+    payload = stageBytes(request);
+    encodedStages.set(request, payload);
+  }
+  return payload;
+}
+
+function stageBytes(request: StageRequest): Buffer {
   const payload = Buffer.allocUnsafe(STAGE_BYTES + request.fds.length * STAGE_FD_BYTES);
   let at = writeStruct(payload, 0, "stage", {
     program_file: request.program,
@@ -101,6 +164,48 @@ export function encodeStage(request: StageRequest): Buffer {
     at = payload.writeUInt32LE("file" in fd ? fd.file : 0, at);
   }
   return payload;
+}
+
+/** MSG_PREFETCH, one payload for each {@link ABI.PREFETCH_RANGES_MAX} ranges. */
+export function encodePrefetch(ranges: readonly PrefetchRange[]): Buffer[] {
+  const payloads: Buffer[] = [];
+  for (let first = 0; first < ranges.length; first += ABI.PREFETCH_RANGES_MAX) {
+    const part = ranges.slice(first, first + ABI.PREFETCH_RANGES_MAX);
+    const payload = Buffer.alloc(part.length * PREFETCH_RANGE_BYTES);
+    let at = 0;
+    for (const { file, offset, bytes } of part) {
+      payload.writeUInt32LE(file, at);
+      payload.writeBigUInt64LE(offset, at + 8);
+      payload.writeBigUInt64LE(BigInt(bytes), at + 16);
+      at += PREFETCH_RANGE_BYTES;
+    }
+    payloads.push(payload);
+  }
+  return payloads;
+}
+
+/** MSG_PAGED_BY. */
+export function encodePagedBy(by: PagedBy): Buffer {
+  const payload = Buffer.allocUnsafe(structBytes("paged_by"));
+  writeStruct(payload, 0, "paged_by", { plan: by.plan, pages: by.pages, set: by.set, base: by.base });
+  return payload;
+}
+
+/** MSG_PAGED. */
+export function decodePaged(payload: Buffer): PagedReport {
+  const number = (field: string): number => readStruct(payload, 0, "paged_report", field);
+  return {
+    readUs: number("read_us"),
+    installUs: number("install_us"),
+    pages: number("pages"),
+    regions: number("regions"),
+    direct: number("direct") !== 0,
+  };
+}
+
+/** MSG_PREFETCHED. */
+export function decodePrefetched(payload: Buffer): Prefetched {
+  return { us: readStruct(payload, 0, "prefetched", "us"), pages: readStruct(payload, 0, "prefetched", "pages") };
 }
 
 /** MSG_HUSK_READY. */

@@ -15,16 +15,24 @@ import { encodePlan, encodeStrings, type RootOperation } from "../linux/rootfs.j
 import { FrameReader, type KeeperMessage } from "./keeper-frames.js";
 import {
   decodeExit,
+  decodePaged,
+  decodePrefetched,
   decodeReady,
   decodeReport,
   decodeStatus,
   encodeHusk,
+  encodeLimits,
+  encodePagedBy,
+  encodePrefetch,
   encodeStage,
   type HelperResult,
   type HuskReady,
   type HuskReport,
   type HuskRequest,
   type InstanceListener,
+  type PagedBy,
+  type Prefetched,
+  type PrefetchRange,
   type StageRequest,
 } from "./keeper-messages.js";
 
@@ -35,7 +43,10 @@ export type {
   HuskRequest,
   InstanceExit,
   InstanceListener,
+  PagedReport,
   PassedFd,
+  Prefetched,
+  PrefetchRange,
   StageRequest,
 } from "./keeper-messages.js";
 
@@ -56,6 +67,8 @@ interface Pending {
   readonly reject: (error: Error) => void;
 }
 
+/** Requests that an instance which is over answers no more. */
+const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.MSG_TRACE];
 const HEAD_BYTES = structBytes("message");
 const STDERR_KEPT = 4096;
 const JOIN_BYTES_MAX = 16 * 1024;
@@ -153,6 +166,13 @@ export class Keeper {
     return id;
   }
 
+  /** Makes a file without a name in `dir`, mode 0600, that is gone once it is closed here and mapped nowhere. */
+  async tempFile(dir: string): Promise<number> {
+    const id = this.#nextFile++;
+    await this.#ask(dir, ABI.MSG_FILE_TEMP, id, [encodeStrings([dir])]);
+    return id;
+  }
+
   /** Hands over the bytes of a program. Usable at once: messages keep their order. `bytes` must not change before the next turn. */
   fileBytes(bytes: Buffer): number {
     const id = this.#nextFile++;
@@ -190,9 +210,7 @@ export class Keeper {
 
   /** Failures reach the listener's `onFailure`. */
   limits(instance: number, writes: readonly LimitWrite[]): void {
-    this.#send(ABI.MSG_LIMITS, instance, 0, [
-      encodeStrings(writes.flatMap(({ controller, file, value }) => [controller, file, value])),
-    ]);
+    this.#send(ABI.MSG_LIMITS, instance, 0, [encodeLimits(writes)]);
   }
 
   /** Ends every process of the sandbox; `onExit` follows. */
@@ -200,9 +218,62 @@ export class Keeper {
     if (this.#listeners.has(instance)) this.#send(ABI.MSG_KILL, instance, 0, []);
   }
 
-  /** Runs a program as root outside any sandbox, to its end. */
-  async helper(argv: readonly string[]): Promise<HelperResult> {
-    const { payload } = await this.#ask(argv[0] ?? "helper", ABI.MSG_HELPER, 0, [encodeStrings(argv)]);
+  /** Lets go of the userfaultfd that an instance's husk made and gave, if there is one: nothing of its memory is registered then. */
+  closeUffd(instance: number): void {
+    if (this.#listeners.has(instance)) this.#send(ABI.MSG_UFFD_CLOSE, instance, 0, []);
+  }
+
+  /** The pager will fill the memory that this instance's husk gives to it. Before the stage that gives it; `onPaged` follows. */
+  pagedBy(instance: number, by: PagedBy): void {
+    this.#send(ABI.MSG_PAGED_BY, instance, 0, [encodePagedBy(by)]);
+  }
+
+  /** Pages that the pager brought to an instance one by one, in order: addresses, the lowest bit set where it was written. */
+  async trace(instance: number): Promise<Buffer> {
+    return (await this.#ask("trace", ABI.MSG_TRACE, instance, [])).payload;
+  }
+
+  /**
+   * Has the pager start reading these parts of files into the page cache, in this order. Cheap when they are there already. Nothing need
+   * wait for it, and it never rejects: a page that is not there yet is read by whoever faults on it.
+   */
+  prefetch(ranges: readonly PrefetchRange[]): Promise<Prefetched> {
+    return this.prefetchEncoded(encodePrefetch(ranges));
+  }
+
+  /** The same, for ranges that are asked for again and again. */
+  async prefetchEncoded(payloads: readonly Buffer[]): Promise<Prefetched> {
+    const parts = payloads.map((payload) =>
+      this.#ask("prefetch", ABI.MSG_PREFETCH, 0, [payload]).then(
+        ({ payload: answer }) => decodePrefetched(answer),
+        (): Prefetched => ({ us: 0, pages: -1 }),
+      ),
+    );
+    const done = await Promise.all(parts);
+    const unknown = done.some(({ pages }) => pages < 0);
+    return {
+      us: done.reduce((sum, part) => sum + part.us, 0),
+      pages: unknown ? -1 : done.reduce((sum, part) => sum + part.pages, 0),
+    };
+  }
+
+  /**
+   * Runs a program as root outside any sandbox, to its end. `files` become its descriptors from 3 on. `cancel` sends it SIGTERM, be it
+   * running or still to be started.
+   */
+  async helper(
+    argv: readonly string[],
+    options: { files?: readonly number[]; cancel?: AbortSignal } = {},
+  ): Promise<HelperResult> {
+    const { files = [], cancel } = options;
+    const ids = Buffer.alloc(files.length * 4);
+    for (const [index, id] of files.entries()) ids.writeUInt32LE(id, index * 4);
+    const tag = this.#nextTag;
+    const ended = this.#ask(argv[0] ?? "helper", ABI.MSG_HELPER, 0, [ids, encodeStrings(argv)], files.length);
+    const onCancel = (): void => this.#send(ABI.MSG_HELPER_TERM, tag, 0, []);
+    if (cancel?.aborted === true) onCancel();
+    cancel?.addEventListener("abort", onCancel, { once: true });
+    const { payload } = await ended.finally(() => cancel?.removeEventListener("abort", onCancel));
     return { ...decodeStatus(payload.readUInt32LE(0)), stdout: payload.subarray(4) };
   }
 
@@ -218,24 +289,24 @@ export class Keeper {
     clearTimeout(timer);
   }
 
-  #ask(what: string, type: number, id: number, parts: readonly Buffer[]): Promise<KeeperMessage> {
+  #ask(what: string, type: number, id: number, parts: readonly Buffer[], flags = 0): Promise<KeeperMessage> {
     return new Promise((resolve, reject) => {
       if (this.#lost !== undefined) return reject(this.#lost);
       const tag = this.#nextTag;
       this.#nextTag = tag === 0xffff_ffff ? 1 : tag + 1;
       this.#pending.set(tag, { what, type, instance: id, resolve, reject });
-      this.#send(type, id, tag, parts);
+      this.#send(type, id, tag, parts, flags);
     });
   }
 
-  #send(type: number, id: number, tag: number, parts: readonly Buffer[]): void {
+  #send(type: number, id: number, tag: number, parts: readonly Buffer[], flags = 0): void {
     if (this.#lost !== undefined || this.#socket.destroyed) return;
     const head = Buffer.allocUnsafe(HEAD_BYTES);
     let bytes = 0;
     for (const part of parts) bytes += part.length;
     head.writeUInt32LE(bytes, 0);
     head.writeUInt16LE(type, 4);
-    head.writeUInt16LE(0, 6);
+    head.writeUInt16LE(flags, 6);
     head.writeUInt32LE(id, 8);
     head.writeUInt32LE(tag, 12);
     if (this.#outgoing.length === 0) queueMicrotask(() => this.#flush());
@@ -267,6 +338,9 @@ export class Keeper {
       case ABI.MSG_LOG:
         this.#listeners.get(id)?.onLog(payload);
         return;
+      case ABI.MSG_PAGED:
+        this.#listeners.get(id)?.onPaged?.(decodePaged(payload));
+        return;
       case ABI.MSG_EXIT:
         this.#exited(id, payload);
         return;
@@ -296,14 +370,17 @@ export class Keeper {
   #refused({ id, tag, flags, payload }: KeeperMessage): void {
     const text = payload.toString("utf8", 4);
     const pending = this.#take(tag);
-    const error = new ThawError(flags === ABI.MSG_HUSK ? "SANDBOX_FAILED" : "KEEPER_FAILED", {
-      what:
-        pending === undefined
-          ? `The keeper refused a request for instance ${id}`
-          : `The keeper could not do what was asked (${pending.what})`,
-      why: text,
-      details: { errno: payload.readInt32LE(0) },
-    });
+    const error =
+      flags === ABI.MSG_PAGED_BY
+        ? pagerLost(id, payload)
+        : new ThawError(flags === ABI.MSG_HUSK ? "SANDBOX_FAILED" : "KEEPER_FAILED", {
+            what:
+              pending === undefined
+                ? `The keeper refused a request for instance ${id}`
+                : `The keeper could not do what was asked (${pending.what})`,
+            why: text,
+            details: { errno: payload.readInt32LE(0) },
+          });
     if (pending !== undefined) pending.reject(error);
     else this.#listeners.get(id)?.onFailure?.(error);
   }
@@ -312,7 +389,7 @@ export class Keeper {
     const listener = this.#listeners.get(id);
     this.#listeners.delete(id);
     for (const [tag, pending] of this.#pending) {
-      if (pending.instance !== id || (pending.type !== ABI.MSG_HUSK && pending.type !== ABI.MSG_STAGE)) continue;
+      if (pending.instance !== id || !ENDS_WITH_INSTANCE.includes(pending.type)) continue;
       this.#pending.delete(tag);
       pending.reject(new ThawError("SANDBOX_FAILED", { what: `The sandbox ended before its ${pending.what} was done` }));
     }
@@ -345,4 +422,14 @@ export class Keeper {
     this.#socket.destroy();
     if (!this.#closing) this.#options.onLost?.(this.#lost);
   }
+}
+
+/** Its memory is incomplete, and nobody can complete it. */
+function pagerLost(instance: number, payload: Buffer): ThawError {
+  return new ThawError("PAGER_LOST", {
+    what: `instance ${instance} was ended: the rest of its memory cannot be brought`,
+    why: payload.toString("utf8", 4),
+    fix: "send the request again: it gets a new instance",
+    details: { errno: payload.readInt32LE(0) },
+  });
 }

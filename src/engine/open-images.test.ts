@@ -12,7 +12,7 @@ function shelf() {
     events.push(`open ${dir}`);
     return { image: imageOf(dir), close: () => events.push(`close ${dir}`) } as unknown as LoadedImage;
   };
-  return { events, open, images: new OpenImages(open, 2) };
+  return { events, open, images: new OpenImages(open, (loaded) => loaded.close(), 2) };
 }
 
 describe("open images", () => {

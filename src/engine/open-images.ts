@@ -20,9 +20,10 @@ export class OpenImages {
   /** Husk pools whose programs are this image's. */
   readonly #pools = new Map<string, LoadedImage>();
 
-  /** @param openImage reads, checks and opens */
+  /** @param openImage reads, checks and opens @param closeImage gives back what it holds, here and in the keeper */
   constructor(
     private readonly openImage: (dir: string) => Promise<LoadedImage>,
+    private readonly closeImage: (loaded: LoadedImage) => void,
     private readonly max = OPEN_MAX,
   ) {}
 
@@ -70,7 +71,7 @@ export class OpenImages {
   async #openAgain(image: Image): Promise<LoadedImage> {
     const loaded = await this.openImage(image.dir);
     if (!this.#closed.has(image.dir)) {
-      loaded.close();
+      this.closeImage(loaded);
       throw notOpen(image);
     }
     this.add(loaded);
@@ -111,7 +112,7 @@ export class OpenImages {
       if (loaded === last || held.has(loaded) || this.#users.has(loaded)) continue;
       this.#open.delete(dir);
       this.#closed.set(dir, loaded.image);
-      loaded.close();
+      this.closeImage(loaded);
     }
   }
 }

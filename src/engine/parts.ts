@@ -1,19 +1,6 @@
 /** Small things that the engine is made of. */
-import { readFileSync, realpathSync } from "node:fs";
 import { ThawError } from "../base/errors.js";
-import { mountOf } from "../linux/mounts.js";
 import type { Image } from "./types.js";
-
-/** Code that a runtime compiled lies in its image, and is mapped from there. */
-export function refuseNoexec(dataDir: string): void {
-  const mount = mountOf(realpathSync(dataDir), readFileSync("/proc/self/mounts", "utf8"));
-  if (mount?.options.includes("noexec") !== true) return;
-  throw new ThawError("UNSUPPORTED_PLATFORM", {
-    what: `images cannot be kept in ${dataDir}`,
-    why: `${mount.point} is mounted noexec, and an image holds code`,
-    fix: `choose another directory with --data, or: mount -o remount,exec ${mount.point}`,
-  });
-}
 
 /** Rejects with the first failure in this order, whichever is told first: those behind it fail because of it. */
 export async function inOrder<T>(promises: readonly Promise<T>[]): Promise<T[]> {

@@ -1,23 +1,35 @@
 /**
- * Recording working sets: after the first answer of each of the first two instances of an image, what is present in the instance is what the invocation
- * touched (REAP §5; the kernel's fault-around makes the read set larger than it is). The next request waits the few
- * milliseconds that it takes.
+ * What a start touched. Some starts record it: everything comes by demand, the kernel's fault-around is off, and after the first
+ * answer a scan of the process tells exactly which pages were written and which only read (working-set.md). The next request
+ * waits the few milliseconds that this takes. All other starts only have their faults counted, after the answer.
  */
 import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
-import { minorFaults } from "./husk-pool.js";
-import type { LoadedImage } from "./images.js";
+import { blockingIsAccounted, processFaults } from "./faults.js";
+import type { Husk } from "./husk-pool.js";
+import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
 import { parseReply } from "./native.js";
-import type { PageCounts } from "./types.js";
+import type { Loader, PageCounts, StartFaults } from "./types.js";
+
+const USERFAULTFD = "/dev/userfaultfd";
+/** The kernel's ticks in /proc, whatever its own are: USER_HZ is 100 on x86-64. */
+const TICK_MS = 10;
 
 /** Present pages of an instance. */
 export interface PresentPages {
   readonly counts: PageCounts;
   readonly written: readonly PageRun[];
   readonly read: readonly PageRun[];
+  /** Those of them that were mapped 2 MiB at a time. */
+  readonly huge: readonly PageRun[];
+}
+
+interface Followed {
+  readonly loaded: LoadedImage;
+  readonly recording: Tracking | undefined;
 }
 
 function runsOf(value: unknown): PageRun[] {
@@ -28,14 +40,26 @@ function runsOf(value: unknown): PageRun[] {
   return runs;
 }
 
+/** See above. */
 export class Recorder {
-  readonly #recording = new Set<LoadedImage>();
+  readonly #followed = new Map<LiveInstance, Followed>();
 
-  constructor(
+  private constructor(
     private readonly keeper: Keeper,
     private readonly extractor: string,
     private readonly log: Logger,
+    /** The keeper's /dev/userfaultfd; undefined where the kernel cannot record exactly. */
+    readonly device: number | undefined,
   ) {}
+
+  /** Finds out, once, whether this kernel can record exactly. */
+  static async open(keeper: Keeper, extractor: string, log: Logger): Promise<Recorder> {
+    const { stdout } = await keeper.helper([extractor, "tracking"]);
+    const reply = parseReply(stdout);
+    if (reply.ok) return new Recorder(keeper, extractor, log, await keeper.openFile(USERFAULTFD));
+    log.warn({ why: reply.why }, "working sets cannot be recorded exactly: pages beside those that a function touches count too");
+    return new Recorder(keeper, extractor, log, undefined);
+  }
 
   /** What is present now, by source (PAGEMAP_SCAN from outside). */
   async scan(instance: LiveInstance): Promise<PresentPages> {
@@ -52,28 +76,110 @@ export class Recorder {
     return {
       counts: reply.counts as PageCounts,
       written: runsOf(reply.written),
-      read: [...runsOf(reply.image), ...runsOf(reply.file)],
+      read: [...runsOf(reply.image), ...runsOf(reply.file), ...runsOf(reply.zeroes)],
+      huge: runsOf(reply.huge),
     };
   }
 
-  /** Undefined when there is nothing to record. */
-  firstAnswer(instance: LiveInstance, loaded: LoadedImage): Promise<void> | undefined {
-    // An eager start has every page present.
-    if (loaded.recorded || this.#recording.has(loaded) || instance.start.loader === "eager") return undefined;
-    this.#recording.add(loaded);
-    return this.#record(instance, loaded).finally(() => this.#recording.delete(loaded));
+  /** How this start records; undefined when it does not. Other loaders do not use the set; a parked husk was made for it or was not. */
+  begin(loaded: LoadedImage, loader: Loader, { husk, parked }: { husk: Husk; parked: boolean }): Tracking | undefined {
+    if (loader !== "splice" || (parked && !husk.tracked) || !loaded.sets.claim()) return undefined;
+    return { device: this.device };
   }
 
-  async #record(instance: LiveInstance, loaded: LoadedImage): Promise<void> {
+  /** From the start of an instance to its first answer or its end. */
+  follow(instance: LiveInstance, loaded: LoadedImage, recording: Tracking | undefined): void {
+    // An eager start has every page present before anybody asks for one.
+    if (instance.start.loader === "eager") return;
+    this.#followed.set(instance, { loaded, recording });
+    instance.countLater();
+  }
+
+  /** A promise while the next request must wait: the scan would see what it touches. */
+  firstAnswer(instance: LiveInstance): Promise<void> | undefined {
+    const followed = this.#followed.get(instance);
+    if (followed === undefined) return undefined;
+    this.#followed.delete(instance);
+    const { loaded, recording } = followed;
+    if (recording !== undefined) return this.#record(instance, loaded, recording);
+    if (instance.husk.tracked) this.keeper.closeUffd(instance.id);
+    // The answer goes out first. Whoever ends the instance at once waits for the count, which takes 20 us.
+    instance.beforeNext(() => this.#count(instance, loaded));
+    return undefined;
+  }
+
+  /** Ended without an answer. */
+  ended(instance: LiveInstance): void {
+    const followed = this.#followed.get(instance);
+    this.#followed.delete(instance);
+    if (followed?.recording !== undefined) followed.loaded.sets.release();
+    instance.counted(undefined);
+  }
+
+  #count(instance: LiveInstance, loaded: LoadedImage): void {
+    const faults = faultsOf(instance);
+    const { sets } = loaded;
+    // The set's model of faults is one of the kernel's own paging, with its fault-around and read-ahead.
+    const known = instance.start.loader === "splice" || instance.start.loader === "lazy";
+    const bound = !known || faults === undefined ? undefined : sets.bound(faults, instance.start.husk ?? "fresh");
+    if (faults !== undefined) instance.start = { ...instance.start, faults };
+    if (bound === undefined) {
+      instance.counted(faults);
+      return;
+    }
+    const tell = (outside: number): void => {
+      sets.note(outside);
+      instance.start = { ...instance.start, faultsOutside: outside };
+      instance.counted(faults);
+    };
+    if (!sets.scanDue(bound)) {
+      tell(bound);
+      return;
+    }
+    const ahead = instance.start.husk !== "generic" && instance.start.husk !== "fresh";
+    this.scan(instance).then(
+      // Behind the next request it would see what that one touches.
+      (present) => tell(instance.untouchedSince(1) ? Math.max(bound, sets.outsideOf(present, ahead)) : bound),
+      // The instance ended first.
+      () => tell(bound),
+    );
+  }
+
+  async #record(instance: LiveInstance, loaded: LoadedImage, how: Tracking): Promise<void> {
+    const faults = faultsOf(instance);
+    if (faults !== undefined) instance.start = { ...instance.start, faults };
+    instance.counted(faults);
     try {
-      const { written, read } = await this.scan(instance);
-      const faults = minorFaults(instance.hostPid) - instance.husk.faultsBefore;
-      if (!loaded.closed) await loaded.record({ written, read, faults: Math.max(0, faults) });
+      const { written, read } = await this.scan(instance).finally(() => {
+        // From here on it runs at full speed, and can be frozen.
+        if (how.device !== undefined) this.keeper.closeUffd(instance.id);
+      });
+      if (loaded.closed || faults === undefined) loaded.sets.release();
+      else {
+        const exact = how.device !== undefined;
+        await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact, parked: instance.husk.tracked });
+      }
     } catch (error) {
+      loaded.sets.release();
       this.log.warn(
         { err: error, image: loaded.image.id },
         "the working set could not be recorded; starts of this image take more faults until it is",
       );
     }
   }
+}
+
+/** Since its husk was ready. */
+function faultsOf(instance: LiveInstance): StartFaults | undefined {
+  const now = processFaults(instance.hostPid);
+  if (now === undefined) return undefined;
+  const before = instance.husk.faultsBefore;
+  const major = now.major - before.major;
+  const blockedMs = (now.blockedTicks - before.blockedTicks) * TICK_MS;
+  return {
+    minor: now.minor - before.minor,
+    major,
+    diskBytes: now.diskBytes - before.diskBytes,
+    ...(major === 0 || blockingIsAccounted() ? { blockedMs } : {}),
+  };
 }

@@ -8,12 +8,18 @@ import type { ImageInspection } from "../image/index.js";
 
 export type { ImageInspection } from "../image/index.js";
 
-/** Which way pages arrive in a thawed instance. */
-export type Loader = "lazy" | "eager" | "splice";
-export const LOADERS: readonly Loader[] = ["lazy", "eager", "splice"];
+/** Which ways pages arrive in a thawed instance (docs/design/thaw.md, docs/design/pager.md). */
+export const LOADERS = ["lazy", "lazy-4k", "eager", "splice", "reap-lazy", "reap-parallel", "reap-file", "reap"] as const;
+export type Loader = (typeof LOADERS)[number];
 
 /** How an instance came to answer. */
-export type StartKind = "boot" | "thaw" | "parked" | "reuse";
+export type StartKind = "boot" | "thaw" | "parked" | "reuse" | "wake";
+
+/**
+ * Where the memory of an instance is (Hibernate Container, 2023, §3): `warm`, all of it resident; `deflating`, on its way to disk;
+ * `hibernated`, on disk, the process and its kernel objects stay; `woken`, what the last requests touched is resident again.
+ */
+export type InstanceState = "warm" | "deflating" | "hibernated" | "woken";
 
 /** How far a pooled husk has been filled ahead of a thaw (DESIGN.md: generic, runtime mapped, image mapped, prefaulted). */
 export type HuskLevel = "generic" | "runtime" | "image" | "prefaulted";
@@ -57,9 +63,9 @@ export interface PageCounts {
 /** How an instance was started. Present in every result; logs, metrics, benchmarks show these numbers. */
 export interface StartResult {
   readonly kind: StartKind;
-  /** Absent for boot and reuse. */
+  /** Absent for boot, reuse and wake. */
   readonly loader?: Loader;
-  /** Image generation; absent for boot, the origin's for reuse. */
+  /** Image generation; absent for boot, the origin's for reuse and wake. */
   readonly generation?: number;
   /** From the decision to start until the instance could run, in microseconds; 0 for reuse. */
   readonly us: number;
@@ -68,10 +74,34 @@ export interface StartResult {
   readonly waitUs: number;
   /** How the husk came: from which pool level, or made on the path. Absent for reuse. */
   readonly husk?: HuskLevel | "fresh";
-  /** Pages the loader installed ahead of the function. */
+  /** Pages the loader installed ahead of the function; for a wake those that were read ahead. */
   readonly prefetchedPages: number;
+  /** What the pager did before the function ran, for loaders `reap…`: microseconds of reading and installing, contiguous runs. */
+  readonly pager?: { readonly readUs: number; readonly installUs: number; readonly regions: number };
+  /** Pages of the working set that the page cache did not have when the start asked for them; told a moment after it, by `splice`. */
+  readonly coldPages?: number;
   /** Set when this is not the way that was intended, with the reason. */
   readonly fallback?: string;
+  /** This start recorded what it touches: everything came by demand, one page a fault. */
+  readonly recording?: true;
+  /** Page faults up to the first answer; see {@link Instance.faults}. */
+  readonly faults?: StartFaults;
+  /**
+   * Those of them that the working set does not account for; 0 when the start stayed within it. Absent until the first answer was
+   * given, for boots and recordings, and while nothing is known of the image.
+   */
+  readonly faultsOutside?: number;
+}
+
+/** Page faults of a thawed instance from the beginning of its start to its first answer. */
+export interface StartFaults {
+  readonly minor: number;
+  /** Those that waited for a disk. */
+  readonly major: number;
+  /** Bytes that these faults, with the kernel's read-ahead, fetched from disks: what no prefetch had brought. */
+  readonly diskBytes: number;
+  /** Time blocked on disks: 0 without major faults, else absent when the kernel does not account for it (sysctl kernel.task_delayacct). */
+  readonly blockedMs?: number;
 }
 
 /** What the caller hands to the handler's context. */
@@ -131,6 +161,24 @@ export interface FreezeReport {
   readonly notes: readonly string[];
 }
 
+/** What a hibernation cost, and what it left. */
+export interface HibernateReport {
+  /** Before-snapshot hooks and garbage collection. */
+  readonly hygieneMs: number;
+  /** How long the process was stopped, all stops together. */
+  readonly stoppedMs: number;
+  readonly totalMs: number;
+  /** Pages written to disk this time; a second hibernation writes what changed since the first. */
+  readonly writtenPages: number;
+  /** On disk, all hibernations of this instance together. */
+  readonly hibernatedBytes: number;
+  /** Resident and private afterwards: stacks, page tables. What the kernel keeps for the sandbox comes on top. */
+  readonly residentBytes: number;
+  readonly mappings: number;
+  /** A request came first: the instance is as warm as before, and nothing was given back. */
+  readonly cancelled: boolean;
+}
+
 /** A frozen instance on disk. Plain data; `dir` holds manifest, pages, temporary files, working set. */
 export interface Image {
   readonly id: string;
@@ -173,22 +221,50 @@ export interface ThawOptions {
 export interface Instance {
   readonly id: number;
   readonly spec: FunctionSpec;
+  /** How it came to answer; after a wake that wake, until the next one. */
   readonly start: StartResult;
+  /** False until `start` is complete (see {@link ThawOptions.early}). An `invoke` that rejects while it is false was not seen by the function. */
+  readonly started: boolean;
+  readonly state: InstanceState;
   /** Requests answered so far by this instance. */
   readonly served: number;
   readonly alive: boolean;
-  /** Bytes go to the handler as they are; they must be JSON. One at a time: a second call while one runs is a bug. */
+  /**
+   * Bytes go to the handler as they are; they must be JSON. One at a time: a second call while one runs is a bug. Wakes a
+   * hibernated instance; ends a hibernation that is under way within milliseconds, one way or the other.
+   */
   invoke(payload: Buffer | string, options?: InvokeOptions): Promise<InvokeResult>;
   /** Refuses by name (FREEZE_REFUSED) what cannot be frozen; the instance then goes on. */
   freeze(options?: FreezeOptions): Promise<Image>;
+  /**
+   * Writes its memory to a file that has no name, and gives it back to the machine (Hibernate Container, 2023, §3.2). Between two
+   * requests. HIBERNATE_REFUSED by name, RESOURCE_EXHAUSTED (disk full), HIBERNATE_FAILED: it then stays as it was, unless the
+   * message says that it was ended. A hibernated instance answers with its last report.
+   */
+  hibernate(): Promise<HibernateReport>;
+  /** Reads ahead what the last requests touched, before a request asks for it. Idempotent; resolves with {@link start}. */
+  wake(): Promise<StartResult>;
   /** Pages by source now (PAGEMAP_SCAN). */
   pages(): Promise<PageCounts>;
-  /** Resident bytes: private to this instance, and shared with others. */
-  memory(): Promise<{ privateBytes: number; sharedBytes: number }>;
+  /**
+   * Resolves once the faults of the start and its first request were counted, which is after that answer was given; `start` has them
+   * from then on. Undefined when there is nothing to count: booted, or gone before. Never rejects.
+   */
+  faults(): Promise<StartFaults | undefined>;
+  /** Resident bytes, private to this instance and shared with others, and those that hibernations hold on disk. */
+  memory(): Promise<InstanceMemory>;
   /** Ends every process of the instance and gives back its cgroup. Idempotent. */
   dispose(): Promise<void>;
   /** Called once when the instance ends, for whatever reason. */
   onExit(listener: (reason: string) => void): void;
+}
+
+export interface InstanceMemory {
+  readonly privateBytes: number;
+  /** Of these, what lies nowhere else: the kernel cannot drop it as it can pages that are equal to their file. */
+  readonly dirtyBytes: number;
+  readonly sharedBytes: number;
+  readonly hibernatedBytes: number;
 }
 
 export interface RuntimeInfo {
@@ -214,6 +290,8 @@ export interface FloorSample {
 export interface EngineStats {
   readonly instances: number;
   readonly husks: Readonly<Record<HuskLevel, number>>;
+  /** Private resident bytes of all husks that wait in pools. */
+  readonly huskBytes: number;
   readonly husksMade: number;
   /** CPU and wall microseconds spent on making husks, total. */
   readonly husksUs: number;

@@ -26,7 +26,7 @@ const deploy = (query = "", method: "POST" | "PUT" = "POST", name = "hello") =>
 describe("deploy", () => {
   it("creates a function from the query and the zip in the body", async () => {
     const reply = await deploy(
-      "?runtime=nodejs20.x&handler=index.handler&memory=256&timeout=2.5&tmp=1024&maxInstances=3&env=A=1&env=B=x%3Dy",
+      "?runtime=nodejs20.x&handler=index.handler&memory=256&timeout=2.5&tmp=1024&maxInstances=3&provisioned=2&env=A=1&env=B=x%3Dy",
     );
     expect(reply.statusCode).toBe(201);
     expect(reply.json()).toMatchObject({
@@ -37,6 +37,7 @@ describe("deploy", () => {
       timeoutMs: 2500,
       tmpMb: 1024,
       maxInstances: 3,
+      provisioned: 2,
       env: { A: "1", B: "x=y" },
     });
   });
@@ -146,5 +147,72 @@ describe("the server's own state", () => {
     await app.inject({ method: "POST", url: "/2015-03-31/functions/hello/invocations" });
     const metrics = (await app.inject("/thaw/v1/metrics")).json();
     expect(metrics).toMatchObject({ invocations: 1, starts: { thaw: 1 }, engine: { instances: 1 } });
+  });
+});
+
+describe("instances", () => {
+  const invoke = (prefer?: string) =>
+    app.inject({
+      method: "POST",
+      url: "/2015-03-31/functions/hello/invocations",
+      payload: "{}",
+      headers: prefer === undefined ? {} : { "x-thaw-prefer": prefer },
+    });
+  const byHand = (what: string, name = "hello") => app.inject({ method: "POST", url: `/thaw/v1/functions/${name}/${what}` });
+  beforeEach(async () => {
+    await deploy();
+    await test.platform.waitReady("hello");
+  });
+
+  it("are listed by state, with their memory", async () => {
+    await invoke();
+    const instances = async () => (await app.inject("/thaw/v1/functions")).json().functions[0].instances;
+    expect(await instances()).toEqual([{ id: expect.any(Number), state: "warm", residentBytes: 1_228_800, hibernatedBytes: 0 }]);
+    await byHand("hibernate");
+    expect(await instances()).toEqual([
+      { id: expect.any(Number), state: "hibernated", residentBytes: 61_440, hibernatedBytes: 300 * 4096 },
+    ]);
+    expect((await app.inject("/thaw/v1/functions/hello")).json()).toMatchObject({ counts: { idle: 0, hibernated: 1 } });
+  });
+
+  it("are hibernated and woken, and a demanded wake says so in its header", async () => {
+    await invoke();
+    const report = await byHand("hibernate");
+    expect(report.statusCode).toBe(200);
+    expect(report.json()).toEqual({
+      name: "hello",
+      instances: 1,
+      skipped: 0,
+      residentBytes: 61_440 - 1_228_800,
+      hibernatedBytes: 300 * 4096,
+    });
+    expect((await invoke("wake")).headers["x-thaw-start"]).toBe("kind=wake;generation=0;us=900");
+    const metrics = (await app.inject("/thaw/v1/metrics")).json();
+    expect(metrics).toMatchObject({ hibernations: 1, wakes: 1, starts: { wake: 1 }, memory: { hibernatedBytes: 300 * 4096 } });
+  });
+
+  it.each([
+    ["wake", "hello", 409, "NO_INSTANCE"],
+    ["hibernate", "hello", 409, "NO_INSTANCE"],
+    ["wake", "nobody", 404, "FUNCTION_NOT_FOUND"],
+    ["hibernate", "nobody", 404, "FUNCTION_NOT_FOUND"],
+  ])("%s of %s, where there is none, is a %i with its reason", async (what, name, status, code) => {
+    const reply = await byHand(what, name);
+    expect(reply.statusCode).toBe(status);
+    expect(reply.json().error).toMatchObject({
+      code,
+      what: expect.any(String),
+      why: expect.any(String),
+      fix: expect.any(String),
+    });
+  });
+
+  it("refuse a wake that is demanded where none is hibernated", async () => {
+    const reply = await invoke("wake");
+    expect(reply.statusCode).toBe(409);
+    expect(JSON.parse(String(reply.headers["x-thaw-error"]))).toMatchObject({
+      code: "PREFERENCE_UNAVAILABLE",
+      why: "it has no hibernated instance",
+    });
   });
 });

@@ -1,9 +1,10 @@
 /**
  * The routes under `/thaw/v1` that the CLI uses. Bodies are JSON, but for the zip of a deploy and the text of logs.
  *
- *     POST   /functions/{name}?runtime&handler&memory&timeout&tmp&maxInstances&description&env=K=V…   create, body: zip
+ *     POST   /functions/{name}?runtime&handler&memory&timeout&tmp&maxInstances&provisioned&description&env=K=V…   create, body: zip
  *     PUT    /functions/{name}?…                                                                   create or replace
  *     GET    /functions                  GET /functions/{name}              DELETE /functions/{name}
+ *     POST   /functions/{name}/hibernate          POST /functions/{name}/wake        its idle instances, now
  *     GET    /functions/{name}/ready?timeout                                waits for the image
  *     GET    /functions/{name}/image     GET /functions/{name}/logs?bytes|follow=1
  *     GET    /server                     GET /health                        GET /metrics
@@ -15,6 +16,7 @@ import type { EngineStats, ImageInspection, RuntimeInfo, StartResult } from "../
 import {
   type DeployRequest,
   type FunctionInfo,
+  type HandReport,
   type ImageStatus,
   LIMITS,
   type Metrics,
@@ -89,8 +91,16 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
   app.put<Named>("/functions/:name", { bodyLimit: LIMITS.packedBytes }, ({ params, query, body }) =>
     deploy(params.name, query, body, true),
   );
-  app.get("/functions", async () => ({ functions: platform.list().map(view) }));
-  app.get<Named>("/functions/:name", async ({ params }) => view(platform.get(params.name)));
+  app.get("/functions", async () => {
+    await platform.measure();
+    return { functions: platform.list().map(view) };
+  });
+  app.get<Named>("/functions/:name", async ({ params }) => {
+    await platform.measure(params.name);
+    return view(platform.get(params.name));
+  });
+  app.post<Named>("/functions/:name/hibernate", ({ params }): Promise<HandReport> => platform.hibernate(params.name));
+  app.post<Named>("/functions/:name/wake", ({ params }): Promise<HandReport> => platform.wake(params.name));
   app.delete<Named>("/functions/:name", async ({ params }, reply) => {
     await platform.remove(params.name);
     lastStarts.delete(params.name);

@@ -80,7 +80,7 @@ describe("a successful invocation", () => {
     const trace = JSON.parse(String((await post("{}", { "x-thaw-trace": "1" })).headers["x-thaw-trace"]));
     expect(trace.start).toMatchObject({ kind: "thaw", us: 1800, phases: [{ name: "map", us: 1800 }] });
     expect(trace.pages).toEqual({ written: 300, image: 2000, file: 1500, zero: 10 });
-    expect(trace.memory).toEqual({ privateBytes: 1_228_800, sharedBytes: 14_336_000 });
+    expect(trace.memory).toEqual({ privateBytes: 1_228_800, dirtyBytes: 1_228_800, sharedBytes: 14_336_000, hibernatedBytes: 0 });
   });
 
   it("starts the demanded way, and ends the instance when told", async () => {
@@ -213,7 +213,7 @@ describe("a bad request", () => {
       400,
       "InvalidParameterValueException",
       "message",
-      /lazy, eager, splice/,
+      /lazy, lazy-4k, eager, splice, reap/,
     ],
     [
       "with a client context that is not JSON",
@@ -278,7 +278,7 @@ describe("when no instance may be added", () => {
     });
     test.engine.handler = () => held;
     const first = post();
-    await expect.poll(() => test.platform.get("hello").instances.running).toBe(1);
+    await expect.poll(() => test.platform.get("hello").counts.running).toBe(1);
     const second = await post();
     release();
     await first;

@@ -23,6 +23,7 @@ export const deployQuery = z.strictObject({
   timeout: seconds.optional(),
   tmp: wholeNumber.optional(),
   maxInstances: wholeNumber.optional(),
+  provisioned: wholeNumber.optional(),
   description: z.string().optional(),
   env: z
     .union([setting, z.array(setting)])

@@ -124,7 +124,7 @@ describe("closing", () => {
     });
     test.engine.handler = () => held.then(() => "done");
     const running = invoke("{}");
-    await expect.poll(() => test.platform.get("hello").instances.running).toBe(1);
+    await expect.poll(() => test.platform.get("hello").counts.running).toBe(1);
     const closed = gateway.close(() => held);
     await expect(invoke("{}")).rejects.toThrow();
     release();

@@ -21,11 +21,14 @@ import { type Facts, type FileIdentity, type Region, storedRuns } from "./facts.
 import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
 import type { PageRun } from "./working-set.js";
 
-/** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch. */
-export type PageSource = "lazy" | "eager";
+/** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch; `paged`: anonymous memory that the pager fills. */
+export type PageSource = "lazy" | "eager" | "paged";
 
-/** Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter, `base` only where a region is. */
-export const THAW_PASSES = { pages: 0, task: 1, base: 2, control: 3, log: 4 } as const;
+/**
+ * Order in which descriptors are passed with {@link compileMemory} and {@link compileThaw}; the channels only with the latter, the
+ * device only for a recording that is exact. An image without a base passes its own pages in the base's place.
+ */
+export const THAW_PASSES = { pages: 0, task: 1, base: 2, control: 3, log: 4, userfaultfd: 5 } as const;
 /** … and with {@link compileResume}. */
 export const RESUME_PASSES = { control: 0, log: 1 } as const;
 
@@ -167,7 +170,7 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
     // Memory that asked to be wiped in a fork starts wiped in a clone too.
     program.call(label, SYS.mmap, [region.start, bytes, region.prot, anonymous, -1, 0]);
     program.call(`${label}: wipe on fork`, SYS.madvise, [region.start, bytes, MADV_WIPEONFORK]);
-  } else if (!stored) {
+  } else if (!stored || source === "paged") {
     program.call(label, SYS.mmap, [region.start, bytes, region.prot, anonymous, -1, 0]);
   } else if (source === "eager" && region.kind !== "overlay") {
     program.call(label, SYS.mmap, [region.start, bytes, PROT_READ | PROT_WRITE, anonymous, -1, 0]);
@@ -186,10 +189,11 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
   }
 }
 
-/** Everything at its address, for husks that are parked. Passes: pages and task of {@link THAW_PASSES}. */
-export function compileMemory(facts: Facts, source: PageSource): Program {
+/** Everything at its address, for husks that are parked. Passes: pages and task of {@link THAW_PASSES}. `more` goes behind it. */
+export function compileMemory(facts: Facts, source: PageSource, more?: (program: ProgramBuilder) => void): Program {
   const program = new ProgramBuilder();
   mapMemory(program, facts, source);
+  more?.(program);
   return program.build();
 }
 
@@ -262,9 +266,10 @@ function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
     program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
 }
 
-/** For pooled husks: the working set, or a part of it, is copied and mapped ahead. */
-export function compilePrefault(written: readonly PageRun[], read: readonly PageRun[]): Program {
+/** For pooled husks: the working set, or a part of it, is copied and mapped ahead, and threads are made. */
+export function compilePrefault(written: readonly PageRun[], read: readonly PageRun[], threads = 0): Program {
   const program = new ProgramBuilder();
+  if (threads > 0) program.spareThreads(threads);
   copyAhead(program, written);
   mapAhead(program, read);
   return program.build();

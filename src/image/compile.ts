@@ -16,6 +16,8 @@ import { SYS } from "../linux/syscalls.js";
 import type { Channels } from "./channels.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
+import { readNothingAround, waitForPager } from "./compile-paged.js";
+import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { restoreTmp } from "./compile-tmp.js";
 import type { Facts, ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
@@ -119,6 +121,10 @@ export interface ThawInputs {
   readonly runtime: boolean;
   /** Pages to copy before the function can fault on them. */
   readonly prefetch?: readonly PageRun[];
+  /** The start records what it touches; nothing may be copied ahead then. */
+  readonly record?: TouchTracking;
+  /** Each fault that needs the disk reads one page. */
+  readonly random?: boolean;
 }
 
 /** Everything that a generic or runtime-mapped husk still lacks: it becomes the function. Passes: {@link THAW_PASSES}. */
@@ -127,15 +133,23 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
   if (inputs.runtime) {
     mapRuntime(program, facts);
     program.stamp(STAMPS.runtime);
+  } else if (inputs.record !== undefined || inputs.random === true) {
+    forgetRuntime(program, facts);
   }
   mapMemory(program, facts, inputs.source);
+  if (inputs.record?.exact === true) trackTouches(program, facts, passed(THAW_PASSES.userfaultfd));
+  if (inputs.random === true) readNothingAround(program, facts);
+  if (inputs.source === "paged") {
+    waitForPager(program, passed(THAW_PASSES.userfaultfd), fdBase(facts));
+    program.stamp(STAMPS.prefetch);
+  }
   if (inputs.prefetch !== undefined) {
     copyAhead(program, inputs.prefetch);
     program.stamp(STAMPS.prefetch);
   }
   equip(program, facts, inputs.contents, { control: passed(THAW_PASSES.control), log: passed(THAW_PASSES.log) });
-  program.releaseThreads();
-  startThreads(program, facts);
+  startThreads(program, facts, false);
+  program.releaseThreads(true);
   resume(program, facts);
   return program.build();
 }
@@ -144,9 +158,8 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
 export function compileEquip(facts: Facts, contents: Buffer): Program {
   const program = new ProgramBuilder();
   equip(program, facts, contents, undefined);
-  // Threads that sleep until another one wakes them may go to sleep now: nobody will before the resume.
-  if (facts.threads.slice(1).every(sleepsUntilWoken)) program.releaseThreads();
-  startThreads(program, facts);
+  startThreads(program, facts, true);
+  program.releaseThreads(false);
   return program.build();
 }
 
@@ -160,7 +173,7 @@ export function compileResume(facts: Facts): Program {
     fdBase(facts),
   );
   program.stamp(STAMPS.descriptors);
-  program.releaseThreads();
+  program.releaseThreads(true);
   resume(program, facts);
   return program.build();
 }
@@ -179,14 +192,24 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
 }
 
 const SYS_FUTEX = 202n;
+const SYS_EPOLL_WAIT = 232n;
+const SYS_EPOLL_PWAIT = 281n;
 
-/** Whether a thread stands before a futex call without a time limit. */
+/**
+ * Whether a thread stands before a call that ends only when another thread wants it: a futex or epoll wait without a time
+ * limit. It may go to sleep ahead of the resume, for nothing of the function runs before that which could wake it.
+ */
 function sleepsUntilWoken(thread: ThreadFacts): boolean {
-  return register(thread, "rax") === SYS_FUTEX && register(thread, "r10") === 0n;
+  const call = register(thread, "rax");
+  const limit = register(thread, "r10");
+  if (call === SYS_FUTEX) return limit === 0n;
+  return (call === SYS_EPOLL_WAIT || call === SYS_EPOLL_PWAIT) && BigInt.asIntN(32, limit) < 0n;
 }
 
-function startThreads(program: ProgramBuilder, facts: Facts): void {
-  for (const thread of facts.threads.slice(1)) program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame));
+/** @param ahead of the resume: those that would run code of the function wait for it */
+function startThreads(program: ProgramBuilder, facts: Facts, ahead: boolean): void {
+  for (const thread of facts.threads.slice(1))
+    program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame), ahead && !sleepsUntilWoken(thread));
   program.stamp(STAMPS.threads);
 }
 

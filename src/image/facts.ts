@@ -151,6 +151,8 @@ export const factsSchema = z.object({
   pageSpaceBytes: hex,
   digest: z.string(),
   regions: z.array(region),
+  /** Path of a library whose allocator relies on zeros where memory was given back, which a private mapping of a file does not have. */
+  trustsZeros: z.string().optional(),
   notes: z.array(z.string()),
 });
 

@@ -12,12 +12,17 @@ export {
   STAMPS,
   THAW_PASSES,
 } from "./compile-memory.js";
-export { type Facts, factsSchema, storedPages } from "./facts.js";
+export { PARK_PASSES, type TouchTracking, trackTouches } from "./compile-recording.js";
+export { type Facts, type FileIdentity, factsSchema, type Region, storedPages } from "./facts.js";
+export { expectedFaults, type FaultModel, faultModel, type PresentRuns, SetMap } from "./fault-model.js";
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
-export { type ImageInspection, inspectImage } from "./inspect.js";
+export { type ImageInspection, inspectImage, type RecentStarts, type WorkingSetInspection } from "./inspect.js";
 export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
 export { decodeManifest, decodeRawManifest, encodeManifest, IMAGE_VERSION, type Manifest, type RawManifest } from "./manifest.js";
-export type { Program } from "./program.js";
+export * from "./merge.js";
+export { classify, type FileRange, type PageClasses, prefetchRanges } from "./prefetch.js";
+export { type Program, type ProgramBuilder, passed } from "./program.js";
+export * from "./reap-set.js";
 export * from "./store.js";
 export { compileTime } from "./time.js";
 export * from "./working-set.js";

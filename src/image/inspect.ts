@@ -1,8 +1,9 @@
 /** What an image consists of, in plain data, for people who look at one. */
 import { stat } from "node:fs/promises";
 import { type Facts, storedPages } from "./facts.js";
+import { classify, type PageClasses, prefetchRanges } from "./prefetch.js";
 import { basePath, imageFiles, type StoredImage } from "./store.js";
-import { runPages } from "./working-set.js";
+import type { RunOrder, WorkingSet } from "./working-set.js";
 
 /** Pages are 4 KiB each. */
 export interface ImageInspection {
@@ -20,11 +21,9 @@ export interface ImageInspection {
   readonly tmpFiles: number;
   readonly pages: {
     readonly stored: number;
-    /** Of the working set; undefined until one was recorded. */
-    readonly written?: number;
-    readonly read?: number;
-    readonly faults?: number;
   };
+  /** Absent until something was recorded. */
+  readonly workingSet?: WorkingSetInspection;
   /** Set when a working set was there but damaged. */
   readonly workingSetDamaged: boolean;
   /** The base image whose pages it shares, if it was made from one; not part of `bytes`. */
@@ -32,8 +31,53 @@ export interface ImageInspection {
   readonly bytes: Readonly<Record<string, number>>;
 }
 
+/** A working set in figures. */
+export interface WorkingSetInspection {
+  readonly recordings: number;
+  /** No more recordings are made unless it goes stale. */
+  readonly stable: boolean;
+  /** False where the kernel's fault-around could not be switched off: pages are in it that nobody touched. */
+  readonly exact: boolean;
+  readonly order: RunOrder;
+  /** Copied ahead of the function. */
+  readonly written: PageClasses;
+  readonly read: PageClasses;
+  /** Parts of files that a start reads from a cold disk. */
+  readonly ranges: number;
+  readonly rangeBytes: number;
+  /** Of the last recorded start, all by demand. */
+  readonly faults: number;
+  /** Faults outside the set of the last starts since the server opened the image, newest last. */
+  readonly outside: readonly number[];
+  /** How often it went stale since then. */
+  readonly renewals: number;
+}
+
+/** What only an open image knows of its working set. */
+export interface RecentStarts {
+  readonly outside: readonly number[];
+  readonly renewals: number;
+}
+
+function inspectWorkingSet(facts: Facts, set: WorkingSet, recent: RecentStarts): WorkingSetInspection {
+  const ranges = prefetchRanges(facts, set);
+  const { recordings, stable, exact, order, faults } = set;
+  return {
+    recordings,
+    stable,
+    exact,
+    order,
+    written: classify(facts, set.written),
+    read: classify(facts, set.read),
+    ranges: ranges.length,
+    rangeBytes: ranges.reduce((sum, { bytes }) => sum + bytes, 0),
+    faults,
+    ...recent,
+  };
+}
+
 /** Summarises an image that was read and checked. */
-export async function inspectImage(image: StoredImage, formatVersion: number): Promise<ImageInspection> {
+export async function inspectImage(image: StoredImage, formatVersion: number, recent: RecentStarts): Promise<ImageInspection> {
   const { manifest, workingSet } = image;
   const { facts } = manifest;
   const bytes: Record<string, number> = {};
@@ -59,12 +103,8 @@ export async function inspectImage(image: StoredImage, formatVersion: number): P
     ],
     descriptors: describeDescriptors(facts),
     tmpFiles: facts.tmp.length,
-    pages: {
-      stored: count(false),
-      ...(workingSet === undefined
-        ? {}
-        : { written: runPages(workingSet.written), read: runPages(workingSet.read), faults: workingSet.faults }),
-    },
+    pages: { stored: count(false) },
+    ...(workingSet === undefined ? {} : { workingSet: inspectWorkingSet(facts, workingSet, recent) }),
     workingSetDamaged: image.workingSetDamaged,
     ...(manifest.base === undefined || shared === undefined
       ? {}

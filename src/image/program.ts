@@ -130,13 +130,19 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_IDENTITY, label, [fd, identity]);
   }
 
-  thread(label: string, state: bigint): void {
-    this.push(ABI_CONSTANTS.OP_THREAD, label, [state]);
+  /** @param waits whether it goes on only when {@link releaseThreads} lets it */
+  thread(label: string, state: bigint, waits: boolean): void {
+    this.push(ABI_CONSTANTS.OP_THREAD, label, [state, waits ? 1 : 0]);
   }
 
-  /** Lets the threads go on that {@link thread} made, and those that it will make. */
-  releaseThreads(): void {
-    this.push(ABI_CONSTANTS.OP_RELEASE, "release threads", []);
+  /** Makes threads that {@link thread} then only has to name. For pooled husks. */
+  spareThreads(count: number): void {
+    this.push(ABI_CONSTANTS.OP_SPARES, "spare threads", [count]);
+  }
+
+  /** Lets threads go on that {@link thread} named; those that wait only with `waiting`. Spare ones that nobody needed end. */
+  releaseThreads(waiting: boolean): void {
+    this.push(ABI_CONSTANTS.OP_RELEASE, "release threads", [waiting ? 1 : 0]);
   }
 
   /** The process becomes the function; nothing after this runs. */
@@ -149,6 +155,11 @@ export class ProgramBuilder {
     const list = Buffer.alloc(pages.length * 8);
     for (const [index, address] of pages.entries()) list.writeBigUInt64LE(address, index * 8);
     this.push(ABI_CONSTANTS.OP_TOUCH, label, [this.data(list), pages.length]);
+  }
+
+  /** Hands a descriptor to the keeper (`kind`: GIFT_…), which holds it for this instance, and closes it here. */
+  give(label: string, fd: Argument, kind: number = ABI_CONSTANTS.GIFT_KEPT): void {
+    this.push(ABI_CONSTANTS.OP_GIVE, label, [fd, kind]);
   }
 
   /** Tells the keeper that all that can fail is done. */

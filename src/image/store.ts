@@ -9,15 +9,25 @@ import { join } from "node:path";
 import { errorText, ThawError } from "../base/errors.js";
 import { writeFileDurably } from "../base/fsync.js";
 import { decodeManifest, encodeManifest, type Manifest, type RawManifest } from "./manifest.js";
-import { decodeWorkingSet, EMPTY_WORKING_SET, encodeWorkingSet, type WorkingSet } from "./working-set.js";
+import { decodeWorkingSet, encodeWorkingSet, type WorkingSet } from "./working-set.js";
 
 /** Paths of an image's files. */
-export function imageFiles(dir: string): { manifest: string; pages: string; tmp: string; workingSet: string } {
+export function imageFiles(dir: string): {
+  manifest: string;
+  pages: string;
+  tmp: string;
+  workingSet: string;
+  /** REAP's recording (reap-set.ts). */
+  reapTrace: string;
+  reapSet: string;
+} {
   return {
     manifest: join(dir, "manifest"),
     pages: join(dir, "pages"),
     tmp: join(dir, "tmp"),
     workingSet: join(dir, "working-set"),
+    reapTrace: join(dir, "reap-trace"),
+    reapSet: join(dir, "reap-set"),
   };
 }
 
@@ -118,7 +128,7 @@ async function checkBaseLength(path: string, base: NonNullable<Manifest["base"]>
 
 /** As {@link pagesIdentity}, for a base's page space under any of its names: every image that shares it changes its change time, by a link. */
 export function baseIdentity(path: string): string {
-  const info = statSync(path, { bigint: true, throwIfNoEntry: false });
+  const info = statSync(path, STAT_OPTIONS);
   return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.mtimeNs}`;
 }
 
@@ -129,9 +139,11 @@ export function checkBase(manifest: Manifest, found: { digest: string; bytes: st
   throw damaged(basePath(dir), `the digest of its base image ${base.id} is ${found.digest} where ${base.digest} was written`);
 }
 
-/** Changes whenever somebody wrote to the page space, replaced or truncated it; cheap enough for every thaw. */
-export function pagesIdentity(dir: string): string {
-  const info = statSync(imageFiles(dir).pages, { bigint: true, throwIfNoEntry: false });
+const STAT_OPTIONS = { bigint: true, throwIfNoEntry: false } as const;
+
+/** Changes whenever somebody wrote to the page space at this path, replaced or truncated it; cheap enough for every thaw. */
+export function pagesIdentity(pages: string): string {
+  const info = statSync(pages, STAT_OPTIONS);
   return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.ctimeNs}`;
 }
 
@@ -142,11 +154,6 @@ export function checkPages(manifest: Manifest, found: { digest: string; bytes: s
     throw damaged(path, `it is ${BigInt(found.bytes)} bytes long where ${manifest.facts.pageSpaceBytes} were written`);
   if (found.digest !== manifest.facts.digest)
     throw damaged(path, `its digest is ${found.digest} where ${manifest.facts.digest} was written`);
-}
-
-/** The recorded set, or an empty one. */
-export function workingSetOf(image: StoredImage): WorkingSet {
-  return image.workingSet ?? EMPTY_WORKING_SET;
 }
 
 /** Bytes that the files of an image occupy on disk (holes do not count, nor does the base, which it shares). */

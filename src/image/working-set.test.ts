@@ -1,13 +1,45 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { clipRuns, decodeWorkingSet, encodeWorkingSet, intersectRuns, joinRuns, type PageRun, runPages } from "./working-set.js";
+import { addRecording, RECORDINGS_MAX } from "./merge.js";
+import {
+  type CountedRun,
+  clipRuns,
+  decodeWorkingSet,
+  EMPTY_WORKING_SET,
+  encodeWorkingSet,
+  joinRuns,
+  type PageRun,
+  RECORDINGS_MIN,
+  runPages,
+  subtractRuns,
+  type WorkingSet,
+  workingSet,
+} from "./working-set.js";
 
 const PAGE = 4096n;
 const run = fc.record({
   address: fc.bigInt({ min: 0n, max: 2n ** 36n }).map((page) => page * PAGE),
   pages: fc.integer({ min: 1, max: 1 << 20 }),
 });
-const set = fc.record({ written: fc.array(run, { maxLength: 30 }), read: fc.array(run, { maxLength: 30 }), faults: fc.nat() });
+const set = fc
+  .record({
+    recordings: fc.integer({ min: 1, max: 9 }),
+    stable: fc.boolean(),
+    exact: fc.boolean(),
+    order: fc.constantFrom("address", "access"),
+    faults: fc.nat(),
+    overhead: fc.nat(),
+    runs: fc.array(fc.tuple(run, fc.nat(), fc.nat()), { maxLength: 30 }),
+  })
+  .map(({ runs, ...rest }) =>
+    workingSet({
+      ...rest,
+      runs: runs.map(([pages, a, b]): CountedRun => {
+        const written = a % (rest.recordings + 1);
+        return { ...pages, written, read: Math.max(written === 0 ? 1 : 0, b % (rest.recordings - written + 1)) };
+      }),
+    }),
+  );
 /** Few addresses, so that runs overlap, touch and repeat. */
 const crowded = fc.array(
   fc.record({ address: fc.bigInt({ min: 0n, max: 60n }).map((page) => page * PAGE), pages: fc.integer({ min: 1, max: 8 }) }),
@@ -34,12 +66,13 @@ describe("a working set", () => {
 
   it("cut short at any byte, or with any bit flipped, is none, and nothing is thrown", () => {
     const whole = encodeWorkingSet({
-      written: [
-        { address: 0x7f0000000000n, pages: 3 },
-        { address: 0x7f0000100000n, pages: 1 },
-      ],
-      read: [{ address: 0x400000n, pages: 12 }],
+      ...EMPTY_WORKING_SET,
+      recordings: 2,
       faults: 345,
+      runs: [
+        { address: 0x400000n, pages: 12, written: 0, read: 2 },
+        { address: 0x7f0000000000n, pages: 3, written: 2, read: 0 },
+      ],
     });
     for (let length = 0; length < whole.length; length++)
       expect(decodeWorkingSet(whole.subarray(0, length)), `${length} bytes`).toBeUndefined();
@@ -118,16 +151,71 @@ describe("clipped runs", () => {
   });
 });
 
-describe("runs in both of two lists", () => {
-  it("hold exactly the pages that both have, once, in order", () => {
+describe("runs without others", () => {
+  it("hold exactly the pages that only the first list has, once, in order", () => {
     fc.assert(
       fc.property(crowded, crowded, (first, second) => {
-        const both = intersectRuns(first, second);
+        const left = subtractRuns(first, second);
         const others = pagesOf(second);
-        expect(pagesOf(both)).toEqual(new Set([...pagesOf(first)].filter((page) => others.has(page))));
-        expect(runPages(both)).toBe(pagesOf(both).size);
-        for (const [index, run] of both.slice(1).entries()) expect(run.address > (both[index]?.address ?? 0n)).toBe(true);
+        expect(pagesOf(left)).toEqual(new Set([...pagesOf(first)].filter((page) => !others.has(page))));
+        expect(runPages(left)).toBe(pagesOf(left).size);
+        for (const [index, run] of left.slice(1).entries()) expect(run.address > (left[index]?.address ?? 0n)).toBe(true);
       }),
     );
+  });
+});
+
+describe("merged recordings", () => {
+  /** A recording: what was written, and of what was read the rest. */
+  const recording = fc.tuple(crowded, crowded).map(([written, read]) => ({
+    written: joinRuns(written, 0),
+    read: subtractRuns(read, written),
+    faults: 1000,
+    exact: true,
+  }));
+
+  it("copy what more than half of them wrote, and hold each page that any touched in one of both lists", () => {
+    fc.assert(
+      fc.property(fc.array(recording, { minLength: 1, maxLength: 7 }), (recordings) => {
+        const merged = recordings.reduce<WorkingSet>(addRecording, EMPTY_WORKING_SET);
+        const timesWritten = new Map<bigint, number>();
+        const touched = new Set<bigint>();
+        for (const one of recordings) {
+          for (const page of pagesOf(one.written)) timesWritten.set(page, (timesWritten.get(page) ?? 0) + 1);
+          for (const page of [...pagesOf(one.written), ...pagesOf(one.read)]) touched.add(page);
+        }
+        const often = [...touched].filter(
+          (page) => recordings.length >= RECORDINGS_MIN && (timesWritten.get(page) ?? 0) * 2 > recordings.length,
+        );
+        expect(pagesOf(merged.written)).toEqual(new Set(often));
+        expect(pagesOf(merged.read)).toEqual(new Set([...touched].filter((page) => !often.includes(page))));
+        expect(runPages(merged.runs)).toBe(touched.size);
+        expect(merged.recordings).toBe(recordings.length);
+        expect(decodeWorkingSet(encodeWorkingSet(merged))).toEqual(merged);
+      }),
+    );
+  });
+
+  const pages = (from: number, count: number): PageRun[] => [{ address: BigInt(from) * PAGE, pages: count }];
+  const record = (set: WorkingSet, from: number): WorkingSet =>
+    addRecording(set, { written: pages(from, 100), read: pages(10_000 + from, 900), faults: 1100, exact: true });
+
+  it("are stable once one brings less than two pages in a hundred", () => {
+    const first = record(EMPTY_WORKING_SET, 0);
+    expect(first).toMatchObject({ recordings: 1, stable: false, overhead: 100, written: [] });
+    expect(record(first, 0)).toMatchObject({ recordings: 2, stable: true, written: pages(0, 100), read: pages(10_000, 900) });
+    expect(record(first, 9)).toMatchObject({ recordings: 2, stable: true });
+    const second = record(first, 30);
+    expect(second).toMatchObject({ recordings: 2, stable: false, written: pages(30, 70) });
+    expect(record(second, 30)).toMatchObject({ recordings: 3, stable: false, written: pages(30, 100) });
+    expect(record(record(second, 30), 30)).toMatchObject({ recordings: 4, stable: true });
+  });
+
+  it("are no more than five, even if each brings something new", () => {
+    let set = EMPTY_WORKING_SET;
+    for (let index = 0; !set.stable; index++) set = record(set, 2000 * index);
+    expect(set.recordings).toBe(RECORDINGS_MAX);
+    expect(runPages(set.written)).toBe(0);
+    expect(runPages(set.read)).toBe(RECORDINGS_MAX * 1000);
   });
 });

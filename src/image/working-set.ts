@@ -1,8 +1,14 @@
 /**
- * The working set: the pages that one invocation touched, split into those it wrote and those it only read (REAP §5,
- * Spice). Stored beside the image; losing it costs speed, never correctness.
+ * The working set: the pages that invocations touch between the thaw and the answer, split into those they write and those they
+ * only read (REAP §5, Spice). It is merged from a few recordings (merge.ts) and stored beside the image; losing it costs speed,
+ * never correctness.
+ *
+ * File: `thaw-working-set 2 <sha256 of what follows> <bytes of what follows>`, then compressed JSON. Its `runs` hold four numbers
+ * for each run of pages: distance in pages from the end of the run before, pages, recordings that saw it written, recordings
+ * that saw it only read.
  */
 import { createHash } from "node:crypto";
+import { gunzipSync, gzipSync } from "node:zlib";
 import { z } from "zod";
 
 /** Consecutive pages. */
@@ -11,16 +17,83 @@ export interface PageRun {
   readonly pages: number;
 }
 
-export interface WorkingSet {
-  /** Pages that became private copies. */
-  readonly written: readonly PageRun[];
-  /** Pages that stayed shared with the page space or a file. */
-  readonly read: readonly PageRun[];
-  /** Page faults that the recorded start and request took, everything by demand. */
-  readonly faults: number;
+/** Pages that the same number of recordings saw written, and the same number saw only read. */
+export interface CountedRun extends PageRun {
+  readonly written: number;
+  readonly read: number;
 }
 
-export const EMPTY_WORKING_SET: WorkingSet = { written: [], read: [], faults: 0 };
+/** How the runs of a set are sorted; a scan sees addresses, a pager sees accesses. */
+export type RunOrder = "address" | "access";
+
+/** What a working-set file holds. */
+export interface WorkingSetFacts {
+  /** Recordings that were merged. */
+  readonly recordings: number;
+  /** The last recording brought next to nothing new: no more are made until it goes stale. */
+  readonly stable: boolean;
+  /** No page is in it that nobody touched. False where the kernel could not switch its fault-around off (working-set.md). */
+  readonly exact: boolean;
+  /** Order of the runs. */
+  readonly order: RunOrder;
+  /** Page faults of the last recorded start and request, all by demand. */
+  readonly faults: number;
+  /** Those of them that brought no page of the set: the husk's own, second faults of pages that were read and then written. */
+  readonly overhead: number;
+  readonly runs: readonly CountedRun[];
+}
+
+/** As stored, and what is made of it. */
+export interface WorkingSet extends WorkingSetFacts {
+  /** Pages worth copying ahead: written in more than half of at least two recordings. In the order of the set. */
+  readonly written: readonly PageRun[];
+  /** All others that were touched, zero pages too. */
+  readonly read: readonly PageRun[];
+  /** Those of them that more than half of the recordings touched, and the others: pages that depend on the input. */
+  readonly readOften: readonly PageRun[];
+  readonly readSeldom: readonly PageRun[];
+}
+
+/** One recording is not enough to copy by: with other input a function writes other pages (docs/design/working-set.md). */
+export const RECORDINGS_MIN = 2;
+
+/** Adds what follows from the counts. */
+export function workingSet(facts: WorkingSetFacts): WorkingSet {
+  const { recordings, runs } = facts;
+  const copied = (run: CountedRun): boolean => recordings >= RECORDINGS_MIN && run.written * 2 > recordings;
+  const often = (run: CountedRun): boolean => (run.written + run.read) * 2 > recordings;
+  const plain = (some: readonly CountedRun[]): PageRun[] => touching(some.map(({ address, pages }) => ({ address, pages })));
+  const rest = runs.filter((run) => !copied(run));
+  return {
+    ...facts,
+    written: plain(runs.filter(copied)),
+    read: plain(rest),
+    readOften: plain(rest.filter(often)),
+    readSeldom: plain(rest.filter((run) => !often(run))),
+  };
+}
+
+/** Joins runs that follow one another without a gap, and keeps the order. */
+function touching(runs: readonly PageRun[]): PageRun[] {
+  const joined: { address: bigint; pages: number }[] = [];
+  for (const { address, pages } of runs) {
+    const last = joined.at(-1);
+    if (last !== undefined && last.address + BigInt(last.pages) * 4096n === address) last.pages += pages;
+    else joined.push({ address, pages });
+  }
+  return joined;
+}
+
+/** Nothing was recorded yet. */
+export const EMPTY_WORKING_SET: WorkingSet = workingSet({
+  recordings: 0,
+  stable: false,
+  exact: true,
+  order: "address",
+  faults: 0,
+  overhead: 0,
+  runs: [],
+});
 
 /** Pages in a list of runs. */
 export function runPages(runs: readonly PageRun[]): number {
@@ -62,42 +135,89 @@ export function clipRuns(runs: readonly PageRun[], start: bigint, end: bigint): 
   return clipped;
 }
 
-const runsSchema = z.array(z.tuple([z.string().regex(/^0x[0-9a-f]+$/), z.int().positive()]));
-const fileSchema = z.object({
-  version: z.literal(1),
-  sha256: z.string(),
-  written: runsSchema,
-  read: runsSchema,
+/** The pages of the first list that the second has not. Sorted by address. */
+export function subtractRuns(first: readonly PageRun[], second: readonly PageRun[]): PageRun[] {
+  const others = joinRuns(second, 0);
+  const left: PageRun[] = [];
+  let next = 0;
+  for (const { address, pages } of joinRuns(first, 0)) {
+    let at = address;
+    const end = address + BigInt(pages) * 4096n;
+    for (; next < others.length && at < end; next++) {
+      const other = others[next] as PageRun;
+      const otherEnd = other.address + BigInt(other.pages) * 4096n;
+      if (otherEnd <= at) continue;
+      if (other.address >= end) break;
+      if (other.address > at) left.push({ address: at, pages: Number((other.address - at) / 4096n) });
+      at = otherEnd;
+      // It may reach into the next run, too.
+      if (otherEnd > end) break;
+    }
+    if (at < end) left.push({ address: at, pages: Number((end - at) / 4096n) });
+  }
+  return left;
+}
+
+const FILE_VERSION = 2;
+const HEADER = /^thaw-working-set (\d+) ([0-9a-f]{64}) (\d+)\n/;
+const JSON_BYTES_MAX = 64 * 1024 * 1024;
+const PAGES_MAX = 2 ** 40;
+
+const bodySchema = z.object({
+  recordings: z.int().positive(),
+  stable: z.boolean(),
+  exact: z.boolean(),
+  order: z.enum(["address", "access"]),
   faults: z.int().nonnegative(),
+  overhead: z.int().nonnegative(),
+  runs: z.array(z.int()),
 });
 
-function digest(written: unknown, read: unknown, faults: number): string {
-  return createHash("sha256")
-    .update(JSON.stringify([written, read, faults]))
-    .digest("hex");
-}
-
 /** The bytes of a working-set file. */
-export function encodeWorkingSet(set: WorkingSet): Buffer {
-  const plain = (runs: readonly PageRun[]): [string, number][] => runs.map((run) => [`0x${run.address.toString(16)}`, run.pages]);
-  const written = plain(set.written);
-  const read = plain(set.read);
-  return Buffer.from(
-    JSON.stringify({ version: 1, sha256: digest(written, read, set.faults), written, read, faults: set.faults }),
-  );
+export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
+  const { recordings, stable, exact, order, faults, overhead } = set;
+  const runs: number[] = [];
+  let end = 0;
+  for (const run of set.runs) {
+    const page = Number(run.address / 4096n);
+    runs.push(page - end, run.pages, run.written, run.read);
+    end = page + run.pages;
+  }
+  const body = gzipSync(JSON.stringify({ recordings, stable, exact, order, faults, overhead, runs }));
+  const digest = createHash("sha256").update(body).digest("hex");
+  return Buffer.concat([Buffer.from(`thaw-working-set ${FILE_VERSION} ${digest} ${body.length}\n`), body]);
 }
 
-/** Parses a working-set file; undefined when it is damaged in any way (it is then recorded anew). */
+/** Parses a working-set file; undefined when it is damaged in any way or of another version (it is then recorded anew). */
 export function decodeWorkingSet(bytes: Buffer): WorkingSet | undefined {
+  const match = HEADER.exec(bytes.toString("latin1", 0, 128));
+  if (match === null || Number(match[1]) !== FILE_VERSION) return undefined;
+  const body = bytes.subarray(match[0].length);
+  if (String(body.length) !== match[3] || createHash("sha256").update(body).digest("hex") !== match[2]) return undefined;
   let value: unknown;
   try {
-    value = JSON.parse(bytes.toString("utf8"));
+    value = JSON.parse(gunzipSync(body, { maxOutputLength: JSON_BYTES_MAX }).toString("utf8"));
   } catch {
     return undefined;
   }
-  const parsed = fileSchema.safeParse(value);
-  if (!parsed.success || parsed.data.sha256 !== digest(parsed.data.written, parsed.data.read, parsed.data.faults))
-    return undefined;
-  const runs = (list: [string, number][]): PageRun[] => list.map(([address, pages]) => ({ address: BigInt(address), pages }));
-  return { written: runs(parsed.data.written), read: runs(parsed.data.read), faults: parsed.data.faults };
+  const parsed = bodySchema.safeParse(value);
+  if (!parsed.success) return undefined;
+  const runs = decodeRuns(parsed.data.runs, parsed.data.recordings);
+  return runs === undefined ? undefined : workingSet({ ...parsed.data, runs });
+}
+
+function decodeRuns(numbers: readonly number[], recordings: number): CountedRun[] | undefined {
+  if (numbers.length % 4 !== 0) return undefined;
+  const runs: CountedRun[] = [];
+  let end = 0;
+  for (let index = 0; index < numbers.length; index += 4) {
+    const [gap = 0, pages = 0, written = 0, read = 0] = numbers.slice(index, index + 4);
+    const page = end + gap;
+    const seen = written + read;
+    if (page < 0 || pages < 1 || page + pages > PAGES_MAX || written < 0 || read < 0 || seen < 1 || seen > recordings)
+      return undefined;
+    runs.push({ address: BigInt(page) * 4096n, pages, written, read });
+    end = page + pages;
+  }
+  return runs;
 }

@@ -15,13 +15,39 @@ import { type Check, checksTable, hasFailed, jsonLines, type SectionReport, trou
 import { floor } from "./sections/floor.js";
 import { freeze } from "./sections/freeze.js";
 import { http } from "./sections/http.js";
+import { memoryCold } from "./sections/memory-cold.js";
+import { memoryDensity } from "./sections/memory-density.js";
+import { memoryHibernate } from "./sections/memory-hibernate.js";
+import { memoryImages } from "./sections/memory-images.js";
+import { memoryShare } from "./sections/memory-share.js";
+import { memorySpike } from "./sections/memory-spike.js";
+import { memoryWarm } from "./sections/memory-warm.js";
 import { soak } from "./sections/soak.js";
 import { starts } from "./sections/starts.js";
 import { sustained } from "./sections/sustained.js";
 import { warm } from "./sections/warm.js";
 import { renderTable, wantsColour } from "./table.js";
 
-const SECTIONS: readonly Section[] = [starts, http, floor, warm, sustained, freeze, soak];
+const SECTIONS: readonly Section[] = [
+  starts,
+  http,
+  floor,
+  warm,
+  sustained,
+  freeze,
+  memoryCold,
+  memoryWarm,
+  memoryShare,
+  memoryHibernate,
+  memoryDensity,
+  memoryImages,
+  memorySpike,
+  soak,
+];
+/** Names for several sections at once. */
+const GROUPS: Readonly<Record<string, readonly string[]>> = {
+  memory: SECTIONS.map(({ name }) => name).filter((name) => name.startsWith("memory-")),
+};
 const ROUNDS = 30;
 /** A section ends at its deadline by itself; this is for one that does not. */
 const SECTION_GRACE_MS = 60_000;
@@ -101,10 +127,13 @@ function readCommandLine(args: readonly string[]): { sections: readonly Section[
     .argument("[sections...]", "sections to run; all when none is named")
     .option("--json", "one line of JSON for each result, with every sample, instead of tables")
     .option("--rounds <n>", "samples of each way of starting", wholeRounds, ROUNDS)
-    .addHelpText("after", `\nSections:\n${SECTIONS.map(({ name, about }) => `  ${name.padEnd(10)} ${about}`).join("\n")}`)
+    .addHelpText(
+      "after",
+      `\nSections:\n${SECTIONS.map(({ name, about }) => `  ${name.padEnd(17)} ${about}`).join("\n")}\n  ${"memory".padEnd(17)} all whose name begins with memory-`,
+    )
     .exitOverride();
   command.parse([...args], { from: "user" });
-  const names = command.args;
+  const names = command.args.flatMap((name) => GROUPS[name] ?? [name]);
   const unknown = names.find((name) => SECTIONS.every((section) => section.name !== name));
   if (unknown !== undefined) {
     command.error(`error: there is no section "${unknown}"; there are ${SECTIONS.map(({ name }) => name).join(", ")}`);

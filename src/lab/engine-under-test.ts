@@ -3,8 +3,8 @@
  * that no section meets the husks of another.
  */
 import { sleep } from "../base/clock.js";
-import { openEngine } from "../engine/index.js";
-import type { Engine, HuskLevel, Image, Instance, Loader } from "../engine/types.js";
+import { type EngineOptions, openEngine } from "../engine/index.js";
+import type { Engine, HuskLevel, Image, Instance, InvokeResult, Loader } from "../engine/types.js";
 import type { Lab } from "./lab.js";
 import { checkReply, specOf, type Workload } from "./workloads.js";
 
@@ -19,8 +19,12 @@ export const POOL_MS_MAX = 15_000;
 export const SETTLE_MS = 1;
 
 /** Runs `use` with an engine, and closes it whatever happens. */
-export async function withEngine<T>(lab: Lab, use: (engine: Engine) => Promise<T>): Promise<T> {
-  const engine = await openEngine({ dataDir: lab.makeDir("engine") });
+export async function withEngine<T>(
+  lab: Lab,
+  use: (engine: Engine) => Promise<T>,
+  options: Partial<EngineOptions> = {},
+): Promise<T> {
+  const engine = await openEngine({ dataDir: lab.makeDir("engine"), ...options });
   const done = lab.cleanup.add("closing the engine", () => engine.close());
   try {
     return await use(engine);
@@ -30,8 +34,9 @@ export async function withEngine<T>(lab: Lab, use: (engine: Engine) => Promise<T
   }
 }
 
-/** The engine records a working set from the first answers of two instances. */
-const RECORDINGS = 2;
+/** The engine records a working set from the first answers of several instances, until they agree or there are five. */
+const RECORDINGS_MIN = 2;
+const RECORDINGS_MAX = 6;
 
 /** Boots a workload, lets it answer, freezes it, and lets its working set be recorded. */
 export async function makeImage(engine: Engine, workload: Workload): Promise<Image> {
@@ -39,8 +44,9 @@ export async function makeImage(engine: Engine, workload: Workload): Promise<Ima
   try {
     for (let seed = 0; seed < REQUESTS_BEFORE_FREEZE; seed++) await ask(instance, workload, seed);
     const image = await instance.freeze({ then: "end" });
-    for (let seed = 0; seed < RECORDINGS; seed++) {
-      const recorded = await engine.thaw(image, { loader: "lazy" });
+    for (let seed = 0, recording = true; seed < RECORDINGS_MIN || (recording && seed < RECORDINGS_MAX); seed++) {
+      const recorded = await engine.thaw(image);
+      recording = recorded.start.recording === true;
       try {
         await ask(recorded, workload, seed);
       } finally {
@@ -54,8 +60,19 @@ export async function makeImage(engine: Engine, workload: Workload): Promise<Ima
 }
 
 /** Invokes and checks the answer; throws what is wrong with it. */
-export async function ask(instance: Instance, workload: Pick<Workload, "name" | "event" | "reply">, seed: number): Promise<void> {
-  const result = await instance.invoke(JSON.stringify(workload.event(seed)));
+export async function ask(instance: Instance, workload: Asked, seed: number): Promise<void> {
+  checkAnswer(workload, seed, await instance.invoke(eventOf(workload, seed)));
+}
+
+export type Asked = Pick<Workload, "name" | "event" | "reply">;
+
+/** The request, as bytes in hand. */
+export function eventOf(workload: Asked, seed: number): Buffer {
+  return Buffer.from(JSON.stringify(workload.event(seed)));
+}
+
+/** Throws what is wrong with an answer. */
+export function checkAnswer(workload: Asked, seed: number, result: InvokeResult): void {
   if (result.functionError !== undefined) {
     const reason = result.platformError ?? "the function failed";
     throw new Error(

@@ -2,7 +2,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
 import { expect, it } from "vitest";
-import { familyCpuUs, machineCpuUs, readUsage } from "./machine.js";
+import { childNamed, familyCpuUs, machineCpuUs, readUsage } from "./machine.js";
 
 it("sees a child process come and go, and a descriptor of ours", async () => {
   const before = readUsage();
@@ -11,6 +11,8 @@ it("sees a child process come and go, and a descriptor of ours", async () => {
   const fd = openSync("/dev/null", "r");
   const during = readUsage();
   expect(during.processes).toBeGreaterThan(before.processes);
+  expect(childNamed("sleep")).toBe(child.pid);
+  expect(childNamed("no-such-name")).toBeUndefined();
   expect(during.descriptors).toBeGreaterThan(before.descriptors);
   child.kill("SIGKILL");
   await once(child, "exit");

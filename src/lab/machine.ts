@@ -21,7 +21,7 @@ export function machineCpuUs(): number {
 export function familyCpuUs(): number {
   const own = process.cpuUsage();
   const children = childrenOf(readParents());
-  const ticks = children.reduce((sum, pid) => sum + unlessGone(() => cpuTicks(pid)), 0);
+  const ticks = children.reduce((sum, pid) => sum + unlessGone(() => cpuTicks(pid), 0), 0);
   return own.user + own.system + (ticks * 1e6) / TICKS_PER_SECOND;
 }
 
@@ -56,7 +56,7 @@ export function readUsage(): Usage {
   const parents = readParents();
   const family = [process.pid, ...childrenOf(parents)];
   const memory = readMeminfo();
-  const sum = (read: (pid: number) => number) => family.reduce((total, pid) => total + unlessGone(() => read(pid)), 0);
+  const sum = (read: (pid: number) => number) => family.reduce((total, pid) => total + unlessGone(() => read(pid), 0), 0);
   return {
     processes: [...parents.keys()].filter((pid) => descendsFromUs(pid, parents)).length,
     machineProcesses: parents.size,
@@ -81,6 +81,13 @@ function readParents(): Map<number, number> {
 
 function childrenOf(parents: ReadonlyMap<number, number>): number[] {
   return [...parents].filter(([, parent]) => parent === process.pid).map(([pid]) => pid);
+}
+
+/** Our child whose command has that name; undefined when there is none. */
+export function childNamed(name: string): number | undefined {
+  return childrenOf(readParents()).find((pid) =>
+    unlessGone(() => readFileSync(`/proc/${pid}/comm`, "utf8").trim() === name, false),
+  );
 }
 
 /** The fields of /proc/PID/stat from the state on; the command's name before it may hold spaces and parentheses itself. */
@@ -118,7 +125,7 @@ function cgroupCount(): number {
 }
 
 /** A process may end between being listed and being read. */
-function unlessGone(read: () => number, gone = 0): number {
+function unlessGone<T>(read: () => T, gone: T): T {
   try {
     return read();
   } catch (error) {

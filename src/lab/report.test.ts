@@ -12,6 +12,7 @@ describe("check", () => {
     expect(check("w", "x", exactly(2.5), "<=", 2.5, "ms").verdict).toBe("PASS");
     expect(check("w", "x", exactly(1), "=", 0, "").verdict).toBe("FAIL");
     expect(check("w", "x", exactly(Number.NaN), "<=", 1, "").verdict).toBe("not measured");
+    expect(check("w", "x", exactly(1), "<=", Number.NaN, "").verdict).toBe("not measured");
   });
 
   it("is shown with its interval", () => {

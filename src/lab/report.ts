@@ -46,7 +46,7 @@ export function exactly(value: number): Estimate {
   return { value, low: value, high: value };
 }
 
-/** Compares the estimate's value itself; its interval is printed beside it. NaN was not measured, and never passes. */
+/** Compares the estimate's value itself; its interval is printed beside it. NaN on either side was not measured, and never passes. */
 export function check(
   workload: string,
   what: string,
@@ -59,7 +59,7 @@ export function check(
 }
 
 function verdict(value: number, relation: Check["relation"], bound: number): Verdict {
-  if (Number.isNaN(value)) return "not measured";
+  if (Number.isNaN(value) || Number.isNaN(bound)) return "not measured";
   const holds = relation === "<=" ? value <= bound : relation === ">=" ? value >= bound : value === bound;
   return holds ? "PASS" : "FAIL";
 }

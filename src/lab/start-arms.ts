@@ -10,12 +10,22 @@ import type {
   HuskLevel,
   Image,
   Instance,
+  Loader,
   Phase,
   StartKind,
   StartResult,
   ThawOptions,
 } from "../engine/types.js";
-import { ask, EMPTY_POOLS, POOL_MS_MAX, type PoolPlan, preparePools, SETTLE_MS } from "./engine-under-test.js";
+import {
+  ask,
+  checkAnswer,
+  EMPTY_POOLS,
+  eventOf,
+  POOL_MS_MAX,
+  type PoolPlan,
+  preparePools,
+  SETTLE_MS,
+} from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
 import { specOf, type Workload } from "./workloads.js";
 
@@ -79,6 +89,11 @@ export function startArms(engine: Engine, workload: Workload, image: Image, warm
   return [...arms, ...warmArms(warm, workload)];
 }
 
+/** A thaw with one loader, from a pooled husk with its runtime mapped. */
+export function thawArm(engine: Engine, workload: Workload, image: Image, name: string, loader: Loader): Arm<StartSample> {
+  return startArm(engine, workload, image, { name, pools: runtime, kind: "thaw", husk: "runtime", thaw: { loader } });
+}
+
 function startArm(engine: Engine, workload: Workload, image: Image, way: Way): Arm<StartSample> {
   const spec = specOf(workload, engine.runtimes);
   return {
@@ -87,16 +102,20 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
     async run(round) {
       const seed = seedOf(round);
       const husksUs = engine.stats().husksUs;
+      const event = eventOf(workload, seed);
       const began = nowUs();
-      const instance = await (way.thaw === undefined ? engine.boot(spec, way.boot) : engine.thaw(image, way.thaw));
+      // As the platform does: the request is queued right behind the stages.
+      const instance = await (way.thaw === undefined
+        ? engine.boot(spec, way.boot)
+        : engine.thaw(image, { ...way.thaw, early: true }));
       let sample: Omit<StartSample, "poolUs">;
       try {
-        const started = nowUs();
-        await ask(instance, workload, seed);
+        const result = await instance.invoke(event);
         const ended = nowUs();
+        checkAnswer(workload, seed, result);
         const { start } = instance;
         assertStart(start, way);
-        const phases = [...start.phases, { name: "request", us: ended - started }];
+        const phases = [...start.phases, { name: "request", us: ended - began - start.us - start.waitUs }];
         sample = { us: ended - began - start.waitUs, phases, prefetchedPages: start.prefetchedPages };
       } finally {
         await instance.dispose();
@@ -111,11 +130,15 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
  * Requests to an instance that has answered before. What starts are compared with is the quicker of two: the request just
  * after another one, with every cache still filled by it. The other comes after the pause that all starts come after.
  */
-function warmArms(instance: Instance, workload: Workload): Arm<StartSample>[] {
+export function warmArms(instance: Instance, workload: Workload): Arm<StartSample>[] {
   const run = async (round: number) => {
+    const seed = seedOf(round) + 1;
+    const event = eventOf(workload, seed);
     const began = nowUs();
-    await ask(instance, workload, seedOf(round) + 1);
-    return { us: nowUs() - began, phases: [], poolUs: 0 };
+    const result = await instance.invoke(event);
+    const us = nowUs() - began;
+    checkAnswer(workload, seed, result);
+    return { us, phases: [], poolUs: 0 };
   };
   return [
     { name: "warm, after a pause", prepare: () => sleep(SETTLE_MS), run },

@@ -1,6 +1,15 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { differenceOfMedians, median, quantile, ratioOfMedians, seededRandom, summarize } from "./statistics.js";
+import {
+  differenceOfMedians,
+  geometricMeanOfRatios,
+  median,
+  noiseOf,
+  quantile,
+  ratioOfMedians,
+  seededRandom,
+  summarize,
+} from "./statistics.js";
 
 const samples = fc.array(fc.double({ min: 0.001, max: 1e9, noNaN: true }), { minLength: 1, maxLength: 60 });
 
@@ -82,5 +91,43 @@ describe("estimates", () => {
       if (low <= 45 && 45 <= high) covered += 1;
     }
     expect(covered / trials).toBeGreaterThan(0.85);
+  });
+});
+
+describe("the geometric mean of ratios", () => {
+  const exact = (numerator: number, denominator: number) => ({ numerator: [numerator], denominator: [denominator] });
+
+  it("agrees with hand-worked examples, and has no width where there is one sample each", () => {
+    const { value, low, high } = geometricMeanOfRatios([exact(8, 1), exact(1, 2)]);
+    expect(value).toBeCloseTo(2);
+    expect(low).toBeCloseTo(2);
+    expect(high).toBeCloseTo(2);
+  });
+
+  it("is not measured when any list is empty, or there is none", () => {
+    expect(geometricMeanOfRatios([exact(8, 1), { numerator: [], denominator: [1] }]).value).toBeNaN();
+    expect(geometricMeanOfRatios([]).value).toBeNaN();
+  });
+
+  it("has its value inside its interval, and grows with any numerator", () => {
+    fc.assert(
+      fc.property(samples, samples, (numerator, denominator) => {
+        const { value, low, high } = geometricMeanOfRatios([{ numerator, denominator }]);
+        expect(low).toBeLessThanOrEqual(value * (1 + 1e-9));
+        expect(high).toBeGreaterThanOrEqual(value * (1 - 1e-9));
+        const doubled = geometricMeanOfRatios([{ numerator: numerator.map((each) => each * 2), denominator }]);
+        expect(doubled.value).toBeCloseTo(value * 2, -Math.floor(Math.log10(value)) + 3);
+      }),
+      { numRuns: 20 },
+    );
+  });
+});
+
+describe("noise", () => {
+  it("is the end of the interval that is farther from 1, whichever side it lies on", () => {
+    expect(noiseOf([10], [10])).toBe(1);
+    expect(noiseOf([5], [10])).toBe(2);
+    expect(noiseOf([10], [5])).toBe(2);
+    expect(noiseOf([], [5])).toBeNaN();
   });
 });

@@ -66,6 +66,38 @@ export function differenceOfMedians(a: readonly number[], b: readonly number[]):
   return bootstrap(a, b, (left, right) => left - right);
 }
 
+/** One numerator and denominator of {@link geometricMeanOfRatios}. */
+export interface SamplePair {
+  readonly numerator: readonly number[];
+  readonly denominator: readonly number[];
+}
+
+/**
+ * Geometric mean of `median(numerator) / median(denominator)` over all pairs: what ratios of different functions are summed up with (Fleming
+ * and Wallace, 1986). The interval resamples every list. NaN when there is no pair or any list is empty.
+ */
+export function geometricMeanOfRatios(pairs: readonly SamplePair[]): Estimate {
+  const mean = (middle: (samples: readonly number[]) => number) =>
+    Math.exp(
+      pairs.reduce((sum, { numerator, denominator }) => sum + Math.log(middle(numerator) / middle(denominator)), 0) /
+        pairs.length,
+    );
+  const value = mean(median);
+  if (Number.isNaN(value)) return { value, low: value, high: value };
+  const random = seededRandom(pairs.length);
+  const estimates = Float64Array.from({ length: RESAMPLES }, () => mean((samples) => resampledMedian(samples, random))).sort();
+  return { value, low: quantileOfSorted(estimates, 0.025), high: quantileOfSorted(estimates, 0.975) };
+}
+
+/**
+ * How large a ratio between two equal ways was: the end of the A/A pair's 95 % interval that is farther from 1, as a ratio of at least 1. A
+ * difference within it means nothing.
+ */
+export function noiseOf(first: readonly number[], again: readonly number[]): number {
+  const { low, high } = ratioOfMedians(first, again);
+  return Math.max(high, 1 / low);
+}
+
 const RESAMPLES = 2_000;
 
 /**

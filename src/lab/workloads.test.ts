@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, describe, expect, it } from "vitest";
 import { MIXED, MixedChecker, OPERATIONS } from "./mixed.js";
+import { callPlain } from "./testing.js";
 import { checkReply, runtimeFor, WORKLOADS } from "./workloads.js";
 
 const run = promisify(execFile);
@@ -14,20 +15,7 @@ const run = promisify(execFile);
 const temporary = mkdtempSync(join(tmpdir(), "thaw-lab-test-"));
 afterAll(() => rmSync(temporary, { recursive: true, force: true }));
 
-/** Calls a workload's handler with each event in one plain interpreter; its replies, one JSON text for each. */
-async function callPlain(dir: string, language: "node" | "python", events: readonly object[]): Promise<string[]> {
-  const text = JSON.stringify(events);
-  const script =
-    language === "node"
-      ? `const { handler } = await import(process.argv[1]); for (const e of JSON.parse(process.argv[2])) console.log(JSON.stringify(await handler(e, {})));`
-      : "import sys, json; sys.path.insert(0, sys.argv[1]); import app\nfor e in json.loads(sys.argv[2]): print(json.dumps(app.handler(e, None)))";
-  const [program, args] =
-    language === "node"
-      ? [process.execPath, ["--input-type=module", "-e", script, join(dir, "index.mjs"), text]]
-      : ["python3.11", ["-B", "-c", script, dir, text]];
-  const { stdout } = await run(program, args as string[], { timeout: 60_000, env: { ...process.env, TMPDIR: temporary } });
-  return stdout.trim().split("\n");
-}
+const inTemporary = { ...process.env, TMPDIR: temporary };
 
 describe("workloads", () => {
   it.each(Object.values(WORKLOADS))("$name answers what the laboratory expects", async (workload) => {
@@ -36,6 +24,7 @@ describe("workloads", () => {
       workload.dir,
       workload.language,
       seeds.map((seed) => workload.event(seed)),
+      inTemporary,
     );
     for (const [index, seed] of seeds.entries()) checkReply(workload, seed, replies[index] ?? "");
     expect(() => checkReply(workload, 2, replies[0] ?? "")).toThrow(`wrong reply of ${workload.name}`);
@@ -57,7 +46,7 @@ describe("workloads", () => {
   it.each(MIXED)("$name passes its own check in every operation", async ({ dir, language }) => {
     const events = OPERATIONS.map((op, index) => ({ op, seed: 1_000 + index }));
     const checker = new MixedChecker();
-    const replies = await callPlain(dir, language, events);
+    const replies = await callPlain(dir, language, events, inTemporary);
     const problems = events.map(({ op, seed }, index) => checker.check(op, seed, index + 1, replies[index] ?? "", Date.now()));
     expect(problems).toEqual(OPERATIONS.map(() => undefined));
   });

@@ -22,9 +22,9 @@ export interface Workload {
   reply(seed: number): unknown;
 }
 
-const codeDir = (name: string) => join(PACKAGE_ROOT, "src/lab/workloads", name);
+export const codeDir = (name: string) => join(PACKAGE_ROOT, "src/lab/workloads", name);
 const RUNTIME_PREFIX: Readonly<Record<Language, string>> = { node: "nodejs", python: "python3" };
-const HANDLER: Readonly<Record<Language, string>> = { node: "index.handler", python: "app.handler" };
+export const HANDLER: Readonly<Record<Language, string>> = { node: "index.handler", python: "app.handler" };
 
 function workload(
   name: string,

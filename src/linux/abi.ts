@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 3;
+export const HUSK_VERSION = 7;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -20,8 +20,15 @@ export const ABI_CONSTANTS = {
   HUSK_THREADS_MAX: 256n,
   HUSK_PROGRAM_AT: 0x10_0100_0000n,
   HUSK_PROGRAM_BYTES_MAX: 0x2000_0000n,
+  /** Faulted in when a husk is made; larger programs are mapped. */
+  HUSK_PROGRAM_ROOM: 0x1_0000n,
+  HUSK_RESUME_ROOM: 0x4000n,
+  /** Threads that a pooled husk makes ahead. */
+  HUSK_SPARES_MAX: 16,
   /** Programs that run while the one before is still in use: its threads return through frames that lie in it. */
   HUSK_RESUME_AT: 0x10_3000_0000n,
+  /** Where the extractor works in a process that it deflates (native/deflate.c). */
+  HUSK_WORKSHOP_AT: 0x10_3800_0000n,
   /** The husk's channel to the keeper (SOCK_SEQPACKET) when it is executed. */
   HUSK_CHANNEL_FD: 100,
   HUSK_SLOTS: 256,
@@ -31,6 +38,7 @@ export const ABI_CONSTANTS = {
   HUSK_RUN_MAGIC: 0x4e555254,
   HUSK_REPORT_MAGIC: 0x54505254,
   PROGRAM_MAGIC: 0x50574854,
+  HUSK_GIFT_MAGIC: 0x54464754,
 
   // Operations of a program.
   OP_SYSCALL: 1,
@@ -44,6 +52,8 @@ export const ABI_CONSTANTS = {
   OP_TOUCH: 8,
   OP_LOAD: 11,
   OP_RELEASE: 12,
+  OP_GIVE: 13,
+  OP_SPARES: 14,
 
   /** A failed system call ends the program unless this is set. */
   OP_FLAG_MAY_FAIL: 1,
@@ -63,6 +73,12 @@ export const ABI_CONSTANTS = {
   MSG_LIMITS: 9,
   MSG_KILL: 10,
   MSG_HELPER: 11,
+  MSG_UFFD_CLOSE: 12,
+  MSG_PREFETCH: 13,
+  MSG_FILE_TEMP: 20,
+  MSG_HELPER_TERM: 21,
+  MSG_PAGED_BY: 14,
+  MSG_TRACE: 15,
   // Messages, keeper to server.
   MSG_HELLO: 64,
   MSG_OK: 65,
@@ -73,6 +89,12 @@ export const ABI_CONSTANTS = {
   MSG_DATA: 70,
   MSG_EXIT: 71,
   MSG_HELPER_DONE: 72,
+  MSG_PREFETCHED: 73,
+  MSG_PAGED: 74,
+  MSG_TRACED: 75,
+
+  /** Descriptors that a helper gets, from 3 on; `flags` of MSG_HELPER says how many file ids precede its arguments. */
+  HELPER_FDS_MAX: 4,
 
   /** What a stage hands to the husk, one entry for each descriptor. */
   PASS_FILE: 0,
@@ -82,6 +104,23 @@ export const ABI_CONSTANTS = {
 
   FILE_READ: 0,
   FILE_PATH: 1,
+
+  /** What a husk gives (OP_GIVE): a userfaultfd to be kept, one to be served by the pager, what the husk waits at until its pages are there. */
+  GIFT_KEPT: 0,
+  GIFT_PAGED: 1,
+  GIFT_GATE: 2,
+
+  PAGE_PLAN_MAGIC: 0x4e4c5047,
+  /** How the pager installs a set: not at all; from the page space by several threads; by one read of its file, through the page cache or past it. */
+  PAGE_LAZY: 0,
+  PAGE_PARALLEL: 1,
+  PAGE_FILE: 2,
+  PAGE_DIRECT: 3,
+  /** In page_range.from: the page lies in the base's page space. */
+  PAGE_FROM_BASE: 0x8000_0000_0000_0000n,
+
+  /** A longer list is sent as several messages. */
+  PREFETCH_RANGES_MAX: 2048,
 
   MESSAGE_BYTES_MAX: 0x1000_0000,
 } as const;
@@ -141,6 +180,11 @@ export const ABI_STRUCTS = {
     ["resuming", "u32"],
     ["stamps", "u64", 16],
   ],
+  /** What OP_GIVE sends with one descriptor: the keeper holds it until MSG_UFFD_CLOSE, or the end of the instance. */
+  husk_gift: [
+    ["magic", "u32"],
+    ["kind", "u32"],
+  ],
   /** MSG_EXIT. */
   exit: [
     ["wait_status", "u32"],
@@ -150,6 +194,55 @@ export const ABI_STRUCTS = {
     ["user_us", "u64"],
     ["system_us", "u64"],
     ["peak_bytes", "u64"],
+  ],
+  /** MSG_PREFETCH: at most PREFETCH_RANGES_MAX of these; `file` is a file id. */
+  prefetch_range: [
+    ["file", "u32"],
+    ["reserved", "u32"],
+    ["offset", "u64"],
+    ["bytes", "u64"],
+  ],
+  /** MSG_PREFETCHED. `pages` of the ranges were not in the page cache before; -1 where nobody can say. */
+  prefetched: [
+    ["us", "u32"],
+    ["reserved", "u32"],
+    ["pages", "i64"],
+  ],
+  /** MSG_PAGED_BY: file ids. The pager will fill the memory that this instance's husk gives. `set` 0: the plan reads none; `base` 0: nor has the image one. */
+  paged_by: [
+    ["plan", "u32"],
+    ["pages", "u32"],
+    ["set", "u32"],
+    ["base", "u32"],
+  ],
+  /** A plan: this, then page_ranges: `segments` registered ones, `copies` to install, `zeros` to install as zero pages. */
+  page_plan: [
+    ["magic", "u32"],
+    ["mode", "u32"],
+    ["segments", "u32"],
+    ["copies", "u32"],
+    ["zeros", "u32"],
+    ["reserved", "u32"],
+    ["set_bytes", "u64"],
+  ],
+  /**
+   * `from`: offset in the page space, with PAGE_FROM_BASE in that of the base. `at`: of a copy, its offset in the set; of a segment, 1 when it stands for a file, whose bytes come
+   * back when the function gives a page back.
+   */
+  page_range: [
+    ["address", "u64"],
+    ["bytes", "u64"],
+    ["from", "u64"],
+    ["at", "u64"],
+  ],
+  /** MSG_PAGED: the set is installed and the husk goes on. `direct` 0: it came through the page cache. */
+  paged_report: [
+    ["read_us", "u32"],
+    ["install_us", "u32"],
+    ["pages", "u32"],
+    ["regions", "u32"],
+    ["direct", "u32"],
+    ["reserved", "u32"],
   ],
   program_header: [
     ["magic", "u32"],

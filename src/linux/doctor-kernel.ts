@@ -1,4 +1,5 @@
 /** What the kernel and our privileges allow. */
+import { join } from "node:path";
 import type { Check, Machine } from "./doctor-machine.js";
 
 /** PAGEMAP_SCAN, with which the extractor finds a process's pages, came with 6.7 (ioctl_pagemap_scan(2const)). */
@@ -181,5 +182,22 @@ export async function checkSeccomp(machine: Machine): Promise<Check> {
     required: true,
     says: "This kernel cannot filter system calls (no seccomp filters).",
     fix: "Boot a kernel built with CONFIG_SECCOMP_FILTER.",
+  };
+}
+
+/** A working set is exact where userfaultfd can switch the kernel's fault-around off (docs/design/working-set.md). */
+export async function checkRecording(machine: Machine, nativeDir: string): Promise<Check> {
+  const base = { name: "recording", required: false };
+  const tried = await machine.run(join(nativeDir, "extractor"), ["tracking"]);
+  if (tried.ok && tried.output.includes('"ok":true'))
+    return { ...base, ok: true, says: "What a function touches can be recorded exactly (userfaultfd)." };
+  if (tried.missing)
+    return { ...base, ok: true, says: "Whether working sets can be recorded exactly was not tried: the extractor is not built." };
+  const why = /"why":"([^"]*)"/.exec(tried.output)?.[1] ?? tried.output;
+  return {
+    ...base,
+    ok: false,
+    says: `Working sets cannot be recorded exactly (${why}): pages beside those that a function touches count too, and starts from a cold disk read more.`,
+    fix: "Boot Linux 6.7 or newer, built with CONFIG_USERFAULTFD; in a container, pass /dev/userfaultfd in.",
   };
 }

@@ -47,6 +47,7 @@ function machineWith(changes: Changes = {}): Machine {
     python3: { ...YES, output: "3.11.2 at /usr/bin/python3.11" },
     gcc: YES,
     make: YES,
+    "/opt/thaw/native/build/extractor": { ...YES, output: '{"ok":true}' },
     ...commands,
   };
   return {
@@ -102,6 +103,17 @@ describe("the doctor", () => {
     expect(report.failed).toHaveLength(1);
     expect(report.check("platform").says).toBe("This is darwin on arm64: processes can be frozen only on Linux on x86-64.");
     expect(report.check("platform").fix).toContain("--boot-only");
+  });
+
+  it("says why working sets cannot be recorded exactly, which keeps nothing from running", async () => {
+    const why = "cannot open /dev/userfaultfd: No such file or directory";
+    const output = JSON.stringify({ ok: false, code: "unsupported", why });
+    const report = await probe({ commands: { "/opt/thaw/native/build/extractor": { ok: true, missing: false, output } } });
+    expect(report).toMatchObject({ ok: true, canFreeze: true });
+    expect(report.failed.map(({ name }) => name)).toEqual(["recording"]);
+    expect(report.check("recording").says).toBe(
+      `Working sets cannot be recorded exactly (${why}): pages beside those that a function touches count too, and starts from a cold disk read more.`,
+    );
   });
 
   it.each(["6.1.0-13-amd64", "5.19.0", "6.6.99", "unknown"])("refuses kernel %s, with the reason", async (release) => {

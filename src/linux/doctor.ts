@@ -12,6 +12,7 @@ import {
   checkPlatform,
   checkPrivileges,
   checkPtrace,
+  checkRecording,
   checkSeccomp,
   checkTime,
 } from "./doctor-kernel.js";
@@ -67,6 +68,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
     checkCheckpoint(machine),
     checkPtrace(machine),
     checkSeccomp(machine),
+    checkRecording(machine, options.nativeDir ?? join(packageDir, "native/build")),
     checkCgroups(machine),
     checkNative(machine, options.nativeDir ?? join(packageDir, "native/build")),
     checkInterpreters(machine),

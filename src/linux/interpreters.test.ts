@@ -2,7 +2,7 @@ import { chmodSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { findInterpreters, mappedFiles } from "./interpreters.js";
+import { findInterpreters, interpretersAt, mappedFiles } from "./interpreters.js";
 
 const dir = mkdtempSync(join(tmpdir(), "thaw-interpreters-"));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -24,6 +24,16 @@ describe("finding interpreters", () => {
     writeFileSync(join(dir, "python3"), "#!/bin/sh\nexit 1\n");
     chmodSync(join(dir, "python3"), 0o755);
     expect((await findInterpreters(dir)).some(({ language }) => language === "python")).toBe(false);
+  });
+
+  it("takes exactly those that are named, and refuses what is none by its path", async () => {
+    const shim = join(dir, "named");
+    writeFileSync(shim, `#!/bin/sh\nexec ${process.execPath} "$@"\n`);
+    chmodSync(shim, 0o755);
+    expect((await interpretersAt([shim])).map(({ path }) => path)).toEqual([realpathSync(process.execPath)]);
+    await expect(interpretersAt([shim, join(dir, "absent")])).rejects.toThrow(
+      `${join(dir, "absent")} is no interpreter that can be used`,
+    );
   });
 
   it("reads files from /proc/PID/maps, each once, without deleted and anonymous ones", () => {

@@ -5,8 +5,9 @@
  */
 import { execFile } from "node:child_process";
 import { accessSync, constants, readdirSync, realpathSync, statSync } from "node:fs";
-import { delimiter, dirname, join } from "node:path";
+import { basename, delimiter, dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { ThawError } from "../base/errors.js";
 
 /** One interpreter and what of the host's files it needs. */
 export interface Interpreter {
@@ -59,6 +60,24 @@ export async function findInterpreters(searchPath = process.env["PATH"] ?? ""): 
     if (interpreter !== undefined && !found.has(interpreter.id)) found.set(interpreter.id, interpreter);
   }
   return [...found.values()];
+}
+
+/**
+ * Those at exactly these paths, and no others: a measurement that must not share the machine's interpreters brings its own. RUNTIME_MISSING when one is
+ * none.
+ */
+export async function interpretersAt(paths: readonly string[]): Promise<Interpreter[]> {
+  return Promise.all(
+    paths.map(async (path) => {
+      const found = await ask(basename(path).startsWith("python") ? "python" : "node", path);
+      if (found !== undefined) return found;
+      throw new ThawError("RUNTIME_MISSING", {
+        what: `${path} is no interpreter that can be used`,
+        why: "it does not run, or does not say what it is",
+        fix: "name the binary of a Node, or one of a Python whose name begins with python",
+      });
+    }),
+  );
 }
 
 /** Executable files on the path by name, in its order; links to the same file once. */

@@ -12,6 +12,7 @@ export const SYS = {
   pread64: 17,
   mremap: 25,
   madvise: 28,
+  ioctl: 16,
   setitimer: 38,
   socket: 41,
   connect: 42,
@@ -67,6 +68,8 @@ export const MAP_ANONYMOUS = 0x20;
 export const MAP_GROWSDOWN = 0x100;
 export const MAP_NORESERVE = 0x4000;
 
+export const MADV_RANDOM = 1;
+export const MADV_DONTNEED = 4;
 export const MADV_WIPEONFORK = 18;
 export const MADV_POPULATE_READ = 22;
 
@@ -79,6 +82,7 @@ export const O_NONBLOCK = 0o4000;
 export const O_DIRECTORY = 0o200000;
 export const O_CLOEXEC = 0o2000000;
 export const O_TMPFILE = 0o20200000;
+export const EFD_CLOEXEC = 0o2000000;
 export const AT_FDCWD = -100;
 
 export const F_SETFL = 4;

@@ -44,6 +44,7 @@ const deployConfig = z.object({
   tmpMb: whole("the size of /tmp", LIMITS.tmpMbMin, LIMITS.tmpMbMax, " MB").default(512),
   description: z.string("the description is not text").max(256, "a description has at most 256 characters").default(""),
   maxInstances: whole("the limit on instances", 1, 10_000, "").optional(),
+  provisioned: whole("the number of provisioned husks", 0, 1_000, "").optional(),
 });
 
 /** A checked configuration, defaults filled in. */

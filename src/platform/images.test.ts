@@ -117,7 +117,7 @@ describe("an image that cannot be used", () => {
       expect(start).toMatchObject({ kind: "boot", fallback: 'The image of "a" cannot be used. libssl.so.3 has changed' });
       expect(bed.platform.get("a").lastFallback?.reason).toBe(start.fallback);
       await until(() => bed.platform.get("a").image.state === "ready");
-      expect(imagesOnDisk()).toHaveLength(1);
+      await until(() => imagesOnDisk().length === 1);
       expect(imagesOnDisk()).not.toEqual([before]);
       const next = await bed.platform.invoke("a", "");
       expect(next.start.kind).toBe("thaw");
@@ -135,7 +135,72 @@ describe("an image that cannot be used", () => {
     expect(outcomes.map((outcome) => outcome.start.fallback)).toEqual(Array(5).fill("The husk died"));
     await until(() => bed.platform.get("a").image.state === "ready");
     expect(bed.engine.calls.filter((call) => call === "removeImage a")).toHaveLength(1);
-    expect(imagesOnDisk()).toHaveLength(1);
+    await until(() => imagesOnDisk().length === 1);
+  });
+
+  it("is found out when the request is queued behind the stages already: it is booted, says why, and the function ran once", async () => {
+    bed = await openTestBed({ maxInstances: 1 });
+    await deploy();
+    await bed.platform.waitReady("a");
+    let ran = 0;
+    bed.engine.handler = () => ++ran;
+    bed.engine.failNext(
+      "start",
+      new ThawError("IMAGE_MISMATCH", { what: "The image does not fit", why: "libssl.so.3 has changed" }),
+    );
+    const { start, result } = await bed.platform.invoke("a", "");
+    expect(start).toMatchObject({ kind: "boot", us: 90_000, fallback: "The image does not fit. libssl.so.3 has changed" });
+    expect(result.payload.toString()).toBe("1");
+    expect(ran).toBe(1);
+    expect(bed.platform.get("a").lastFallback?.reason).toBe(start.fallback);
+    expect(bed.platform.get("a").counts).toEqual({ running: 0, idle: 1, hibernated: 0, starting: 0 });
+    await until(() => bed.platform.get("a").image.state === "ready");
+    expect(bed.platform.metrics()).toMatchObject({ fallbacks: 1, invocations: 1, starts: { boot: 1, thaw: 0 }, evictions: 0 });
+  });
+
+  it("is found out so by a request that demanded it, which is told and not booted", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed.engine.failNext("start", new ThawError("THAW_FAILED", { what: "the thaw stage failed at «map»", why: "EINVAL" }));
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw" } })).rejects.toThrow(
+      'Function "a" was not started: the request demands thaw. the thaw stage failed at «map». EINVAL. Try again when the new image is ready',
+    );
+    expect(bed.platform.get("a").instances).toEqual([]);
+    expect(bed.engine.calls.filter((call) => call.startsWith("boot"))).toHaveLength(1);
+    expect(bed.platform.metrics()).toMatchObject({ invocations: 0, fallbacks: 0 });
+  });
+
+  it("is kept when a husk is lost on its way: another husk is taken, and nobody notices", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed.engine.failNext("start", new ThawError("SANDBOX_FAILED", { what: "a husk ended before its resume stage was done" }));
+    const { start } = await bed.platform.invoke("a", "");
+    expect(start).toMatchObject({ kind: "thaw", us: 1_800 });
+    expect(start.fallback).toBeUndefined();
+    expect(bed.engine.calls.filter((call) => call === "removeImage a")).toHaveLength(0);
+    expect(bed.platform.metrics()).toMatchObject({ fallbacks: 0, invocations: 1 });
+  });
+
+  it("is blamed when two husks are lost to it, one after the other", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed.engine.failNext("start", new ThawError("SANDBOX_FAILED", { what: "a husk ended before its thaw stage was done" }), 2);
+    const { start } = await bed.platform.invoke("a", "");
+    expect(start).toMatchObject({ kind: "boot", fallback: "a husk ended before its thaw stage was done" });
+    await until(() => bed.platform.get("a").image.state === "ready");
+  });
+
+  it("is not blamed for what ends an instance after it ran", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed.engine.failNext("invoke", new ThawError("KEEPER_FAILED", { what: "The keeper failed" }));
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow("The keeper failed");
+    expect(bed.platform.get("a").image.state).toBe("ready");
+    await until(() => bed.engine.live.size === 0);
   });
 
   it("is not blamed for an error that is not its own", async () => {

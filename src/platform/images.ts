@@ -238,7 +238,8 @@ export class Images {
     const { engine } = this.#options;
     if (runtime > 0) engine.park(image, "runtime", runtime);
     if (mapped > 0) engine.park(image, "image", mapped, ...(loader === undefined ? [] : [loader]));
-    if (prefaulted > 0) engine.park(image, "prefaulted", prefaulted, ...(loader === undefined ? [] : [loader]));
+    const most = Math.max(prefaulted, version.provisioned);
+    if (most > 0) engine.park(image, "prefaulted", most, ...(loader === undefined ? [] : [loader]));
   }
 
   #failed(version: Version, raw: unknown): void {

@@ -1,4 +1,6 @@
 /** The door of the platform. */
+export { histogramPolicy } from "./histogram-policy.js";
 export { openPlatform } from "./platform.js";
+export { fixedPolicy } from "./policy.js";
 export { parsePreference } from "./preference.js";
 export * from "./types.js";

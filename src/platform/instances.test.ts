@@ -135,7 +135,7 @@ describe("instances", () => {
     const both = [note(), note()];
     await until(() => gates.length === 2);
     gates.shift()?.();
-    await until(() => bed.platform.get("a").instances.idle === 1);
+    await until(() => bed.platform.get("a").counts.idle === 1);
     gates.shift()?.();
     await Promise.all(both);
     const next = await bed.platform.invoke("a", "");
@@ -185,7 +185,7 @@ describe("instances", () => {
     await openBed({}, ["a"]);
     await bed.platform.invoke("a", "");
     for (const instance of bed.engine.live) instance.crash("killed from outside");
-    expect(bed.platform.get("a").instances.idle).toBe(0);
+    expect(bed.platform.get("a").counts.idle).toBe(0);
     const { start, result } = await bed.platform.invoke("a", "");
     expect(start.kind).toBe("thaw");
     expect(result.functionError).toBeUndefined();
@@ -196,7 +196,7 @@ describe("instances", () => {
     bed.engine.failNext("invoke", new ThawError("KEEPER_FAILED", { what: "The keeper ended" }));
     await expect(bed.platform.invoke("a", "")).rejects.toThrow("The keeper ended");
     await until(() => bed.engine.live.size === 0);
-    expect(bed.platform.metrics().instances).toEqual({ running: 0, idle: 0, starting: 0, max: 32 });
+    expect(bed.platform.metrics().instances).toEqual({ running: 0, idle: 0, hibernated: 0, starting: 0, max: 32 });
   });
 });
 

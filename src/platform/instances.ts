@@ -2,61 +2,65 @@
  * Who runs. An instance serves one request at a time. A place is taken when a start begins and given back when the instance
  * has ended; at most `maxInstances` places exist, and at most `version.limit` for one function.
  *
- *     request ─▶ idle instance? ──yes──▶ running ─▶ reply ─▶ idle ──keepAliveMs──▶ ending ─▶ gone
- *                    │ no                   ▲                 │ dead, ;dispose, retired   ▲
- *                    ▼                      │                 └───────────────────────────┤
- *              a place free? ─▶ starting ───┘                                             │
- *                    │ no                                                                 │
- *                    ▼                                                                    │
- *              longest idle instance of any function is evicted ──────────────────────────┘
+ *     request ─▶ idle instance? ──yes──▶ running ─▶ reply ─▶ idle ──▶ hibernated ──▶ ending ─▶ gone
+ *                    │ no                  ▲  ▲               │ by the policy (idle.ts)    ▲
+ *              hibernated? ────────────────┘  │               │ dead, ;dispose, retired    │
+ *                    │ no                     │               └────────────────────────────┤
+ *              a place free? ─▶ starting ─────┘                                            │
+ *                    │ no                                                                  │
+ *                    ▼                                                                     │
+ *              longest idle instance of any function is evicted ───────────────────────────┘
  *                    │ none: wait for one that is ending already
  *                    ▼ none: TOO_MANY_INSTANCES
  *
- * There is no queue beyond that. The way of reuse touches no timer, no promise but the caller's, and no disk.
+ * What starts or wakes also needs room in the memory budget, made in the same manner. There is no queue beyond that. The way of
+ * reuse touches no timer, no promise but the caller's, and no disk.
  */
 import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { formatBytes } from "../base/units.js";
 import type { Instance, StartResult } from "../engine/types.js";
-import type { CounterSet } from "./metrics.js";
-import type { Started } from "./starts.js";
-import type { Preference } from "./types.js";
+import type { Budget } from "./budget.js";
+import { IdleInstances } from "./idle.js";
+import type { IdlePolicy } from "./policy.js";
+import { newSlot, type Slot } from "./slot.js";
+import { type Attempt, startOf } from "./starts.js";
+import type { InstanceCounts, Preference } from "./types.js";
 import { LIMITS } from "./types.js";
 import type { Version } from "./version.js";
 
-/** An instance and where it stands. */
-export interface Slot {
-  readonly version: Version;
-  readonly instance: Instance;
-  /** Told to everyone that gets this instance after its first request. */
-  readonly reuse: StartResult;
-  state: "running" | "idle" | "ending";
-  idleSinceMs: number;
-}
-
-/** A request that demands `reuse` while all instances are running. */
+/** A request that demands an instance in a state that none is in yet. */
 export interface Waiter {
-  /** With nothing when no instance can become free any more. */
+  readonly kind: "reuse" | "wake";
+  /** With nothing when no instance can get there any more. */
   readonly give: (slot: Slot | undefined) => void;
 }
 
-/** An instance to use now, and how it was started. Goes back by {@link Instances.release}. */
+/** An instance to use now. Goes back by {@link Instances.release}. */
 export interface Lease {
   readonly slot: Slot;
-  readonly start: StartResult;
+  /** How the instance was started for this request. Complete after its first answer. */
+  readonly start: () => StartResult;
+  /** Of an instance that was started for this request; what {@link Instances.startAgain} goes on with. */
+  readonly attempt?: Attempt;
 }
 
 /** How instances come into being; see starts.ts. */
 export interface Starter {
   /** Resolves when a demanded image is there; rejects with PREFERENCE_UNAVAILABLE. Returns microseconds waited. */
   prepare(version: Version, prefer: Preference | undefined): Promise<number>;
-  start(version: Version, prefer: Preference | undefined, waitedUs: number): Promise<Started>;
+  start(attempt: Attempt): Promise<Instance>;
+  /** Returns when a start that failed before the function ran may be made again; throws what the request is told otherwise. */
+  judge(attempt: Attempt, error: unknown): void;
 }
 
 export interface InstancesOptions {
   readonly maxInstances: number;
-  readonly keepAliveMs: number;
-  readonly counters: CounterSet;
+  readonly policy: IdlePolicy;
+  readonly budget: Budget;
   readonly log: Logger;
+  /** First pause after the disk was too full to hibernate. */
+  readonly backoffMs?: number | undefined;
 }
 
 /** The scheduler. */
@@ -66,30 +70,30 @@ export class Instances {
   /** Versions that have, or had, instances. */
   readonly #versions = new Set<Version>();
   readonly #ending = new Set<Promise<void>>();
-  readonly #timer: NodeJS.Timeout;
+  readonly idle: IdleInstances;
   #occupied = 0;
   #closed = false;
 
   constructor(starter: Starter, options: InstancesOptions) {
     this.#starter = starter;
     this.#options = options;
-    // One coarse clock for all instances: an idle one may stay a quarter longer than asked.
-    this.#timer = setInterval(() => this.#expire(), Math.min(5_000, Math.max(10, options.keepAliveMs / 4)));
-    this.#timer.unref();
+    const { policy, budget, log, backoffMs } = options;
+    const hibernated = (slot: Slot): boolean => this.#giveToWaiter(slot, "wake");
+    this.idle = new IdleInstances({ policy, budget, log, backoffMs, end: (slot) => this.#end(slot), hibernated });
   }
 
-  /** The idle instance that was used last, whose pages are the warmest; undefined when there is none. */
-  takeIdle(version: Version): Slot | undefined {
-    const slots = version.slots;
-    for (let slot = slots.idle.pop(); slot !== undefined; slot = slots.idle.pop()) {
-      if (slot.instance.alive) {
-        slot.state = "running";
-        slots.running += 1;
-        return slot;
-      }
-      void this.#end(slot);
-    }
-    return undefined;
+  /** A request came: the policy learns how long its function was idle. */
+  arrived({ slots, idleTimes }: Version): void {
+    if (slots.running + slots.starting === 0) idleTimes.ended();
+  }
+
+  /**
+   * The idle instance that was used last, whose pages are the warmest; undefined when there is none. One that is on its way to disk or
+   * back will do, unless `still`: the engine ends what is under way there within milliseconds.
+   */
+  takeIdle(version: Version, still = false): Lease | undefined {
+    const slot = this.#living(version, () => this.idle.take(version, still));
+    return slot === undefined ? undefined : reused(slot);
   }
 
   /**
@@ -98,24 +102,57 @@ export class Instances {
    */
   async acquire(version: Version, prefer?: Preference): Promise<Lease | undefined> {
     if (prefer === undefined || prefer.kind === "reuse") {
-      const slot = this.takeIdle(version);
-      if (slot !== undefined) return { slot, start: slot.reuse };
-      if (prefer !== undefined) return this.#waitForReuse(version);
+      const lease = this.takeIdle(version, prefer !== undefined);
+      if (lease !== undefined) return lease;
+      if (prefer !== undefined) return this.#waitFor(version, "reuse");
+    }
+    if (prefer === undefined || prefer.kind === "wake") {
+      const slot = this.#living(version, () => this.idle.takeHibernated(version));
+      if (slot !== undefined) return this.#roused(slot);
+      if (prefer !== undefined) return this.#waitFor(version, "wake");
     }
     const waitedUs = await this.#starter.prepare(version, prefer);
-    if (!(await this.#reserve(version))) return undefined;
+    const reservedBytes = await this.#reserve(version);
+    if (reservedBytes === undefined) return undefined;
     version.slots.starting += 1;
-    let started: Started;
+    return this.#start({ version, prefer, waitedUs, reservedBytes, image: undefined, husksLost: 0, fallback: undefined });
+  }
+
+  /**
+   * Another instance in the place of one whose start failed before the function ran, as `error` tells; see starts.ts. When it may not
+   * be tried again, throws what the request is told. `lease` is over in either case.
+   */
+  async startAgain({ slot }: Lease, attempt: Attempt, error: unknown): Promise<Lease> {
+    const { version } = slot;
+    // The place and the memory are kept, so that no other request can take them meanwhile.
+    this.#takePlace(version);
+    attempt.reservedBytes = slot.residentBytes;
+    this.#options.budget.count(attempt.reservedBytes);
+    version.slots.running -= 1;
+    version.slots.starting += 1;
+    const ended = this.#end(slot);
     try {
-      started = await this.#starter.start(version, prefer, waitedUs);
+      this.#starter.judge(attempt, error);
+    } catch (told) {
+      this.#abandonStart(attempt);
+      throw told;
+    }
+    await ended;
+    return this.#start(attempt);
+  }
+
+  /** Starts an instance in a place that was taken and is counted as starting. */
+  async #start(attempt: Attempt): Promise<Lease> {
+    const { version } = attempt;
+    let instance: Instance;
+    try {
+      instance = await this.#starter.start(attempt);
     } catch (error) {
-      version.slots.starting -= 1;
-      this.#giveBack(version);
-      this.#disappoint(version);
+      this.#abandonStart(attempt);
       throw error;
     }
     version.slots.starting -= 1;
-    const slot = this.#adopt(version, started.instance);
+    const slot = this.#adopt(attempt, instance);
     if (version.killed) {
       await this.#end(slot);
       throw new ThawError("FUNCTION_NOT_FOUND", {
@@ -126,27 +163,21 @@ export class Instances {
     }
     slot.state = "running";
     version.slots.running += 1;
-    return { slot, start: started.start };
+    return { slot, start: () => startOf(attempt, instance), attempt };
   }
 
   /** Takes an instance back after its request; `dispose` ends it. Returns at once. */
   release(slot: Slot, dispose: boolean): void {
     const { version } = slot;
     version.slots.running -= 1;
+    if (version.slots.running + version.slots.starting === 0) version.idleTimes.begun();
     if (dispose || version.retired || slot.state === "ending" || !slot.instance.alive) {
       void this.#end(slot);
       this.#disappoint(version);
       return;
     }
-    const waiter = version.slots.waiters.shift();
-    if (waiter !== undefined) {
-      version.slots.running += 1;
-      waiter.give(slot);
-      return;
-    }
-    slot.state = "idle";
-    slot.idleSinceMs = performance.now();
-    version.slots.idle.push(slot);
+    if (this.#giveToWaiter(slot, "reuse")) return;
+    this.idle.add(slot);
   }
 
   /**
@@ -156,7 +187,7 @@ export class Instances {
   async retire(version: Version, drainMs: number): Promise<void> {
     version.retired = true;
     for (const waiter of version.slots.waiters.splice(0)) waiter.give(undefined);
-    for (const slot of version.slots.idle.splice(0)) void this.#end(slot);
+    for (const slot of this.idle.removeAll(version)) void this.#end(slot);
     if (version.slots.occupied > 0) await this.#vacant(version, drainMs);
     if (version.slots.occupied > 0) {
       version.killed = true;
@@ -169,28 +200,83 @@ export class Instances {
   /** Ends everything: as {@link retire}, for all versions. Idempotent. */
   async close(drainMs: number): Promise<void> {
     this.#closed = true;
-    clearInterval(this.#timer);
+    this.idle.close();
     await Promise.all([...this.#versions].map((version) => this.retire(version, drainMs)));
     await Promise.all(this.#ending);
   }
 
-  counts(): { running: number; idle: number; starting: number; max: number } {
-    const counts = { running: 0, idle: 0, starting: 0, max: this.#options.maxInstances };
-    for (const { slots } of this.#versions) {
-      counts.running += slots.running;
-      counts.idle += slots.idle.length;
-      counts.starting += slots.starting;
+  counts(): InstanceCounts & { max: number } {
+    const counts = { running: 0, idle: 0, hibernated: 0, starting: 0, max: this.#options.maxInstances };
+    for (const version of this.#versions) {
+      const own = version.instanceCounts();
+      counts.running += own.running;
+      counts.idle += own.idle;
+      counts.hibernated += own.hibernated;
+      counts.starting += own.starting;
     }
     return counts;
   }
 
-  async #waitForReuse(version: Version): Promise<Lease | undefined> {
+  /** Takes until one lives. */
+  #living(version: Version, take: () => Slot | undefined): Slot | undefined {
+    for (let slot = take(); slot !== undefined; slot = take()) {
+      if (slot.instance.alive) {
+        version.slots.running += 1;
+        return slot;
+      }
+      void this.#end(slot);
+    }
+    return undefined;
+  }
+
+  /** A hibernated instance for a request that will wake it, once there is room for its memory. Undefined when it ended meanwhile. */
+  async #roused(slot: Slot): Promise<Lease | undefined> {
+    const { version } = slot;
+    const { budget } = this.#options;
+    const bytes = this.idle.wakeBytes(slot);
+    const room = await this.idle.reserve(bytes);
+    if (room) budget.count(-bytes);
+    if (!slot.instance.alive || version.retired) {
+      version.slots.running -= 1;
+      void this.#end(slot);
+      return undefined;
+    }
+    if (!room) {
+      version.slots.running -= 1;
+      this.idle.putBack(slot);
+      throw this.#noRoom(version, bytes);
+    }
+    budget.assign(slot, slot.residentBytes + bytes);
+    return reused(slot);
+  }
+
+  #giveToWaiter(slot: Slot, kind: Waiter["kind"]): boolean {
+    const { slots } = slot.version;
+    const index = slots.waiters.findIndex((waiter) => waiter.kind === kind);
+    const [waiter] = index < 0 ? [] : slots.waiters.splice(index, 1);
+    if (waiter === undefined) return false;
+    slot.state = "running";
+    slots.running += 1;
+    waiter.give(slot);
+    return true;
+  }
+
+  #abandonStart({ version, reservedBytes }: Attempt): void {
+    version.slots.starting -= 1;
+    this.#options.budget.count(-reservedBytes);
+    this.#giveBack(version);
+    this.#disappoint(version);
+  }
+
+  /** Waits while one may get there: for reuse one that runs or starts, for a wake one that is being hibernated. */
+  async #waitFor(version: Version, kind: Waiter["kind"]): Promise<Lease | undefined> {
     const { slots } = version;
     const began = performance.now();
-    const waited = slots.running + slots.starting > 0;
+    const waited = kind === "reuse" ? slots.running + slots.starting > 0 : slots.idle.some(({ state }) => state === "deflating");
     if (waited) {
       const slot = await new Promise<Slot | undefined>((resolve) => {
         const waiter: Waiter = {
+          kind,
           give: (given) => {
             clearTimeout(timer);
             resolve(given);
@@ -203,25 +289,43 @@ export class Instances {
         slots.waiters.push(waiter);
       });
       if (slot === undefined && version.retired) return undefined;
-      if (slot !== undefined) return { slot, start: { ...slot.reuse, waitUs: Math.round((performance.now() - began) * 1000) } };
+      if (slot !== undefined) {
+        const waitUs = Math.round((performance.now() - began) * 1000);
+        const lease = kind === "wake" ? await this.#roused(slot) : reused(slot);
+        return lease === undefined ? undefined : { slot, start: () => ({ ...lease.start(), waitUs }) };
+      }
     }
-    const waitedMs = performance.now() - began;
-    const ended = waited ? "the instances that were running ended" : "it has no running instance";
+    const late = performance.now() - began >= LIMITS.preferenceWaitMs;
+    const { why, fix } = because(version, kind, waited, late);
     throw new ThawError("PREFERENCE_UNAVAILABLE", {
-      what: `Function "${version.name}" was not started: the request demands reuse`,
-      why: waitedMs < LIMITS.preferenceWaitMs ? ended : `no instance became free within ${LIMITS.preferenceWaitMs / 1000} s`,
-      fix: "Invoke it once without a preference first",
+      what: `Function "${version.name}" was not started: the request demands ${kind}`,
+      why,
+      fix,
     });
   }
 
   /** Nothing is left that could become free: who demands reuse need not wait longer. */
   #disappoint(version: Version): void {
     const { running, starting, waiters } = version.slots;
-    if (running + starting === 0) for (const waiter of waiters.splice(0)) waiter.give(undefined);
+    if (running + starting > 0) return;
+    for (const waiter of waiters.splice(0)) {
+      if (waiter.kind === "reuse") waiter.give(undefined);
+      else waiters.push(waiter);
+    }
+  }
+
+  /** Takes a place and memory, the bytes of which it returns; undefined when the version is retired. */
+  async #reserve(version: Version): Promise<number | undefined> {
+    if (!(await this.#reservePlace(version))) return undefined;
+    const bytes = this.#options.budget.estimate(version);
+    if (await this.idle.reserve(bytes)) return bytes;
+    this.#giveBack(version);
+    this.#disappoint(version);
+    throw this.#noRoom(version, bytes);
   }
 
   /** Takes a place, evicting an idle instance when there is none. False when the version is retired. */
-  async #reserve(version: Version): Promise<boolean> {
+  async #reservePlace(version: Version): Promise<boolean> {
     while (true) {
       if (this.#closed)
         throw new ThawError("SHUTTING_DOWN", {
@@ -232,24 +336,24 @@ export class Instances {
       if (version.retired) return false;
       const ownFull = version.slots.occupied >= version.limit;
       if (!ownFull && this.#occupied < this.#options.maxInstances) break;
-      const victim = ownFull ? version.slots.idle[0] : this.#longestIdle();
+      const victim = this.idle.longestIdle(ownFull ? version : undefined);
       const ending = ownFull ? version.slots.ending : this.#ending;
       if (victim !== undefined) {
-        victim.version.slots.idle.splice(victim.version.slots.idle.indexOf(victim), 1);
+        this.idle.remove(victim);
         victim.version.counters.add("evictions");
         // The place passes to this request at once, so that no other can take it while the victim ends.
-        this.#take(version);
+        this.#takePlace(version);
         await this.#end(victim);
         return true;
       }
       if (ending.size === 0) throw this.#tooMany(version, ownFull);
       await Promise.race(ending);
     }
-    this.#take(version);
+    this.#takePlace(version);
     return true;
   }
 
-  #take(version: Version): void {
+  #takePlace(version: Version): void {
     this.#versions.add(version);
     this.#occupied += 1;
     version.slots.occupied += 1;
@@ -261,27 +365,13 @@ export class Instances {
     if (version.slots.occupied === 0) version.slots.onVacant?.();
   }
 
-  #adopt(version: Version, instance: Instance): Slot {
-    const { generation } = instance.start;
-    const slot: Slot = {
-      version,
-      instance,
-      reuse: {
-        kind: "reuse",
-        ...(generation === undefined ? {} : { generation }),
-        us: 0,
-        phases: [],
-        waitUs: 0,
-        prefetchedPages: 0,
-      },
-      state: "running",
-      idleSinceMs: 0,
-    };
+  #adopt({ version, reservedBytes }: Attempt, instance: Instance): Slot {
+    const slot = newSlot(version, instance);
+    this.#options.budget.count(-reservedBytes);
+    this.#options.budget.assign(slot, reservedBytes);
     version.slots.all.add(slot);
     instance.onExit(() => {
-      if (slot.state !== "idle") return;
-      version.slots.idle.splice(version.slots.idle.indexOf(slot), 1);
-      void this.#end(slot);
+      if (this.idle.remove(slot)) void this.#end(slot);
     });
     return slot;
   }
@@ -300,6 +390,7 @@ export class Instances {
         );
       })
       .then(() => {
+        this.#options.budget.assign(slot, 0);
         version.slots.ending.delete(ended);
         this.#ending.delete(ended);
         this.#giveBack(version);
@@ -307,25 +398,6 @@ export class Instances {
     version.slots.ending.add(ended);
     this.#ending.add(ended);
     return ended;
-  }
-
-  #longestIdle(): Slot | undefined {
-    let found: Slot | undefined;
-    for (const { slots } of this.#versions) {
-      const slot = slots.idle[0];
-      if (slot !== undefined && (found === undefined || slot.idleSinceMs < found.idleSinceMs)) found = slot;
-    }
-    return found;
-  }
-
-  #expire(): void {
-    const before = performance.now() - this.#options.keepAliveMs;
-    for (const { slots } of this.#versions) {
-      while (slots.idle[0] !== undefined && slots.idle[0].idleSinceMs <= before) {
-        const slot = slots.idle.shift();
-        if (slot !== undefined) void this.#end(slot);
-      }
-    }
   }
 
   /** Resolves when no place is taken, or after `timeoutMs`. */
@@ -356,4 +428,40 @@ export class Instances {
       details: { limit, scope: ownFull ? "function" : "server" },
     });
   }
+
+  #noRoom(version: Version, bytes: number): ThawError {
+    version.counters.add("throttles");
+    const { limitBytes, usedBytes } = this.#options.budget;
+    return new ThawError("TOO_MANY_INSTANCES", {
+      what: `Function "${version.name}" was not started`,
+      why: `it takes about ${formatBytes(bytes)}, and ${formatBytes(usedBytes)} of the memory budget of ${formatBytes(limitBytes)} are in use by instances that are busy`,
+      fix: "Try again, or start the server with a larger --memory-budget",
+      details: { limitBytes, usedBytes, bytes, scope: "server" },
+    });
+  }
+}
+
+/** A lease of an instance that was there. When the request wakes it, the instance says how. */
+function reused(slot: Slot): Lease {
+  const { instance } = slot;
+  if (instance.state !== "hibernated" && instance.state !== "deflating") return { slot, start: () => slot.reuse };
+  const before = instance.start;
+  return { slot, start: () => (instance.start !== before && instance.start.kind === "wake" ? instance.start : slot.reuse) };
+}
+
+/** Why a demanded instance is not there. */
+function because(version: Version, kind: Waiter["kind"], waited: boolean, late: boolean): { why: string; fix: string } {
+  const seconds = LIMITS.preferenceWaitMs / 1000;
+  if (kind === "wake") {
+    const why = late
+      ? `no instance was hibernated within ${seconds} s`
+      : (version.hibernateRefused ?? "it has no hibernated instance");
+    return { why, fix: `Invoke it, then hibernate it: \`thaw hibernate ${version.name}\`` };
+  }
+  const why = late
+    ? `no instance became free within ${seconds} s`
+    : waited
+      ? "the instances that were running ended"
+      : "it has no running instance";
+  return { why, fix: "Invoke it once without a preference first" };
 }

@@ -1,5 +1,5 @@
 /** Counters: plain numbers, incremented on the way of a request, read as a snapshot. */
-import type { InvokeResult, StartKind, StartResult } from "../engine/types.js";
+import type { InvokeResult, StartFaults, StartKind, StartResult } from "../engine/types.js";
 import type { Counters } from "./types.js";
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -17,9 +17,16 @@ export class CounterSet {
     freezeFailures: 0,
     evictions: 0,
     logWriteFailures: 0,
+    faults: 0,
+    faultsOutside: 0,
+    majorFaults: 0,
+    hibernations: 0,
+    hibernateFailures: 0,
+    deflationsCancelled: 0,
+    wakes: 0,
   };
-  readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0 };
-  readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0 };
+  readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
+  readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
 
   constructor(private readonly parent?: CounterSet) {}
 
@@ -29,11 +36,20 @@ export class CounterSet {
     this.parent?.add(name);
   }
 
+  /** Counts the page faults of one start. `outside`: undefined when nothing is known of its working set. */
+  faulted(faults: StartFaults, outside: number | undefined): void {
+    this.#values.faults += faults.minor + faults.major;
+    this.#values.faultsOutside += outside ?? 0;
+    this.#values.majorFaults += faults.major;
+    this.parent?.faulted(faults, outside);
+  }
+
   /** Counts one answered request and how its instance was started. */
   answered(start: StartResult, result: InvokeResult): void {
     this.#values.invocations += 1;
     this.#starts[start.kind] += 1;
     this.#startUs[start.kind] += start.us;
+    if (start.kind === "wake") this.#values.wakes += 1;
     if (start.fallback !== undefined) this.#values.fallbacks += 1;
     if (result.functionError !== undefined) {
       this.#values.functionErrors += 1;

@@ -113,7 +113,7 @@ describe("a function's own failure is a result", () => {
       const { result } = await bed.platform.invoke("a", "", { trace: true });
       expect(result).toMatchObject({ functionError: "Unhandled", platformError: end, alive: false });
       await until(() => bed.engine.live.size === 0);
-      expect(bed.platform.get("a").instances).toEqual({ running: 0, idle: 0, starting: 0 });
+      expect(bed.platform.get("a").instances).toEqual([]);
       expect(bed.platform.metrics().outOfMemory).toBe(end === "OUT_OF_MEMORY" ? 1 : 0);
     });
   }
@@ -171,6 +171,19 @@ describe("a deployed function", () => {
     expect(outcome.memory?.privateBytes).toBeGreaterThan(0);
   });
 
+  it("counts the faults of its starts after their answers: in the metrics, and in the start of who asked for a trace", async () => {
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    await bed.platform.waitReady("a");
+    const traced = await bed.platform.invoke("a", "{}", { trace: true, dispose: true, prefer: { kind: "thaw" } });
+    expect(traced.start).toMatchObject({ faultsOutside: 7, faults: { minor: 400, major: 3, diskBytes: 12_288 } });
+    const plain = await bed.platform.invoke("a", "{}", { prefer: { kind: "thaw" } });
+    expect(plain.start.faults).toBeUndefined();
+    expect((await bed.platform.invoke("a", "{}", { prefer: { kind: "reuse" }, trace: true })).start.faults).toBeUndefined();
+    expect((await bed.platform.invoke("a", "{}", { prefer: { kind: "boot" }, trace: true })).start.faults).toBeUndefined();
+    const counted = { faults: 806, faultsOutside: 14, majorFaults: 6 };
+    expect(bed.platform.metrics()).toMatchObject({ ...counted, functions: { a: counted } });
+  });
+
   it("takes an empty payload for {}", async () => {
     await deploy();
     for (const payload of ["", Buffer.alloc(0)]) {
@@ -193,7 +206,8 @@ describe("a deployed function", () => {
       description: "second",
       codeSha256: expect.stringMatching(/^[A-Za-z0-9+/]{43}=$/),
       image: { state: "ready", attempts: 1, image: { generation: 0, heat: 0 } },
-      instances: { running: 0, idle: 0, starting: 0 },
+      instances: [],
+      counts: { running: 0, idle: 0, hibernated: 0, starting: 0 },
     });
   });
 
@@ -218,7 +232,7 @@ describe("an update", () => {
       return context.spec.codeDir;
     };
     const running = bed.platform.invoke("a", `{"wait":true}`);
-    await until(() => bed.platform.get("a").instances.running === 1);
+    await until(() => bed.platform.get("a").counts.running === 1);
     const oldDir = join(bed.dataDir, "functions/a", onDisk("functions/a")[0] ?? "");
     await bed.platform.deploy({ name: "a", zip: zipOf({ "index.js": "exports.handler = 2" }), memoryMb: 512, update: true });
     await bed.platform.waitReady("a");

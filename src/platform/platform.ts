@@ -8,7 +8,9 @@ import { resolve } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
 import { silentLogger } from "../base/log.js";
-import type { Engine, ImageInspection, InvokeResult, StartResult } from "../engine/types.js";
+import type { Engine, ImageInspection, Instance, InvokeResult, StartResult } from "../engine/types.js";
+import { Budget } from "./budget.js";
+import { hibernateByHand, wakeByHand } from "./by-hand.js";
 import { Functions } from "./functions.js";
 import { Images } from "./images.js";
 import { Instances, type Lease } from "./instances.js";
@@ -17,6 +19,8 @@ import { renderRequest, tailOf } from "./logs.js";
 import { CounterSet } from "./metrics.js";
 import { bootFailure, isFunctionFault } from "./outcome.js";
 import { checkPayload } from "./payload.js";
+import { fixedPolicy } from "./policy.js";
+import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
 import { Store } from "./store.js";
@@ -25,6 +29,7 @@ import type {
   DeployRequest,
   FollowOptions,
   FunctionInfo,
+  HandReport,
   ImageStatus,
   InvokeOutcome,
   InvokeRequest,
@@ -36,6 +41,11 @@ import type {
 import type { Version } from "./version.js";
 
 const NO_OPTIONS: InvokeRequest = {};
+
+/** Of a lease whose `invoke` rejected: its start failed, and the function never saw the request. */
+function neverRan({ attempt, slot }: Lease): boolean {
+  return attempt !== undefined && !slot.instance.started;
+}
 
 /** Opens a data directory, and everything that was deployed to it. INVALID_ARGUMENT when another server holds it; DATABASE_FAILED. */
 export async function openPlatform(options: PlatformOptions): Promise<Platform> {
@@ -81,10 +91,12 @@ class LocalPlatform implements Platform {
   readonly #images: Images;
   readonly #instances: Instances;
   readonly #functions: Functions;
+  readonly #budget: Budget;
+  readonly #pressure: NodeJS.Timeout | undefined;
   #closing: Promise<void> | undefined;
 
   constructor(options: PlatformOptions, opened: Opened) {
-    const { engine, maxInstances = 32, keepAliveMs = 60_000, parked = {}, drainMs = 10_000 } = options;
+    const { engine, maxInstances = 32, parked = {}, drainMs = 10_000, memoryBudgetBytes = Number.POSITIVE_INFINITY } = options;
     const log = options.log ?? silentLogger();
     const { layout, store } = opened;
     const counters = this.#counters;
@@ -93,7 +105,15 @@ class LocalPlatform implements Platform {
     this.#lock = opened.lock;
     this.#drainMs = drainMs;
     this.#images = new Images({ engine, store, imagesDir: layout.images, parked, log });
-    this.#instances = new Instances(new Starts(engine, this.#images, parked), { maxInstances, keepAliveMs, counters, log });
+    this.#budget = new Budget(engine, memoryBudgetBytes);
+    this.#instances = new Instances(new Starts(engine, this.#images, parked), {
+      maxInstances,
+      policy: options.policy ?? fixedPolicy(options),
+      budget: this.#budget,
+      backoffMs: options.hibernateBackoffMs,
+      log,
+    });
+    this.#pressure = watchPressure(() => this.#instances.idle.press(), options.readPressure);
     this.#functions = new Functions({
       engine,
       store,
@@ -127,6 +147,20 @@ class LocalPlatform implements Platform {
     return this.#functions.find(name, qualifier).info();
   }
 
+  async measure(name?: string): Promise<void> {
+    await this.#instances.idle.measure(name === undefined ? this.#functions.all() : [this.#functions.find(name)]);
+  }
+
+  async hibernate(name: string): Promise<HandReport> {
+    this.#refuseWhenClosing();
+    return hibernateByHand(this.#instances.idle, this.#functions.find(name));
+  }
+
+  async wake(name: string): Promise<HandReport> {
+    this.#refuseWhenClosing();
+    return wakeByHand(this.#instances.idle, this.#budget, this.#functions.find(name));
+  }
+
   async inspect(name: string, qualifier?: string): Promise<ImageInspection | undefined> {
     const { image } = this.#functions.find(name, qualifier).image;
     return image === undefined ? undefined : this.engine.inspect(image);
@@ -147,24 +181,49 @@ class LocalPlatform implements Platform {
     let version = this.#functions.find(name, request.qualifier);
     const body = checkPayload(payload);
     const requestId = request.requestId ?? randomUUID();
-    let lease: Lease | undefined;
-    const slot = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
-    if (slot !== undefined) lease = { slot, start: slot.reuse };
-    while (lease === undefined) {
+    this.#instances.arrived(version);
+    let lease = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
+    let next = (): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer);
+    for (;;) {
       const began = performance.now();
       try {
-        lease = await this.#instances.acquire(version, request.prefer);
+        lease ??= await next();
       } catch (error) {
         if (!isFunctionFault(error)) throw error;
         const { result, start } = bootFailure(error, (performance.now() - began) * 1000);
         return this.#finish(version, request, requestId, result, start);
       }
-      // Replaced while this request waited: the newer one answers.
-      if (lease === undefined) version = this.#functions.find(name, request.qualifier);
+      if (lease === undefined) {
+        // Replaced while this request waited: the newer one answers.
+        version = this.#functions.find(name, request.qualifier);
+        continue;
+      }
+      const tried = lease;
+      const { attempt } = tried;
+      try {
+        return await this.#answer(version, request, requestId, body, tried);
+      } catch (error) {
+        if (attempt === undefined || !neverRan(tried)) throw error;
+        lease = undefined;
+        next = () => this.#instances.startAgain(tried, attempt, error);
+      }
     }
-    const { instance } = lease.slot;
+  }
+
+  /** One request in one instance. Gives the instance back, except when its start failed. */
+  async #answer(
+    version: Version,
+    request: InvokeRequest,
+    requestId: string,
+    body: Buffer | string,
+    lease: Lease,
+  ): Promise<InvokeOutcome> {
+    const { slot } = lease;
+    const { instance } = slot;
     let dispose = true;
+    let unseen = false;
     let seen: Pick<InvokeOutcome, "pages" | "memory"> | undefined;
+    let traced: Pick<StartResult, "faults" | "faultsOutside"> | undefined;
     try {
       const result = await instance.invoke(body, {
         requestId,
@@ -173,11 +232,20 @@ class LocalPlatform implements Platform {
         ...(request.clientContext === undefined ? {} : { clientContext: request.clientContext }),
         ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
       });
-      if (request.trace === true && result.alive) seen = { pages: await instance.pages(), memory: await instance.memory() };
+      const start = lease.start();
+      // Counted after the answer: nobody waits for it who did not ask.
+      const faults = start.kind === "reuse" ? undefined : this.#countFaults(version, instance);
+      if (request.trace === true && result.alive) {
+        seen = { pages: await instance.pages(), memory: await instance.memory() };
+        traced = await faults;
+      }
       dispose = request.dispose === true || !result.alive;
-      return this.#finish(version, request, requestId, result, lease.start, seen);
+      return this.#finish(version, request, requestId, result, { ...start, ...traced }, seen);
+    } catch (error) {
+      unseen = neverRan(lease);
+      throw error;
     } finally {
-      this.#instances.release(lease.slot, dispose);
+      if (!unseen) this.#instances.release(slot, dispose);
     }
   }
 
@@ -191,7 +259,12 @@ class LocalPlatform implements Platform {
 
   metrics(): Metrics {
     const functions = Object.fromEntries(this.#functions.all().map((version) => [version.name, version.counters.snapshot()]));
-    return { ...this.#counters.snapshot(), functions, instances: this.#instances.counts() };
+    const hibernatedBytes = this.#functions
+      .all()
+      .reduce((sum, { slots }) => sum + [...slots.all].reduce((bytes, slot) => bytes + slot.hibernatedBytes, 0), 0);
+    const { limited, limitBytes, usedBytes } = this.#budget;
+    const memory = { residentBytes: usedBytes, hibernatedBytes, ...(limited ? { budgetBytes: limitBytes } : {}) };
+    return { ...this.#counters.snapshot(), functions, instances: this.#instances.counts(), memory };
   }
 
   close(): Promise<void> {
@@ -200,11 +273,21 @@ class LocalPlatform implements Platform {
   }
 
   async #close(): Promise<void> {
+    clearInterval(this.#pressure);
     await this.#images.close();
     await this.#instances.close(this.#drainMs);
     await this.#functions.close();
     this.#store.close();
     this.#lock.release();
+  }
+
+  /** Adds the faults of a start to the counters once they are known. */
+  async #countFaults(version: Version, instance: Instance): Promise<Pick<StartResult, "faults" | "faultsOutside">> {
+    const faults = await instance.faults();
+    if (faults === undefined) return {};
+    const { faultsOutside } = instance.start;
+    version.counters.faulted(faults, faultsOutside);
+    return { faults, ...(faultsOutside === undefined ? {} : { faultsOutside }) };
   }
 
   #finish(

@@ -3,9 +3,17 @@ import { parsePreference } from "./preference.js";
 
 describe("a preferred start is refused", () => {
   const refusals: [string, string][] = [
-    ["warm", 'The preferred start "warm" cannot be used. "warm" is not a kind of start. Use one of boot, thaw, parked, reuse'],
+    [
+      "warm",
+      'The preferred start "warm" cannot be used. "warm" is not a kind of start. Use one of boot, thaw, parked, reuse, wake',
+    ],
+    ["wake;loader=lazy", "a loader makes no sense with wake. Use it with thaw"],
+    ["wake;husk=fresh", "a husk makes no sense with wake. Use it with thaw or boot"],
     ["", '"" is not a kind of start'],
-    ["thaw;loader=fast", '"fast" is not a loader. Use one of lazy, eager, splice'],
+    [
+      "thaw;loader=fast",
+      '"fast" is not a loader. Use one of lazy, lazy-4k, eager, splice, reap-lazy, reap-parallel, reap-file, reap',
+    ],
     ["boot;loader=lazy", "a loader makes no sense with boot. Use it with thaw"],
     ["thaw;husk=old", '"old" is not a way to come by a husk. Use one of pooled, fresh'],
     ["reuse;husk=fresh", "a husk makes no sense with reuse. Use it with thaw or boot"],
@@ -18,6 +26,7 @@ describe("a preferred start is read", () => {
   it("in every form", () => {
     expect(parsePreference("boot")).toEqual({ prefer: { kind: "boot" }, dispose: false });
     expect(parsePreference("reuse;dispose")).toEqual({ prefer: { kind: "reuse" }, dispose: true });
+    expect(parsePreference("wake;dispose")).toEqual({ prefer: { kind: "wake" }, dispose: true });
     expect(parsePreference("parked")).toEqual({ prefer: { kind: "parked" }, dispose: false });
     expect(parsePreference("thaw; loader=eager ;dispose; husk=fresh")).toEqual({
       prefer: { kind: "thaw", loader: "eager", husk: "fresh" },

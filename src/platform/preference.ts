@@ -1,13 +1,13 @@
 /**
  * The text form of a demanded start, as the request header `X-Thaw-Prefer` and `thaw invoke --prefer` carry it:
  *
- *     boot | thaw | parked | reuse   [;loader=lazy|eager|splice]   [;husk=pooled|fresh]   [;dispose]
+ *     boot | thaw | parked | reuse | wake   [;loader=splice|lazy|reap|…]   [;husk=pooled|fresh]   [;dispose]
  */
 import { ThawError } from "../base/errors.js";
 import { LOADERS, type Loader, type StartKind } from "../engine/types.js";
 import type { Preference } from "./types.js";
 
-const KINDS: readonly StartKind[] = ["boot", "thaw", "parked", "reuse"];
+const KINDS: readonly StartKind[] = ["boot", "thaw", "parked", "reuse", "wake"];
 const HUSKS = ["pooled", "fresh"] as const;
 
 /** Reads the text form. INVALID_ARGUMENT, with the part that cannot be used, when it is none. */

@@ -45,6 +45,7 @@ export interface StoredConfig {
   readonly tmpMb: number;
   readonly description: string;
   readonly maxInstances?: number | undefined;
+  readonly provisioned?: number | undefined;
 }
 
 /** One version of one function. Plain data. */

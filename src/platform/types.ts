@@ -14,6 +14,14 @@ import type {
   StartResult,
 } from "../engine/types.js";
 
+import type { IdlePolicy } from "./policy.js";
+import type { PressureReader } from "./pressure.js";
+import type { InstanceInfo } from "./slot.js";
+
+export type { IdleFacts } from "./idle-times.js";
+export type { IdlePolicy, IdleStep, IdleTimesOptions } from "./policy.js";
+export type { InstanceInfo } from "./slot.js";
+
 /** The only version that this platform creates so far. */
 export const LATEST = "$LATEST";
 
@@ -52,8 +60,20 @@ export interface PlatformOptions {
   readonly engine: Engine;
   /** Instances that may run at once, over all functions. Default 32. The one that is booted to be frozen is beyond it. */
   readonly maxInstances?: number;
-  /** How long an idle instance is kept before only its image remains. Default 60 s. */
+  /** Decides what happens to idle instances. Default: {@link fixedPolicy} with the three times below. */
+  readonly policy?: IdlePolicy;
+  /** How long an idle instance keeps its memory before it is hibernated. Default 60 s. */
+  readonly keepWarmMs?: number;
+  /** How long it stays hibernated before only its image remains. Default 1 h. */
+  readonly keepHibernatedMs?: number;
+  /** How long an idle instance is kept in all, in whatever state, before only its image remains. Default: both together. */
   readonly keepAliveMs?: number;
+  /** Private resident memory of all instances and parked husks is kept below this. Default: no limit. */
+  readonly memoryBudgetBytes?: number;
+  /** First pause after the disk was too full to hibernate. Default 1 s. */
+  readonly hibernateBackoffMs?: number;
+  /** For tests: how the machine's memory pressure is read. Default: PSI, where the kernel has it. */
+  readonly readPressure?: PressureReader;
   readonly parked?: ParkedTargets;
   /** Generic husks for any function. Default: the engine's own. */
   readonly genericHusks?: number;
@@ -82,6 +102,8 @@ export interface DeployRequest {
   readonly description?: string | undefined;
   /** Instances of this function that may run at once; default: only the platform's limit. */
   readonly maxInstances?: number | undefined;
+  /** Provisioned concurrency: husks that are kept parked for it, prefaulted, and used before anything else is started. Default 0. */
+  readonly provisioned?: number | undefined;
   /** Replace the function of that name, whole: what is not given gets its default. Otherwise FUNCTION_EXISTS. */
   readonly update?: boolean | undefined;
 }
@@ -114,6 +136,7 @@ export interface FunctionInfo {
   readonly tmpMb: number;
   readonly description: string;
   readonly maxInstances?: number;
+  readonly provisioned?: number;
   /** SHA-256 of the zip, base64 (Lambda's CodeSha256). */
   readonly codeSha256: string;
   /** Size of the zip. */
@@ -122,9 +145,33 @@ export interface FunctionInfo {
   /** Epoch milliseconds. */
   readonly modifiedMs: number;
   readonly image: ImageStatus;
-  readonly instances: { readonly running: number; readonly idle: number; readonly starting: number };
+  readonly instances: readonly InstanceInfo[];
+  readonly counts: InstanceCounts;
+  /** Why its instances cannot be hibernated, once that was tried. */
+  readonly hibernateRefused?: string;
   /** Why the last start was not the way that was intended, and when. */
   readonly lastFallback?: { readonly reason: string; readonly atMs: number };
+}
+
+/** Instances by what they do. Those that are on their way to disk or back count as idle. */
+export interface InstanceCounts {
+  readonly running: number;
+  readonly idle: number;
+  readonly hibernated: number;
+  readonly starting: number;
+}
+
+/** What hibernating or waking by hand did. */
+export interface HandReport {
+  readonly name: string;
+  /** How many were hibernated or woken. */
+  readonly instances: number;
+  /** Those that failed, that a request took, or that the budget has no room for. */
+  readonly skipped: number;
+  /** By how much their private resident memory changed: negative is what was given back. */
+  readonly residentBytes: number;
+  /** What they hold on disk. */
+  readonly hibernatedBytes: number;
 }
 
 /** A demanded kind of start: that way, or PREFERENCE_UNAVAILABLE. */
@@ -180,6 +227,10 @@ export interface FollowOptions {
 export interface Counters {
   readonly invocations: number;
   readonly starts: Readonly<Record<StartKind, number>>;
+  /** Page faults of thawed and parked instances up to their first answer; those outside the working set; those that waited for a disk. */
+  readonly faults: number;
+  readonly faultsOutside: number;
+  readonly majorFaults: number;
   /** Sum of StartResult.us over the starts of each kind, microseconds. */
   readonly startUs: Readonly<Record<StartKind, number>>;
   readonly functionErrors: number;
@@ -192,11 +243,24 @@ export interface Counters {
   readonly freezeFailures: number;
   readonly evictions: number;
   readonly logWriteFailures: number;
+  readonly hibernations: number;
+  readonly hibernateFailures: number;
+  /** By a request that came first. */
+  readonly deflationsCancelled: number;
+  /** By a request, ahead of one, or by hand. */
+  readonly wakes: number;
 }
 
 export interface Metrics extends Counters {
   readonly functions: Readonly<Record<string, Counters>>;
-  readonly instances: { readonly running: number; readonly idle: number; readonly starting: number; readonly max: number };
+  readonly instances: InstanceCounts & { readonly max: number };
+  readonly memory: {
+    /** Private and resident, instances and parked husks, as far as they were measured; see budget.ts. */
+    readonly residentBytes: number;
+    readonly hibernatedBytes: number;
+    /** Absent without a budget. */
+    readonly budgetBytes?: number;
+  };
 }
 
 export interface Platform {
@@ -207,6 +271,12 @@ export interface Platform {
   remove(name: string): Promise<void>;
   /** Sorted by name. */
   list(): FunctionInfo[];
+  /** Measures the memory of instances, of one function or all, where it is not known; {@link list} and {@link get} show it then. */
+  measure(name?: string): Promise<void>;
+  /** Hibernates all idle instances of a function now. NO_INSTANCE, HIBERNATE_REFUSED, RESOURCE_EXHAUSTED. */
+  hibernate(name: string): Promise<HandReport>;
+  /** Wakes all hibernated instances of a function ahead of requests. NO_INSTANCE, TOO_MANY_INSTANCES. */
+  wake(name: string): Promise<HandReport>;
   /** FUNCTION_NOT_FOUND when there is none, or none of that qualifier. */
   get(name: string, qualifier?: string): FunctionInfo;
   /** What the function's image consists of, read anew and checked, pages and all. Undefined while there is none. IMAGE_DAMAGED. */

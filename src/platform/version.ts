@@ -1,10 +1,13 @@
 /** A version of a function while the server runs: what is stored, and the live things that belong to it. */
 import type { FunctionSpec, Image } from "../engine/types.js";
-import type { Slot, Waiter } from "./instances.js";
+import { Backoff } from "./backoff.js";
+import { IdleTimes } from "./idle-times.js";
+import type { Waiter } from "./instances.js";
 import type { FunctionLog } from "./logs.js";
 import type { CounterSet } from "./metrics.js";
+import { infoOf, type Slot } from "./slot.js";
 import type { StoredVersion } from "./store.js";
-import type { FunctionInfo, ImageState, ImageStatus } from "./types.js";
+import type { FunctionInfo, ImageState, ImageStatus, InstanceCounts } from "./types.js";
 
 /** Where the image of a version stands; see images.ts. */
 export interface ImageSlot {
@@ -22,19 +25,24 @@ export interface ImageSlot {
 
 /** Counts and instances of a version; kept by instances.ts. */
 export interface InstanceSlots {
-  /** Idle ones, the longest idle first. */
+  /** Idle ones whose memory is there, or on its way to disk or back; the longest idle first. */
   readonly idle: Slot[];
+  /** Idle ones whose memory is on disk, the longest idle first. */
+  readonly hibernated: Slot[];
   readonly all: Set<Slot>;
   running: number;
   starting: number;
-  /** Places taken: idle, running, starting and ending ones. */
+  /** Places taken: idle, hibernated, running, starting and ending ones. */
   occupied: number;
   readonly ending: Set<Promise<void>>;
-  /** Requests that demand an instance that is running now. */
+  /** Requests that demand an instance that is running, or being hibernated, now. */
   readonly waiters: Waiter[];
   /** Called when the last place was given back. */
   onVacant: (() => void) | undefined;
 }
+
+const BACKOFF_MS = 1_000;
+const BACKOFF_MS_MAX = 600_000;
 
 /** See above. */
 export class Version {
@@ -49,6 +57,7 @@ export class Version {
   };
   readonly slots: InstanceSlots = {
     idle: [],
+    hibernated: [],
     all: new Set(),
     running: 0,
     starting: 0,
@@ -57,6 +66,14 @@ export class Version {
     waiters: [],
     onVacant: undefined,
   };
+  /** Private memory of a warm instance, the most of late; undefined until one was measured. */
+  warmBytes: number | undefined;
+  /** What a hibernated instance of it keeps. */
+  leftBytes: number | undefined;
+  /** Why its instances cannot be hibernated; another version may do better. */
+  hibernateRefused: string | undefined;
+  /** After hibernating an instance of it failed. */
+  readonly deflating = new Backoff(BACKOFF_MS, BACKOFF_MS_MAX);
   /** Replaced or removed: no new request comes, and instances end when they are free. */
   retired = false;
   /** Its time to drain is over: an instance that still starts ends at once. */
@@ -69,6 +86,8 @@ export class Version {
     readonly arn: string,
     readonly log: FunctionLog,
     readonly counters: CounterSet,
+    /** Of the function, over its versions. */
+    readonly idleTimes = new IdleTimes(stored.functionName),
   ) {}
 
   get name(): string {
@@ -78,6 +97,16 @@ export class Version {
   /** At most so many instances, when the function has a limit of its own. */
   get limit(): number {
     return this.stored.config.maxInstances ?? Number.POSITIVE_INFINITY;
+  }
+
+  /** Husks kept parked for it. */
+  get provisioned(): number {
+    return this.stored.config.provisioned ?? 0;
+  }
+
+  instanceCounts(): InstanceCounts {
+    const { running, idle, hibernated, starting } = this.slots;
+    return { running, idle: idle.length, hibernated: hibernated.length, starting };
   }
 
   imageStatus(): ImageStatus {
@@ -103,19 +132,22 @@ export class Version {
 
   info(): FunctionInfo {
     const { config, codeHex, codeBytes, revisionId, modifiedMs, version } = this.stored;
-    const { maxInstances, ...rest } = config;
+    const { maxInstances, provisioned, ...rest } = config;
     return {
       name: this.name,
       arn: this.arn,
       version,
       ...rest,
       ...(maxInstances === undefined ? {} : { maxInstances }),
+      ...(provisioned === undefined ? {} : { provisioned }),
       codeSha256: Buffer.from(codeHex, "hex").toString("base64"),
       codeBytes,
       revisionId,
       modifiedMs,
       image: this.imageStatus(),
-      instances: { running: this.slots.running, idle: this.slots.idle.length, starting: this.slots.starting },
+      instances: [...this.slots.all].map(infoOf),
+      counts: this.instanceCounts(),
+      ...(this.hibernateRefused === undefined ? {} : { hibernateRefused: this.hibernateRefused }),
       ...(this.lastFallback === undefined ? {} : { lastFallback: this.lastFallback }),
     };
   }

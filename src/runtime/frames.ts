@@ -43,11 +43,15 @@ export interface InvokeHeader {
   readonly clientContext?: string;
   readonly traceId?: string;
   readonly thaw?: ThawHeader;
+  /** Present on the first request after before-snapshot hooks ran in this same process: its after-restore hooks run, nothing is renewed. */
+  readonly resumed?: true;
 }
 
 /** Asks for before-snapshot hooks and garbage collection. */
 export interface PrepareHeader {
   readonly type: "prepare";
+  /** False: hooks alone. A collection touches every object, and would bring all of a woken instance's memory back. Default true. */
+  readonly collect?: boolean;
 }
 
 /** To a clone of a base image: load this function. The body is `{"env": {…}}`, JSON: the whole environment, `_HANDLER` in it. */

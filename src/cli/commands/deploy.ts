@@ -34,6 +34,11 @@ export function addDeploy(program: Command, { io }: Context): void {
     .option("--tmp <MB>", "size of /tmp (default: 512)", wholeNumber(1))
     .option("--env <name=value>", "environment variable; repeat for more", setting)
     .option("--max-instances <n>", "instances that may run at once", wholeNumber(1))
+    .option(
+      "--provisioned <n>",
+      "husks kept parked for it, so that requests find one filled already (default: 0)",
+      wholeNumber(0, 1000),
+    )
     .option("--update", "replace the function if it exists")
     .option("--wait", "return when the image is ready")
     .option("--wait-timeout <seconds>", `how long to wait (default: ${WAIT_SECONDS})`, seconds, WAIT_SECONDS)
@@ -59,6 +64,7 @@ async function deploy(io: Io, path: string, options: Options): Promise<void> {
       timeout: text(options.timeout ?? file.timeout),
       tmp: text(options.tmp ?? file.tmp),
       maxInstances: text(options.maxInstances ?? file.maxInstances),
+      provisioned: text(options.provisioned ?? file.provisioned),
       env: Object.entries(env).map(([key, value]) => `${key}=${value}`),
     },
     headers: { "content-type": "application/zip" },

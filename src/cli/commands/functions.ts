@@ -1,8 +1,8 @@
-/** `thaw ls`, `thaw logs`, `thaw rm`, `thaw image inspect`: what is deployed. */
+/** `thaw ls`, `thaw logs`, `thaw rm`, `thaw hibernate`, `thaw wake`, `thaw image inspect`: what is deployed. */
 import type { Command } from "commander";
 import { formatBytes, formatUs } from "../../base/units.js";
 import type { FunctionView, ImageView } from "../../gateway/index.js";
-import type { ImageState } from "../../platform/types.js";
+import type { HandReport, ImageState } from "../../platform/types.js";
 import { formatPairs, formatTable, type Io, printable } from "../io.js";
 import { wholeNumber } from "../options.js";
 import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine } from "./context.js";
@@ -22,6 +22,15 @@ export function addFunctionCommands(program: Command, { io }: Context): void {
     .description("remove a function, its instances, images and logs")
     .argument("<name>")
     .action((name: string, options: ClientOptions) => remove(io, name, options));
+  asClient(program.command("hibernate"))
+    .description("write the memory of a function's idle instances to disk, now")
+    .argument("<name>")
+    .action((name: string, options: ClientOptions) => byHand(io, name, "hibernate", options));
+  asClient(program.command("wake"))
+    .description("bring a function's hibernated instances back, ahead of requests")
+    .argument("<name>")
+    .action((name: string, options: ClientOptions) => byHand(io, name, "wake", options));
+
   const image = program.command("image").description("look at images");
   asClient(image.command("inspect"))
     .description("show a function's image: size, what freezing cost and what it found")
@@ -42,26 +51,48 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
   const reply = await clientOf(io, options).json<{ functions: FunctionView[] }>("GET", "/thaw/v1/functions");
   if (options.json === true) return io.out(jsonLine(reply));
   if (reply.functions.length === 0) return io.out("No functions. Deploy one: thaw deploy FOLDER\n");
-  const rows = reply.functions.map(({ name, runtime, memoryMb, image, instances, lastStart }) => [
+  const rows = reply.functions.map(({ name, runtime, memoryMb, image, instances, counts, provisioned = 0, lastStart }) => [
     name,
     runtime,
     `${memoryMb} MB`,
     STATE_WORDS[image.state],
     image.image === undefined ? "-" : formatBytes(image.image.bytesOnDisk),
-    instanceText(instances),
+    instanceText(instances, counts.starting, provisioned),
+    sizeText(instances.map(({ residentBytes }) => residentBytes)),
+    sizeText(instances.map(({ hibernatedBytes }) => hibernatedBytes)),
     lastStart === undefined ? "-" : `${lastStart.kind}${lastStart.us > 0 ? ` ${formatUs(lastStart.us)}` : ""}`,
   ]);
-  await io.out(formatTable(["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "INSTANCES", "LAST START"], rows));
+  await io.out(
+    formatTable(["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "INSTANCES", "RESIDENT", "ON DISK", "LAST START"], rows),
+  );
 }
 
-function instanceText({ running, idle, starting }: FunctionView["instances"]): string {
-  const counts: readonly (readonly [number, string])[] = [
-    [running, "running"],
-    [idle, "idle"],
-    [starting, "starting"],
-  ];
-  const parts = counts.filter(([count]) => count > 0).map(([count, what]) => `${count} ${what}`);
+/** `2 warm, 1 hibernated`, then what is kept ready beside them. */
+function instanceText(instances: FunctionView["instances"], starting: number, provisioned: number): string {
+  const states = new Map<string, number>();
+  for (const { state } of instances) states.set(state, (states.get(state) ?? 0) + 1);
+  if (starting > 0) states.set("starting", starting);
+  const parts = [...states].map(([state, count]) => `${count} ${state}`);
+  if (provisioned > 0) parts.push(`${provisioned} provisioned`);
   return parts.length === 0 ? "0" : parts.join(", ");
+}
+
+function sizeText(sizes: readonly number[]): string {
+  const sum = sizes.reduce((total, bytes) => total + bytes, 0);
+  return sum === 0 ? "-" : formatBytes(sum);
+}
+
+async function byHand(io: Io, name: string, what: "hibernate" | "wake", options: ClientOptions): Promise<void> {
+  const report = await clientOf(io, options).json<HandReport>("POST", functionPath(name, `/${what}`));
+  if (options.json === true) return io.out(jsonLine(report));
+  const { instances, skipped, residentBytes, hibernatedBytes } = report;
+  const which = `${instances} instance${instances === 1 ? "" : "s"} of ${name}`;
+  const left = skipped === 0 ? "" : `; ${skipped} left as they were`;
+  const sentence =
+    what === "hibernate"
+      ? `${which} hibernated: ${formatBytes(-residentBytes)} given back, ${formatBytes(hibernatedBytes)} on disk${left}`
+      : `${which} woken${left}`;
+  await io.out(`${printable(sentence)}\n`);
 }
 
 interface LogsOptions extends ClientOptions {
@@ -92,12 +123,32 @@ async function remove(io: Io, name: string, options: ClientOptions): Promise<voi
   await io.out(options.json === true ? jsonLine({ removed: name }) : `${printable(name)} removed\n`);
 }
 
-function inspectionPairs(inspection: NonNullable<ImageView["inspection"]>): [string, string][] {
-  const { pages, mappings, bytes } = inspection;
-  const set =
-    pages.written === undefined
-      ? "none recorded yet: the first two thaws do"
-      : `${pages.written} pages written, ${pages.read} read, ${pages.faults} faults by demand`;
+type Inspection = NonNullable<ImageView["inspection"]>;
+type WorkingSetView = NonNullable<Inspection["workingSet"]>;
+
+const NO_SET = "none recorded yet: the first thaws do";
+const DAMAGED_SET = "damaged: recorded anew at the next thaws";
+
+function workingSetPairs(set: WorkingSetView): [string, string][] {
+  const classes = ({ image, file, zero }: WorkingSetView["read"]): string =>
+    `${image} of the image, ${file} of files, ${zero} zero`;
+  const state = set.stable ? "stable" : "more are made";
+  const exact = set.exact ? "exact" : "not exact: this kernel maps neighbours of what is touched, and they count too";
+  const renewed = set.renewals === 0 ? "" : `; recorded anew ${set.renewals} times`;
+  return [
+    ["working set", `${set.recordings} recordings (${state}), ${exact}, in order of ${set.order}`],
+    ["  written", `pages: ${classes(set.written)}`],
+    ["  only read", `pages: ${classes(set.read)}`],
+    ["  from disk", `${formatBytes(set.rangeBytes)} in ${set.ranges} ranges`],
+    [
+      "  outside",
+      `faults of the last starts: ${set.outside.length === 0 ? "none counted yet" : set.outside.join(", ")}${renewed}`,
+    ],
+  ];
+}
+
+function inspectionPairs(inspection: Inspection): [string, string][] {
+  const { pages, mappings, bytes, workingSet } = inspection;
   return [
     ["format", `${inspection.formatVersion}, made ${new Date(inspection.createdMs).toISOString()}`],
     ["for", `${inspection.kernel}, CPU features ${inspection.cpu}`],
@@ -106,7 +157,9 @@ function inspectionPairs(inspection: NonNullable<ImageView["inspection"]>): [str
     ...(inspection.base === undefined
       ? []
       : [["base", `${inspection.base.sharedPages} more pages are those of ${inspection.base.id}`] satisfies [string, string]]),
-    ["working set", inspection.workingSetDamaged ? "damaged: recorded anew at the next thaw" : set],
+    ...(workingSet === undefined
+      ? [["working set", inspection.workingSetDamaged ? DAMAGED_SET : NO_SET] as [string, string]]
+      : workingSetPairs(workingSet)),
     [
       "mappings",
       Object.entries(mappings)

@@ -7,12 +7,13 @@ import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
 import { LOADERS, type Loader } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
 import type { MachineReport } from "../../linux/doctor.js";
-import type { Platform, PlatformOptions } from "../../platform/types.js";
+import type { IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
-import { levelCount, seconds, wholeNumber, word } from "../options.js";
+import { levelCount, seconds, size, wholeNumber, word } from "../options.js";
 import type { Context } from "./context.js";
 
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
+const POLICIES = ["fixed", "histogram"] as const;
 
 interface Options {
   readonly data: string;
@@ -20,6 +21,10 @@ interface Options {
   readonly port: number;
   readonly maxInstances?: number;
   readonly keepAlive?: number;
+  readonly keepWarm?: number;
+  readonly keepHibernated?: number;
+  readonly policy?: (typeof POLICIES)[number];
+  readonly memoryBudget?: number;
   readonly bootOnly?: boolean;
   readonly sharedRuntime?: boolean;
   readonly pool?: number;
@@ -37,7 +42,15 @@ export function addServe(program: Command, context: Context): void {
     .option("--port <n>", "port to listen on; 0: any", wholeNumber(0, 65_535), DEFAULT_PORT)
     .option("--host <address>", "address to listen on; clients are not authenticated", "127.0.0.1")
     .option("--max-instances <n>", "instances that may run at once, over all functions", wholeNumber(1, 10_000))
-    .option("--keep-alive <seconds>", "how long an idle instance is kept before only its image remains", seconds)
+    .option("--memory-budget <size>", "keep the private memory of all instances below this, such as 2G", size)
+    .option(
+      "--policy <name>",
+      `when idle instances are hibernated and ended: ${POLICIES.join(", ")} (default: fixed)`,
+      word(POLICIES),
+    )
+    .option("--keep-warm <seconds>", "how long an idle instance keeps its memory before it is hibernated (default: 60)", seconds)
+    .option("--keep-hibernated <seconds>", "how long it stays hibernated before only its image remains (default: 3600)", seconds)
+    .option("--keep-alive <seconds>", "how long an idle instance is kept in all (default: both together)", seconds)
     .option("--boot-only", "run functions without images, where freezing cannot work")
     .option("--no-shared-runtime", "make every image whole, from a process of its own: more disk, no hash seed in common")
     .option("--pool <n>", "husks kept ready for any function", wholeNumber(0, 1000))
@@ -58,7 +71,7 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
     const report = await parts.probeMachine(dataDir);
     if (!report.canFreeze) throw cannotFreeze(report);
   }
-  const [{ openPlatform }, { isLoopback, openGateway }] = await Promise.all([
+  const [{ fixedPolicy, histogramPolicy, openPlatform }, { isLoopback, openGateway }] = await Promise.all([
     import("../../platform/index.js"),
     import("../../gateway/index.js"),
   ]);
@@ -74,7 +87,12 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
   let platform: Platform | undefined;
   let gateway: Gateway | undefined;
   try {
-    platform = await openPlatform({ dataDir, engine, log, ...policies(options) });
+    platform = await openPlatform({
+      dataDir,
+      engine,
+      log,
+      ...policies(options, { fixed: fixedPolicy, histogram: histogramPolicy }),
+    });
     gateway = await openGateway({ platform, host: options.host, port: options.port, log });
     const modes = [engine.canFreeze ? "freezing" : "booting only", ...engine.runtimes.map(({ id }) => id)];
     await io.out(`thaw listens on ${gateway.url} (${modes.join(", ")}), data in ${dataDir}\n`);
@@ -97,6 +115,8 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
   }
 }
 
+type PolicyMakers = Readonly<Record<(typeof POLICIES)[number], (options: IdleTimesOptions) => IdlePolicy>>;
+
 function levelFrom(text = "warn"): LogLevel {
   const level = LOG_LEVELS.find((known) => known === text);
   if (level !== undefined) return level;
@@ -107,10 +127,17 @@ function levelFrom(text = "warn"): LogLevel {
   });
 }
 
-function policies({ maxInstances, keepAlive, pool, park, parkLoader }: Options): Partial<PlatformOptions> {
+function policies(options: Options, make: PolicyMakers): Partial<PlatformOptions> {
+  const { maxInstances, memoryBudget, pool, park, parkLoader } = options;
+  const ms = (seconds: number | undefined): number | undefined => (seconds === undefined ? undefined : seconds * 1000);
   return {
     ...(maxInstances === undefined ? {} : { maxInstances }),
-    ...(keepAlive === undefined ? {} : { keepAliveMs: keepAlive * 1000 }),
+    ...(memoryBudget === undefined ? {} : { memoryBudgetBytes: memoryBudget }),
+    policy: make[options.policy ?? "fixed"]({
+      keepWarmMs: ms(options.keepWarm),
+      keepHibernatedMs: ms(options.keepHibernated),
+      keepAliveMs: ms(options.keepAlive),
+    }),
     ...(pool === undefined ? {} : { genericHusks: pool }),
     ...(park === undefined ? {} : { parked: { ...park, ...(parkLoader === undefined ? {} : { loader: parkLoader }) } }),
   };

@@ -46,6 +46,8 @@ let handler;
 let collect;
 let open = null;
 let onIdle = null;
+/** Whether the last request set a trace id in the environment, whose members are slow to look at. */
+let traced = env._X_AMZN_TRACE_ID !== undefined;
 let callbackWarned = false;
 let rehearsing = false;
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
@@ -206,10 +208,15 @@ function failRestore(request, thrown) {
 function invoke(header) {
   const request = { id: header.requestId, startedAt: 0, onIdle: null };
   open = request;
-  if (header.traceId !== undefined) env._X_AMZN_TRACE_ID = header.traceId;
-  else if (env._X_AMZN_TRACE_ID !== undefined) delete env._X_AMZN_TRACE_ID;
-  if (header.thaw !== undefined) {
-    unique.renew(header.thaw);
+  if (header.traceId !== undefined) {
+    env._X_AMZN_TRACE_ID = header.traceId;
+    traced = true;
+  } else if (traced) {
+    delete env._X_AMZN_TRACE_ID;
+    traced = false;
+  }
+  if (header.thaw !== undefined || header.resumed) {
+    if (header.thaw !== undefined) unique.renew(header.thaw);
     const hooks = rehearsing ? undefined : runAfter();
     if (hooks !== undefined) {
       onIdle = () => failRestore(request, new Error("an after-restore hook never finished"));
@@ -225,7 +232,7 @@ function invoke(header) {
 
 /** One collection to a turn of the event loop, so that finalizers run in between. Then back into the read at once. */
 function collectGarbage(rounds, startedAt) {
-  collect();
+  if (rounds > 0) collect();
   if (rounds > 1) {
     setImmediate(collectGarbage, rounds - 1, startedAt);
     return;
@@ -234,7 +241,7 @@ function collectGarbage(rounds, startedAt) {
   serve();
 }
 
-function prepare() {
+function prepare({ collect: collects = true }) {
   const startedAt = now();
   const refuse = (error) => {
     if (onIdle === null) return;
@@ -245,6 +252,11 @@ function prepare() {
   onIdle = () => refuse(new Error("a before-snapshot hook never finished"));
   const hooksRun = () => {
     if (onIdle === null) return undefined;
+    if (!collects) {
+      onIdle = null;
+      setImmediate(collectGarbage, 0, startedAt);
+      return undefined;
+    }
     onIdle = () => refuse(new Error("bug: the rehearsal did not end"));
     rehearseConsole();
     if (collect === undefined) takeCollector();
@@ -265,7 +277,7 @@ function serve() {
     exit(error instanceof ServerGone ? 0 : 1);
   }
   if (header.type === "invoke") invoke(header);
-  else if (header.type === "prepare") prepare();
+  else if (header.type === "prepare") prepare(header);
   else if (header.type === "load") load(header);
   else {
     logLine(`thaw: the server sent a frame of unknown type ${textOf(header.type)}`);

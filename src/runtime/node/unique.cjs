@@ -16,16 +16,19 @@
  */
 const crypto = require("node:crypto");
 const vm = require("node:vm");
-const { readlinkSync } = require("node:fs");
 const { syncBuiltinESMExports } = require("node:module");
 
 const { randomFillSync } = crypto;
 const { nextTick } = process;
 
-/** Also compiled from its source inside other contexts, so it uses nothing from around it but `s`. */
-function makeRandom(s) {
+/**
+ * Also compiled from its source inside other contexts, so it uses nothing from around it but its arguments. `s` is the state, and in its
+ * last element whether it must be renewed before the next draw: most requests draw nothing, and OpenSSL takes its time.
+ */
+function makeRandom(s, refresh) {
   return {
     random() {
+      if (s[4] !== 0) refresh(s);
       let a = s[0];
       let b = s[1];
       let c = s[2];
@@ -49,10 +52,13 @@ function makeRandom(s) {
   }.random;
 }
 
-const mainState = new Int32Array(4);
-const random = makeRandom(mainState);
+const STALE = 4;
+const mainState = new Int32Array(5);
+const random = makeRandom(mainState, refresh);
 const seed = new Int32Array(8);
 const seedBytes = Buffer.from(seed.buffer);
+/** What the server sent with the last thaw; undefined before the first. */
+let entropy;
 
 /** States of other contexts' generators, held weakly: a context that is collected takes its own along. */
 let contextStates = [];
@@ -61,11 +67,12 @@ let contextSetup;
 
 function installInContext(context) {
   contextSetup ??= new vm.Script(
-    `((s) => { Object.defineProperty(Math, "random", { value: (${makeRandom})(s), writable: true, enumerable: false, configurable: true }); })`,
+    `((s, refresh) => { Object.defineProperty(Math, "random", { value: (${makeRandom})(s, refresh), writable: true, enumerable: false, configurable: true }); })`,
     { filename: "thaw:random" },
   );
-  const state = randomFillSync(new Int32Array(4));
-  contextSetup.runInContext(context)(state);
+  const state = new Int32Array(5);
+  state[STALE] = 1;
+  contextSetup.runInContext(context)(state, refresh);
   if (contextStates.length >= pruneAt) {
     contextStates = contextStates.filter((ref) => ref.deref() !== undefined);
     pruneAt = Math.max(64, contextStates.length * 2);
@@ -168,38 +175,30 @@ function install() {
   installVm();
   installCrypto();
   syncBuiltinESMExports();
-  reseed(undefined);
+  mainState[STALE] = 1;
 }
 
-function reseed(entropy) {
+/** A new state from the system's entropy and, after a thaw, the server's. */
+function refresh(state) {
+  state[STALE] = 0;
   randomFillSync(seedBytes);
   if (entropy !== undefined) {
     const given = Buffer.from(entropy, "hex");
     for (let i = 0; i < seedBytes.length && i < given.length; i++) seedBytes[i] ^= given[i];
   }
-  for (let i = 0; i < 4; i++) mainState[i] = seed[i] ^ seed[i + 4];
-  for (const ref of contextStates) {
-    const state = ref.deref();
-    if (state === undefined) continue;
-    randomFillSync(state);
-    for (let i = 0; i < 4; i++) state[i] ^= (random() * 4294967296) | 0;
-  }
-}
-
-/** The kernel's word on who this is; the server's where /proc cannot be read. */
-function livePid(told) {
-  try {
-    return Number(readlinkSync("/proc/self"));
-  } catch {
-    return told;
-  }
+  for (let i = 0; i < 4; i++) state[i] = seed[i] ^ seed[i + 4];
 }
 
 /** Renews everything. `thaw` is the member of that name of a request's header. */
 function renew(thaw) {
-  reseed(thaw.entropy);
+  entropy = thaw.entropy;
+  mainState[STALE] = 1;
+  for (const ref of contextStates) {
+    const state = ref.deref();
+    if (state !== undefined) state[STALE] = 1;
+  }
   Object.defineProperty(process, "pid", {
-    value: livePid(thaw.pid),
+    value: thaw.pid,
     writable: false,
     enumerable: true,
     configurable: true,

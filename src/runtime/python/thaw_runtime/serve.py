@@ -66,7 +66,8 @@ def _renew(header):
     """Uniqueness, then the function's own hooks. A clone whose restoring failed half-way must not serve: it answers and ends."""
     global _main_pid
     _main_pid = os.getpid()
-    unique.renew(header["thaw"])
+    if "thaw" in header:
+        unique.renew(header["thaw"])
     try:
         for func, args, kwargs in list(hooks._after_restore):
             func(*args, **kwargs)
@@ -84,7 +85,7 @@ def _invoke(function, header, body):
         os.environ["_X_AMZN_TRACE_ID"] = header["traceId"]
     else:
         os.environ.pop("_X_AMZN_TRACE_ID", None)
-    if "thaw" in header:
+    if "thaw" in header or "resumed" in header:
         _renew(header)
     started = 0
     try:
@@ -101,7 +102,7 @@ def _invoke(function, header, body):
         _answer(_result_header("result", request_id, started), payload)
 
 
-def _prepare():
+def _prepare(header):
     """Before-hooks, then hygiene.
 
     What survives goes to the permanent generation: a full collection writes the header of every object that it looks at, and so
@@ -116,12 +117,13 @@ def _prepare():
     except Exception as exception:
         _answer({"type": "prepareError"}, json.dumps(handler.describe(exception)).encode())
         return
-    _rehearse()
-    gc.unfreeze()
-    gc.collect()
-    gc.collect()  # what finalizers of the first one let go
-    _trim()
-    gc.freeze()
+    if header.get("collect", True):
+        _rehearse()
+        gc.unfreeze()
+        gc.collect()
+        gc.collect()  # what finalizers of the first one let go
+        _trim()
+        gc.freeze()
     _answer({"type": "prepared", "hygieneMs": (time.perf_counter() - started) * 1000})
 
 
@@ -192,7 +194,7 @@ def main():
             if kind == "invoke":
                 _invoke(function, header, body)
             elif kind == "prepare":
-                _prepare()
+                _prepare(header)
             elif kind == "load":
                 _become(header, body)
                 function = _load()

@@ -1,0 +1,50 @@
+/* Mappings and present pages, as memory.c reads them and both freezing and hibernating need them. */
+#pragma once
+#include "extractor.h"
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#define OVERLAY_GAP_PAGES 32
+#define HUGE_BYTES (2ULL << 20)
+#define PAGE_SPACE_BYTES_MAX (15ULL << 40)
+
+/* Not in the headers of older distributions. */
+struct scan_region {
+	uint64_t start, end, categories;
+};
+struct scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
+enum { IS_WRITTEN = 1 << 1, IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5, IS_HUGE = 1 << 6 };
+
+enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
+
+struct vma {
+	uint64_t start, end, offset, inode, parent_offset;
+	uint32_t major, minor;
+	int prot;
+	bool shared, wipe;
+	int parent; /* it maps a page space, of its image or the image's base, or its hibernation's file: memory all the same; 0: none */
+	bool stays; /* cannot be replaced by another mapping, or would be another thing then: locked, huge pages, sealed, a protection key… */
+	bool watched; /* by a userfaultfd */
+	bool copied; /* its file does not last: all its bytes are kept as memory */
+	enum kind kind;
+	char *path;
+	bool identified;
+	struct stat file;
+};
+
+/* Reads every mapping outside the husk's zone; with `flags` what smaps says of it (which walks all page tables). `strict`, with flags,
+   refuses what cannot be frozen. */
+size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict);
+/* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
+void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
+	  void *context);
+bool is_zero(const uint8_t *page);
+/* The path of a mapped file with an allocator (jemalloc) that relies on zeros where memory was given back; NULL: none. A private
+   mapping of a file gives the file's bytes back. */
+const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count);
+/* Room for one more item in a list that doubles. */
+void *grow(void *list, size_t count, size_t *room, size_t item);

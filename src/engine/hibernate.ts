@@ -1,0 +1,243 @@
+/**
+ * Hibernation of one instance, in place (Hibernate Container, 2023, §3): its private memory goes to a file that has no name, the
+ * process and its kernel objects stay (native/deflate.c does the work, docs/design/hibernate.md tells it).
+ *
+ *   warm ──hibernate──▶ deflating ──▶ hibernated ──request, wake──▶ woken ──hibernate──▶ deflating ──▶ …
+ *     ▲                     │ a request came first                    ▲                     │
+ *     └─────────────────────┘                                         └─────────────────────┘
+ *
+ * A request never waits for it: it is handed to the process at once. While the extractor only copies, the process takes it and the
+ * extractor ends; while all is stopped to be replaced, that is over within milliseconds.
+ */
+import { monotonicNs, nowMs } from "../base/clock.js";
+import { ThawError } from "../base/errors.js";
+import { faultPoint } from "../base/fault.js";
+import type { Logger } from "../base/log.js";
+import { CONTROL_FD } from "../image/index.js";
+import { type ProcessFaults, processFaults } from "./faults.js";
+import { prepare } from "./freeze.js";
+import type { LiveInstance } from "./instance.js";
+import type { HelperResult, Keeper } from "./keeper.js";
+import { parseReply } from "./native.js";
+import type { HibernateReport, InstanceState, StartResult } from "./types.js";
+import { type MappedFiles, WakeSet } from "./wake-set.js";
+
+const SIGTERM = 15;
+
+/** What hibernating needs of the engine. */
+export interface HibernateTools {
+  readonly keeper: Keeper;
+  readonly extractor: string;
+  /** Where the files without a name are made: the disk of the images. */
+  readonly dir: string;
+  readonly log: Logger;
+  readonly mapped: MappedFiles;
+}
+
+type Reply = ReturnType<typeof parseReply>;
+
+export class Hibernation {
+  state: InstanceState = "warm";
+  hibernatedBytes = 0;
+  /** The keeper's name for the file; it lives as long as the instance. */
+  #file: number | undefined;
+  readonly #wakeSet = new WakeSet();
+  /** Of the process when it was woken; the answer to the first request after that tells how many it took. */
+  #faultsBefore: ProcessFaults | undefined;
+  #report: HibernateReport | undefined;
+  #work: Promise<HibernateReport> | undefined;
+  #cancel = new AbortController();
+  #closed = false;
+
+  constructor(
+    private readonly tools: HibernateTools,
+    private readonly instance: LiveInstance,
+  ) {}
+
+  /** The file that holds its memory, for who reads that memory from elsewhere. */
+  get file(): number | undefined {
+    return this.#file;
+  }
+
+  /** From this moment on a request finds it `deflating`. `after`: what has to be over before it may begin. */
+  hibernate(after?: Promise<void>): Promise<HibernateReport> {
+    if (this.#work !== undefined) return this.#work;
+    if (this.state === "hibernated" && this.#report !== undefined) return Promise.resolve(this.#report);
+    if (!this.instance.alive) return Promise.reject(this.instance.exitError());
+    this.#cancel = new AbortController();
+    this.#work = this.#run(this.state, after).finally(() => {
+      this.#work = undefined;
+    });
+    return this.#work;
+  }
+
+  /** Resolves when no hibernation is under way; never rejects. */
+  async settled(): Promise<void> {
+    await this.#work?.catch(() => undefined);
+  }
+
+  /** Called before a request is handed over. What is returned must be told when it was. */
+  requested(): { sent(): void } | undefined {
+    if (this.state === "deflating") this.#cancel.abort();
+    if (this.state !== "hibernated") return undefined;
+    void this.#wake();
+    return { sent: () => faultPoint("wake-request-sent") };
+  }
+
+  async wake(): Promise<StartResult> {
+    if (this.state !== "hibernated") return this.instance.start;
+    if (!this.instance.alive) throw this.instance.exitError();
+    await this.#wake();
+    return this.instance.start;
+  }
+
+  /** Called with the answer to each request. */
+  answered(): void {
+    if (this.#faultsBefore === undefined) return;
+    const before = this.#faultsBefore;
+    this.#faultsBefore = undefined;
+    const { instance } = this;
+    // The answer goes out first.
+    setImmediate(() => {
+      const now = instance.start.kind === "wake" ? processFaults(instance.hostPid) : undefined;
+      // What had to be waited for was in no recording: a page that is on its way counts as a minor fault.
+      if (now !== undefined) instance.start = { ...instance.start, faultsOutside: now.major - before.major };
+    });
+  }
+
+  /** The instance is over. */
+  close(): void {
+    this.#closed = true;
+    this.#cancel.abort();
+    if (this.#file !== undefined) this.tools.keeper.closeFile(this.#file);
+    this.#file = undefined;
+    this.hibernatedBytes = 0;
+  }
+
+  async #run(before: InstanceState, blocked: Promise<void> | undefined): Promise<HibernateReport> {
+    const began = nowMs();
+    const { instance, tools } = this;
+    this.state = "deflating";
+    let after: InstanceState = before;
+    try {
+      if (blocked !== undefined) await blocked;
+      const hygieneMs = this.#cancelled ? 0 : await this.#prepare(before);
+      faultPoint("hibernate-prepared");
+      if (!this.#cancelled) this.#file ??= await this.#makeFile();
+      faultPoint("hibernate-file-made");
+      const reply = this.#cancelled ? CANCELLED : await this.#deflate();
+      faultPoint("hibernate-deflated");
+      const cancelled = reply.cancelled === true;
+      const number = (name: string): number => Number(reply[name] ?? 0);
+      if (!cancelled) {
+        // A request that came too late to cancel it has woken it by now.
+        after = instance.busy || this.#cancelled ? "woken" : "hibernated";
+        this.hibernatedBytes = number("hibernatedBytes");
+        if (before === "woken" && this.#file !== undefined)
+          await this.#wakeSet.record(this.#file, tools.mapped, instance.hostPid, reply.touched ?? [], reply.files ?? []);
+      }
+      const report: HibernateReport = {
+        hygieneMs,
+        stoppedMs: number("stoppedUs") / 1000,
+        totalMs: nowMs() - began,
+        writtenPages: number("writtenPages"),
+        hibernatedBytes: this.hibernatedBytes,
+        residentBytes: cancelled ? (await instance.memory()).privateBytes : number("residentBytes"),
+        mappings: number("mappings"),
+        cancelled,
+      };
+      this.#report = report;
+      return report;
+    } catch (error) {
+      if (!instance.alive && !(error instanceof ThawError && error.code === "HIBERNATE_FAILED")) throw instance.exitError();
+      throw error;
+    } finally {
+      this.state = after;
+      tools.log.debug({ instance: instance.id, state: after }, "hibernation is over");
+    }
+  }
+
+  #prepare(before: InstanceState): Promise<number> {
+    // Whatever becomes of this, the before-snapshot hooks will have run.
+    this.instance.announceResumed();
+    const collect = before === "warm" ? {} : { collect: false as const };
+    return prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect });
+  }
+
+  get #cancelled(): boolean {
+    return this.#cancel.signal.aborted;
+  }
+
+  async #makeFile(): Promise<number> {
+    const file = await this.tools.keeper.tempFile(this.tools.dir).catch((error: unknown) => {
+      throw this.#refusal({ ok: false, code: "exhausted", why: error instanceof ThawError ? error.why : String(error) });
+    });
+    if (!this.#closed) return file;
+    this.tools.keeper.closeFile(file);
+    throw this.instance.exitError();
+  }
+
+  async #deflate(): Promise<Reply> {
+    const { instance, tools } = this;
+    const argv = [tools.extractor, "deflate", String(instance.hostPid), String(CONTROL_FD)];
+    const ended = await tools.keeper.helper(argv, { files: [this.#file ?? 0], cancel: this.#cancel.signal });
+    if (endedBefore(ended) && this.#cancelled) return CANCELLED;
+    const reply = parseReply(ended.stdout);
+    if (reply.ok) return reply;
+    throw this.#refusal(reply);
+  }
+
+  #refusal(reply: Reply): ThawError {
+    const what = `function "${this.instance.spec.name}" could not be hibernated`;
+    const why = String(reply.why);
+    if (reply.code === "refused") return new ThawError("HIBERNATE_REFUSED", { what, why, fix: "nothing: it goes on as it was" });
+    if (reply.code === "exhausted")
+      return new ThawError("RESOURCE_EXHAUSTED", {
+        what: `${what}, and goes on as it was`,
+        why,
+        fix: "free some space where the server keeps its images (--data)",
+      });
+    if (reply.code !== "ended") return new ThawError("HIBERNATE_FAILED", { what: `${what}, and goes on as it was`, why });
+    const error = new ThawError("HIBERNATE_FAILED", { what: `${what}, and was ended`, why });
+    this.instance.fail(error);
+    return error;
+  }
+
+  /** Reads ahead beside whatever comes next. Resolves when the pager has asked the disk for all of it. */
+  async #wake(): Promise<void> {
+    const began = monotonicNs();
+    const { instance, tools } = this;
+    this.state = "woken";
+    this.#faultsBefore = processFaults(instance.hostPid);
+    const { ranges } = this.#wakeSet;
+    const { generation } = instance.start;
+    const start = (readUs: number, pages: number): StartResult => ({
+      kind: "wake",
+      ...(generation === undefined ? {} : { generation }),
+      us,
+      phases: [
+        { name: "send", us },
+        { name: "prefetch", us: readUs },
+      ],
+      waitUs: 0,
+      prefetchedPages: pages,
+    });
+    const reading = ranges.length === 0 ? undefined : tools.keeper.prefetch(ranges);
+    const us = Number(monotonicNs() - began) / 1000;
+    const woken = start(0, 0);
+    instance.start = woken;
+    if (reading === undefined) return;
+    const done = await reading;
+    const { start: current } = instance;
+    // Unless it was hibernated and woken again meanwhile.
+    if (current === woken || current.kind === "wake")
+      instance.start = { ...current, ...start(done.us, done.pages < 0 ? this.#wakeSet.pages : done.pages) };
+  }
+}
+
+const CANCELLED: Reply = { ok: true, cancelled: true };
+
+/** It was told to end before it could hear that. */
+function endedBefore({ signal, stdout }: HelperResult): boolean {
+  return signal === SIGTERM && stdout.length === 0;
+}

@@ -1,0 +1,81 @@
+/** How an instance ended, as an error, and what the request that it did not answer is told. */
+import { nowMs } from "../base/clock.js";
+import { ThawError } from "../base/errors.js";
+import type { InstanceExit } from "./keeper.js";
+import type { FunctionSpec, InvokeResult } from "./types.js";
+
+/** What was decided about it first. */
+export type EndReason =
+  | { readonly kind: "disposed" | "timeout" | "exited" }
+  | { readonly kind: "violation"; readonly error: ThawError }
+  | { readonly kind: "failed"; readonly error: ThawError };
+
+/** All that is known of an end. */
+export interface Ending {
+  readonly end: EndReason | undefined;
+  readonly exit: InstanceExit | undefined;
+  readonly spec: FunctionSpec;
+  /** V8 ended the process at its own limit, which is derived from the function's and lies just below. */
+  readonly heapFull: boolean;
+}
+
+/** A request that was in it. Times in milliseconds of the monotonic clock. */
+export interface UnansweredRequest {
+  readonly requestId: string;
+  readonly beganMs: number;
+  readonly timeoutMs: number;
+}
+
+const PLATFORM_ERRORS = {
+  TIMEOUT: ["TIMEOUT", "Sandbox.Timedout"],
+  OUT_OF_MEMORY: ["OUT_OF_MEMORY", "Runtime.OutOfMemory"],
+  PROTOCOL_VIOLATION: ["PROTOCOL_VIOLATION", "Runtime.ProtocolViolation"],
+  RESPONSE_TOO_LARGE: ["RESPONSE_TOO_LARGE", "Function.ResponseSizeTooLarge"],
+  INSTANCE_EXITED: ["INSTANCE_EXITED", "Runtime.ExitError"],
+} as const as Readonly<Record<string, readonly [NonNullable<InvokeResult["platformError"]>, string]>> & {
+  readonly INSTANCE_EXITED: readonly ["INSTANCE_EXITED", "Runtime.ExitError"];
+};
+
+/** Why the instance is over, as an error. */
+export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
+  if (end?.kind === "violation" || end?.kind === "failed") return end.error;
+  if (end?.kind === "timeout")
+    return new ThawError("TIMEOUT", {
+      what: "the function did not answer before its deadline",
+      why: `its timeout is ${spec.timeoutMs / 1000} s`,
+      fix: "raise --timeout, or find out what it waits for",
+    });
+  if (heapFull || (exit !== undefined && exit.oomKills > 0))
+    return new ThawError("OUT_OF_MEMORY", {
+      what: `the function was killed at its memory limit of ${spec.memoryMb} MB`,
+      why: heapFull ? "its JavaScript heap was full" : "it asked for more",
+      fix: "raise --memory",
+    });
+  if (end?.kind === "disposed")
+    return new ThawError("INSTANCE_EXITED", { what: "the instance was disposed", why: "its owner ended it" });
+  const how = exit?.signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : `signal ${exit.signal}`;
+  return new ThawError("INSTANCE_EXITED", {
+    what: `Runtime exited with error: ${how}`,
+    fix: "the function's process must not exit; return from the handler",
+  });
+}
+
+/** What the caller of an unanswered request gets; its logs are the instance's to add. */
+export function obituary(ending: Ending, request: UnansweredRequest): Omit<InvokeResult, "logs"> {
+  const error = exitError(ending);
+  const [platformError, type] = PLATFORM_ERRORS[error.code] ?? PLATFORM_ERRORS.INSTANCE_EXITED;
+  const message =
+    platformError === "TIMEOUT"
+      ? `${new Date().toISOString()} ${request.requestId} Task timed out after ${(request.timeoutMs / 1000).toFixed(2)} seconds`
+      : `RequestId: ${request.requestId} Error: ${error.message}`;
+  const ms = nowMs() - request.beganMs;
+  return {
+    payload: Buffer.from(JSON.stringify({ errorType: type, errorMessage: message })),
+    functionError: "Unhandled",
+    platformError,
+    handlerMs: ms,
+    totalMs: ms,
+    maxMemoryMb: ending.exit === undefined ? 0 : Math.ceil(ending.exit.peakBytes / 2 ** 20),
+    alive: false,
+  };
+}

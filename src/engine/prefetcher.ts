@@ -1,0 +1,141 @@
+/**
+ * What a start will need from disk is asked for in the turn in which its stages are queued, and nothing waits for it. The pages lie
+ * in the page spaces of the image and its base, and in files of the interpreter and the function, which are opened once, after a look at their
+ * identity that is not on the path of a start: the first start of an image on a cold machine asks for them a moment later.
+ */
+import { stat } from "node:fs/promises";
+import { join } from "node:path";
+import type { Logger } from "../base/log.js";
+import { type FileIdentity, type FileRange, isRuntimeFile } from "../image/index.js";
+import type { LoadedImage } from "./images.js";
+import type { Keeper } from "./keeper.js";
+import { encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
+
+const PAGES = "pages";
+const BASE = "base";
+const TASK_ROOT = "/var/task/";
+const RUNTIME_ROOT = "/var/runtime/";
+const NS_PER_S = 1_000_000_000n;
+
+/** Open files by path and identity; ids of the keeper. */
+type OpenFiles = Map<string, Promise<number | undefined>>;
+
+/** One image's ranges with the keeper's file ids, encoded once. */
+interface Prepared {
+  payloads: readonly Buffer[];
+  /** Pending while its files are looked at; resolves with the ranges that were left out of the first payloads. */
+  later: Promise<readonly PrefetchRange[]> | undefined;
+}
+
+/** Where the host has a file that a function sees under this path. */
+function hostPath(path: string, codeDir: string, runtimeDir: string): string {
+  if (path.startsWith(TASK_ROOT)) return join(codeDir, path.slice(TASK_ROOT.length));
+  if (path.startsWith(RUNTIME_ROOT)) return join(runtimeDir, path.slice(RUNTIME_ROOT.length));
+  return path;
+}
+
+async function isStill(path: string, identity: FileIdentity): Promise<boolean> {
+  try {
+    const now = await stat(path, { bigint: true });
+    return (
+      now.ino === identity.inode &&
+      now.size === identity.size &&
+      now.mtimeNs === BigInt(identity.mtimeS) * NS_PER_S + BigInt(identity.mtimeNs) &&
+      now.ctimeNs === BigInt(identity.ctimeS) * NS_PER_S + BigInt(identity.ctimeNs)
+    );
+  } catch {
+    return false;
+  }
+}
+
+export class Prefetcher {
+  /** Of interpreters and their libraries: shared by all images, a few dozen, open as long as the engine. */
+  readonly #shared: OpenFiles = new Map();
+  readonly #own = new WeakMap<LoadedImage, OpenFiles>();
+  readonly #prepared = new WeakMap<readonly FileRange[], Prepared>();
+
+  constructor(
+    private readonly keeper: Keeper,
+    private readonly runtimeDir: string,
+    private readonly log: Logger,
+  ) {}
+
+  /**
+   * Starts reading what the image's working set needs. Resolves with how many of the pages the page cache did not have (-1: nobody
+   * can say), undefined while no set is known. Never rejects.
+   */
+  start(loaded: LoadedImage): Promise<number> | undefined {
+    const ranges = loaded.prefetchRanges();
+    if (ranges.length === 0) return undefined;
+    let prepared = this.#prepared.get(ranges);
+    if (prepared === undefined) {
+      prepared = this.#prepare(loaded, ranges);
+      this.#prepared.set(ranges, prepared);
+    }
+    const now = this.keeper.prefetchEncoded(prepared.payloads);
+    const later = prepared.later?.then((rest) => this.keeper.prefetch(rest));
+    return Promise.all([now, later]).then(([first, second]) => {
+      const parts = [first.pages, second?.pages ?? 0];
+      return parts.some((pages) => pages < 0) ? -1 : parts.reduce((sum, pages) => sum + pages, 0);
+    });
+  }
+
+  /** Closes what belongs to this image alone. */
+  forget(loaded: LoadedImage): void {
+    for (const opened of this.#own.get(loaded)?.values() ?? [])
+      void opened.then((file) => {
+        if (file !== undefined) this.keeper.closeFile(file);
+      });
+    this.#own.delete(loaded);
+  }
+
+  /** Until the files are open, the page spaces alone. */
+  #prepare(loaded: LoadedImage, ranges: readonly FileRange[]): Prepared {
+    const files = new Map<string, number | undefined>([
+      [PAGES, loaded.pagesFile],
+      [BASE, loaded.baseFile],
+    ]);
+    const known = (): PrefetchRange[] =>
+      ranges.flatMap(({ file, offset, bytes }) => {
+        const id = files.get(file);
+        return id === undefined ? [] : [{ file: id, offset, bytes }];
+      });
+    const prepared: Prepared = { payloads: encodePrefetch(known()), later: undefined };
+    const paths = [...new Set(ranges.map(({ file }) => file))].filter((file) => file !== PAGES && file !== BASE);
+    prepared.later = Promise.all(paths.map(async (path) => files.set(path, await this.#open(loaded, path)))).then(() => {
+      const all = known();
+      prepared.payloads = encodePrefetch(all);
+      prepared.later = undefined;
+      return all.filter(({ file }) => file !== loaded.pagesFile && file !== loaded.baseFile);
+    });
+    return prepared;
+  }
+
+  /** Undefined when it is not the file that the image was made with, which the husk finds out, too, and refuses. */
+  #open(loaded: LoadedImage, path: string): Promise<number | undefined> {
+    const region = loaded.facts.regions.find((one) => one.path === path && one.identity !== undefined);
+    if (region?.identity === undefined) return Promise.resolve(undefined);
+    const { identity } = region;
+    const own = this.#own.get(loaded) ?? new Map();
+    this.#own.set(loaded, own);
+    const host = hostPath(path, loaded.image.spec.codeDir, this.runtimeDir);
+    const open = isRuntimeFile(region) ? this.#shared : own;
+    const key = `${host}:${identity.inode}:${identity.ctimeS}.${identity.ctimeNs}`;
+    let opened = open.get(key);
+    if (opened === undefined) {
+      opened = this.#openNow(host, identity);
+      open.set(key, opened);
+    }
+    return opened;
+  }
+
+  async #openNow(path: string, identity: FileIdentity): Promise<number | undefined> {
+    if (!(await isStill(path, identity))) return undefined;
+    try {
+      return await this.keeper.openFile(path);
+    } catch (error) {
+      this.log.warn({ err: error, path }, "a mapped file cannot be read ahead: starts wait for its pages one by one");
+      return undefined;
+    }
+  }
+}

@@ -1,0 +1,82 @@
+/**
+ * What a wake will need: the pages that were present when a woken instance was hibernated again, so touched since its wake (REAP, 2021,
+ * §5.2, and Hibernate Container, 2023, §3.4: the working set of the last requests is that of the next). It is larger than what was
+ * touched where the kernel mapped neighbours that lay in the page cache. Two recordings are kept: what one wake did not touch is
+ * forgotten by the second.
+ */
+import type { Keeper, PrefetchRange } from "./keeper.js";
+
+const PAGE_BYTES = 4096;
+const RANGES_MAX = 4096;
+
+interface Range {
+  readonly offset: number;
+  readonly end: number;
+}
+
+/** Files that instances map, such as interpreters, opened once for all of them in the keeper. */
+export class MappedFiles {
+  readonly #ids = new Map<string, Promise<number>>();
+
+  constructor(private readonly keeper: Keeper) {}
+
+  /** `file`: device and inode; `mapping`: addresses of one in process `pid`. Undefined when it is gone. */
+  async open(pid: number, file: string, mapping: string): Promise<number | undefined> {
+    let id = this.#ids.get(file);
+    if (id === undefined) {
+      id = this.keeper.openFile(`/proc/${pid}/map_files/${mapping}`);
+      this.#ids.set(file, id);
+      id.catch(() => this.#ids.delete(file));
+    }
+    return id.catch(() => undefined);
+  }
+}
+
+export class WakeSet {
+  /** Of the file that holds the instance's memory: the last recording, and the one before. */
+  #recordings: readonly (readonly Range[])[] = [];
+  /** What to read ahead, in order; ready, because nothing may be worked out when a request waits. */
+  ranges: readonly PrefetchRange[] = [];
+
+  /** How many pages a wake reads ahead. */
+  get pages(): number {
+    return this.ranges.reduce((sum, { bytes }) => sum + bytes, 0) / PAGE_BYTES;
+  }
+
+  /** Takes what the extractor found touched in a woken instance. `file`: the keeper's id of the file that holds its memory. */
+  async record(file: number, files: MappedFiles, pid: number, touched: unknown, others: unknown): Promise<void> {
+    this.#recordings = [rangesOf(touched), ...this.#recordings].slice(0, 2);
+    const found = merge(this.#recordings.flat()).map((range) => prefetchOf(file, range));
+    for (const { file: key, mapping, ranges } of others as { file: string; mapping: string; ranges: unknown }[]) {
+      const list = merge(rangesOf(ranges));
+      const id = list.length === 0 ? undefined : await files.open(pid, key, mapping);
+      if (id !== undefined) found.push(...list.map((range) => prefetchOf(id, range)));
+    }
+    this.ranges = found.slice(0, RANGES_MAX);
+  }
+}
+
+function prefetchOf(file: number, { offset, end }: Range): PrefetchRange {
+  return { file, offset: BigInt(offset), bytes: end - offset };
+}
+
+function rangesOf(value: unknown): Range[] {
+  const list = value as readonly number[];
+  const ranges: Range[] = [];
+  for (let index = 0; index + 1 < list.length; index += 2) {
+    const offset = list[index] ?? 0;
+    ranges.push({ offset, end: offset + (list[index + 1] ?? 0) });
+  }
+  return ranges;
+}
+
+/** Without the gaps between them: those would be mapped with their neighbours, count as touched, and the set would grow each time. */
+function merge(ranges: readonly Range[]): Range[] {
+  const merged: { offset: number; end: number }[] = [];
+  for (const { offset, end } of [...ranges].sort((a, b) => a.offset - b.offset)) {
+    const last = merged.at(-1);
+    if (last !== undefined && offset <= last.end) last.end = Math.max(last.end, end);
+    else merged.push({ offset, end });
+  }
+  return merged;
+}

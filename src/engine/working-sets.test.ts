@@ -1,0 +1,149 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { PageRun, Recording } from "../image/index.js";
+import { parsedFacts } from "../image/testing.js";
+import { LiveWorkingSet } from "./working-sets.js";
+
+// Anonymous memory of the sample image, 16 pages, and its heap.
+const ANON = 0x7f0000000000n;
+const pages = (first: number, count: number): PageRun[] => [{ address: ANON + BigInt(first) * 4096n, pages: count }];
+const recording = (first: number, count: number, faults = 200): Recording => ({
+  written: pages(first, count),
+  read: [],
+  faults,
+  exact: true,
+});
+const NOTHING = { written: [], read: [], huge: [] };
+
+let dir: string;
+beforeAll(() => {
+  dir = mkdtempSync(join(tmpdir(), "thaw-sets-"));
+});
+afterAll(() => rmSync(dir, { recursive: true }));
+
+let changes: number;
+async function stable(): Promise<LiveWorkingSet> {
+  changes = 0;
+  const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => changes++);
+  for (let count = 0; count < 2; count++) {
+    expect(sets.claim()).toBe(true);
+    await sets.add(recording(0, 8));
+  }
+  expect(sets.set.stable).toBe(true);
+  return sets;
+}
+
+/** As many starts as it takes until one shall record; at most `most`. */
+function startsUntilWanting(sets: LiveWorkingSet, outside: number, most: number): number {
+  for (let starts = 1; starts <= most; starts++) {
+    sets.note(outside);
+    if (sets.wanting) return starts;
+  }
+  return Number.POSITIVE_INFINITY;
+}
+
+describe("the working set of an open image", () => {
+  it("is recorded by one start at a time, and by no more once it is stable", async () => {
+    const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => undefined);
+    expect(sets.claim()).toBe(true);
+    expect(sets.claim()).toBe(false);
+    sets.release();
+    expect(sets.claim()).toBe(true);
+    await sets.add(recording(0, 8));
+    expect(sets.recorded).toBe(false);
+    expect(sets.claim()).toBe(true);
+    await sets.add(recording(0, 8));
+    expect(sets.recorded).toBe(true);
+    expect(sets.claim()).toBe(false);
+    // One that began before the last one ended.
+    await sets.add(recording(8, 8));
+    expect(sets.set.recordings).toBe(2);
+  });
+
+  it("leaves out what the image does not bring back, and copies nothing where the image forbids writing", async () => {
+    const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => undefined);
+    for (let count = 0; count < 2; count++) {
+      sets.claim();
+      // Of /usr/bin/node, mapped to be executed; of the stack; of nothing.
+      const written = [0x400000n, 0x7ffe00001000n, 0x600000n].map((address) => ({ address, pages: 1 }));
+      await sets.add({ written, read: [], faults: 3, exact: true });
+    }
+    expect(sets.set.written).toEqual([]);
+    expect(sets.set.read).toEqual([{ address: 0x400000n, pages: 1 }]);
+  });
+
+  it("is stale when half of the last eight starts had too many faults outside, and serves on until two new recordings", async () => {
+    const sets = await stable();
+    for (let starts = 0; starts < 20; starts++) sets.note(64);
+    expect(sets.wanting).toBe(false);
+    expect(startsUntilWanting(sets, 65, 8)).toBe(4);
+    expect(sets.renewals).toBe(1);
+    expect(sets.claim()).toBe(true);
+    await sets.add(recording(8, 8));
+    expect(sets.set.written).toEqual(pages(0, 8));
+    expect(changes).toBe(2);
+    expect(sets.claim()).toBe(true);
+    await sets.add(recording(8, 8));
+    expect(sets.set.written).toEqual(pages(8, 8));
+    expect(changes).toBe(3);
+    expect(sets.outside).toEqual([]);
+    expect(sets.wanting).toBe(false);
+  });
+
+  it("is recorded less and less often when it never fits", async () => {
+    const sets = await stable();
+    const waits: number[] = [];
+    for (let renewal = 0; renewal < 4; renewal++) {
+      waits.push(startsUntilWanting(sets, 1000, 5000));
+      for (let count = 0; count < 2; count++) {
+        sets.claim();
+        await sets.add(recording(0, 8));
+      }
+    }
+    expect(waits).toEqual([4, 16, 32, 64]);
+  });
+
+  it("is looked at closely in one start of eight, and in every one while the starts do not fit", async () => {
+    const sets = await stable();
+    const due: boolean[] = [];
+    for (let starts = 0; starts < 10; starts++) {
+      due.push(sets.scanDue(0));
+      sets.note(0);
+    }
+    expect(due).toEqual([true, ...Array<boolean>(7).fill(false), true, false]);
+    expect(sets.scanDue(500)).toBe(true);
+    sets.note(500);
+    expect(sets.scanDue(0)).toBe(true);
+  });
+
+  it("counts what is present outside: pages written, 64 KiB read, 2 MiB in one piece", async () => {
+    const sets = await stable();
+    expect(sets.outsideOf(NOTHING, false)).toBe(0);
+    expect(sets.outsideOf({ ...NOTHING, written: pages(6, 5) }, false)).toBe(3);
+    // The whole of this mapping lies in one block, in which the set has pages.
+    expect(sets.outsideOf({ ...NOTHING, read: pages(0, 16) }, false)).toBe(0);
+    const heap = [{ address: 0x500000n, pages: 16 }];
+    expect(sets.outsideOf({ ...NOTHING, read: heap }, false)).toBe(1);
+    expect(sets.outsideOf({ written: [], read: heap, huge: heap }, false)).toBe(1);
+    // Another mapping, which this image does not bring.
+    expect(sets.outsideOf({ ...NOTHING, written: [{ address: 0x900000n, pages: 9 }] }, false)).toBe(0);
+    const file = [{ address: 0x400000n, pages: 1 }];
+    expect(sets.outsideOf({ ...NOTHING, read: file }, false)).toBe(1);
+    expect(sets.outsideOf({ ...NOTHING, read: file }, true)).toBe(0);
+  });
+
+  it("knows nothing before the first recording", () => {
+    const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => undefined);
+    expect(sets.bound({ minor: 500, major: 0 }, "generic")).toBeUndefined();
+  });
+
+  it("takes the faults beyond what it accounts for as outside", async () => {
+    const sets = await stable();
+    // 200 faults for 8 pages: 192 of the husk's own.
+    expect(sets.bound({ minor: 200, major: 0 }, "generic")).toBe(0);
+    expect(sets.bound({ minor: 300, major: 5 }, "generic")).toBe(105);
+    expect(sets.bound({ minor: 200, major: 0 }, "prefaulted")).toBe(8);
+  });
+});

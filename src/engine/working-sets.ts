@@ -1,0 +1,176 @@
+/**
+ * The working set of one open image: what is known of it, whether a start shall record, and whether it still fits.
+ *
+ *   nothing known ──recordings, at most 5──▶ stable ──several starts fault outside──▶ renewing ──two recordings──▶ stable
+ *                                              ▲                                      (the old set serves meanwhile)  │
+ *                                              └────────────────────────────────────────────────────────────────────┘
+ *
+ * One start records at a time; those beside it use what is known (docs/design/working-set.md).
+ */
+import {
+  addRecording,
+  clipRuns,
+  EMPTY_WORKING_SET,
+  expectedFaults,
+  type Facts,
+  type FaultModel,
+  faultModel,
+  type PageRun,
+  type PresentRuns,
+  RECORDINGS_MIN,
+  type Recording,
+  type Region,
+  runPages,
+  SetMap,
+  type WorkingSet,
+  writeWorkingSet,
+} from "../image/index.js";
+import type { HuskLevel } from "./types.js";
+
+/** A start fits unless more faults than this part of the set's pages lie outside it … */
+const OUTSIDE_PART = 0.1;
+/** … and more than this many: a few dozen are noise. */
+const OUTSIDE_MIN = 64;
+/** The set is stale when half of this many starts do not fit. */
+const RECENT_STARTS = 8;
+/** One start in so many is scanned, which takes about 1 ms of processor time beside the instance. */
+const SCAN_STARTS = 8;
+/** A function whose pages change with every request would else be recorded all the time. */
+const BACKOFF_STARTS_MAX = 1024;
+
+/** See above. */
+export class LiveWorkingSet {
+  set: WorkingSet;
+  #model: FaultModel;
+  #map: SetMap | undefined;
+  /** Overlays lie on their file, and would count twice. */
+  readonly #ownRegions: readonly Region[];
+  #renewing: WorkingSet | undefined;
+  #claimed = false;
+  #outside: number[] = [];
+  #counted = 0;
+  #startsSinceRenewal = 0;
+  #renewAfterStarts = RECENT_STARTS;
+  #renewals = 0;
+
+  /** @param changed called after the set was replaced: what was compiled with it is out of date */
+  constructor(
+    private readonly dir: string,
+    facts: Facts,
+    stored: WorkingSet | undefined,
+    private readonly changed: () => void,
+  ) {
+    this.set = stored ?? EMPTY_WORKING_SET;
+    this.#model = faultModel(this.set);
+    this.#ownRegions = facts.regions.filter(({ kind }) => kind !== "vdso" && kind !== "stack" && kind !== "overlay");
+  }
+
+  /** Whether enough was recorded to copy by. */
+  get recorded(): boolean {
+    return this.set.recordings >= RECORDINGS_MIN;
+  }
+
+  /** Whether a start shall record. */
+  get wanting(): boolean {
+    return this.#renewing !== undefined || !this.set.stable;
+  }
+
+  /** Faults outside the set of the last starts, newest last. */
+  get outside(): readonly number[] {
+    return this.#outside;
+  }
+
+  /** How often the set went stale since the image was opened. */
+  get renewals(): number {
+    return this.#renewals;
+  }
+
+  /** True for the start that shall record now; it must call {@link add} or {@link release}. */
+  claim(): boolean {
+    if (this.#claimed || !this.wanting) return false;
+    this.#claimed = true;
+    return true;
+  }
+
+  /** The recording came to nothing: another start may record. */
+  release(): void {
+    this.#claimed = false;
+  }
+
+  /** Merges what a start recorded and stores it. Rejects when it cannot be written; the next start records again. */
+  async add(present: Recording): Promise<void> {
+    try {
+      if (!this.wanting) return;
+      const merged = addRecording(this.#renewing ?? this.set, this.#own(present));
+      if (this.#renewing !== undefined && merged.recordings < RECORDINGS_MIN) {
+        this.#renewing = merged;
+        return;
+      }
+      await writeWorkingSet(this.dir, merged);
+      this.#renewing = undefined;
+      this.set = merged;
+      this.#model = faultModel(merged);
+      this.#map = undefined;
+      this.#outside = [];
+      this.changed();
+    } finally {
+      this.#claimed = false;
+    }
+  }
+
+  /** Faults of a start that at least lay outside the set, by their number alone. Undefined while nothing is known. */
+  bound(faults: { readonly minor: number; readonly major: number }, level: HuskLevel | "fresh"): number | undefined {
+    if (this.set.recordings === 0) return undefined;
+    return Math.max(0, faults.minor + faults.major - expectedFaults(this.#model, level === "prefaulted", faults.major > 0));
+  }
+
+  /** Whether it is worth a scan what this start touched: one in eight, and all while the starts do not fit. */
+  scanDue(bound: number): boolean {
+    const last = this.#outside.at(-1) ?? 0;
+    return this.#counted % SCAN_STARTS === 0 || !this.#fits(bound) || !this.#fits(last);
+  }
+
+  /** Faults that at least lay outside the set, by what is present. `ahead`: a pooled husk had pages of files mapped already. */
+  outsideOf(present: PresentRuns, ahead: boolean): number {
+    this.#map ??= new SetMap(this.set);
+    const regions = this.#ownRegions.filter(({ kind, prot }) => prot !== 0 && !(ahead && (kind === "file" || kind === "shared")));
+    const inside = (runs: readonly PageRun[]): PageRun[] => regions.flatMap((region) => clipRuns(runs, region.start, region.end));
+    return this.#map.outside({ written: inside(present.written), read: inside(present.read), huge: present.huge });
+  }
+
+  /** Takes note of a start's faults outside the set. When too many starts have too many, the next ones record. */
+  note(outside: number): void {
+    this.#outside = [...this.#outside.slice(1 - RECENT_STARTS), outside];
+    this.#counted++;
+    this.#startsSinceRenewal++;
+    if (this.wanting || !this.#stale()) return;
+    this.#renewing = EMPTY_WORKING_SET;
+    this.#renewals++;
+    this.#startsSinceRenewal = 0;
+    this.#renewAfterStarts = Math.min(BACKOFF_STARTS_MAX, this.#renewAfterStarts * 2);
+  }
+
+  #fits(outside: number): boolean {
+    return outside <= Math.max(OUTSIDE_MIN, runPages(this.set.runs) * OUTSIDE_PART);
+  }
+
+  #stale(): boolean {
+    const misfits = this.#outside.filter((outside) => !this.#fits(outside)).length;
+    const patient = this.#renewals === 0 || this.#startsSinceRenewal >= this.#renewAfterStarts;
+    return misfits * 2 >= RECENT_STARTS && patient;
+  }
+
+  /**
+   * Only what the image itself brings back: later mappings of the function are not there after a thaw. What was written where the
+   * image forbids it (compiled code, which is made writable for a moment) cannot be copied ahead: it counts as touched.
+   */
+  #own(present: Recording): Recording {
+    const inside = (runs: readonly PageRun[], fits: (prot: number) => boolean): PageRun[] =>
+      this.#ownRegions.filter(({ prot }) => fits(prot)).flatMap((region) => clipRuns(runs, region.start, region.end));
+    return {
+      ...present,
+      written: inside(present.written, (prot) => (prot & 2) !== 0),
+      read: [...inside(present.read, (prot) => prot !== 0), ...inside(present.written, (prot) => prot !== 0 && (prot & 2) === 0)],
+    };
+  }
+}

@@ -1,0 +1,181 @@
+/**
+ * From the working set to bytes of files: which part of which file a start needs from disk, and in what order. Pages of the
+ * image lie in its page space and its base's, all others in the files that are mapped; zero pages are holes and are never read.
+ */
+import { type Facts, type Region, storedRuns } from "./facts.js";
+import { clipRuns, type PageRun, runPages, type WorkingSet } from "./working-set.js";
+
+/** Pages of a range that nobody asked for cost less than another read: measured on a virtual disk (docs/design/working-set.md). */
+const GAP_BYTES = 4 * 4096;
+
+/** One part of a file. */
+export interface FileRange {
+  /** `pages`: the image's page space; `base`: that of its base; else a path as the function sees it. */
+  readonly file: string;
+  readonly offset: bigint;
+  readonly bytes: number;
+}
+
+/** Where the pages of a working set come from. Counts of pages. */
+export interface PageClasses {
+  /** Stored in the page space, or in the base's. */
+  readonly image: number;
+  /** In files of the interpreter, its libraries and the function. */
+  readonly file: number;
+  /** Zeros: memory that held nothing when it was frozen. */
+  readonly zero: number;
+}
+
+/** Pages by class. */
+export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
+  const counts = { image: 0, file: 0, zero: 0 };
+  const space = new Stored();
+  for (const { run, region } of placed(facts, runs)) {
+    if (isFile(region)) counts.file += run.pages;
+    else {
+      const stored = runPages(space.part(region, run));
+      counts.image += stored;
+      counts.zero += run.pages - stored;
+    }
+  }
+  return counts;
+}
+
+/**
+ * What a start reads: the stack (read by the husk itself), then what is written, then what is only read, first what most
+ * recordings touched and last what depends on the input. Within each part in the order of access when the set has it, else by
+ * file and offset; ranges of one file that are at most four pages apart are one.
+ */
+export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
+  const parts = [stackRuns(facts), set.written, set.readOften, set.readSeldom];
+  const space = new Stored();
+  return parts.flatMap((runs) => {
+    const ranges = placed(facts, runs).flatMap(({ run, region }) => rangesOf(space, region, run));
+    if (set.order === "address") ranges.sort(byPlace);
+    return joinRanges(ranges);
+  });
+}
+
+function stackRuns(facts: Facts): PageRun[] {
+  return facts.regions
+    .filter(({ kind }) => kind === "stack")
+    .flatMap((region) => [...storedRuns(region)].map(({ address, bytes }) => ({ address, pages: bytes / 4096 })));
+}
+
+function isFile(region: Region): boolean {
+  return region.kind === "file" || region.kind === "shared";
+}
+
+/** Each run, cut where mappings begin and end. An overlay lies on its file. */
+function placed(facts: Facts, runs: readonly PageRun[]): { run: PageRun; region: Region }[] {
+  const regions = [...facts.regions]
+    .filter(({ kind }) => kind !== "vdso")
+    .sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0));
+  const overlays = regions.filter(({ kind }) => kind === "overlay");
+  const plain = regions.filter(({ kind }) => kind !== "overlay");
+  return runs.flatMap((run) => {
+    const over = cut(overlays, run);
+    const under = uncovered(run, over).flatMap((rest) => cut(plain, rest));
+    return [...over, ...under];
+  });
+}
+
+/** The parts of a run inside regions, which are sorted and do not overlap. */
+function cut(regions: readonly Region[], run: PageRun): { run: PageRun; region: Region }[] {
+  const end = run.address + BigInt(run.pages) * 4096n;
+  const parts: { run: PageRun; region: Region }[] = [];
+  for (let index = firstEndingAfter(regions, run.address); index < regions.length; index++) {
+    const region = regions[index] as Region;
+    if (region.start >= end) break;
+    for (const part of clipRuns([run], region.start, region.end)) parts.push({ run: part, region });
+  }
+  return parts;
+}
+
+function firstEndingAfter(ranges: readonly { readonly end: bigint }[], address: bigint): number {
+  let low = 0;
+  let high = ranges.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((ranges[middle] as { end: bigint }).end > address) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+function uncovered(run: PageRun, over: readonly { run: PageRun }[]): PageRun[] {
+  let at = run.address;
+  const end = run.address + BigInt(run.pages) * 4096n;
+  const rest: PageRun[] = [];
+  for (const { run: part } of over) {
+    if (part.address > at) rest.push({ address: at, pages: Number((part.address - at) / 4096n) });
+    at = part.address + BigInt(part.pages) * 4096n;
+  }
+  if (end > at) rest.push({ address: at, pages: Number((end - at) / 4096n) });
+  return rest;
+}
+
+interface StoredRun {
+  readonly start: bigint;
+  readonly end: bigint;
+}
+
+/** The stored runs of regions, listed once: a set has thousands of runs, and so has a region. */
+class Stored {
+  readonly #byRegion = new Map<Region, readonly StoredRun[]>();
+
+  /** The part of a run that the page space holds. */
+  part(region: Region, run: PageRun): PageRun[] {
+    const stored = this.#runs(region);
+    const end = run.address + BigInt(run.pages) * 4096n;
+    const parts: PageRun[] = [];
+    for (let index = firstEndingAfter(stored, run.address); index < stored.length; index++) {
+      const one = stored[index] as StoredRun;
+      if (one.start >= end) break;
+      parts.push(...clipRuns([run], one.start, one.end));
+    }
+    return parts;
+  }
+
+  #runs(region: Region): readonly StoredRun[] {
+    let runs = this.#byRegion.get(region);
+    if (runs === undefined) {
+      runs = [...storedRuns(region)].map(({ address, bytes }) => ({ start: address, end: address + BigInt(bytes) }));
+      this.#byRegion.set(region, runs);
+    }
+    return runs;
+  }
+}
+
+function rangesOf(space: Stored, region: Region, run: PageRun): FileRange[] {
+  const range = (file: string, base: bigint, { address, pages }: PageRun): FileRange => ({
+    file,
+    offset: base + (address - region.start),
+    bytes: pages * 4096,
+  });
+  if (isFile(region)) return [range(region.path ?? "", region.offset ?? 0n, run)];
+  return space.part(region, run).map((part) => range(region.kind === "base" ? "base" : "pages", region.slot ?? 0n, part));
+}
+
+function byPlace(a: FileRange, b: FileRange): number {
+  if (a.file !== b.file) return a.file < b.file ? -1 : 1;
+  return a.offset < b.offset ? -1 : a.offset > b.offset ? 1 : 0;
+}
+
+function joinRanges(ranges: readonly FileRange[]): FileRange[] {
+  const joined: FileRange[] = [];
+  for (const range of ranges) {
+    const last = joined.at(-1);
+    const end = last === undefined ? 0n : last.offset + BigInt(last.bytes);
+    if (
+      last !== undefined &&
+      last.file === range.file &&
+      range.offset >= last.offset &&
+      range.offset <= end + BigInt(GAP_BYTES)
+    ) {
+      const rangeEnd = range.offset + BigInt(range.bytes);
+      if (rangeEnd > end) joined[joined.length - 1] = { ...last, bytes: Number(rangeEnd - last.offset) };
+    } else joined.push(range);
+  }
+  return joined;
+}

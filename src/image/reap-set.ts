@@ -1,0 +1,182 @@
+/**
+ * REAP's own recording (ASPLOS'21, §5.2): the **trace** lists the pages that missed until the first answer, in order of first access; the
+ * **set** is a contiguous copy of them, in order of address, so that one read brings it and runs are installed whole. The trace names
+ * the checksum of its set: one without the other, or an altered one, is recorded anew.
+ *
+ * Trace file: `thaw-reap-trace 1 <sha256 of what follows> <bytes of what follows>`, then compressed JSON. Its `accesses` hold two numbers
+ * for each page: distance in pages from the page before, and 1 for a write or 0 for a read.
+ */
+import { createHash } from "node:crypto";
+import { gunzipSync, gzipSync } from "node:zlib";
+import { z } from "zod";
+import { ABI_CONSTANTS as ABI, structBytes, writeStruct } from "../linux/abi.js";
+import { isStored } from "./compile-paged.js";
+import { type Facts, type Region, storedRuns } from "./facts.js";
+import { clipRuns, joinRuns, type PageRun } from "./working-set.js";
+
+/** One page that missed. */
+export interface Access {
+  readonly address: bigint;
+  readonly write: boolean;
+}
+
+/** What a trace file holds. */
+export interface ReapTrace {
+  readonly accesses: readonly Access[];
+  readonly setSha256: string;
+  readonly setBytes: number;
+}
+
+/** A run of pages and where it lies. */
+export interface Placed extends PageRun {
+  /** Offset in the page space. */
+  readonly from: bigint;
+  /** Offset in the set. */
+  readonly at: number;
+}
+
+/** What an installation consists of. */
+export interface Installation {
+  readonly copies: readonly Placed[];
+  readonly zeros: readonly PageRun[];
+  /** Length of the set. */
+  readonly bytes: number;
+}
+
+export const NOTHING_INSTALLED: Installation = { copies: [], zeros: [], bytes: 0 };
+
+/** How the pager brings an installation; see abi.ts, PAGE_… */
+export type PageMode = "lazy" | "parallel" | "file" | "direct";
+
+const MODES = { lazy: ABI.PAGE_LAZY, parallel: ABI.PAGE_PARALLEL, file: ABI.PAGE_FILE, direct: ABI.PAGE_DIRECT } as const;
+const FILE_VERSION = 1;
+const HEADER = /^thaw-reap-trace (\d+) ([0-9a-f]{64}) (\d+)\n/;
+const JSON_BYTES_MAX = 64 * 1024 * 1024;
+const PAGES_MAX = 2 ** 40;
+const PLAN_BYTES = structBytes("page_plan");
+const RANGE_BYTES = structBytes("page_range");
+
+const bodySchema = z.object({
+  accesses: z.array(z.int()),
+  setSha256: z.string().regex(/^[0-9a-f]{64}$/),
+  setBytes: z.int().nonnegative(),
+});
+
+/** The bytes of a trace file. */
+export function encodeTrace(trace: ReapTrace): Buffer {
+  const accesses: number[] = [];
+  let last = 0;
+  for (const { address, write } of trace.accesses) {
+    const page = Number(address / 4096n);
+    accesses.push(page - last, write ? 1 : 0);
+    last = page;
+  }
+  const body = gzipSync(JSON.stringify({ accesses, setSha256: trace.setSha256, setBytes: trace.setBytes }));
+  const digest = createHash("sha256").update(body).digest("hex");
+  return Buffer.concat([Buffer.from(`thaw-reap-trace ${FILE_VERSION} ${digest} ${body.length}\n`), body]);
+}
+
+/** Parses a trace file; undefined when it is damaged in any way or of another version. */
+export function decodeTrace(bytes: Buffer): ReapTrace | undefined {
+  const match = HEADER.exec(bytes.toString("latin1", 0, 128));
+  if (match === null || Number(match[1]) !== FILE_VERSION) return undefined;
+  const body = bytes.subarray(match[0].length);
+  if (String(body.length) !== match[3] || createHash("sha256").update(body).digest("hex") !== match[2]) return undefined;
+  let value: unknown;
+  try {
+    value = JSON.parse(gunzipSync(body, { maxOutputLength: JSON_BYTES_MAX }).toString("utf8"));
+  } catch {
+    return undefined;
+  }
+  const parsed = bodySchema.safeParse(value);
+  if (!parsed.success || parsed.data.accesses.length % 2 !== 0) return undefined;
+  const accesses: Access[] = [];
+  let page = 0;
+  for (let index = 0; index < parsed.data.accesses.length; index += 2) {
+    page += parsed.data.accesses[index] ?? 0;
+    if (page < 0 || page >= PAGES_MAX) return undefined;
+    accesses.push({ address: BigInt(page) * 4096n, write: parsed.data.accesses[index + 1] === 1 });
+  }
+  return { accesses, setSha256: parsed.data.setSha256, setBytes: parsed.data.setBytes };
+}
+
+/** What the pager tells of an instance: one 64-bit number for each page, its lowest bit set for a write. */
+export function accessesOf(payload: Buffer): Access[] {
+  const accesses: Access[] = [];
+  for (let at = 0; at + 8 <= payload.length; at += 8) {
+    const value = payload.readBigUInt64LE(at);
+    accesses.push({ address: value & ~4095n, write: (value & 1n) === 1n });
+  }
+  return accesses;
+}
+
+/** Where traced pages lie. Pages that the page space does not hold are zeros; pages of no region are left out. */
+export function installationOf(facts: Facts, accesses: readonly Access[]): Installation {
+  const touched = joinRuns(
+    accesses.map(({ address }) => ({ address, pages: 1 })),
+    0,
+  );
+  const copies: Placed[] = [];
+  const zeros: PageRun[] = [];
+  let bytes = 0;
+  for (const region of facts.regions.filter(isStored)) {
+    const own = clipRuns(touched, region.start, region.end);
+    if (own.length === 0) continue;
+    const stored = [...storedRuns(region)];
+    for (const run of own) {
+      const parts = stored.flatMap(({ address, bytes: length }) => clipRuns([run], address, address + BigInt(length)));
+      for (const part of parts) {
+        copies.push({ ...part, from: offsetOf(region, part.address), at: bytes });
+        bytes += part.pages * 4096;
+      }
+      zeros.push(...gaps(run, parts));
+    }
+  }
+  return { copies, zeros, bytes };
+}
+
+/** Where a region begins: in which page space, and where in it. */
+function fromOf({ kind, slot = 0n }: Region): bigint {
+  return kind === "base" ? slot | ABI.PAGE_FROM_BASE : slot;
+}
+
+function offsetOf(region: Region, address: bigint): bigint {
+  return fromOf(region) + (address - region.start);
+}
+
+/** The pages of a run that its sorted parts leave. */
+function gaps(run: PageRun, parts: readonly PageRun[]): PageRun[] {
+  const left: PageRun[] = [];
+  let at = run.address;
+  const end = run.address + BigInt(run.pages) * 4096n;
+  for (const next of [...parts.map(({ address, pages }) => ({ address, pages })), { address: end, pages: 0 }]) {
+    if (next.address > at) left.push({ address: at, pages: Number((next.address - at) / 4096n) });
+    at = next.address + BigInt(next.pages) * 4096n;
+  }
+  return left;
+}
+
+/** The pager's plan: what it registers, and what it installs before the function runs. */
+export function encodePagePlan(facts: Facts, mode: PageMode, what: Installation): Buffer {
+  const segments = facts.regions.filter(isStored);
+  const bytes = Buffer.alloc(PLAN_BYTES + (segments.length + what.copies.length + what.zeros.length) * RANGE_BYTES);
+  let at = writeStruct(bytes, 0, "page_plan", {
+    magic: ABI.PAGE_PLAN_MAGIC,
+    mode: MODES[mode],
+    segments: segments.length,
+    copies: what.copies.length,
+    zeros: what.zeros.length,
+    set_bytes: what.bytes,
+  });
+  for (const region of segments)
+    at = writeStruct(bytes, at, "page_range", {
+      address: region.start,
+      bytes: region.end - region.start,
+      from: fromOf(region),
+      at: region.kind === "overlay" ? 1 : 0,
+    });
+  for (const { address, pages, from, at: place } of what.copies)
+    at = writeStruct(bytes, at, "page_range", { address, bytes: pages * 4096, from, at: place });
+  for (const { address, pages } of what.zeros) at = writeStruct(bytes, at, "page_range", { address, bytes: pages * 4096 });
+  return bytes;
+}

@@ -1,0 +1,79 @@
+/** What one instance costs the machine: its own pages, its share of others, and what the kernel keeps for it. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Instance } from "../engine/types.js";
+
+/** The instance's main process on the host. */
+export function hostPid(instance: Instance): number {
+  const { hostPid: pid } = instance as Instance & { readonly hostPid?: number };
+  if (pid === undefined) throw new Error("this engine does not say which process an instance is");
+  return pid;
+}
+
+/** Faults of a process so far, of all its threads (proc_pid_stat(5)). */
+export function processCounts(pid: number): { readonly minorFaults: number; readonly majorFaults: number } {
+  const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+  return { minorFaults: Number(fields[7]), majorFaults: Number(fields[9]) };
+}
+
+/** Bytes. */
+export interface ProcessMemory {
+  readonly rss: number;
+  /** Private pages, and of shared ones the part that falls to this process. */
+  readonly pss: number;
+  readonly privateBytes: number;
+  readonly pageTables: number;
+}
+
+export function processMemory(pid: number): ProcessMemory {
+  const rollup = fieldsOf(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"));
+  const status = fieldsOf(readFileSync(`/proc/${pid}/status`, "utf8"));
+  return {
+    rss: rollup("Rss"),
+    pss: rollup("Pss"),
+    privateBytes: rollup("Private_Clean") + rollup("Private_Dirty"),
+    pageTables: status("VmPTE"),
+  };
+}
+
+/** What its memory cgroup is charged, bytes: everything, the kernel's part, and the page cache that it touched first. */
+export interface CgroupMemory {
+  readonly total: number;
+  readonly kernel: number;
+  readonly cache: number;
+}
+
+export function cgroupMemory(pid: number): CgroupMemory {
+  const lines = readFileSync(`/proc/${pid}/cgroup`, "utf8").split("\n");
+  const v1 = lines.map((line) => /^\d+:memory:(.*)$/.exec(line)?.[1]).find((path) => path !== undefined);
+  if (v1 !== undefined) {
+    const dir = join("/sys/fs/cgroup/memory", v1);
+    const stat = fieldsOf(readFileSync(join(dir, "memory.stat"), "utf8"));
+    return {
+      total: number(dir, "memory.usage_in_bytes"),
+      kernel: number(dir, "memory.kmem.usage_in_bytes"),
+      cache: stat("cache"),
+    };
+  }
+  const dir = join("/sys/fs/cgroup", lines[0]?.replace(/^0::/, "") ?? "");
+  const stat = fieldsOf(readFileSync(join(dir, "memory.stat"), "utf8"));
+  return { total: number(dir, "memory.current"), kernel: stat("kernel"), cache: stat("file") };
+}
+
+function number(dir: string, name: string): number {
+  return Number(readFileSync(join(dir, name), "utf8"));
+}
+
+/** `Name:   12 kB` as bytes, `name 12` as it is; 0 for what is not there, such as page tables of a kernel without them. */
+function fieldsOf(text: string): (name: string) => number {
+  return (name) => {
+    const line = new RegExp(`^${name}:?\\s+(\\d+)( kB)?$`, "m").exec(text);
+    return Number(line?.[1] ?? 0) * (line?.[2] === undefined ? 1 : 1024);
+  };
+}
+
+/** Bytes that could be given to a new program without swapping, as the kernel estimates it. */
+export function availableBytes(): number {
+  return fieldsOf(readFileSync("/proc/meminfo", "utf8"))("MemAvailable");
+}

@@ -1,0 +1,152 @@
+/**
+ * Starts from a cold disk, by loader and function: see cold-start.ts for what "cold" is. Timed at the engine, from the request in hand to the
+ * response in hand, through a husk from the generic pool.
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { nowUs, sleep } from "../../base/clock.js";
+import type { Engine, Image } from "../../engine/types.js";
+import { Deadline } from "../bounded.js";
+import { type ColdWay, coldArm } from "../cold-start.js";
+import { ask, checkAnswer, EMPTY_POOLS, eventOf, makeImage, preparePools, withEngine } from "../engine-under-test.js";
+import { interleave } from "../interleave.js";
+import type { Lab, Section } from "../lab.js";
+import { ABLATION, COMPARED, type LoaderName, loaderNamed, missingLoaders } from "../loaders.js";
+import { type ColdResult, coldChecks, coldMeasurements, coldTable, type Disk, sumUp } from "../memory-cold-report.js";
+import { MEMORY_WORKLOADS, type MemoryWorkload, packageVersions, withPackages } from "../memory-workloads.js";
+import { type Bandwidth, countDelays, readAheadKb, readBandwidth } from "../page-cache.js";
+import { copyInterpreters, type PrivateInterpreters } from "../private-interpreters.js";
+import { seedOf } from "../start-arms.js";
+import { median } from "../statistics.js";
+
+const { helloNode, helloPython, node80, big, bigOther, writes, template, parse, image, decimal } = MEMORY_WORKLOADS;
+const SUBJECTS: readonly MemoryWorkload[] = [
+  helloNode,
+  helloPython,
+  node80,
+  big,
+  bigOther,
+  writes,
+  template,
+  parse,
+  image,
+  decimal,
+];
+/** Functions whose ablation of `reap` is run. */
+const ABLATED: readonly MemoryWorkload[] = [helloNode, big];
+const BANDWIDTH_READS = 3;
+const WARM_REQUESTS = 20;
+
+/** Outside /tmp, which every sandbox covers with one of its own. */
+const INTERPRETERS_PARENT = "/var/tmp/thaw-bench-";
+
+export const memoryCold: Section = {
+  name: "memory-cold",
+  about: "starts from a cold disk by loader; needs about 1 GB of disk",
+  msMax: 1_500_000,
+  async run(lab) {
+    const dir = mkdtempSync(INTERPRETERS_PARENT);
+    const done = lab.cleanup.add("removing the private interpreters", () => rmSync(dir, { recursive: true, force: true }));
+    countDelays(lab.cleanup);
+    try {
+      lab.progress("copying interpreters");
+      const interpreters = await copyInterpreters(dir);
+      const disk = await measureDisk(dir, interpreters);
+      return await withEngine(lab, (engine) => run(lab, engine, interpreters, disk), { interpreters: interpreters.paths });
+    } finally {
+      rmSync(dir, { recursive: true, force: true });
+      done();
+    }
+  },
+};
+
+async function run(lab: Lab, engine: Engine, interpreters: PrivateInterpreters, disk: Disk) {
+  const results: ColdResult[] = [];
+  for (const [index, subject] of SUBJECTS.entries()) {
+    const deadline = new Deadline(lab.deadline.remainingMs / (SUBJECTS.length - index));
+    const workload = withPackages(subject, lab.makeDir("code"));
+    results.push(await measure(lab, engine, workload, interpreters, deadline));
+  }
+  const missing = SUBJECTS.flatMap(({ name }) => missingLoaders(name, waysOf(name)));
+  return {
+    measurements: [...results.flatMap((each) => coldMeasurements(each, disk)), ...missing],
+    checks: [sumUp(results), ...results.flatMap((each) => coldChecks(each, disk))],
+    tables: [coldTable(results, disk)],
+  };
+}
+
+function waysOf(name: string): readonly LoaderName[] {
+  return ABLATED.some((each) => each.name === name) ? [...COMPARED, ...ABLATION] : COMPARED;
+}
+
+async function measure(
+  lab: Lab,
+  engine: Engine,
+  workload: MemoryWorkload,
+  interpreters: PrivateInterpreters,
+  deadline: Deadline,
+): Promise<ColdResult> {
+  lab.progress(`${workload.name}: making its image`);
+  const made = await makeImage(engine, workload);
+  try {
+    const { workingSet } = await engine.inspect(made);
+    const subject = { engine, workload, image: made, interpreterDir: interpreters.dirs[workload.language] };
+    const arms = coldWays(waysOf(workload.name)).map((way) => coldArm(subject, way));
+    const onRound = (round: number, rounds: number) => lab.progress(`${workload.name}: round ${round + 1} of ${rounds}`);
+    const results = await interleave(arms, { rounds: lab.rounds, deadline, onRound });
+    return {
+      workload,
+      libraries: packageVersions(workload),
+      arms: results,
+      warmUs: await warmTimes(engine, made, workload, lab.rounds),
+      workingSetPages: (workingSet?.rangeBytes ?? Number.NaN) / 4096,
+    };
+  } finally {
+    await preparePools(engine, made, EMPTY_POOLS);
+    await engine.removeImage(made);
+  }
+}
+
+/** All loaders that there are, the default once more for the noise, and the default with the interpreter cached. */
+function coldWays(names: readonly LoaderName[]): ColdWay[] {
+  const both = "image and interpreter";
+  const ways = names.flatMap((name): ColdWay[] => {
+    const loader = loaderNamed(name);
+    return loader === undefined ? [] : [{ name: `thaw ${name}`, loader, cold: both }];
+  });
+  return [
+    ...ways,
+    { name: "thaw splice again (A/A)", loader: "splice", cold: both },
+    { name: "thaw splice, interpreter cached", loader: "splice", cold: "image" },
+  ];
+}
+
+/** Requests to a thawed instance just after another: afterwards, because an instance that lives keeps pages in the cache. */
+async function warmTimes(engine: Engine, made: Image, workload: MemoryWorkload, rounds: number): Promise<number[]> {
+  const instance = await engine.thaw(made);
+  const times: number[] = [];
+  try {
+    for (let count = 0; count < WARM_REQUESTS; count++) await ask(instance, workload, count);
+    for (let round = 0; round < rounds; round++) {
+      await sleep(1);
+      await ask(instance, workload, seedOf(round));
+      const event = eventOf(workload, seedOf(round) + 1);
+      const began = nowUs();
+      const result = await instance.invoke(event);
+      times.push(nowUs() - began);
+      checkAnswer(workload, seedOf(round) + 1, result);
+    }
+    return times;
+  } finally {
+    await instance.dispose();
+  }
+}
+
+async function measureDisk(dir: string, { dirs }: PrivateInterpreters): Promise<Disk> {
+  const reads: Bandwidth[] = [];
+  for (let read = 0; read < BANDWIDTH_READS; read++) reads.push(await readBandwidth(`${dirs.node}/node`));
+  return {
+    directBytesPerSecond: median(reads.map(({ directBytesPerSecond }) => directBytesPerSecond)),
+    bufferedBytesPerSecond: median(reads.map(({ bufferedBytesPerSecond }) => bufferedBytesPerSecond)),
+    readAheadKb: readAheadKb(dir),
+  };
+}

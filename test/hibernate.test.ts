@@ -1,0 +1,545 @@
+/**
+ * Hibernation on the real kernel: what a function had in memory is there when it is woken, what it held of the machine is not while it
+ * sleeps, and whatever comes in between (a request, an end, a full disk, a killed server) costs neither.
+ */
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync, readdirSync, readlinkSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, describe, expect, it, onTestFinished } from "vitest";
+import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
+import { type Engine, type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
+import { isAlive, livingProcesses } from "./support/processes.js";
+import { ROOT, temporaryDir, until, useServers } from "./support/server.js";
+import { ask, errorOf, eventually, refusal, useBench, withInstance } from "./support-sandbox.js";
+
+const MB = 2 ** 20;
+
+/** State of every kind that a hibernation moves, and an answer that depends on every byte of it. */
+const NODE = `
+const { createHash } = require("node:crypto");
+const { Worker } = require("node:worker_threads");
+const { execFileSync, spawn } = require("node:child_process");
+const table = new Map();
+for (let i = 0; i < 200000; i++) table.set("key" + i, { i, text: "value of " + i });
+const buffers = Array.from({ length: 64 }, (_, i) => Buffer.alloc(65536, i));
+const wasm = new WebAssembly.Memory({ initial: 16, maximum: 1024 });
+new Uint8Array(wasm.buffer).fill(7);
+const hooks = [];
+awslambda.snapshot.registerBeforeSnapshot(() => { hooks.push("before"); });
+awslambda.snapshot.registerAfterRestore(() => { hooks.push("after"); });
+let count = 0, child;
+const steps = {
+  state() {
+    const hash = createHash("sha256");
+    for (const [key, { i, text }] of table) hash.update(key + i + text);
+    for (const buffer of buffers) hash.update(buffer);
+    hash.update(new Uint8Array(wasm.buffer));
+    return [++count, hash.digest("hex")];
+  },
+  touch() { return ++count; },
+  hooks() { return hooks.splice(0); },
+  change(seed) {
+    table.set("key" + seed, { i: seed, text: "changed" });
+    buffers[seed % 64][seed % 65536] ^= 255;
+    wasm.grow(1);
+    new Uint8Array(wasm.buffer).fill(seed & 255, wasm.buffer.byteLength - 65536);
+    return count;
+  },
+  async works() {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    const worker = await new Promise((resolve, reject) =>
+      new Worker("require('node:worker_threads').parentPort.postMessage(6 * 7)", { eval: true }).on("message", resolve).on("error", reject));
+    const zipped = await new Promise((resolve, reject) =>
+      require("node:zlib").gzip(Buffer.alloc(100000), (error, bytes) => (error ? reject(error) : resolve(bytes.length < 1000))));
+    return [worker, zipped, execFileSync(process.execPath, ["-p", "1 + 1"]).toString().trim()];
+  },
+  start() {
+    child = spawn(process.execPath, ["-e", "process.stdin.on('data', (d) => process.stdout.write(d))"], { stdio: ["pipe", "pipe", "ignore"] });
+    return child.pid;
+  },
+  echo() {
+    return new Promise((resolve) => { child.stdout.once("data", (d) => resolve(d.toString())); child.stdin.write("still here"); });
+  },
+  noop() { return null; },
+};
+exports.handler = async ({ step, args = [] }) => steps[step](...args);
+`;
+
+const PYTHON = `
+import hashlib, threading, subprocess, sys, time
+from snapshot_restore_py import register_before_snapshot, register_after_restore
+table = {"key%d" % i: ("value of", i) for i in range(200000)}
+blocks = [bytearray([i]) * 65536 for i in range(64)]
+hooks, count, child = [], 0, None
+register_before_snapshot(lambda: hooks.append("before"))
+register_after_restore(lambda: hooks.append("after"))
+ticks = 0
+def tick():
+    global ticks
+    while True:
+        time.sleep(0.01)
+        ticks += 1
+def state():
+    global count
+    count += 1
+    digest = hashlib.sha256()
+    for key, (text, i) in table.items(): digest.update(("%s%s%d" % (key, text, i)).encode())
+    for block in blocks: digest.update(block)
+    return [count, digest.hexdigest()]
+def touch():
+    global count
+    count += 1
+    return count
+def take_hooks():
+    taken, hooks[:] = list(hooks), []
+    return taken
+def change(seed):
+    table["key%d" % seed] = ("changed", seed)
+    blocks[seed % 64][seed % 65536] ^= 255
+    blocks.append(bytearray([seed & 255]) * 65536)
+    return count
+def works():
+    before = ticks
+    if not any(t.name == "ticker" for t in threading.enumerate()): threading.Thread(target=tick, name="ticker", daemon=True).start()
+    time.sleep(0.05)
+    return [ticks > before, subprocess.run([sys.executable, "-c", "print(1 + 1)"], capture_output=True).stdout.decode().strip()]
+def handler(event, context):
+    step = {"hooks": take_hooks}.get(event["step"]) or globals()[event["step"]]
+    return step(*event.get("args", []))
+`;
+
+const bench = useBench();
+afterEach(() => bench.quiet());
+
+const step = (instance: Instance, name: string, ...args: unknown[]): Promise<unknown> => ask(instance, { step: name, args });
+const LANGUAGES = { node: () => bench.node(NODE), python: () => bench.python(PYTHON) };
+
+/** Repeats an expectation that takes a request until it holds. */
+async function eventuallyAsync(check: () => Promise<void>): Promise<void> {
+  for (let turn = 0; turn < 100; turn++) {
+    const failed = await check().then(
+      () => false,
+      () => true,
+    );
+    if (!failed) return;
+    await sleep(50);
+  }
+  await check();
+}
+
+/** Descriptors of the keeper that lead to files without a name. */
+function unnamed(): string[] {
+  const { pid } = (bench.engine as unknown as { keeper: { pid: number } }).keeper;
+  return readdirSync(`/proc/${pid}/fd`)
+    .map((fd) => `/proc/${pid}/fd/${fd}`)
+    .filter((path) => {
+      try {
+        return /\/(#\d+|\.thaw-\w+) \(deleted\)$/.test(readlinkSync(path));
+      } catch {
+        return false;
+      }
+    });
+}
+
+const hostPid = (instance: Instance): number => (instance as Instance & { hostPid: number }).hostPid;
+
+describe.each(["node", "python"] as const)("a hibernated %s function", (language) => {
+  const spec = (): FunctionSpec => LANGUAGES[language]();
+
+  it("has all its state after each of three hibernations, holds next to nothing meanwhile, and writes only what changed", async () => {
+    await withInstance(bench.engine.boot(spec()), async (instance) => {
+      const written: number[] = [];
+      let [count, digest] = (await step(instance, "state")) as [number, string];
+      for (let cycle = 0; cycle < 3; cycle++) {
+        const warm = await instance.memory();
+        expect(instance.state).toBe(cycle === 0 ? "warm" : "woken");
+        const report = await instance.hibernate();
+        expect(instance.state).toBe("hibernated");
+        expect(report.cancelled).toBe(false);
+        expect(report.stoppedMs).toBeGreaterThan(0);
+        // As long as the machine lets it: the benchmark holds the 20 ms.
+        expect(report.stoppedMs).toBeLessThan(1000);
+        expect(report.hibernatedBytes).toBeGreaterThan(20 * MB);
+        written.push(report.writtenPages);
+        const memory = await instance.memory();
+        expect(memory.privateBytes).toBeLessThan(3 * MB);
+        if (cycle === 0) expect(warm.privateBytes).toBeGreaterThan(20 * MB);
+        expect(memory.hibernatedBytes).toBe(report.hibernatedBytes);
+        expect(await step(instance, "touch")).toBe(++count);
+        expect([instance.state, instance.start.kind]).toEqual(["woken", "wake"]);
+      }
+      const [second, third] = (await step(instance, "state")) as [number, string];
+      expect([second, third]).toEqual([++count, digest]);
+      expect(written[0]).toBeGreaterThan(5000);
+      expect(Math.max(...written.slice(1)) * 5).toBeLessThan(written[0] ?? 0);
+      await step(instance, "change", 12_345);
+      digest = ((await step(instance, "state")) as [number, string])[1];
+      await instance.hibernate();
+      expect(((await step(instance, "state")) as [number, string])[1]).toBe(digest);
+    });
+  });
+
+  it("runs its hooks around it", async () => {
+    await withInstance(bench.engine.boot(spec()), async (instance) => {
+      expect(await step(instance, "hooks")).toEqual([]);
+      for (let cycle = 0; cycle < 2; cycle++) {
+        await instance.hibernate();
+        expect(await step(instance, "hooks")).toEqual(["before", "after"]);
+        expect(await step(instance, "hooks")).toEqual([]);
+      }
+    });
+  });
+
+  it("has timers, threads and child processes that work when it is woken", async () => {
+    await withInstance(bench.engine.boot(spec()), async (instance) => {
+      const works = await step(instance, "works");
+      expect(works).toEqual(language === "node" ? [42, true, "2"] : [true, "2"]);
+      for (let cycle = 0; cycle < 2; cycle++) {
+        await instance.hibernate();
+        expect(await step(instance, "works")).toEqual(works);
+      }
+    });
+  });
+
+  it("is frozen as it is, hibernated or woken, and its clones have its state", async () => {
+    await withInstance(bench.engine.boot(spec()), async (instance) => {
+      const [, digest] = (await step(instance, "state")) as [number, string];
+      await instance.hibernate();
+      const asleep = await instance.freeze();
+      expect(instance.state).toBe("woken");
+      await instance.hibernate();
+      await step(instance, "change", 777);
+      const [count, changed] = (await step(instance, "state")) as [number, string];
+      const awake = await instance.freeze({ then: "end" });
+      for (let turn = 0; turn < 2; turn++) {
+        await withInstance(bench.engine.thaw(asleep), async (clone) => expect(await step(clone, "state")).toEqual([2, digest]));
+        await withInstance(bench.engine.thaw(awake), async (clone) =>
+          expect(await step(clone, "state")).toEqual([count + 1, changed]),
+        );
+      }
+      await bench.engine.removeImage(asleep);
+      await bench.engine.removeImage(awake);
+    });
+  });
+
+  it("that was thawed keeps what it changed and what it did not", async () => {
+    const image = await bench.image(spec(), { step: "state" });
+    await withInstance(bench.engine.thaw(image), async (instance) => {
+      await step(instance, "touch");
+      await step(instance, "change", 4242);
+      const [, digest] = (await step(instance, "state")) as [number, string];
+      const written: number[] = [];
+      for (let cycle = 0; cycle < 2; cycle++) {
+        written.push((await instance.hibernate()).writtenPages);
+        expect((await instance.memory()).privateBytes).toBeLessThan(3 * MB);
+        expect(((await step(instance, "state")) as [number, string])[1]).toBe(digest);
+      }
+      // Hibernated, its image's pages are still the image's.
+      const again = await instance.freeze({ then: "end" });
+      await withInstance(bench.engine.thaw(again), async (clone) =>
+        expect(((await step(clone, "state")) as [number, string])[1]).toBe(digest),
+      );
+      await bench.engine.removeImage(again);
+    });
+    await bench.engine.removeImage(image);
+  });
+});
+
+describe("hibernating", () => {
+  it("leaves a child process alone, which is there after the wake", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      await step(instance, "start");
+      expect(await step(instance, "echo")).toBe("still here");
+      await instance.hibernate();
+      expect(await step(instance, "echo")).toBe("still here");
+    });
+  });
+
+  it("loses no write of a thread that never rests, and none of its children's ends", async () => {
+    // The thread sweeps over its array and adds one to each word. Where words lost writes there is a step that never moves.
+    const spec = bench.node(`
+      const { Worker } = require("node:worker_threads");
+      const { spawn } = require("node:child_process");
+      const words = new Int32Array(new SharedArrayBuffer(4 << 20)), bell = new Int32Array(new SharedArrayBuffer(4));
+      new Worker("const { workerData: w } = require('node:worker_threads'); for (;;) for (let i = 0; i < w.length; i++) w[i]++;",
+        { eval: true, workerData: words });
+      let ended = 0, made = 0;
+      exports.handler = async ({ spawns }) => {
+        for (let i = 0; i < (spawns ?? 0); i++, made++) spawn("/bin/sleep", ["0.0" + (i + 1)]).on("exit", () => { ended++; });
+        let behind;
+        for (let look = 0; look < 3; look++) {
+          // The thread's own place moves on between two looks, however busy the machine is.
+          for (const from = words[0]; words[0] < from + 2; ) Atomics.wait(bell, 0, 0, 2);
+          const seen = words.slice(), here = new Set();
+          for (let i = 1; i < seen.length; i++) if (seen[i] !== seen[i - 1]) here.add(i);
+          behind = behind === undefined ? here : new Set([...behind].filter((i) => here.has(i)));
+        }
+        return [words[0], behind.size, made, ended];
+      };`);
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      type Seen = [first: number, behind: number, made: number, ended: number];
+      let last = -1;
+      for (let turn = 0; turn < 8; turn++) {
+        const [first, behind] = (await ask(instance, { spawns: 5 })) as Seen;
+        expect(first).toBeGreaterThan(last);
+        last = first;
+        expect(behind, `turn ${turn}`).toBe(0);
+        expect((await instance.hibernate()).cancelled).toBe(false);
+      }
+      await eventuallyAsync(async () => {
+        const [, , made, ended] = (await ask(instance)) as Seen;
+        expect([made, ended]).toEqual([40, 40]);
+      });
+    });
+  });
+
+  it("gives way to a request at any moment, and the function neither loses nor repeats anything", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      let [count, digest] = (await step(instance, "state")) as [number, string];
+      await instance.hibernate();
+      await step(instance, "touch");
+      count += 1;
+      const outcomes = new Set<string>();
+      for (let turn = 0; turn < 40; turn++) {
+        const hibernating = instance.hibernate();
+        await sleep((turn * 7) % 40);
+        const early = instance.state === "deflating";
+        const began = performance.now();
+        expect(await step(instance, "touch")).toBe(++count);
+        const tookMs = performance.now() - began;
+        const report = await hibernating;
+        if (early) expect(tookMs, `turn ${turn}`).toBeLessThan(1000);
+        outcomes.add(report.cancelled ? "cancelled" : early ? "finished" : "woken");
+        expect(instance.state).toBe("woken");
+      }
+      expect(outcomes.has("cancelled")).toBe(true);
+      expect(((await step(instance, "state")) as [number, string])[1]).toBe(digest);
+    });
+  });
+
+  it("a first time gives way as well, and the instance stays warm", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      const hibernating = instance.hibernate();
+      expect(instance.state).toBe("deflating");
+      expect(await step(instance, "touch")).toBe(1);
+      const report = await hibernating;
+      expect([report.cancelled, report.writtenPages, report.hibernatedBytes]).toEqual([true, 0, 0]);
+      expect(instance.state).toBe("warm");
+      // Either the request came before the hooks, or both kinds ran.
+      expect([[], ["before", "after"]]).toContainEqual(await step(instance, "hooks"));
+      expect((await instance.hibernate()).cancelled).toBe(false);
+    });
+  });
+
+  it("twice in a row answers with the same report; wake is idempotent and comes before the request", async () => {
+    await withInstance(bench.engine.boot(bench.python(PYTHON)), async (instance) => {
+      const start = await instance.wake();
+      expect(start.kind).toBe("boot");
+      const report = await instance.hibernate();
+      expect(await instance.hibernate()).toEqual(report);
+      expect((await instance.wake()).kind).toBe("wake");
+      expect(instance.state).toBe("woken");
+      expect(await instance.wake()).toBe(instance.start);
+      expect(await step(instance, "touch")).toBe(1);
+    });
+  });
+
+  it.each(["hibernated", "woken", "deflating"])("and disposing a %s instance leaves no process and no file", async (state) => {
+    const instance = await bench.engine.boot(bench.python(PYTHON));
+    await step(instance, "touch");
+    const hibernating = instance.hibernate().catch((error: Error) => error);
+    if (state === "deflating") await sleep(15);
+    else await hibernating;
+    if (state === "woken") await step(instance, "touch");
+    await instance.dispose();
+    await hibernating;
+    await eventually(() => expect(unnamed()).toEqual([]));
+    expect(readdirSync(join(bench.dataDir, "images"))).toEqual([]);
+  });
+
+  it("does not hide a death: killed while hibernated, it is noticed, told and cleared away", async () => {
+    const instance = await bench.engine.boot(bench.python(PYTHON));
+    await step(instance, "touch");
+    await instance.hibernate();
+    onTestFinished(() => instance.dispose());
+    expect(unnamed()).toHaveLength(1);
+    const ended = new Promise((resolve) => instance.onExit(resolve));
+    process.kill(hostPid(instance), "SIGKILL");
+    expect(await ended).toContain("Runtime exited with error: signal 9");
+    expect(instance.alive).toBe(false);
+    await eventually(() => expect(unnamed()).toEqual([]));
+    expect(errorOf(await instance.invoke("{}")).errorMessage).toContain("signal 9");
+    await expect(instance.hibernate()).rejects.toThrow("signal 9");
+    await instance.dispose();
+  });
+
+  it("with its file cut short from outside ends the function by name, and the next start is sound", async () => {
+    const spec = bench.python(PYTHON);
+    const instance = await bench.engine.boot(spec);
+    onTestFinished(() => instance.dispose());
+    await step(instance, "touch");
+    await instance.hibernate();
+    const [file = ""] = unnamed();
+    truncateSync(file, 0);
+    const result = await instance.invoke(JSON.stringify({ step: "state" }));
+    const { functionError, platformError, alive } = result;
+    expect([functionError, platformError, alive]).toEqual(["Unhandled", "INSTANCE_EXITED", false]);
+    // SIGBUS, or SIGSEGV when not even a frame for that can be read.
+    expect(errorOf(result).errorMessage).toMatch(/Runtime exited with error: signal (7|11)/);
+    await instance.dispose();
+    await withInstance(bench.engine.boot(spec), async (next) => expect(await step(next, "touch")).toBe(1));
+  });
+});
+
+describe("what is refused", () => {
+  it("a before-snapshot hook that throws: the instance goes on as warm as before", async () => {
+    const spec = bench.node(`
+      awslambda.snapshot.registerBeforeSnapshot(() => { throw new Error("not now"); });
+      exports.handler = async () => "on";`);
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      for (let turn = 0; turn < 2; turn++) {
+        const error = await refusal(instance.hibernate());
+        expect([error.code, error.message]).toEqual(["HIBERNATE_REFUSED", expect.stringContaining("not now")]);
+        expect(instance.state).toBe("warm");
+        expect(await ask(instance)).toBe("on");
+      }
+    });
+  });
+
+  it("a data directory that forbids code, where only booting is possible", async () => {
+    const spec = bench.python(PYTHON);
+    await onMount(
+      "size=256m,noexec",
+      async (engine) => {
+        await withInstance(engine.boot(spec), async (instance) => {
+          const error = await refusal(instance.hibernate());
+          expect([error.code, error.message]).toEqual(["HIBERNATE_REFUSED", expect.stringContaining("is mounted noexec")]);
+          expect([await step(instance, "touch"), instance.state]).toEqual([1, "warm"]);
+        });
+      },
+      true,
+    );
+  });
+
+  it("an allocator that relies on zeros, by the name of its library", async () => {
+    const spec = bench.python(`
+import ctypes
+ctypes.CDLL("/var/task/libsome.so")
+def handler(event, context): return "on"
+`);
+    writeFileSync(join(spec.codeDir, "some.c"), "int _rjem_mallctl(void) { return 0; }\n");
+    execFileSync("gcc", ["-shared", "-fPIC", "-o", join(spec.codeDir, "libsome.so"), join(spec.codeDir, "some.c")]);
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      const error = await refusal(instance.hibernate());
+      expect(error.code).toBe("HIBERNATE_REFUSED");
+      expect(error.message).toMatch(/its allocator \(jemalloc, in .*libsome\.so\) relies on zeros/);
+      expect([await ask(instance), instance.state]).toEqual(["on", "warm"]);
+      // Its image says so too, and whatever way is asked for, its memory is read and not mapped.
+      const image = await instance.freeze({ then: "end" });
+      expect(image.report.notes.join()).toMatch(/its allocator \(jemalloc, in .*libsome\.so\) .* always loaded eagerly/);
+      for (const loader of ["splice", "lazy"] as const)
+        await withInstance(bench.engine.thaw(image, { loader }), async (clone) =>
+          expect([await ask(clone), clone.start.loader]).toEqual(["on", "eager"]),
+        );
+      await bench.engine.removeImage(image);
+    });
+  });
+});
+
+/** Runs `body` with an engine whose data lie on a small file system of its own. */
+async function onMount(options: string, body: (engine: Engine, dir: string) => Promise<void>, bootOnly = false): Promise<void> {
+  const dir = join(bench.root, "small");
+  mkdirSync(dir, { recursive: true });
+  execFileSync("mount", ["-t", "tmpfs", "-o", options, "thaw-test", dir]);
+  let engine: Engine | undefined;
+  try {
+    engine = await openEngine({ dataDir: dir, bootOnly });
+    engine.pool({ generic: 0 });
+    await body(engine, dir);
+  } finally {
+    await engine?.close();
+    execFileSync("umount", [dir]);
+  }
+}
+
+describe("a disk that is full while hibernating", () => {
+  it.each([
+    ["from the beginning", "size=1m"],
+    ["in the middle of the memory", "size=12m"],
+    ["of files", "size=64m,nr_inodes=2"],
+  ])("(%s) is told by name, and the instance stays warm", async (_title, options) => {
+    const spec = bench.python(PYTHON);
+    await onMount(options, async (engine, dir) => {
+      await withInstance(engine.boot(spec), async (instance) => {
+        const [count, digest] = (await step(instance, "state")) as [number, string];
+        for (let turn = 1; turn <= 2; turn++) {
+          const error = await refusal(instance.hibernate());
+          expect(error.code).toBe("RESOURCE_EXHAUSTED");
+          expect(error.message).toMatch(
+            /^function "test-python" could not be hibernated, and goes on as it was\. .*[Nn]o space left on/,
+          );
+          expect(instance.state).toBe("warm");
+          expect(await step(instance, "state")).toEqual([count + turn, digest]);
+        }
+        execFileSync("mount", ["-o", "remount,size=256m,nr_inodes=10000", dir]);
+        expect((await instance.hibernate()).cancelled).toBe(false);
+        expect(await step(instance, "state")).toEqual([count + 3, digest]);
+      });
+    });
+  });
+});
+
+describe("a server killed with SIGKILL around hibernation", () => {
+  useServers();
+  const points = (Object.keys(FAULT_POINTS) as FaultPoint[]).filter((name) => /^(hibernate|wake)-/.test(name));
+
+  it.each(points)("at %s leaves no process and no file", async (point) => {
+    const dataDir = temporaryDir("hibernate-crash");
+    const { codeDir, runtime } = bench.python(PYTHON);
+    const spec = {
+      name: "f",
+      version: "1",
+      runtime,
+      codeDir,
+      handler: "index.handler",
+      memoryMb: 256,
+      timeoutMs: 30_000,
+      env: {},
+      tmpMb: 512,
+    };
+    const script = `
+      import { openEngine } from ${JSON.stringify(join(ROOT, "dist/engine/index.js"))};
+      const engine = await openEngine({ dataDir: ${JSON.stringify(dataDir)} });
+      const instance = await engine.boot(${JSON.stringify(spec)});
+      console.log("pid " + instance.hostPid);
+      await instance.invoke('{"step":"touch"}');
+      await instance.hibernate();
+      await instance.invoke('{"step":"touch"}');
+      console.log("nobody killed it");`;
+    const child = spawn(process.execPath, ["--input-type=module", "-e", script], {
+      env: { ...process.env, THAW_FAULT: point },
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    let out = "";
+    let traces: { pid: number; started: string }[] = [];
+    child.stdout.setEncoding("utf8").on("data", (text: string) => {
+      out += text;
+      const pid = Number(/pid (\d+)/.exec(out)?.[1]);
+      if (pid > 0 && traces.length === 0) traces = [...livingProcesses().values()].filter((one) => one.pid === pid);
+    });
+    const [, signal] = (await once(child, "close")) as [number | null, string | null];
+    expect([signal, out]).toEqual(["SIGKILL", expect.not.stringContaining("nobody")]);
+    await until("its function to end", () => (traces.some((one) => isAlive(one as never)) ? undefined : true));
+    expect(readdirSync(join(dataDir, "images"))).toEqual([]);
+    const open = [...livingProcesses().keys()].filter((pid) => {
+      try {
+        return readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith(dataDir));
+      } catch {
+        return false;
+      }
+    });
+    await until("its files to be closed", () => (open.every((pid) => !livingProcesses().has(pid)) ? true : undefined));
+  });
+});

@@ -1,0 +1,246 @@
+/** How pages arrive: every loader gives the same function, REAP records and installs, and a splice start asks the disk ahead. */
+import { readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { beforeAll, describe, expect, it } from "vitest";
+import { type Image, type Instance, LOADERS, type Loader, type StartResult } from "../src/engine/index.js";
+import { imageFiles } from "../src/image/index.js";
+import { flipBit } from "./support/damage.js";
+import { forgetCached } from "./support/page-cache.js";
+import { pagerOf } from "./support/pager.js";
+import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
+
+const OBJECTS = 5000;
+const STARTS = 3;
+const BLOCK_MB = 12;
+const PAGED: readonly Loader[] = ["reap-lazy", "reap-parallel", "reap-file", "reap"];
+const world = useWorld();
+
+/** A function that has counted to three and holds many objects. */
+function counted(language: Language): Promise<Image> {
+  return world.imageAfter(language, ["counter.fill", OBJECTS], "counter.next", "counter.next", "counter.next");
+}
+
+/** A start with one request, and what it says of itself once all was counted. */
+function started(image: Image, loader: Loader, step = "counter.next", ...args: unknown[]): Promise<StartResult> {
+  return world.thawed(
+    image,
+    async (clone) => {
+      await call(clone, step, ...args);
+      for (let tries = 0; tries < 100 && clone.start.faultsOutside === undefined && PAGED.includes(loader); tries++)
+        await sleep(5);
+      return clone.start;
+    },
+    { loader },
+  );
+}
+
+describe.each(LANGUAGES)("a %s function", (language) => {
+  it("is the same with every loader, at its first start and at later ones", async () => {
+    const image = await counted(language);
+    for (const loader of LOADERS)
+      for (let round = 0; round < STARTS; round++)
+        await world.thawed(
+          image,
+          async (clone) => {
+            expect(clone.start.loader).toBe(loader);
+            expect(clone.start.fallback).toBeUndefined();
+            expect(await call(clone, "counter.next")).toBe(4);
+            expect(await call(clone, "counter.read")).toMatchObject({
+              count: 4,
+              objects: OBJECTS,
+              last: `object ${OBJECTS - 1}`,
+            });
+            expect(await call(clone, "counter.fill", OBJECTS + 9)).toBe(OBJECTS + 9);
+          },
+          { loader },
+        );
+    await world.engine.removeImage(image);
+  });
+
+  it("asks for its working set from a cold disk, says how much of it was not cached, and does not wait for it", async () => {
+    const image = await counted(language);
+    for (let round = 0; round < STARTS; round++) await started(image, "splice");
+    const start = async (): Promise<number | undefined> =>
+      world.thawed(image, async (clone) => {
+        expect(await call(clone, "counter.next")).toBe(4);
+        await clone.faults();
+        return clone.start.coldPages;
+      });
+    expect(await start()).toBe(0);
+    forgetCached(imageFiles(image.dir).pages);
+    expect(await start()).toBeGreaterThan(50);
+    expect(await start()).toBe(0);
+    await world.engine.removeImage(image);
+  });
+
+  it("is recorded by REAP at its first start, and hardly faults outside what was recorded at the next ones", async () => {
+    const image = await counted(language);
+    const first = await started(image, "reap");
+    expect(first).toMatchObject({ recording: true, prefetchedPages: 0 });
+    expect(first.faultsOutside).toBeGreaterThan(100);
+    for (const loader of ["reap", "reap-file", "reap-parallel"] as const) {
+      const outside: number[] = [];
+      for (let round = 0; round < STARTS; round++) {
+        const next = await started(image, loader);
+        expect(next.recording).toBeUndefined();
+        expect(next.prefetchedPages).toBe(first.faultsOutside);
+        expect(next.pager?.regions).toBeGreaterThan(10);
+        outside.push(next.faultsOutside ?? Number.NaN);
+      }
+      // The same request again; REAP counts 97 % of the faults gone. On a busy machine V8 collects garbage in one start and not in another.
+      expect(Math.min(...outside)).toBeLessThan((first.faultsOutside ?? 0) * 0.1);
+    }
+    expect((await started(image, "reap-lazy")).faultsOutside).toBeGreaterThan(first.prefetchedPages * 0.9);
+    await world.engine.removeImage(image);
+  });
+
+  it("records anew, and says so, when what was recorded is damaged", async () => {
+    const image = await counted(language);
+    await started(image, "reap");
+    const { reapSet, reapTrace } = imageFiles(image.dir);
+    const damages: [string, () => void, string][] = [
+      ["a bit of the set", () => flipBit(reapSet, 4096 * 3 + 77), "the checksum of its set does not match"],
+      ["the end of the set", () => truncateSync(reapSet, 8192), "its set holds 8192 bytes"],
+      ["a bit of the trace", () => flipBit(reapTrace, 130), "its trace is damaged"],
+      ["all of the trace", () => writeFileSync(reapTrace, ""), "its trace is damaged"],
+      ["the whole set", () => rmSync(reapSet), "its set is missing"],
+    ];
+    for (const [what, damage, why] of damages) {
+      damage();
+      const start = await started(image, "reap", "counter.read");
+      expect(start.recording, what).toBe(true);
+      expect(start.fallback, what).toContain(why);
+      expect(await started(image, "reap", "counter.read"), what).not.toHaveProperty("fallback");
+    }
+    // Without any there is nothing to complain about.
+    rmSync(reapTrace);
+    expect(await started(image, "reap")).not.toHaveProperty("fallback");
+    await world.engine.removeImage(image);
+  });
+});
+
+describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)", (loader) => {
+  let image: Image;
+  beforeAll(async () => {
+    image = await world.imageAfter("python", ["paged.fill", BLOCK_MB]);
+  });
+  const use = <T>(look: (clone: Instance) => Promise<T>): Promise<T> => world.thawed(image, look, { loader });
+
+  it("is what was frozen, page for page", async () => {
+    for (let round = 0; round < 2; round++) await use(async (clone) => expect(await call(clone, "paged.wrong")).toBe(0));
+  });
+
+  it("is there for what the process forks, and for what that forks", async () => {
+    await use(async (clone) => {
+      expect(await call(clone, "paged.forks")).toEqual([0, 0]);
+      expect(await call(clone, "paged.executes")).toBe("42");
+      expect(await call(clone, "paged.many_forks", 300)).toBe(0);
+      expect(await call(clone, "paged.wrong", 600)).toBe(0);
+    });
+  });
+
+  it("is there for the kernel, in the middle of a system call", async () => {
+    await use(async (clone) => expect(await call(clone, "paged.kernel_reads")).toEqual([true, true, true]));
+  });
+
+  it("is zeros once it was given back, and where it grew", async () => {
+    await use(async (clone) => expect(await call(clone, "paged.gives_back")).toEqual([true, 0, 0]));
+    await use(async (clone) => expect(await call(clone, "paged.shrinks", 50)).toEqual([true, 0]));
+    await use(async (clone) => expect(await call(clone, "paged.grows")).toEqual([true, 0]));
+  });
+
+  it("cannot be frozen or parked, and says why", async () => {
+    await use(async (clone) => {
+      await expect(clone.freeze()).rejects.toMatchObject({ code: "FREEZE_REFUSED" });
+      expect(await call(clone, "paged.wrong", 0, 100)).toBe(0);
+    });
+    expect(() => world.engine.park(image, "image", 1, loader)).toThrow(/no husk can be parked with loader/);
+    await expect(world.engine.thaw(image, { loader, husk: "parked" })).rejects.toMatchObject({ code: "PREFERENCE_UNAVAILABLE" });
+  });
+
+  it("ends with the pager, in the middle of a read: a clear error and a new start, never a wrong page", async () => {
+    for (let round = 0; round < 10; round++) {
+      const clone = await world.engine.thaw(image, { loader: "reap-lazy" });
+      const { keeper, pager } = pagerOf(clone);
+      const answer = call(clone, "paged.shout_when_wrong").then(
+        () => "answered",
+        (error: { code?: string }) => error.code ?? String(error),
+      );
+      await sleep(round * 3);
+      process.kill(pager, "SIGSTOP");
+      // By now it waits for a page that nobody brings.
+      await sleep(20);
+      // The keeper is late, so that the function would have time to read on; it must wait for its end instead.
+      process.kill(keeper, "SIGSTOP");
+      try {
+        expect(waitsFor(clone)).toBe("handle_userfault");
+        process.kill(pager, "SIGKILL");
+        await sleep(20);
+        expect(waitsFor(clone)).toBe("handle_userfault");
+      } finally {
+        process.kill(keeper, "SIGCONT");
+      }
+      expect(await answer).toBe("PAGER_LOST");
+      expect(clone.alive).toBe(false);
+      await clone.dispose();
+      // Complete only now: what it wrote before its end is drained then.
+      expect(takeLogs(clone)).not.toContain("WRONG PAGE");
+      await use(async (next) => expect(await call(next, "paged.wrong", 0, 500)).toBe(0));
+    }
+  });
+
+  it("ends with the pager between two requests, too; instances of other loaders do not", async () => {
+    const paged = await world.engine.thaw(image, { loader });
+    const other = await world.engine.thaw(image, { loader: "lazy" });
+    expect(await call(paged, "paged.wrong", 0, 10)).toBe(0);
+    const ended = new Promise<string>((resolve) => paged.onExit(resolve));
+    process.kill(pagerOf(paged).pager, "SIGKILL");
+    expect(await ended).toContain("the rest of its memory cannot be brought");
+    await expect(call(paged, "paged.wrong")).rejects.toMatchObject({ code: "PAGER_LOST" });
+    expect(await call(other, "paged.wrong")).toBe(0);
+    await other.dispose();
+    await paged.dispose();
+  });
+});
+
+/** Where in the kernel a process sleeps; empty when it is gone. */
+function waitsFor(instance: Instance): string {
+  try {
+    return readFileSync(`/proc/${hostPid(instance)}/wchan`, "utf8");
+  } catch {
+    return "";
+  }
+}
+
+function takeLogs(instance: Instance): string {
+  return (instance as Instance & { takeLogs(): Buffer }).takeLogs().toString("utf8");
+}
+
+describe("lazy-4k", () => {
+  it("reads no page from disk that was not asked for", async () => {
+    const image = await world.imageAfter("python", ["paged.fill", BLOCK_MB]);
+    const read = async (loader: Loader): Promise<number> => {
+      await started(image, loader, "paged.wrong", 0, 1);
+      forgetCached(imageFiles(image.dir).pages);
+      // Every fiftieth page of the block.
+      const start = await world.thawed(
+        image,
+        async (clone) => {
+          expect(await call(clone, "paged.wrong", 0, null, 50)).toBe(0);
+          await clone.faults();
+          expect(hostPid(clone)).toBeGreaterThan(0);
+          return clone.start;
+        },
+        { loader },
+      );
+      return (start.faults?.diskBytes ?? 0) / 4096;
+    };
+    const pages = (BLOCK_MB * 256) / 50;
+    const random = await read("lazy-4k");
+    expect(random).toBeGreaterThan(pages * 0.9);
+    // What the interpreter touches beside the block; it is a few hundred pages.
+    expect(random).toBeLessThan(pages + 1500);
+    expect(await read("lazy")).toBeGreaterThan(BLOCK_MB * 256 * 0.9);
+    await world.engine.removeImage(image);
+  });
+});
