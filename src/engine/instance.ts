@@ -44,6 +44,8 @@ export interface InstanceOwner {
   hibernation(instance: LiveInstance): Hibernation;
   /** Called once after the first answer; a second request waits for the promise. */
   firstAnswer(instance: LiveInstance): Promise<void> | undefined;
+  /** Called before a freeze or a hibernation: what has not been recorded by then is not recorded. */
+  abandonRecording(instance: LiveInstance): void;
   ended(instance: LiveInstance): void;
 }
 
@@ -253,6 +255,7 @@ export class LiveInstance implements Instance, InstanceListener {
     await this.hibernation.settled();
     // Hooks and hygiene bring its memory back.
     await this.hibernation.wake();
+    this.owner.abandonRecording(this);
     return this.owner.freeze(this, options);
   }
 
@@ -303,6 +306,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
+    this.owner.abandonRecording(this);
     return this.hibernation.hibernate(this.blocked);
   }
 
