@@ -27,10 +27,6 @@ exports.handler = async ({ sleep, children }) => {
   };
 }
 
-/** Those around hibernation lie in the engine alone: test/hibernate.test.ts kills it there. */
-type ServerPoint = Exclude<FaultPoint, `hibernate-${string}` | `wake-${string}`>;
-const isServerPoint = (point: FaultPoint): point is ServerPoint => !/^(hibernate|wake)-/.test(point);
-
 const PYTHON: Files = { "app.py": "CODE = 'python'\ndef handler(event, context):\n    return CODE\n" };
 
 /** What of a server can outlive it. */
@@ -156,8 +152,21 @@ describe("a server killed with SIGKILL", () => {
       acknowledged.set(point, point);
     });
 
+  const hibernate = (server: TestServer) => server.request("POST", "/thaw/v1/functions/kept/hibernate");
+  const hibernated = (point: FaultPoint) =>
+    crash(point, async (server) => {
+      expect((await server.invoke("kept", {})).json).toBe("first");
+      await expectNoAnswer(hibernate(server));
+    });
+  const woken = (point: FaultPoint) =>
+    crash(point, async (server) => {
+      expect((await server.invoke("kept", {})).json).toBe("first");
+      expect((await hibernate(server)).status).toBe(200);
+      await expectNoAnswer(server.invoke("kept", {}));
+    });
+
   /** What brings a server to each of the points. */
-  const LEADS: Readonly<Record<ServerPoint, () => Promise<void>>> = {
+  const LEADS: Readonly<Record<FaultPoint, () => Promise<void>>> = {
     "deploy-code-unpacked": () => created("deploy-code-unpacked"),
     "deploy-code-renamed": () => created("deploy-code-renamed"),
     "deploy-recorded": () => {
@@ -174,13 +183,17 @@ describe("a server killed with SIGKILL", () => {
     "thaw-husk-taken": () => thawed("thaw-husk-taken"),
     "thaw-stage-sent": () => thawed("thaw-stage-sent"),
     "thaw-request-sent": () => thawed("thaw-request-sent"),
+    "hibernate-prepared": () => hibernated("hibernate-prepared"),
+    "hibernate-file-made": () => hibernated("hibernate-file-made"),
+    "hibernate-deflated": () => hibernated("hibernate-deflated"),
+    "wake-request-sent": () => woken("wake-request-sent"),
     "remove-recorded": () => {
       acknowledged.delete("removed");
       return crash("remove-recorded", (server) => expectNoAnswer(server.request("DELETE", "/thaw/v1/functions/removed")));
     },
   };
 
-  it.each((Object.keys(FAULT_POINTS) as FaultPoint[]).filter(isServerPoint))(
+  it.each(Object.keys(FAULT_POINTS) as FaultPoint[])(
     "at %s loses nothing and leaves nothing",
     (point) => LEADS[point](),
     RESTART_MS_MAX,

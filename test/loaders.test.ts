@@ -149,9 +149,13 @@ describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)
     await use(async (clone) => expect(await call(clone, "paged.grows")).toEqual([true, 0]));
   });
 
-  it("cannot be frozen or parked, and says why", async () => {
+  it("cannot be frozen, hibernated or parked, and says why", async () => {
     await use(async (clone) => {
       await expect(clone.freeze()).rejects.toMatchObject({ code: "FREEZE_REFUSED" });
+      await expect(clone.hibernate()).rejects.toMatchObject({
+        code: "HIBERNATE_REFUSED",
+        message: expect.stringContaining("only the pager knows"),
+      });
       expect(await call(clone, "paged.wrong", 0, 100)).toBe(0);
     });
     expect(() => world.engine.park(image, "image", 1, loader)).toThrow(/no husk can be parked with loader/);

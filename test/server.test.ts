@@ -218,11 +218,11 @@ describe("a server", () => {
         /"hot" is not a kind of start/,
       ],
       [
-        server.invoke("node", {}, { "x-thaw-prefer": "thaw;loader=reap" }),
+        server.invoke("node", {}, { "x-thaw-prefer": "thaw;loader=harvest" }),
         400,
         "InvalidParameterValueException",
         "INVALID_ARGUMENT",
-        /"reap" is not a loader/,
+        /"harvest" is not a loader/,
       ],
     ];
     for (const [sent, status, type, code, text] of cases) {

@@ -31,6 +31,6 @@ describe("a fault point", () => {
   });
 
   it("has a name that says operation and moment", () => {
-    for (const name of Object.keys(FAULT_POINTS)) expect(name).toMatch(/^(deploy|freeze|thaw|remove)(-[a-z]+)+$/);
+    for (const name of Object.keys(FAULT_POINTS)) expect(name).toMatch(/^(deploy|freeze|thaw|hibernate|wake|remove)(-[a-z]+)+$/);
   });
 });

@@ -438,6 +438,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     );
   }
 
+  abandonRecording(instance: LiveInstance): void {
+    this.recorder.abandon(instance);
+  }
+
   ended(instance: LiveInstance): void {
     this.instances.delete(instance);
     this.recorder.ended(instance);

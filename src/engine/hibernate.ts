@@ -64,6 +64,14 @@ export class Hibernation {
     if (this.#work !== undefined) return this.#work;
     if (this.state === "hibernated" && this.#report !== undefined) return Promise.resolve(this.#report);
     if (!this.instance.alive) return Promise.reject(this.instance.exitError());
+    if (this.instance.paged)
+      return Promise.reject(
+        this.#refusal({
+          ok: false,
+          code: "refused",
+          why: `it was started by ${this.instance.start.loader}: only the pager knows which pages it lacks`,
+        }),
+      );
     this.#cancel = new AbortController();
     this.#work = this.#run(this.state, after).finally(() => {
       this.#work = undefined;

@@ -47,6 +47,8 @@ export interface InstanceOwner {
   hibernation(instance: LiveInstance): Hibernation;
   /** Called once after the first answer; a second request waits for the promise. */
   firstAnswer(instance: LiveInstance): Promise<void> | undefined;
+  /** Called before a freeze or a hibernation: what has not been recorded by then is not recorded. */
+  abandonRecording(instance: LiveInstance): void;
   ended(instance: LiveInstance): void;
 }
 
@@ -242,6 +244,7 @@ export class LiveInstance implements Instance, InstanceListener {
     await this.hibernation.settled();
     // Hooks and hygiene bring its memory back.
     await this.hibernation.wake();
+    this.owner.abandonRecording(this);
     return this.owner.freeze(this, options);
   }
 
@@ -292,6 +295,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
+    this.owner.abandonRecording(this);
     return this.hibernation.hibernate(this.blocked);
   }
 

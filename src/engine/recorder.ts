@@ -108,6 +108,14 @@ export class Recorder {
     return undefined;
   }
 
+  /** Before a freeze or a hibernation: neither can have a process whose memory is watched, and no answer has come to record. */
+  abandon(instance: LiveInstance): void {
+    const followed = this.#followed.get(instance);
+    if (followed === undefined) return;
+    if (followed.recording !== undefined || instance.husk.tracked) this.keeper.closeUffd(instance.id);
+    this.ended(instance);
+  }
+
   /** Ended without an answer. */
   ended(instance: LiveInstance): void {
     const followed = this.#followed.get(instance);

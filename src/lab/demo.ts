@@ -11,7 +11,7 @@ import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
 import { type DemoResult, demoTable } from "./demo-table.js";
 import { PACKAGE_ROOT } from "./environment.js";
 import { HttpConnection } from "./http-connection.js";
-import { type HttpWay, httpArm, startOverHttp, type Trace, warmUp } from "./http-start.js";
+import { type HttpWay, hibernate, httpArm, startOverHttp, type Trace, warmUp } from "./http-start.js";
 import { interleave } from "./interleave.js";
 import { Progress } from "./progress.js";
 import { type Server, startServer } from "./server-under-test.js";
@@ -37,6 +37,7 @@ const WAYS: readonly HttpWay[] = [
   { name: "thaw lazy", kind: "thaw", loader: "lazy", prefer: "thaw;loader=lazy;dispose" },
   { name: "thaw splice", kind: "thaw", loader: "splice", prefer: "thaw;loader=splice;dispose" },
   { name: "parked", kind: "parked", prefer: "parked;dispose" },
+  { name: "wake, hibernated", kind: "wake", prefer: "wake", hibernated: true },
   { name: "reuse", kind: "reuse", prefer: "reuse", justBefore: true },
 ];
 const SERVE = ["--pool", "2", "--park", "runtime=2", "--park", "prefaulted=1", "--keep-alive", "300"];
@@ -122,6 +123,7 @@ async function measure(server: Server, { name, about, event, expect }: DemoFunct
       const list: Trace[] = [];
       for (let run = 0; run < TRACED_RUNS; run++) {
         progress.detail(`looking at pages and phases of ${way.name}`);
+        if (way.hibernated === true) await hibernate(connection, name);
         const { trace } = await startOverHttp(connection, name, way, event, true);
         if (trace?.start === undefined) throw new Error(`${way.name} of ${name}: asked for a trace, and there was none`);
         list.push(trace);

@@ -22,6 +22,8 @@ export interface HttpWay {
   readonly prefer: string;
   /** Timed just after another request of the same kind, with every cache still filled by it. */
   readonly justBefore?: boolean;
+  /** Its idle instances are hibernated first, off the clock. */
+  readonly hibernated?: boolean;
 }
 
 export interface Trace {
@@ -109,6 +111,7 @@ export function httpArm(
       // Wakes the connection and the server's way to the function, but not the function: the pause is ours, not the start's.
       await dryRun(connection, name);
       if (way.justBefore === true) await startOverHttp(connection, name, way, body(round));
+      if (way.hibernated === true) await hibernate(connection, name);
     },
     async run(round) {
       const { sample, payload } = await startOverHttp(connection, name, way, body(round));
@@ -126,6 +129,12 @@ export async function warmUp(connection: HttpConnection, name: string, body: str
   await startOverHttp(connection, name, { name: "the first start", kind: "thaw", prefer: "thaw" }, body);
   const reuse: HttpWay = { name: "a request to warm up", kind: "reuse", prefer: "reuse" };
   for (let count = 0; count < WARMUP_REQUESTS; count++) await startOverHttp(connection, name, reuse, body);
+}
+
+/** Hibernates the idle instances of `name`; throws unless one is hibernated then. */
+export async function hibernate(connection: HttpConnection, name: string): Promise<void> {
+  const { status, body } = await connection.request({ method: "POST", path: `/thaw/v1/functions/${name}/hibernate` });
+  if (status !== 200) throw new Error(`hibernating ${name}: status ${status}: ${body.toString("utf8", 0, 300)}`);
 }
 
 async function dryRun(connection: HttpConnection, name: string): Promise<void> {

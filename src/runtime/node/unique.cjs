@@ -16,6 +16,7 @@
  */
 const crypto = require("node:crypto");
 const vm = require("node:vm");
+const { readlinkSync } = require("node:fs");
 const { syncBuiltinESMExports } = require("node:module");
 
 const { randomFillSync } = crypto;
@@ -189,6 +190,21 @@ function refresh(state) {
   for (let i = 0; i < 4; i++) state[i] = seed[i] ^ seed[i + 4];
 }
 
+let told;
+let pid;
+
+/** The kernel's word on who this is, asked for when it is needed; the server's where /proc cannot be read. */
+function livePid() {
+  if (pid === undefined) {
+    try {
+      pid = Number(readlinkSync("/proc/self"));
+    } catch {
+      pid = told;
+    }
+  }
+  return pid;
+}
+
 /** Renews everything. `thaw` is the member of that name of a request's header. */
 function renew(thaw) {
   entropy = thaw.entropy;
@@ -197,12 +213,9 @@ function renew(thaw) {
     const state = ref.deref();
     if (state !== undefined) state[STALE] = 1;
   }
-  Object.defineProperty(process, "pid", {
-    value: thaw.pid,
-    writable: false,
-    enumerable: true,
-    configurable: true,
-  });
+  told = thaw.pid;
+  pid = undefined;
+  Object.defineProperty(process, "pid", { get: livePid, enumerable: true, configurable: true });
 }
 
 module.exports = { install, renew };
