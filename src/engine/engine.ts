@@ -13,8 +13,6 @@ import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import {
   type CgroupLayout,
   type CgroupParents,
-  type LimitWrite,
-  limitWrites,
   makeParents,
   probeCgroups,
   removeParents,
@@ -33,6 +31,7 @@ import { genericKey, type Husk, HuskPool, runStage, type StageStep } from "./hus
 import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
+import { Limits } from "./limits.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
 import { bootOnly, inOrder, nextLabel, notOpen, usBetween } from "./parts.js";
@@ -61,8 +60,6 @@ import type {
 import { LOADERS } from "./types.js";
 import { MappedFiles } from "./wake-set.js";
 
-const MB_PER_CPU = 1769;
-const PIDS_MAX = 1024;
 const DEFAULT_GENERIC_HUSKS = 2;
 const NO_PIDS: ReadonlySet<number> = new Set();
 
@@ -94,7 +91,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly reap: ReapStarts;
   private readonly imagesDir: string;
   private readonly log: Logger;
-  private readonly limitsByMemory = new Map<number, LimitWrite[]>();
+  private readonly limits: Limits;
   private readonly mapped: MappedFiles;
   private closing: Promise<void> | undefined;
   private genericCount = DEFAULT_GENERIC_HUSKS;
@@ -104,13 +101,14 @@ export class LocalEngine implements Engine, InstanceOwner {
     private readonly paths: NativePaths,
     private readonly keeper: Keeper,
     private readonly recorder: Recorder,
-    private readonly layout: CgroupLayout,
+    layout: CgroupLayout,
     private readonly parents: CgroupParents,
     private readonly fingerprint: Fingerprint,
     interpreters: readonly Interpreter[],
   ) {
     this.log = options.log ?? silentLogger();
     this.mapped = new MappedFiles(keeper);
+    this.limits = new Limits(keeper, layout);
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
@@ -147,7 +145,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       freeze: (instance, dir) => freezeInstance({ keeper, extractor, fingerprint, imagesDir: this.imagesDir }, instance, { dir }),
       husk: (template, avoid, tmpMb) => this.husks.generic(template.id, avoid, tmpMb, true),
       adopt: (husk, spec, start) => {
-        this.limit(husk, spec);
+        this.limits.set(husk, spec);
         return this.adopt(new LiveInstance(keeper, this, husk, spec, start));
       },
     });
@@ -206,7 +204,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       prefetchedPages: 0,
     };
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, spec, start));
-    this.limit(husk, spec);
+    this.limits.set(husk, spec);
     try {
       const phases = await bootInstance(this.keeper, instance, template, base);
       instance.start = {
@@ -273,7 +271,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
-    if (!chosen.parked) this.limit(husk, image.spec);
+    if (!chosen.parked) this.limits.set(husk, image.spec);
     faultPoint("thaw-stage-sent");
     const started = stages.then((stamps) => {
       instance.start = {
@@ -378,7 +376,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loader = loaded.loaderFor(asked);
     const template = this.templates.made(image.spec.runtime);
     assert(template !== undefined, "an open image has a template");
-    const limit = (husk: Husk): void => this.limit(husk, image.spec);
+    const limit = (husk: Husk): void => this.limits.set(husk, image.spec);
     const [here, { device }] = [this.fingerprint, this.recorder];
     const steps = (): StageStep[] =>
       level === "runtime" ? loaded.runtimeSteps(here) : loaded.parkSteps(loader, level === "prefaulted", here, limit, device);
@@ -473,16 +471,6 @@ export class LocalEngine implements Engine, InstanceOwner {
   private adopt(instance: LiveInstance): LiveInstance {
     this.instances.add(instance);
     return instance;
-  }
-
-  private limit(husk: Husk, spec: FunctionSpec): void {
-    const { memoryMb } = spec;
-    let writes = this.limitsByMemory.get(memoryMb);
-    if (writes === undefined) {
-      writes = limitWrites(this.layout, { memoryMb, cpus: Math.max(1, memoryMb / MB_PER_CPU), pids: PIDS_MAX });
-      this.limitsByMemory.set(memoryMb, writes);
-    }
-    this.keeper.limits(husk.id, writes);
   }
 
   private loaded(image: Image): LoadedImage {
