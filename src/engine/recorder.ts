@@ -6,7 +6,7 @@
 import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
-import { blockingIsAccounted, processFaults } from "./faults.js";
+import { blockingIsAccounted, diskBytesOf, processFaults } from "./faults.js";
 import type { Husk } from "./husk-pool.js";
 import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
@@ -187,7 +187,8 @@ function faultsOf(instance: LiveInstance): StartFaults | undefined {
   return {
     minor: now.minor - before.minor,
     major,
-    diskBytes: now.diskBytes - before.diskBytes,
+    // Nothing that it waited for, nothing that it read; before its start a husk reads nothing.
+    diskBytes: major === 0 ? 0 : diskBytesOf(instance.hostPid),
     ...(major === 0 || blockingIsAccounted() ? { blockedMs } : {}),
   };
 }
