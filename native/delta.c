@@ -7,7 +7,8 @@
  * a page that was written and holds the same bytes again is shared, too.
  *
  * A piece is one mapping of every start. So a run of shared pages between two changed ones becomes a piece only if it holds more
- * than SHARED_PAGES_MIN pages; shorter ones are stored with their neighbours.
+ * than SHARED_PAGES_MIN pages; shorter ones are stored with their neighbours. An image that would save less than SAVED_PERCENT_MIN
+ * of its pages is stored whole.
  */
 #include "extractor.h"
 #include <errno.h>
@@ -18,7 +19,9 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#define SHARED_PAGES_MIN 8
+#define SHARED_PAGES_MIN 32
+/* Of all pages, the part that must be saved: an image of which most is its own gains little, and pays for every mapping all the same. */
+#define SAVED_PERCENT_MIN 20
 /* A page's class is a byte; larger regions (reserved for WebAssembly, hardly ever filled) are stored whole. */
 #define REGION_PAGES_MAX (4ULL << 20)
 /* A slot is at least this long (SLOT_SHIFT_MIN): within it, what follows a region is a hole. */
@@ -182,4 +185,17 @@ size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct cut **
 	}
 	add_piece(pieces, &count, (struct cut){ .start = done, .end = end });
 	return count;
+}
+
+void base_count(const uint8_t *classes, uint64_t pages, uint64_t *shared, uint64_t *own)
+{
+	for (uint64_t i = 0; i < pages; i++) {
+		*shared += classes[i] == PAGE_LEFT_OUT;
+		*own += classes[i] == PAGE_CHANGED || classes[i] == PAGE_SHARED;
+	}
+}
+
+bool base_pays(uint64_t shared, uint64_t own)
+{
+	return shared * 100 >= (shared + own) * SAVED_PERCENT_MIN;
 }

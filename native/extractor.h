@@ -124,6 +124,10 @@ uint8_t *base_classes(uint64_t start, uint64_t end);
 void base_compare(uint8_t *classes, uint64_t start, uint64_t address, const uint8_t *bytes, uint64_t pages);
 /* Cuts a region; marks what is left out. The list is the caller's to free. */
 size_t base_pieces(uint8_t *classes, uint64_t start, uint64_t end, struct cut **pieces);
+/* Adds the pages of a region that was cut: those that are left out of the image, and its own. */
+void base_count(const uint8_t *classes, uint64_t pages, uint64_t *shared, uint64_t *own);
+/* Whether an image that leaves out `shared` pages and stores `own` is worth its mappings. */
+bool base_pays(uint64_t shared, uint64_t own);
 
 /* deflate.c */
 int deflate(struct target *target, int argc, char **argv);

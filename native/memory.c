@@ -600,15 +600,33 @@ static void compare_pages(struct dump *dump, int fd, struct region *region, uint
 	base_compare(region->classes, region->start, address, bytes, pages);
 }
 
-static void store_region(struct dump *dump, int fd, struct region *region)
+/* Cuts the regions where they share pages with the base; leaves them whole where all of that would save too little. */
+static void share_with_base(struct dump *dump)
 {
-	if ((region->kind == ANON || region->kind == HEAP) && !region->wipe)
-		region->classes = base_classes(region->start, region->end);
-	if (region->classes) {
-		each_page(dump, fd, region, compare_pages);
+	uint64_t shared = 0, own = 0;
+	for (size_t i = 0; i < dump->region_count; i++) {
+		struct region *region = &dump->regions[i];
+		if ((region->kind == ANON || region->kind == HEAP) && !region->wipe)
+			region->classes = base_classes(region->start, region->end);
+		if (!region->classes) {
+			for (size_t j = 0; j < region->run_count; j++)
+				own += region->runs[j].pages;
+			continue;
+		}
+		each_page(dump, -1, region, compare_pages);
 		region->piece_count = base_pieces(region->classes, region->start, region->end, &region->pieces);
+		base_count(region->classes, (region->end - region->start) / PAGE, &shared, &own);
 	}
-	each_page(dump, fd, region, store_pages);
+	if (base_pays(shared, own))
+		return;
+	for (size_t i = 0; i < dump->region_count; i++) {
+		struct region *region = &dump->regions[i];
+		free(region->classes);
+		free(region->pieces);
+		region->classes = NULL;
+		region->pieces = NULL;
+		region->piece_count = 0;
+	}
 }
 
 static void add_parent_pages(struct dump *dump, struct region *region)
@@ -677,9 +695,10 @@ void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64
 		if (dump->regions[i].kind != FILE_PRIVATE)
 			add_parent_pages(dump, &dump->regions[i]);
 	lay_out(dump, fd);
+	share_with_base(dump);
 	*stored_pages = 0;
 	for (size_t i = 0; i < dump->region_count; i++) {
-		store_region(dump, fd, &dump->regions[i]);
+		each_page(dump, fd, &dump->regions[i], store_pages);
 		for (size_t j = 0; j < dump->regions[i].stored_count; j++)
 			*stored_pages += dump->regions[i].stored[j][1];
 	}
