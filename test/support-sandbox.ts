@@ -22,7 +22,7 @@ export class Bench {
   }
 
   async open(): Promise<this> {
-    this.engine = await openEngine({ dataDir: this.dataDir });
+    this.engine = await openEngine({ dataDir: this.dataDir, sharedRuntime: true });
     this.engine.pool({ generic: 0 });
     return this;
   }

@@ -71,7 +71,7 @@ export interface EngineOptions {
   readonly log?: Logger;
   /** Functions boot, nothing is frozen or thawed. */
   readonly bootOnly?: boolean;
-  /** Default true: images share the pages of their bare runtime (docs/design/base-images.md). */
+  /** Default false: images that are asked for with {@link BootOptions.base} share the pages of their bare runtime (docs/design/base-images.md). */
   readonly sharedRuntime?: boolean;
   /** Paths of the interpreters to use, and no others. Default: those that are found on this machine. */
   readonly interpreters?: readonly string[];
@@ -130,7 +130,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   /** What bases are made and started with. */
-  private makeBases({ dataDir, sharedRuntime = true }: EngineOptions): Bases {
+  private makeBases({ dataDir, sharedRuntime = false }: EngineOptions): Bases {
     const { keeper, fingerprint, log } = this;
     const { extractor, runtimeDir } = this.paths;
     return new Bases({
