@@ -25,6 +25,8 @@ import {
   type ImageInspection,
   imageFiles,
   inspectImage,
+  isMapped,
+  isMappedFile,
   isRuntimeFile,
   joinRuns,
   PARK_PASSES,
@@ -35,7 +37,10 @@ import {
   passed,
   prefetchRanges,
   RESUME_PASSES,
+  type Region,
   readImage,
+  readNothingAround,
+  readsScattered,
   runPages,
   runtimeKey,
   type StoredImage,
@@ -202,7 +207,8 @@ export class LoadedImage {
         contents: this.stored.contents,
         source: isPaged(loader) ? "paged" : loader === "eager" ? "eager" : "lazy",
         runtime: generic,
-        random: loader === "lazy-4k",
+        ...(loader === "lazy-4k" ? { forget: true, readsAlone: isMapped } : {}),
+        ...(loader === "splice" && record === undefined ? { readsAlone: this.readsAlone() } : {}),
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
         ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
       });
@@ -242,7 +248,9 @@ export class LoadedImage {
     const tracked = loader === "splice" && !this.sets.recorded;
     if (tracked) return [...this.trackedSteps(before, device), ...this.equipSteps(here)];
     const source = loader === "eager" ? "eager" : "lazy";
-    const memory = (): Compiled => this.compiled(`memory:${source}`, () => compileMemory(this.facts, source));
+    const quiet = (program: ProgramBuilder): void => readNothingAround(program, this.facts, this.readsAlone());
+    const compile = (): Program => compileMemory(this.facts, source, loader === "splice" ? quiet : undefined);
+    const memory = (): Compiled => this.compiled(`memory:${loader === "splice" ? loader : source}`, compile);
     const steps: StageStep[] = [...this.runtimeSteps(here), { ...this.step("memory", memory, this.memoryFds()), before }];
     if (prefaulted) {
       const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
@@ -345,6 +353,11 @@ export class LoadedImage {
     };
   }
 
+  /** In which mappings a page that `splice` did not ask for ahead is read alone: image/compile-advice.ts. */
+  private readsAlone(): (region: Region) => boolean {
+    return readsScattered(this.facts, this.sets.set) ? isMappedFile : isMapped;
+  }
+
   /** Pages that are installed ahead of the function in such a start. */
   prefetchedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): number {
     if (loader === "eager") return this.pagesTotal;
@@ -408,7 +421,7 @@ export class LoadedImage {
 
 /** Whether a program has pages of the working set in it. */
 function dependsOnSet(key: string): boolean {
-  return key.startsWith("prefault") || (key.startsWith("thaw:splice:") && !key.endsWith(":record"));
+  return key.startsWith("prefault") || key === "memory:splice" || (key.startsWith("thaw:splice:") && !key.endsWith(":record"));
 }
 
 function inodeOf(identity: string): string {

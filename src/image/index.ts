@@ -1,5 +1,6 @@
 /** The image format: reading, writing, compiling. Touches no process. */
 export * from "./compile.js";
+export * from "./compile-advice.js";
 export {
   compileMemory,
   compilePrefault,
