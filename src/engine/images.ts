@@ -29,6 +29,7 @@ import {
   isMappedFile,
   isRuntimeFile,
   joinRuns,
+  PAGES,
   PARK_PASSES,
   type PageRun,
   type Program,
@@ -86,6 +87,7 @@ export class LoadedImage {
   private readonly runtimeProgram: Compiled;
   private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
   private ranges: readonly FileRange[] | undefined;
+  private fileRanges: readonly FileRange[] | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -209,6 +211,7 @@ export class LoadedImage {
         runtime: generic,
         ...(loader === "lazy-4k" ? { forget: true, readsAlone: isMapped } : {}),
         ...(loader === "splice" && record === undefined ? { readsAlone: this.readsAlone() } : {}),
+        ...(isPaged(loader) ? { readsAlone: isMappedFile } : {}),
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
         ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
       });
@@ -371,6 +374,12 @@ export class LoadedImage {
     return this.ranges;
   }
 
+  /** Those of them that lie in files of the interpreter and the function. */
+  prefetchFileRanges(): readonly FileRange[] {
+    this.fileRanges ??= this.prefetchRanges().filter(({ file }) => file !== PAGES);
+    return this.fileRanges;
+  }
+
   close(): void {
     this.closed = true;
     this.forgetPrograms();
@@ -406,6 +415,7 @@ export class LoadedImage {
   /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
   private setChanged(): void {
     this.ranges = undefined;
+    this.fileRanges = undefined;
     for (const [key, { file, compile }] of [...this.programs]) {
       if (!dependsOnSet(key)) continue;
       this.keeper.closeFile(file);

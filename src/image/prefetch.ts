@@ -9,9 +9,12 @@ import { clipRuns, type PageRun, runPages, type WorkingSet } from "./working-set
 /** Pages of a range that nobody asked for cost less than another read: measured on a virtual disk (docs/design/working-set.md). */
 const GAP_BYTES = 4 * 4096;
 
+/** The page space among the files of ranges. */
+export const PAGES = "pages";
+
 /** One part of a file. */
 export interface FileRange {
-  /** `pages`: the image's page space; else a path as the function sees it. */
+  /** {@link PAGES}, or a path as the function sees it. */
   readonly file: string;
   readonly offset: bigint;
   readonly bytes: number;
@@ -155,7 +158,7 @@ function rangesOf(space: Stored, region: Region, run: PageRun): FileRange[] {
     bytes: pages * 4096,
   });
   if (isFile(region)) return [range(region.path ?? "", region.offset ?? 0n, run)];
-  return space.part(region, run).map((part) => range("pages", region.slot ?? 0n, part));
+  return space.part(region, run).map((part) => range(PAGES, region.slot ?? 0n, part));
 }
 
 function byPlace(a: FileRange, b: FileRange): number {
