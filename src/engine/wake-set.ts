@@ -8,8 +8,10 @@ import type { Keeper, PrefetchRange } from "./keeper.js";
 
 const PAGE_BYTES = 4096;
 const RANGES_MAX = 4096;
-/** What one wake did not touch is forgotten by the second. */
+/** Of its own memory, what one wake did not touch is forgotten by the second. */
 const RECORDINGS = 2;
+/** Which of the cached neighbours of a page of code were mapped with it changes from wake to wake; to miss one costs most. */
+const SHARED_RECORDINGS = 4;
 const OWN_FILE = "";
 
 interface Range {
@@ -35,7 +37,7 @@ export class MappedFiles {
   }
 }
 
-/** Ranges of one file: the last recording, and the one before. */
+/** Ranges of one file; the last recording is the first. */
 type Recordings = readonly (readonly Range[])[];
 
 export class WakeSet {
@@ -51,17 +53,19 @@ export class WakeSet {
 
   /** Takes what the extractor found touched in a woken instance. `file`: the keeper's id of the file that holds its memory. */
   async record(file: number, files: MappedFiles, pid: number, touched: unknown, others: unknown): Promise<void> {
-    const found = this.#merged(OWN_FILE, rangesOf(touched)).map((range) => prefetchOf(file, range));
+    // Code first: a fault that comes before its read was asked for brings megabytes behind it (image/compile-advice.ts).
+    const found: PrefetchRange[] = [];
     for (const [key, { mapping, ranges }] of byFile(others as readonly Touched[])) {
-      const list = this.#merged(key, ranges);
+      const list = this.#merged(key, ranges, SHARED_RECORDINGS);
       const id = list.length === 0 ? undefined : await files.open(pid, key, mapping);
       if (id !== undefined) found.push(...list.map((range) => prefetchOf(id, range)));
     }
+    found.push(...this.#merged(OWN_FILE, rangesOf(touched), RECORDINGS).map((range) => prefetchOf(file, range)));
     this.ranges = found.slice(0, RANGES_MAX);
   }
 
-  #merged(file: string, touched: readonly Range[]): Range[] {
-    const recordings = [touched, ...(this.#recordings.get(file) ?? [])].slice(0, RECORDINGS);
+  #merged(file: string, touched: readonly Range[], count: number): Range[] {
+    const recordings = [touched, ...(this.#recordings.get(file) ?? [])].slice(0, count);
     this.#recordings.set(file, recordings);
     return merge(recordings.flat());
   }
