@@ -94,7 +94,8 @@ export class ReapStarts {
         fix: "choose another loader",
       });
     const mode = MODES[loader] ?? "lazy";
-    if (mode === "lazy") return { mode, records: false, installs: false, fallback: undefined, plan: this.#lazyPlan(loaded), set: 0 };
+    if (mode === "lazy")
+      return { mode, records: false, installs: false, fallback: undefined, plan: this.#lazyPlan(loaded), set: 0 };
     const fallback = await this.#refresh(loaded);
     const recorded = this.#recorded.get(loaded);
     if (recorded === undefined || this.#recording.has(loaded))

@@ -1,8 +1,8 @@
 /**
  * What a wake will need: the pages that were present when a woken instance was hibernated again, so touched since its wake (REAP, 2021,
  * §5.2, and Hibernate Container, 2023, §3.4: the working set of the last requests is that of the next). It is larger than what was
- * touched where the kernel mapped neighbours that lay in the page cache. Two recordings are kept: what one wake did not touch is
- * forgotten by the second.
+ * touched where the kernel mapped neighbours that lay in the page cache. Two recordings are kept, of files that others map, too, four: what
+ * no wake touched meanwhile is forgotten.
  */
 import type { Keeper, PrefetchRange } from "./keeper.js";
 
