@@ -692,11 +692,11 @@ static void remap(struct deflation *d, const struct view *view)
 	size_t count = 0;
 	for (int i = 0; i < d->target->thread_count; i++)
 		read_rseq(&d->target->threads[i]);
-	struct script_call *calls = malloc((2 * view->piece_count + view->vma_count + 1) * sizeof *calls);
+	struct script_call *calls = malloc((view->piece_count + 2 * view->vma_count + 1) * sizeof *calls);
 	if (!calls)
 		die("out of memory");
 	struct workshop shop;
-	enter_workshop(d, &shop, 2 * view->piece_count + view->vma_count + 1);
+	enter_workshop(d, &shop, view->piece_count + 2 * view->vma_count + 1);
 	for (size_t i = 0; i < view->piece_count; i++) {
 		const struct piece *piece = &view->pieces[i];
 		if (!piece->mapped)
@@ -704,10 +704,11 @@ static void remap(struct deflation *d, const struct view *view)
 					      (uint64_t)shop.swap, piece->offset);
 	}
 	size_t mapped = count;
-	/* A fault brings its own page: what else will be needed is known from the recording, and megabytes around it would be guesses. */
-	for (size_t i = 0; i < mapped; i++)
-		calls[count++] = call(SYS_madvise, calls[i].args[0], calls[i].args[1], MADV_RANDOM, 0, 0, 0);
-	/* One call for all mappings between two that stay. Unmapped addresses between them are skipped (ENOMEM says so). */
+	/*
+	 * One call for all mappings between two that stay. Unmapped addresses between them are skipped (ENOMEM says so). From now on a
+	 * fault brings its own page, of the interpreter's files too: what else will be needed is known from the recording, and megabytes
+	 * around it would be guesses. (Since Linux 6.16 the kernel heeds that in no executable mapping.)
+	 */
 	for (size_t i = 0; i < view->vma_count; i++) {
 		if (left_alone(&view->vmas[i]))
 			continue;
@@ -715,6 +716,7 @@ static void remap(struct deflation *d, const struct view *view)
 		while (i + 1 < view->vma_count && !left_alone(&view->vmas[i + 1]) &&
 		       (view->vmas[i + 1].start >= HUSK_ZONE_END) == (start >= HUSK_ZONE_END))
 			end = view->vmas[++i].end;
+		calls[count++] = call(SYS_madvise, start, end - start, MADV_RANDOM, 0, 0, 0);
 		calls[count++] = call(SYS_madvise, start, end - start, MADV_DONTNEED, 0, 0, 0);
 	}
 	no_way_back(true);

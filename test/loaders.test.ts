@@ -220,6 +220,36 @@ function takeLogs(instance: Instance): string {
   return (instance as Instance & { takeLogs(): Buffer }).takeLogs().toString("utf8");
 }
 
+describe("splice", () => {
+  it("reads what its working set lacks page by page, and not what lies around it", async () => {
+    const image = await world.imageAfter("python", ["paged.fill", BLOCK_MB]);
+    for (let round = 0; round < STARTS; round++) await started(image, "splice", "paged.wrong", 0, 1);
+    forgetCached(imageFiles(image.dir).pages);
+    const start = await world.thawed(image, async (clone) => {
+      // Every fiftieth page of the block: none of them was recorded.
+      expect(await call(clone, "paged.wrong", 0, null, 50)).toBe(0);
+      await clone.faults();
+      return clone.start;
+    });
+    const pages = (BLOCK_MB * 256) / 50;
+    const read = (start.faults?.diskBytes ?? 0) / 4096;
+    expect(read).toBeGreaterThan(pages * 0.9);
+    // The block has 3,072; `lazy` reads them all.
+    expect(read).toBeLessThan(pages + 600);
+    await world.engine.removeImage(image);
+  });
+
+  it("lends what it recorded of the interpreter to reap, whose papers have it in the memory of a virtual machine", async () => {
+    const image = await counted("python");
+    await started(image, "reap");
+    expect(await started(image, "reap")).not.toHaveProperty("coldPages");
+    for (let round = 0; round < STARTS; round++) await started(image, "splice");
+    expect(await started(image, "reap")).toHaveProperty("coldPages");
+    expect(await started(image, "reap-lazy")).not.toHaveProperty("coldPages");
+    await world.engine.removeImage(image);
+  });
+});
+
 describe("lazy-4k", () => {
   it("reads no page from disk that was not asked for", async () => {
     const image = await world.imageAfter("python", ["paged.fill", BLOCK_MB]);

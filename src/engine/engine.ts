@@ -268,6 +268,8 @@ export class LocalEngine implements Engine, InstanceOwner {
     const steps = this.remainingSteps(loaded, loader, husk, recording);
     if (paged !== undefined) this.reap.begin(instance, loaded, paged);
     if (loader === "splice") instance.startsCold(this.prefetcher.start(loaded));
+    // Memory of REAP's virtual machines holds the interpreter, too.
+    else if (paged?.installs) instance.startsCold(this.prefetcher.start(loaded, loaded.prefetchFileRanges()));
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.

@@ -7,6 +7,7 @@ import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { removeTemporaries } from "../base/fsync.js";
 import {
+  BASE,
   baseIdentity,
   basePath,
   bytesOnDisk,
@@ -27,9 +28,13 @@ import {
   IMAGE_VERSION,
   type ImageInspection,
   imageFiles,
+  inodeOf,
   inspectImage,
+  isMapped,
+  isMappedFile,
   isRuntimeFile,
   joinRuns,
+  PAGES,
   PARK_PASSES,
   type PageRun,
   type Program,
@@ -38,7 +43,10 @@ import {
   passed,
   prefetchRanges,
   RESUME_PASSES,
+  type Region,
   readImage,
+  readNothingAround,
+  readsScattered,
   runPages,
   runtimeKey,
   type StoredImage,
@@ -89,6 +97,7 @@ export class LoadedImage {
   private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
   private ranges: readonly FileRange[] | undefined;
   private shared: SharedBase | undefined;
+  private fileRanges: readonly FileRange[] | undefined;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
 
@@ -270,7 +279,9 @@ export class LoadedImage {
         contents: this.stored.contents,
         source: isPaged(loader) ? "paged" : loader === "eager" ? "eager" : "lazy",
         runtime: generic,
-        random: loader === "lazy-4k",
+        ...(loader === "lazy-4k" ? { forget: true, readsAlone: isMapped } : {}),
+        ...(loader === "splice" && record === undefined ? { readsAlone: this.readsAlone() } : {}),
+        ...(isPaged(loader) ? { readsAlone: isMappedFile } : {}),
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
         ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
       });
@@ -309,7 +320,9 @@ export class LoadedImage {
     const tracked = loader === "splice" && !this.sets.recorded;
     if (tracked) return [...this.trackedSteps(before, device), ...this.equipSteps(here)];
     const source = loader === "eager" ? "eager" : "lazy";
-    const memory = (): Compiled => this.compiled(`memory:${source}`, () => compileMemory(this.facts, source));
+    const quiet = (program: ProgramBuilder): void => readNothingAround(program, this.facts, this.readsAlone());
+    const compile = (): Program => compileMemory(this.facts, source, loader === "splice" ? quiet : undefined);
+    const memory = (): Compiled => this.compiled(`memory:${loader === "splice" ? loader : source}`, compile);
     const steps: StageStep[] = [...this.runtimeSteps(here), { ...this.step("memory", memory, this.memoryFds()), before }];
     if (prefaulted) {
       const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
@@ -406,6 +419,11 @@ export class LoadedImage {
     };
   }
 
+  /** In which mappings a page that `splice` did not ask for ahead is read alone: image/compile-advice.ts. */
+  private readsAlone(): (region: Region) => boolean {
+    return readsScattered(this.facts, this.sets.set) ? isMappedFile : isMapped;
+  }
+
   /** Pages that are installed ahead of the function in such a start. */
   prefetchedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): number {
     if (loader === "eager") return this.pagesTotal;
@@ -417,6 +435,12 @@ export class LoadedImage {
   prefetchRanges(): readonly FileRange[] {
     this.ranges ??= this.sets.set.recordings === 0 ? [] : prefetchRanges(this.facts, this.sets.set);
     return this.ranges;
+  }
+
+  /** Those of them that lie in files of the interpreter and the function. */
+  prefetchFileRanges(): readonly FileRange[] {
+    this.fileRanges ??= this.prefetchRanges().filter(({ file }) => file !== PAGES && file !== BASE);
+    return this.fileRanges;
   }
 
   close(): void {
@@ -455,6 +479,7 @@ export class LoadedImage {
   /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
   private setChanged(): void {
     this.ranges = undefined;
+    this.fileRanges = undefined;
     for (const [key, { file, compile }] of [...this.programs]) {
       if (!dependsOnSet(key)) continue;
       this.keeper.closeFile(file);
@@ -470,9 +495,5 @@ export class LoadedImage {
 
 /** Whether a program has pages of the working set in it. */
 function dependsOnSet(key: string): boolean {
-  return key.startsWith("prefault") || (key.startsWith("thaw:splice:") && !key.endsWith(":record"));
-}
-
-function inodeOf(identity: string): string {
-  return identity.slice(0, identity.indexOf(":"));
+  return key.startsWith("prefault") || key === "memory:splice" || (key.startsWith("thaw:splice:") && !key.endsWith(":record"));
 }

@@ -6,13 +6,11 @@
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Logger } from "../base/log.js";
-import { type FileIdentity, type FileRange, isRuntimeFile } from "../image/index.js";
+import { BASE, type FileIdentity, type FileRange, isRuntimeFile, PAGES } from "../image/index.js";
 import type { LoadedImage } from "./images.js";
 import type { Keeper } from "./keeper.js";
 import { encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
 
-const PAGES = "pages";
-const BASE = "base";
 const TASK_ROOT = "/var/task/";
 const RUNTIME_ROOT = "/var/runtime/";
 const NS_PER_S = 1_000_000_000n;
@@ -62,10 +60,9 @@ export class Prefetcher {
 
   /**
    * Starts reading what the image's working set needs. Resolves with how many of the pages the page cache did not have (-1: nobody
-   * can say), undefined while no set is known. Never rejects.
+   * can say), undefined while no set is known. Never rejects. @param ranges of that image, the same array each time
    */
-  start(loaded: LoadedImage): Promise<number> | undefined {
-    const ranges = loaded.prefetchRanges();
+  start(loaded: LoadedImage, ranges = loaded.prefetchRanges()): Promise<number> | undefined {
     if (ranges.length === 0) return undefined;
     let prepared = this.#prepared.get(ranges);
     if (prepared === undefined) {

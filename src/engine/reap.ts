@@ -60,6 +60,8 @@ interface Recorded {
 export interface PagedStart {
   readonly mode: PageMode;
   readonly records: boolean;
+  /** What was recorded is brought before the function runs. */
+  readonly installs: boolean;
   /** Why it records although there is a recording. */
   readonly fallback: string | undefined;
   readonly plan: number;
@@ -94,17 +96,18 @@ export class ReapStarts {
         fix: "choose another loader",
       });
     const mode = MODES[loader] ?? "lazy";
-    if (mode === "lazy") return { mode, records: false, fallback: undefined, plan: this.#lazyPlan(loaded), set: 0 };
+    if (mode === "lazy")
+      return { mode, records: false, installs: false, fallback: undefined, plan: this.#lazyPlan(loaded), set: 0 };
     const fallback = await this.#refresh(loaded);
     const recorded = this.#recorded.get(loaded);
     if (recorded === undefined || this.#recording.has(loaded))
-      return { mode: "lazy", records: true, fallback, plan: this.#lazyPlan(loaded), set: 0 };
+      return { mode: "lazy", records: true, installs: false, fallback, plan: this.#lazyPlan(loaded), set: 0 };
     let plan = recorded.plans.get(mode);
     if (plan === undefined) {
       plan = this.keeper.fileBytes(encodePagePlan(loaded.facts, mode, recorded.installation));
       recorded.plans.set(mode, plan);
     }
-    return { mode, records: false, fallback: undefined, plan, set: mode === "parallel" ? 0 : recorded.setFile };
+    return { mode, records: false, installs: true, fallback: undefined, plan, set: mode === "parallel" ? 0 : recorded.setFile };
   }
 
   /** In the turn in which the stages are queued, before them. */

@@ -1,13 +1,18 @@
 /**
  * What a wake will need: the pages that were present when a woken instance was hibernated again, so touched since its wake (REAP, 2021,
  * §5.2, and Hibernate Container, 2023, §3.4: the working set of the last requests is that of the next). It is larger than what was
- * touched where the kernel mapped neighbours that lay in the page cache. Two recordings are kept: what one wake did not touch is
- * forgotten by the second.
+ * touched where the kernel mapped neighbours that lay in the page cache. Two recordings are kept, of files that others map, too, four: what
+ * no wake touched meanwhile is forgotten.
  */
 import type { Keeper, PrefetchRange } from "./keeper.js";
 
 const PAGE_BYTES = 4096;
 const RANGES_MAX = 4096;
+/** Of its own memory, what one wake did not touch is forgotten by the second. */
+const RECORDINGS = 2;
+/** Which of the cached neighbours of a page of code were mapped with it changes from wake to wake; to miss one costs most. */
+const SHARED_RECORDINGS = 4;
+const OWN_FILE = "";
 
 interface Range {
   readonly offset: number;
@@ -32,9 +37,12 @@ export class MappedFiles {
   }
 }
 
+/** Ranges of one file; the last recording is the first. */
+type Recordings = readonly (readonly Range[])[];
+
 export class WakeSet {
-  /** Of the file that holds the instance's memory: the last recording, and the one before. */
-  #recordings: readonly (readonly Range[])[] = [];
+  /** By device and inode; the file that holds the instance's memory has no such name here. */
+  readonly #recordings = new Map<string, Recordings>();
   /** What to read ahead, in order; ready, because nothing may be worked out when a request waits. */
   ranges: readonly PrefetchRange[] = [];
 
@@ -45,15 +53,40 @@ export class WakeSet {
 
   /** Takes what the extractor found touched in a woken instance. `file`: the keeper's id of the file that holds its memory. */
   async record(file: number, files: MappedFiles, pid: number, touched: unknown, others: unknown): Promise<void> {
-    this.#recordings = [rangesOf(touched), ...this.#recordings].slice(0, 2);
-    const found = merge(this.#recordings.flat()).map((range) => prefetchOf(file, range));
-    for (const { file: key, mapping, ranges } of others as { file: string; mapping: string; ranges: unknown }[]) {
-      const list = merge(rangesOf(ranges));
+    // Code first: a fault that comes before its read was asked for brings megabytes behind it (image/compile-advice.ts).
+    const found: PrefetchRange[] = [];
+    for (const [key, { mapping, ranges }] of byFile(others as readonly Touched[])) {
+      const list = this.#merged(key, ranges, SHARED_RECORDINGS);
       const id = list.length === 0 ? undefined : await files.open(pid, key, mapping);
       if (id !== undefined) found.push(...list.map((range) => prefetchOf(id, range)));
     }
+    found.push(...this.#merged(OWN_FILE, rangesOf(touched), RECORDINGS).map((range) => prefetchOf(file, range)));
     this.ranges = found.slice(0, RANGES_MAX);
   }
+
+  #merged(file: string, touched: readonly Range[], count: number): Range[] {
+    const recordings = [touched, ...(this.#recordings.get(file) ?? [])].slice(0, count);
+    this.#recordings.set(file, recordings);
+    return merge(recordings.flat());
+  }
+}
+
+/** What was touched of one mapping of a file, as the extractor tells it. */
+interface Touched {
+  readonly file: string;
+  readonly mapping: string;
+  readonly ranges: unknown;
+}
+
+/** A file is mapped in several parts. */
+function byFile(mappings: readonly Touched[]): Map<string, { mapping: string; ranges: Range[] }> {
+  const files = new Map<string, { mapping: string; ranges: Range[] }>();
+  for (const { file, mapping, ranges } of mappings) {
+    const one = files.get(file) ?? { mapping, ranges: [] };
+    one.ranges.push(...rangesOf(ranges));
+    files.set(file, one);
+  }
+  return files;
 }
 
 function prefetchOf(file: number, { offset, end }: Range): PrefetchRange {

@@ -4,10 +4,10 @@
  * the function, in read(2) or futex(2), are served like its own.
  */
 import { ABI_CONSTANTS } from "../linux/abi.js";
-import { EFD_CLOEXEC, F_DUPFD_CLOEXEC, MADV_RANDOM, O_CLOEXEC, O_NONBLOCK, SYS } from "../linux/syscalls.js";
+import { EFD_CLOEXEC, F_DUPFD_CLOEXEC, O_CLOEXEC, O_NONBLOCK, SYS } from "../linux/syscalls.js";
 import { USERFAULTFD_IOC_NEW } from "../linux/userfaultfd.js";
 import { isMemory } from "./compile-memory.js";
-import type { Facts, Region } from "./facts.js";
+import type { Region } from "./facts.js";
 import type { ProgramBuilder, Slot } from "./program.js";
 
 const GATE_BYTES = 8;
@@ -32,16 +32,4 @@ export function waitForPager(program: ProgramBuilder, device: Slot, fdBase: numb
     expect: GATE_BYTES,
   });
   program.call("close the pager's gate", SYS.close, [gate]);
-}
-
-/**
- * One page from disk for each fault that needs the disk: the kernel reads nothing around it (VM_RAND_READ, mm/filemap.c). What lies in the
- * page cache already is still mapped around a fault, up to 16 pages: that is decided elsewhere (do_fault_around, mm/memory.c).
- */
-export function readNothingAround(program: ProgramBuilder, facts: Facts): void {
-  for (const region of facts.regions) {
-    if (region.kind !== "file" && region.kind !== "shared" && !isStored(region)) continue;
-    const where = `0x${region.start.toString(16)}`;
-    program.call(`no read-ahead at ${where}`, SYS.madvise, [region.start, region.end - region.start, MADV_RANDOM]);
-  }
 }

@@ -14,12 +14,13 @@ import { assert, ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
 import { SYS } from "../linux/syscalls.js";
 import type { Channels } from "./channels.js";
+import { readNothingAround } from "./compile-advice.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
-import { readNothingAround, waitForPager } from "./compile-paged.js";
+import { waitForPager } from "./compile-paged.js";
 import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { restoreTmp } from "./compile-tmp.js";
-import type { Facts, ThreadFacts } from "./facts.js";
+import type { Facts, Region, ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
 import type { PageRun } from "./working-set.js";
@@ -123,8 +124,10 @@ export interface ThawInputs {
   readonly prefetch?: readonly PageRun[];
   /** The start records what it touches; nothing may be copied ahead then. */
   readonly record?: TouchTracking;
-  /** Each fault that needs the disk reads one page. */
-  readonly random?: boolean;
+  /** The husk begins without pages of the interpreter that somebody else's set brought. */
+  readonly forget?: boolean;
+  /** Mappings in which each fault that needs the disk reads one page. */
+  readonly readsAlone?: (region: Region) => boolean;
 }
 
 /** Everything that a generic or runtime-mapped husk still lacks: it becomes the function. Passes: {@link THAW_PASSES}. */
@@ -133,12 +136,12 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
   if (inputs.runtime) {
     mapRuntime(program, facts);
     program.stamp(STAMPS.runtime);
-  } else if (inputs.record !== undefined || inputs.random === true) {
+  } else if (inputs.record !== undefined || inputs.forget === true) {
     forgetRuntime(program, facts);
   }
   mapMemory(program, facts, inputs.source);
   if (inputs.record?.exact === true) trackTouches(program, facts, passed(THAW_PASSES.userfaultfd));
-  if (inputs.random === true) readNothingAround(program, facts);
+  if (inputs.readsAlone !== undefined) readNothingAround(program, facts, inputs.readsAlone);
   if (inputs.source === "paged") {
     waitForPager(program, passed(THAW_PASSES.userfaultfd), fdBase(facts));
     program.stamp(STAMPS.prefetch);

@@ -1,5 +1,6 @@
 /** The image format: reading, writing, compiling. Touches no process. */
 export * from "./compile.js";
+export * from "./compile-advice.js";
 export {
   compileMemory,
   compilePrefault,
@@ -20,7 +21,7 @@ export { type ImageInspection, inspectImage, type RecentStarts, type WorkingSetI
 export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
 export { decodeManifest, decodeRawManifest, encodeManifest, IMAGE_VERSION, type Manifest, type RawManifest } from "./manifest.js";
 export * from "./merge.js";
-export { classify, type FileRange, type PageClasses, prefetchRanges } from "./prefetch.js";
+export { BASE, classify, type FileRange, PAGES, type PageClasses, prefetchRanges } from "./prefetch.js";
 export { type Program, type ProgramBuilder, passed } from "./program.js";
 export * from "./reap-set.js";
 export * from "./store.js";

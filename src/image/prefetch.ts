@@ -3,14 +3,20 @@
  * image lie in its page space and its base's, all others in the files that are mapped; zero pages are holes and are never read.
  */
 import { type Facts, type Region, storedRuns } from "./facts.js";
+import { forecast } from "./likelihood.js";
 import { clipRuns, type PageRun, runPages, type WorkingSet } from "./working-set.js";
 
 /** Pages of a range that nobody asked for cost less than another read: measured on a virtual disk (docs/design/working-set.md). */
 const GAP_BYTES = 4 * 4096;
 
+/** The page space among the files of ranges. */
+export const PAGES = "pages";
+/** … and that of the image's base. */
+export const BASE = "base";
+
 /** One part of a file. */
 export interface FileRange {
-  /** `pages`: the image's page space; `base`: that of its base; else a path as the function sees it. */
+  /** {@link PAGES}, {@link BASE}, or a path as the function sees it. */
   readonly file: string;
   readonly offset: bigint;
   readonly bytes: number;
@@ -43,11 +49,11 @@ export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
 
 /**
  * What a start reads: the stack (read by the husk itself), then what is written, then what is only read, first what most
- * recordings touched and last what depends on the input. Within each part in the order of access when the set has it, else by
+ * recordings touched and last what depends on the input, as far as it is likely enough (likelihood.ts). Within each part in the order of access when the set has it, else by
  * file and offset; ranges of one file that are at most four pages apart are one.
  */
 export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
-  const parts = [stackRuns(facts), set.written, set.readOften, set.readSeldom];
+  const parts = [stackRuns(facts), set.written, set.readOften, forecast(set).likely];
   const space = new Stored();
   return parts.flatMap((runs) => {
     const ranges = placed(facts, runs).flatMap(({ run, region }) => rangesOf(space, region, run));
@@ -154,7 +160,7 @@ function rangesOf(space: Stored, region: Region, run: PageRun): FileRange[] {
     bytes: pages * 4096,
   });
   if (isFile(region)) return [range(region.path ?? "", region.offset ?? 0n, run)];
-  return space.part(region, run).map((part) => range(region.kind === "base" ? "base" : "pages", region.slot ?? 0n, part));
+  return space.part(region, run).map((part) => range(region.kind === "base" ? BASE : PAGES, region.slot ?? 0n, part));
 }
 
 function byPlace(a: FileRange, b: FileRange): number {

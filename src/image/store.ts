@@ -147,6 +147,11 @@ export function pagesIdentity(pages: string): string {
   return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.ctimeNs}`;
 }
 
+/** Which file an identity is of. */
+export function inodeOf(identity: string): string {
+  return identity.slice(0, identity.indexOf(":"));
+}
+
 /** Compares what `extractor verify` found with the manifest. */
 export function checkPages(manifest: Manifest, found: { digest: string; bytes: string }, dir: string): void {
   const path = imageFiles(dir).pages;

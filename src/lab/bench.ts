@@ -9,7 +9,7 @@ import { Command, CommanderError, InvalidArgumentError } from "commander";
 import { ThawError } from "../base/errors.js";
 import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
 import { describeEnvironment, readEnvironment } from "./environment.js";
-import type { Section } from "./lab.js";
+import type { Lab, Section } from "./lab.js";
 import { Progress } from "./progress.js";
 import { type Check, checksTable, hasFailed, jsonLines, type SectionReport, troubles } from "./report.js";
 import { floor } from "./sections/floor.js";
@@ -55,6 +55,7 @@ const SECTION_GRACE_MS = 60_000;
 interface Options {
   readonly json?: boolean;
   readonly rounds: number;
+  readonly only?: readonly string[];
 }
 
 const progress = new Progress(process.stderr);
@@ -69,7 +70,7 @@ try {
   process.exitCode = error.exitCode === 0 ? 0 : 2;
 }
 
-async function bench(sections: readonly Section[], { json = false, rounds }: Options): Promise<number> {
+async function bench(sections: readonly Section[], { json = false, ...how }: Options): Promise<number> {
   const root = mkdtempSync(join(tmpdir(), "thaw-bench-"));
   cleanup.add("removing the data directory", () => rmSync(root, { recursive: true, force: true }));
   const environment = readEnvironment(root);
@@ -79,7 +80,7 @@ async function bench(sections: readonly Section[], { json = false, rounds }: Opt
   const checks: Check[] = [];
   try {
     for (const section of sections) {
-      const report = await runSection(section, root, rounds);
+      const report = await runSection(section, root, how);
       if (report === undefined) {
         failed = true;
         continue;
@@ -102,10 +103,10 @@ async function bench(sections: readonly Section[], { json = false, rounds }: Opt
 }
 
 /** Undefined when the section could not be run; why goes to stderr. The others are run all the same. */
-async function runSection(section: Section, root: string, rounds: number): Promise<SectionReport | undefined> {
+async function runSection(section: Section, root: string, how: Pick<Lab, "rounds" | "only">): Promise<SectionReport | undefined> {
   progress.step(section.name);
   const lab = {
-    rounds,
+    ...how,
     deadline: new Deadline(section.msMax),
     cleanup,
     progress: (text: string) => progress.detail(text),
@@ -127,21 +128,26 @@ function readCommandLine(args: readonly string[]): { sections: readonly Section[
     .argument("[sections...]", "sections to run; all when none is named")
     .option("--json", "one line of JSON for each result, with every sample, instead of tables")
     .option("--rounds <n>", "samples of each way of starting", wholeRounds, ROUNDS)
+    .option("--only <names>", "functions to measure, separated by commas (memory-cold); a name that is not there fails", names)
     .addHelpText(
       "after",
       `\nSections:\n${SECTIONS.map(({ name, about }) => `  ${name.padEnd(17)} ${about}`).join("\n")}\n  ${"memory".padEnd(17)} all whose name begins with memory-`,
     )
     .exitOverride();
   command.parse([...args], { from: "user" });
-  const names = command.args.flatMap((name) => GROUPS[name] ?? [name]);
-  const unknown = names.find((name) => SECTIONS.every((section) => section.name !== name));
+  const sections = command.args.flatMap((name) => GROUPS[name] ?? [name]);
+  const unknown = sections.find((name) => SECTIONS.every((section) => section.name !== name));
   if (unknown !== undefined) {
     command.error(`error: there is no section "${unknown}"; there are ${SECTIONS.map(({ name }) => name).join(", ")}`);
   }
   return {
-    sections: names.length === 0 ? SECTIONS : SECTIONS.filter(({ name }) => names.includes(name)),
+    sections: sections.length === 0 ? SECTIONS : SECTIONS.filter(({ name }) => sections.includes(name)),
     options: command.opts(),
   };
+}
+
+function names(text: string): readonly string[] {
+  return text.split(",");
 }
 
 function wholeRounds(text: string): number {

@@ -5,6 +5,8 @@ import type { SectionReport } from "./report.js";
 export interface Lab {
   /** Samples of each way of starting. */
   readonly rounds: number;
+  /** Names of the functions to measure, where a section measures several; all when undefined. */
+  readonly only?: readonly string[];
   /** Ends the section. */
   readonly deadline: Deadline;
   /** What must be undone however the run ends. */

@@ -61,17 +61,28 @@ export const memoryCold: Section = {
 
 async function run(lab: Lab, engine: Engine, interpreters: PrivateInterpreters, disk: Disk) {
   const results: ColdResult[] = [];
-  for (const [index, subject] of SUBJECTS.entries()) {
-    const deadline = new Deadline(lab.deadline.remainingMs / (SUBJECTS.length - index));
+  const subjects = chosen(lab.only);
+  for (const [index, subject] of subjects.entries()) {
+    const deadline = new Deadline(lab.deadline.remainingMs / (subjects.length - index));
     const workload = withPackages(subject, lab.makeDir("code"));
     results.push(await measure(lab, engine, workload, interpreters, deadline));
   }
-  const missing = SUBJECTS.flatMap(({ name }) => missingLoaders(name, waysOf(name)));
+  const missing = subjects.flatMap(({ name }) => missingLoaders(name, waysOf(name)));
   return {
     measurements: [...results.flatMap((each) => coldMeasurements(each, disk)), ...missing],
     checks: [sumUp(results), ...results.flatMap((each) => coldChecks(each, disk))],
     tables: [coldTable(results, disk)],
   };
+}
+
+function chosen(only: Lab["only"]): readonly MemoryWorkload[] {
+  return (
+    only?.map((wanted) => {
+      const subject = SUBJECTS.find(({ name }) => name === wanted);
+      if (subject !== undefined) return subject;
+      throw new Error(`there is no function ${wanted}; there are ${SUBJECTS.map(({ name }) => name).join(", ")}`);
+    }) ?? SUBJECTS
+  );
 }
 
 function waysOf(name: string): readonly LoaderName[] {

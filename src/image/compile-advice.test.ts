@@ -1,0 +1,34 @@
+import { describe, expect, it } from "vitest";
+import { isMapped, isMappedFile, readNothingAround, readsScattered } from "./compile-advice.js";
+import { storedPages } from "./facts.js";
+import { ProgramBuilder } from "./program.js";
+import { parsedFacts } from "./testing.js";
+import { EMPTY_WORKING_SET, workingSet } from "./working-set.js";
+
+const facts = parsedFacts();
+
+function advised(which: typeof isMapped): string[] {
+  const program = new ProgramBuilder();
+  readNothingAround(program, facts, which);
+  return program.build().labels.filter((label) => label.startsWith("no read-ahead"));
+}
+
+describe("mappings in which nothing is read around a page", () => {
+  it("are advised by one call for those that have no other between them", () => {
+    // The file with its overlay and the heap behind it; memory that stores nothing, the stack and the vdso are left alone.
+    expect(advised(isMapped)).toEqual(["no read-ahead from 0x400000"]);
+    expect(advised(isMappedFile)).toEqual(["no read-ahead from 0x400000"]);
+  });
+});
+
+describe("a function whose pages change with each request", () => {
+  const stored = facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
+  const missing = (pages: number) =>
+    workingSet({ ...EMPTY_WORKING_SET, recordings: 2, runs: [{ address: 0n, pages, written: 0, read: 1 }] });
+
+  it("is read around when that brings its pages sooner than one by one", () => {
+    expect(stored).toBeGreaterThan(0);
+    expect(readsScattered(facts, missing(stored))).toBe(true);
+    expect(readsScattered(facts, EMPTY_WORKING_SET)).toBe(false);
+  });
+});
