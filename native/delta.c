@@ -19,7 +19,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#define SHARED_PAGES_MIN 32
+#define SHARED_PAGES_MIN 8
 /* Of all pages, the part that must be saved: an image of which most is its own gains little, and pays for every mapping all the same. */
 #define SAVED_PERCENT_MIN 20
 /* A page's class is a byte; larger regions (reserved for WebAssembly, hardly ever filled) are stored whole. */

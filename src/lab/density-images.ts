@@ -3,6 +3,7 @@ import { statfsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { nowUs } from "../base/clock.js";
 import { errorText } from "../base/errors.js";
+import type { Platform } from "../platform/index.js";
 import type { FailedRun } from "./interleave.js";
 import type { Lab } from "./lab.js";
 import { checkMany, type Deployed, deployMany, functionName, withPlatform } from "./many-functions.js";
@@ -25,8 +26,9 @@ export interface ImagesResult {
   readonly lost: readonly FailedRun[];
 }
 
+/** Images share the pages of their bare runtime here, as `serve --shared-runtime` has it. */
 export function imagesOnly(lab: Lab, wanted: number): Promise<ImagesResult> {
-  return withPlatform(lab, { maxInstances: 8 }, async (platform, dataDir) => {
+  const use = async (platform: Platform, dataDir: string): Promise<ImagesResult> => {
     const deployed = await deployMany(lab, platform, wanted, () => {
       if (lab.deadline.remainingMs < RESERVED_MS) return `the section's ${Math.round(lab.deadline.totalMs / 1000)} s were over`;
       const { bavail, bsize } = statfsSync(dataDir);
@@ -58,7 +60,14 @@ export function imagesOnly(lab: Lab, wanted: number): Promise<ImagesResult> {
     }
     // Working sets may still be replaced: what is gone in the meantime takes no disk.
     const files = await filesBelow(join(dataDir, "images"));
-    const diskBytes = files.reduce((sum, file) => sum + (statSync(file, { throwIfNoEntry: false })?.blocks ?? 0) * 512, 0);
+    // What many images link to counts once.
+    const bytesOf = new Map<number, number>();
+    for (const file of files) {
+      const info = statSync(file, { throwIfNoEntry: false });
+      if (info !== undefined) bytesOf.set(info.ino, info.blocks * 512);
+    }
+    const diskBytes = [...bytesOf.values()].reduce((sum, bytes) => sum + bytes, 0);
     return { wanted, deployed, diskBytes, listUs, startUs, lost };
-  });
+  };
+  return withPlatform(lab, { maxInstances: 8 }, use, true);
 }

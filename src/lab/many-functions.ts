@@ -19,9 +19,10 @@ export async function withPlatform<T>(
   lab: Lab,
   options: Omit<PlatformOptions, "dataDir" | "engine">,
   use: (platform: Platform, dataDir: string) => Promise<T>,
+  sharedRuntime = false,
 ): Promise<T> {
   const dataDir = lab.makeDir("platform");
-  const engine = await openEngine({ dataDir });
+  const engine = await openEngine({ dataDir, sharedRuntime });
   const doneEngine = lab.cleanup.add("closing the engine", () => engine.close());
   try {
     const platform = await openPlatform({ dataDir, engine, drainMs: 1_000, ...options });
