@@ -274,7 +274,6 @@ export class LoadedImage {
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. `task`: other code. */
   thawStep(loader: Loader, generic: boolean, record?: Tracking, device?: number, task = this.taskFile): StageStep {
     const compile = (): Program => {
-      const { image } = this.split();
       return compileThaw(this.facts, {
         contents: this.stored.contents,
         source: isPaged(loader) ? "paged" : loader === "eager" ? "eager" : "lazy",
@@ -283,7 +282,7 @@ export class LoadedImage {
         ...(loader === "splice" && record === undefined ? { readsAlone: this.readsAlone() } : {}),
         ...(isPaged(loader) ? { readsAlone: isMappedFile } : {}),
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
-        ...(loader === "splice" && record === undefined ? { prefetch: image.written } : {}),
+        ...(loader === "splice" && record === undefined ? { prefetch: this.sets.copiedAhead } : {}),
       });
     };
     const fds = this.memoryFds(task);
@@ -428,7 +427,8 @@ export class LoadedImage {
   prefetchedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): number {
     if (loader === "eager") return this.pagesTotal;
     const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
-    return copies ? runPages(this.sets.set.written) : 0;
+    if (!copies) return 0;
+    return runPages(husk.level === "prefaulted" ? this.sets.set.written : this.sets.copiedAhead);
   }
 
   /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */

@@ -10,11 +10,13 @@
 import {
   addRecording,
   clipRuns,
+  copyWorthy,
   EMPTY_WORKING_SET,
   expectedFaults,
   type Facts,
   type FaultModel,
   faultModel,
+  isMemory,
   type PageRun,
   type PresentRuns,
   RECORDINGS_MIN,
@@ -46,6 +48,7 @@ export class LiveWorkingSet {
   /** Overlays lie on their file, and would count twice. */
   readonly #ownRegions: readonly Region[];
   #renewing: WorkingSet | undefined;
+  #copied: readonly PageRun[] | undefined;
   #claimed = false;
   #outside: number[] = [];
   #counted = 0;
@@ -68,6 +71,12 @@ export class LiveWorkingSet {
   /** Whether enough was recorded to copy by. */
   get recorded(): boolean {
     return this.set.recordings >= RECORDINGS_MIN;
+  }
+
+  /** What a thaw copies before the function runs. */
+  get copiedAhead(): readonly PageRun[] {
+    this.#copied ??= copyWorthy(this.set.written, this.#ownRegions.filter(isMemory));
+    return this.#copied;
   }
 
   /** Whether a start shall record. */
@@ -111,6 +120,7 @@ export class LiveWorkingSet {
       this.set = merged;
       this.#model = faultModel(merged);
       this.#map = undefined;
+      this.#copied = undefined;
       this.#outside = [];
       this.changed();
     } finally {
