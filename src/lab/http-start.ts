@@ -124,8 +124,18 @@ export function httpArm(
 /** Requests before the first that is timed: a server that has served none yet still compiles its own code. */
 const WARMUP_REQUESTS = 200;
 
-/** Makes the instance that `reuse` finds, and warms the server and this connection up. */
+/** Starts that record what they touch, and are slower for it: two to five of an image, one at a time. */
+const RECORDINGS = 6;
+
+/** Lets the working set be recorded, makes the instance that `reuse` finds, and warms the server and this connection up. */
 export async function warmUp(connection: HttpConnection, name: string, body: string): Promise<void> {
+  const splice: HttpWay = {
+    name: "a start that may record",
+    kind: "thaw",
+    loader: "splice",
+    prefer: "thaw;loader=splice;dispose",
+  };
+  for (let count = 0; count < RECORDINGS; count++) await startOverHttp(connection, name, splice, body);
   await startOverHttp(connection, name, { name: "the first start", kind: "thaw", prefer: "thaw" }, body);
   const reuse: HttpWay = { name: "a request to warm up", kind: "reuse", prefer: "reuse" };
   for (let count = 0; count < WARMUP_REQUESTS; count++) await startOverHttp(connection, name, reuse, body);
