@@ -18,7 +18,7 @@ import type { Logger } from "../base/log.js";
 import { imageFiles } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { launch } from "../runtime/launch.js";
-import { ready } from "./boot.js";
+import { bootBegins, ready } from "./boot.js";
 import { type Husk, runStage } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
@@ -149,14 +149,7 @@ export class Bases {
     const { keeper, fingerprint } = this.#tools;
     const began = monotonicNs();
     const { husk, pooled } = await this.#tools.husk(template, base.avoidPids, spec.tmpMb);
-    const start: StartResult = {
-      kind: "boot",
-      us: 0,
-      phases: [],
-      waitUs: 0,
-      husk: pooled ? "generic" : "fresh",
-      prefetchedPages: 0,
-    };
+    const start = bootBegins(pooled);
     const instance = this.#tools.adopt(husk, spec, start);
     let task: number | undefined;
     try {

@@ -8,9 +8,14 @@ import { runStage, type StageStep } from "./husk-pool.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PassedFd } from "./keeper.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
-import type { Phase } from "./types.js";
+import type { Phase, StartResult } from "./types.js";
 
 const READY_GRACE_MS = 30_000;
+
+/** What is known of a boot when it begins. */
+export function bootBegins(pooled: boolean): StartResult {
+  return { kind: "boot", us: 0, phases: [], waitUs: 0, husk: pooled ? "generic" : "fresh", prefetchedPages: 0 };
+}
 
 function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: number): StageStep {
   const fds: PassedFd[] = [];

@@ -21,7 +21,7 @@ import {
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
-import { bootInstance } from "./boot.js";
+import { bootBegins, bootInstance } from "./boot.js";
 import { chooseHusk, parkedKey, runtimePoolKey } from "./choose-husk.js";
 import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
@@ -195,14 +195,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const template = await this.templates.get(spec.runtime);
     const { husk, pooled } = await this.husks.generic(template.id, NO_PIDS, spec.tmpMb, options.husk !== "fresh");
     const made = monotonicNs();
-    const start: StartResult = {
-      kind: "boot",
-      us: 0,
-      phases: [],
-      waitUs: 0,
-      husk: pooled ? "generic" : "fresh",
-      prefetchedPages: 0,
-    };
+    const start = bootBegins(pooled);
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, spec, start));
     this.limits.set(husk, spec);
     try {

@@ -6,12 +6,11 @@
  * Trace file: `thaw-reap-trace 1 <sha256 of what follows> <bytes of what follows>`, then compressed JSON. Its `accesses` hold two numbers
  * for each page: distance in pages from the page before, and 1 for a write or 0 for a read.
  */
-import { createHash } from "node:crypto";
-import { gunzipSync, gzipSync } from "node:zlib";
 import { z } from "zod";
 import { ABI_CONSTANTS as ABI, structBytes, writeStruct } from "../linux/abi.js";
 import { isStored } from "./compile-paged.js";
 import { type Facts, type Region, storedRuns } from "./facts.js";
+import { decodeSealed, encodeSealed } from "./sealed.js";
 import { clipRuns, joinRuns, type PageRun } from "./working-set.js";
 
 /** One page that missed. */
@@ -50,8 +49,7 @@ export type PageMode = "lazy" | "parallel" | "file" | "direct";
 
 const MODES = { lazy: ABI.PAGE_LAZY, parallel: ABI.PAGE_PARALLEL, file: ABI.PAGE_FILE, direct: ABI.PAGE_DIRECT } as const;
 const FILE_VERSION = 1;
-const HEADER = /^thaw-reap-trace (\d+) ([0-9a-f]{64}) (\d+)\n/;
-const JSON_BYTES_MAX = 64 * 1024 * 1024;
+const FILE_NAME = "thaw-reap-trace";
 const PAGES_MAX = 2 ** 40;
 const PLAN_BYTES = structBytes("page_plan");
 const RANGE_BYTES = structBytes("page_range");
@@ -71,24 +69,12 @@ export function encodeTrace(trace: ReapTrace): Buffer {
     accesses.push(page - last, write ? 1 : 0);
     last = page;
   }
-  const body = gzipSync(JSON.stringify({ accesses, setSha256: trace.setSha256, setBytes: trace.setBytes }));
-  const digest = createHash("sha256").update(body).digest("hex");
-  return Buffer.concat([Buffer.from(`thaw-reap-trace ${FILE_VERSION} ${digest} ${body.length}\n`), body]);
+  return encodeSealed(FILE_NAME, FILE_VERSION, { accesses, setSha256: trace.setSha256, setBytes: trace.setBytes });
 }
 
 /** Parses a trace file; undefined when it is damaged in any way or of another version. */
 export function decodeTrace(bytes: Buffer): ReapTrace | undefined {
-  const match = HEADER.exec(bytes.toString("latin1", 0, 128));
-  if (match === null || Number(match[1]) !== FILE_VERSION) return undefined;
-  const body = bytes.subarray(match[0].length);
-  if (String(body.length) !== match[3] || createHash("sha256").update(body).digest("hex") !== match[2]) return undefined;
-  let value: unknown;
-  try {
-    value = JSON.parse(gunzipSync(body, { maxOutputLength: JSON_BYTES_MAX }).toString("utf8"));
-  } catch {
-    return undefined;
-  }
-  const parsed = bodySchema.safeParse(value);
+  const parsed = bodySchema.safeParse(decodeSealed(FILE_NAME, FILE_VERSION, bytes));
   if (!parsed.success || parsed.data.accesses.length % 2 !== 0) return undefined;
   const accesses: Access[] = [];
   let page = 0;

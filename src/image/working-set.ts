@@ -7,9 +7,8 @@
  * for each run of pages: distance in pages from the end of the run before, pages, recordings that saw it written, recordings
  * that saw it only read.
  */
-import { createHash } from "node:crypto";
-import { gunzipSync, gzipSync } from "node:zlib";
 import { z } from "zod";
+import { decodeSealed, encodeSealed } from "./sealed.js";
 
 /** Consecutive pages. */
 export interface PageRun {
@@ -187,8 +186,7 @@ export function subtractRuns(first: readonly PageRun[], second: readonly PageRun
 }
 
 const FILE_VERSION = 2;
-const HEADER = /^thaw-working-set (\d+) ([0-9a-f]{64}) (\d+)\n/;
-const JSON_BYTES_MAX = 64 * 1024 * 1024;
+const FILE_NAME = "thaw-working-set";
 const PAGES_MAX = 2 ** 40;
 
 const bodySchema = z.object({
@@ -211,24 +209,12 @@ export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
     runs.push(page - end, run.pages, run.written, run.read);
     end = page + run.pages;
   }
-  const body = gzipSync(JSON.stringify({ recordings, stable, exact, order, faults, overhead, runs }));
-  const digest = createHash("sha256").update(body).digest("hex");
-  return Buffer.concat([Buffer.from(`thaw-working-set ${FILE_VERSION} ${digest} ${body.length}\n`), body]);
+  return encodeSealed(FILE_NAME, FILE_VERSION, { recordings, stable, exact, order, faults, overhead, runs });
 }
 
 /** Parses a working-set file; undefined when it is damaged in any way or of another version (it is then recorded anew). */
 export function decodeWorkingSet(bytes: Buffer): WorkingSet | undefined {
-  const match = HEADER.exec(bytes.toString("latin1", 0, 128));
-  if (match === null || Number(match[1]) !== FILE_VERSION) return undefined;
-  const body = bytes.subarray(match[0].length);
-  if (String(body.length) !== match[3] || createHash("sha256").update(body).digest("hex") !== match[2]) return undefined;
-  let value: unknown;
-  try {
-    value = JSON.parse(gunzipSync(body, { maxOutputLength: JSON_BYTES_MAX }).toString("utf8"));
-  } catch {
-    return undefined;
-  }
-  const parsed = bodySchema.safeParse(value);
+  const parsed = bodySchema.safeParse(decodeSealed(FILE_NAME, FILE_VERSION, bytes));
   if (!parsed.success) return undefined;
   const runs = decodeRuns(parsed.data.runs, parsed.data.recordings);
   return runs === undefined ? undefined : workingSet({ ...parsed.data, runs });

@@ -5,10 +5,14 @@
  * Private is: the binary, and for Python its library directory, shared library and extension modules. Shared with the machine, and so always
  * in the cache, are the C and C++ libraries that every process maps (libc, libm, libstdc++, …).
  */
-import { cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { findInterpreters, type Interpreter } from "../linux/interpreters.js";
+import type { Lab } from "./lab.js";
 import type { Language } from "./workloads.js";
+
+/** Outside /tmp, which every sandbox covers with one of its own. */
+const PARENT = "/var/tmp/thaw-bench-";
 
 /** Copies for one engine. */
 export interface PrivateInterpreters {
@@ -20,6 +24,22 @@ export interface PrivateInterpreters {
 
 /** Parts of a Python installation that no function of ours imports; together they are most of it. */
 const LEFT_OUT = /\/(site-packages|dist-packages|test|tests|idlelib|tkinter|lib2to3|ensurepip|config-[^/]*)$/;
+
+/** Runs `use` with copies in a directory of their own, and removes it whatever happens. */
+export async function withInterpreters<T>(
+  lab: Lab,
+  use: (interpreters: PrivateInterpreters, dir: string) => Promise<T>,
+): Promise<T> {
+  const dir = mkdtempSync(PARENT);
+  const done = lab.cleanup.add("removing the private interpreters", () => rmSync(dir, { recursive: true, force: true }));
+  try {
+    lab.progress("copying interpreters");
+    return await use(await copyInterpreters(dir), dir);
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+    done();
+  }
+}
 
 /** Copies node and python into `dir`. Throws when this machine lacks one. */
 export async function copyInterpreters(dir: string): Promise<PrivateInterpreters> {

@@ -2,7 +2,6 @@
  * Starts from a cold disk, by loader and function: see cold-start.ts for what "cold" is. Timed at the engine, from the request in hand to the
  * response in hand, through a husk from the generic pool.
  */
-import { mkdtempSync, rmSync } from "node:fs";
 import { nowUs, sleep } from "../../base/clock.js";
 import type { Engine, Image } from "../../engine/types.js";
 import { Deadline } from "../bounded.js";
@@ -14,7 +13,7 @@ import { ABLATION, COMPARED, type LoaderName, loaderNamed, missingLoaders } from
 import { type ColdResult, coldChecks, coldMeasurements, coldTable, type Disk, sumUp } from "../memory-cold-report.js";
 import { MEMORY_WORKLOADS, type MemoryWorkload, packageVersions, withPackages } from "../memory-workloads.js";
 import { type Bandwidth, countDelays, readAheadKb, readBandwidth } from "../page-cache.js";
-import { copyInterpreters, type PrivateInterpreters } from "../private-interpreters.js";
+import { type PrivateInterpreters, withInterpreters } from "../private-interpreters.js";
 import { seedOf } from "../start-arms.js";
 import { median } from "../statistics.js";
 
@@ -36,26 +35,16 @@ const ABLATED: readonly MemoryWorkload[] = [helloNode, big];
 const BANDWIDTH_READS = 3;
 const WARM_REQUESTS = 20;
 
-/** Outside /tmp, which every sandbox covers with one of its own. */
-const INTERPRETERS_PARENT = "/var/tmp/thaw-bench-";
-
 export const memoryCold: Section = {
   name: "memory-cold",
   about: "starts from a cold disk by loader; needs about 1 GB of disk",
   msMax: 1_500_000,
   async run(lab) {
-    const dir = mkdtempSync(INTERPRETERS_PARENT);
-    const done = lab.cleanup.add("removing the private interpreters", () => rmSync(dir, { recursive: true, force: true }));
     countDelays(lab.cleanup);
-    try {
-      lab.progress("copying interpreters");
-      const interpreters = await copyInterpreters(dir);
+    return withInterpreters(lab, async (interpreters, dir) => {
       const disk = await measureDisk(dir, interpreters);
-      return await withEngine(lab, (engine) => run(lab, engine, interpreters, disk), { interpreters: interpreters.paths });
-    } finally {
-      rmSync(dir, { recursive: true, force: true });
-      done();
-    }
+      return withEngine(lab, (engine) => run(lab, engine, interpreters, disk), { interpreters: interpreters.paths });
+    });
   },
 };
 

@@ -2,7 +2,6 @@
  * Hibernation in place: what a hibernated worker leaves behind, how long it is stopped for it, and what waking costs, from the page cache and from a cold
  * disk. Booted instances are what the promises are about; thawed ones are reported beside them.
  */
-import { mkdtempSync, rmSync } from "node:fs";
 import type { Engine, Image } from "../../engine/types.js";
 import { makeImage, withEngine } from "../engine-under-test.js";
 import { type Footprint, footprint } from "../hibernate-footprint.js";
@@ -10,27 +9,18 @@ import { hibernateChecks, hibernateMeasurements, hibernateTables } from "../hibe
 import { type WakeResult, wakes } from "../hibernate-wake.js";
 import type { Lab, Section } from "../lab.js";
 import { MEMORY_WORKLOADS, type MemoryWorkload } from "../memory-workloads.js";
-import { copyInterpreters } from "../private-interpreters.js";
+import { withInterpreters } from "../private-interpreters.js";
 
 const SUBJECTS: readonly MemoryWorkload[] = [MEMORY_WORKLOADS.node80, MEMORY_WORKLOADS.helloNode, MEMORY_WORKLOADS.helloPython];
 /** Its footprint is promised. */
 const PROMISED = MEMORY_WORKLOADS.node80;
-const INTERPRETERS_PARENT = "/var/tmp/thaw-bench-";
 
 export const memoryHibernate: Section = {
   name: "memory-hibernate",
   about: "what hibernated instances leave, how long they are stopped, what a wake costs",
   msMax: 900_000,
   async run(lab) {
-    const dir = mkdtempSync(INTERPRETERS_PARENT);
-    const done = lab.cleanup.add("removing the private interpreters", () => rmSync(dir, { recursive: true, force: true }));
-    try {
-      const { paths } = await copyInterpreters(dir);
-      return await withEngine(lab, (engine) => run(lab, engine, dir), { interpreters: paths });
-    } finally {
-      rmSync(dir, { recursive: true, force: true });
-      done();
-    }
+    return withInterpreters(lab, ({ paths }, dir) => withEngine(lab, (engine) => run(lab, engine, dir), { interpreters: paths }));
   },
 };
 
