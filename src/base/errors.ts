@@ -37,6 +37,7 @@ export const ERROR_CODES = {
   IMAGE_DAMAGED: "An image is truncated, altered or incomplete",
   IMAGE_MISMATCH: "An image was made for another kernel, CPU, interpreter or library",
   IMAGE_NOT_READY: "The function has no image yet",
+  WARM_UP_FAILED: "A warm-up request failed, hung, or left what cannot be frozen",
   // hibernation
   HIBERNATE_REFUSED: "The process holds something that cannot be hibernated",
   HIBERNATE_FAILED: "Hibernating failed",

@@ -67,6 +67,8 @@ export interface StartResult {
   readonly loader?: Loader;
   /** Image generation; absent for boot, the origin's for reuse and wake. */
   readonly generation?: number;
+  /** Requests that the image had served before it was frozen; absent where the generation is. */
+  readonly heat?: number;
   /** From the decision to start until the instance could run, in microseconds; 0 for reuse. */
   readonly us: number;
   readonly phases: readonly Phase[];
@@ -147,6 +149,21 @@ export interface FreezeOptions {
   readonly dir?: string;
   /** Run before-snapshot hooks and garbage collection first (default true). */
   readonly hygiene?: boolean;
+  /** The image's generation. Default: one more than that of the image it was thawed from, 0 after a boot. */
+  readonly generation?: number;
+}
+
+/**
+ * How far the runtime had optimised the function's own code when it was frozen (Ignite, HotOS'21): what heat is made of. Told by
+ * the runtime itself: V8's optimisation status, CPython's specialised instructions.
+ */
+export interface CodeHeat {
+  /** Functions of the user's code that could be looked at. */
+  readonly functions: number;
+  /** Of these, how many in each tier, slowest first: V8 `interpreted`, `baseline`, `optimised`; CPython `plain`, `specialised`. */
+  readonly tiers: Readonly<Record<string, number>>;
+  /** Machine code that the runtime holds, all of it, where it tells. */
+  readonly codeBytes?: number;
 }
 
 /** What freezing cost and what it found. */
@@ -186,6 +203,8 @@ export interface Image {
   readonly generation: number;
   /** Requests that were served before the freeze, over the whole lineage. */
   readonly heat: number;
+  /** Absent for images of a former version, and where the runtime does not tell. */
+  readonly code?: CodeHeat;
   readonly spec: FunctionSpec;
   readonly bytesOnDisk: number;
   readonly report: FreezeReport;

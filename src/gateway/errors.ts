@@ -58,6 +58,7 @@ export const EXCEPTION_OF: Readonly<Record<ErrorCode, ExceptionName>> = {
   IMAGE_DAMAGED: "ServiceException",
   IMAGE_MISMATCH: "ServiceException",
   IMAGE_NOT_READY: "SnapStartNotReadyException",
+  WARM_UP_FAILED: "ResourceConflictException",
   HIBERNATE_REFUSED: "ResourceConflictException",
   HIBERNATE_FAILED: "ServiceException",
   SERVER_UNREACHABLE: "ServiceException",

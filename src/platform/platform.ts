@@ -30,6 +30,9 @@ import type {
   FollowOptions,
   FunctionInfo,
   HandReport,
+  HeatReport,
+  HeatRequest,
+  ImageEntry,
   ImageStatus,
   InvokeOutcome,
   InvokeRequest,
@@ -247,6 +250,18 @@ class LocalPlatform implements Platform {
     } finally {
       if (!unseen) this.#instances.release(slot, dispose);
     }
+  }
+
+  images(name: string): ImageEntry[] {
+    const { image } = this.#functions.find(name).image;
+    if (image === undefined) return [];
+    const { generation, heat, bytesOnDisk, id, code } = image;
+    const shown = { generation, heat, bytes: bytesOnDisk, id, createdMs: 0, source: "deploy", chosen: true } as const;
+    return [code === undefined ? shown : { ...shown, code }];
+  }
+
+  async heat(name: string, _request: HeatRequest): Promise<HeatReport> {
+    throw new ThawError("WARM_UP_FAILED", { what: `Function "${name}" was not heated`, why: "this server cannot do it yet" });
   }
 
   async logs(name: string, options: { readonly bytes?: number | undefined } = {}): Promise<string> {

@@ -4,6 +4,7 @@
  */
 import type { Logger } from "../base/log.js";
 import type {
+  CodeHeat,
   Engine,
   Image,
   ImageInspection,
@@ -14,6 +15,7 @@ import type {
   StartResult,
 } from "../engine/types.js";
 
+import type { HeatPolicy } from "./heat-policy.js";
 import type { IdlePolicy } from "./policy.js";
 import type { PressureReader } from "./pressure.js";
 import type { InstanceInfo } from "./slot.js";
@@ -62,6 +64,8 @@ export interface PlatformOptions {
   readonly maxInstances?: number;
   /** Decides what happens to idle instances. Default: {@link fixedPolicy} with the three times below. */
   readonly policy?: IdlePolicy;
+  /** Decides which image to thaw and when to take the next. Default: fixed points 0, 1, 10, 100, 1000. */
+  readonly heatPolicy?: HeatPolicy;
   /** How long an idle instance keeps its memory before it is hibernated. Default 60 s. */
   readonly keepWarmMs?: number;
   /** How long it stays hibernated before only its image remains. Default 1 h. */
@@ -104,8 +108,65 @@ export interface DeployRequest {
   readonly maxInstances?: number | undefined;
   /** Provisioned concurrency: husks that are kept parked for it, prefaulted, and used before anything else is started. Default 0. */
   readonly provisioned?: number | undefined;
+  /** Events that are replayed in a private instance, so that its images are hot. Their side effects are the developer's to declare harmless. */
+  readonly warmUp?: WarmUp | undefined;
+  /**
+   * Take hotter images from instances that serve real requests (default false). What those requests left in memory is then in the
+   * image, and in every instance thawed from it.
+   */
+  readonly learn?: boolean | undefined;
   /** Replace the function of that name, whole: what is not given gets its default. Otherwise FUNCTION_EXISTS. */
   readonly update?: boolean | undefined;
+}
+
+/** Events that make a function hot before its users do (docs/design/heat.md). */
+export interface WarmUp {
+  /** JSON values, at least one; replayed in turn. */
+  readonly events: readonly unknown[];
+  /** How many requests to replay at most; the policy may stop earlier. Default 1,000. */
+  readonly requests?: number;
+}
+
+/** Where the warm-up of a version stands. */
+export interface HeatStatus {
+  /** `running`: hotter images are being made. `done`. `failed`: see `reason`; the images that exist serve on. */
+  readonly state: "running" | "done" | "failed";
+  /** A sentence that names what failed, and at which event or request. */
+  readonly reason?: string;
+}
+
+/** One image of a function, as `thaw image ls` shows it. */
+export interface ImageEntry {
+  readonly generation: number;
+  /** Requests served before the freeze. */
+  readonly heat: number;
+  readonly bytes: number;
+  readonly id: string;
+  readonly code?: CodeHeat;
+  /** Epoch milliseconds. */
+  readonly createdMs: number;
+  /** By what it was made. */
+  readonly source: "deploy" | "warm-up" | "traffic" | "by-hand";
+  /** The one that the next start would thaw, as the policy stands. */
+  readonly chosen: boolean;
+}
+
+export interface HeatRequest {
+  /** How many requests to replay on top of the hottest image that exists, or of the one named by `from`. */
+  readonly requests: number;
+  /** JSON text; default: the declared warm-up events in turn, or `{}` without any. */
+  readonly payload?: Buffer | string | undefined;
+  /** Generation to begin from; default: the hottest. */
+  readonly from?: number | undefined;
+}
+
+/** What {@link Platform.heat} made. */
+export interface HeatReport {
+  readonly image: ImageEntry;
+  readonly requests: number;
+  /** Handler time, milliseconds: of the first of these requests, and the median of the last tenth (at least one). */
+  readonly firstMs: number;
+  readonly lastMs: number;
 }
 
 /**
@@ -122,6 +183,8 @@ export interface ImageStatus {
   readonly image?: Pick<Image, "id" | "dir" | "generation" | "heat" | "bytesOnDisk" | "report">;
   /** How often freezing this version was tried since the server started. */
   readonly attempts: number;
+  /** Absent where neither warm-up nor learning was asked for. */
+  readonly heat?: HeatStatus;
 }
 
 export interface FunctionInfo {
@@ -137,6 +200,8 @@ export interface FunctionInfo {
   readonly description: string;
   readonly maxInstances?: number;
   readonly provisioned?: number;
+  readonly warmUp?: WarmUp;
+  readonly learn?: boolean;
   /** SHA-256 of the zip, base64 (Lambda's CodeSha256). */
   readonly codeSha256: string;
   /** Size of the zip. */
@@ -179,6 +244,8 @@ export interface Preference {
   readonly kind: StartKind;
   /** With `thaw`. */
   readonly loader?: Loader;
+  /** With `thaw`: that image, hot or not. */
+  readonly generation?: number;
   /** With `boot` and `thaw`: `fresh` makes the husk on the path instead of taking one from a pool. */
   readonly husk?: "pooled" | "fresh";
 }
@@ -286,6 +353,13 @@ export interface Platform {
    * with the reason when the function could not be loaded (INIT_FAILED and its kin), when the freeze failed, or with TIMEOUT.
    */
   waitReady(name: string, options?: { readonly timeoutMs?: number | undefined }): Promise<ImageStatus>;
+  /** All images of a function, coldest first. */
+  images(name: string): ImageEntry[];
+  /**
+   * Makes a hotter image now: thaws one in private, replays requests, freezes it. INVALID_ARGUMENT (payload, requests), IMAGE_NOT_READY,
+   * WARM_UP_FAILED (a request that failed, hung, or left what cannot be frozen); nothing that serves is touched by that.
+   */
+  heat(name: string, request: HeatRequest): Promise<HeatReport>;
   /** An empty payload means `{}`. A function error is a result, not an exception. */
   invoke(name: string, payload: Buffer | string, request?: InvokeRequest): Promise<InvokeOutcome>;
   /** What DryRun checks: that the function exists and the payload could be sent. */
