@@ -53,7 +53,7 @@ describe("with a server", () => {
 
     const listed = await server.cli(["ls"]);
     expect(listed.out).toMatch(
-      /^NAME +RUNTIME +MEMORY +STATE +IMAGE +INSTANCES +RESIDENT +ON DISK +LAST START\nhello +nodejs\d+\.x +128 MB +frozen +[\d.]+ MiB +1 warm +[\d.]+ MiB +- +reuse\n$/,
+      /^NAME +RUNTIME +MEMORY +STATE +IMAGE +HEAT +INSTANCES +RESIDENT +ON DISK +LAST START\nhello +nodejs\d+\.x +128 MB +frozen +[\d.]+ MiB +0 +1 warm +[\d.]+ MiB +- +reuse\n$/,
     );
 
     const logs = await server.cli(["logs", "hello"]);
@@ -275,7 +275,7 @@ describe("serve --boot-only", () => {
       /\nhello has no image and will be booted at every start \(This server runs functions without images: .*\)\n$/,
     );
     expect((await server.cli(["invoke", "hello"])).err).toMatch(/^boot, started in /);
-    expect((await server.cli(["ls"])).out).toMatch(/^hello +\S+ +128 MB +boots +- +1 warm +[\d.]+ MiB +- +boot /m);
+    expect((await server.cli(["ls"])).out).toMatch(/^hello +\S+ +128 MB +boots +- +- +1 warm +[\d.]+ MiB +- +boot /m);
     const thaw = await server.cli(["invoke", "hello", "--prefer", "thaw"]);
     expect(thaw.code).toBe(1);
     expect(thaw.err).toContain("why: This server runs functions without images");

@@ -48,8 +48,8 @@ describe("a function's life by hand", () => {
 
     const listed = await thaw(["ls"]);
     expect(listed.out.split("\n")).toEqual([
-      "NAME   RUNTIME     MEMORY  STATE   IMAGE  INSTANCES  RESIDENT  ON DISK  LAST START",
-      "hello  nodejs20.x  128 MB  frozen  4 KiB  1 warm     1.2 MiB   -        thaw 1.8 ms",
+      "NAME   RUNTIME     MEMORY  STATE   IMAGE  HEAT  INSTANCES  RESIDENT  ON DISK  LAST START",
+      "hello  nodejs20.x  128 MB  frozen  4 KiB  0     1 warm     1.2 MiB   -        thaw 1.8 ms",
       "",
     ]);
 

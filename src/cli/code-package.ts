@@ -30,8 +30,8 @@ export interface CodePackage {
   readonly names: ReadonlySet<string>;
 }
 
-/** Packs a folder, or takes a finished `.zip`. CODE_INVALID says what is wrong with it. */
-export async function packCode(path: string): Promise<CodePackage> {
+/** Packs a folder without the files `left`, or takes a finished `.zip`. CODE_INVALID says what is wrong with it. */
+export async function packCode(path: string, left: readonly (string | undefined)[] = []): Promise<CodePackage> {
   const found = await stat(path).catch((error: unknown) => {
     throw new ThawError("CODE_INVALID", {
       what: `${path} cannot be deployed`,
@@ -40,7 +40,7 @@ export async function packCode(path: string): Promise<CodePackage> {
       cause: error,
     });
   });
-  if (found.isDirectory()) return packFolder(path);
+  if (found.isDirectory()) return packFolder(path, new Set([THAW_JSON, ...left]));
   if (found.isFile() && path.endsWith(".zip")) {
     checkZipSize(path, found.size);
     return { zip: await readFile(path), fileCount: 0, names: new Set() };
@@ -52,7 +52,7 @@ export async function packCode(path: string): Promise<CodePackage> {
   });
 }
 
-async function packFolder(folder: string): Promise<CodePackage> {
+async function packFolder(folder: string, left: ReadonlySet<string | undefined>): Promise<CodePackage> {
   const root = await realpath(folder);
   const entries: AsyncZippable = {};
   let bytes = 0;
@@ -61,9 +61,9 @@ async function packFolder(folder: string): Promise<CodePackage> {
   /** Adds what `directory` holds; `ancestors` are real paths above it, by which a link to an ancestor is recognised. */
   async function walk(directory: string, ancestors: readonly string[]): Promise<void> {
     for (const name of (await readdir(directory)).sort()) {
-      if (SKIPPED.has(name) || (ancestors.length === 0 && name === THAW_JSON)) continue;
       const path = join(directory, name);
       const inside = relative(root, path).split(sep).join("/");
+      if (SKIPPED.has(name) || left.has(inside)) continue;
       const target = (await lstat(path)).isSymbolicLink() ? await followed(root, path, inside) : path;
       const info = await stat(target);
       if (info.isDirectory()) {

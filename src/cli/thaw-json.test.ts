@@ -26,19 +26,36 @@ it("thaw.json holds the settings of a deploy", async () => {
     tmp: 512,
     env: { A: "1" },
     maxInstances: 2,
+    provisioned: 1,
+    warmUp: [{ a: 1 }, null],
+    learn: true,
   };
   await write(JSON.stringify(settings));
   expect(await readThawJson(dir)).toEqual(settings);
 });
 
+it.each([{ events: [1, 2], requests: 3 }, { events: [] }, { script: "warm-up.mjs" }, { script: "a/b.py", requests: 5 }])(
+  "thaw.json may declare warm-up as %j",
+  async (warmUp) => {
+    await write(JSON.stringify({ warmUp }));
+    expect(await readThawJson(dir)).toEqual({ warmUp });
+  },
+);
+
 it.each([
   [
     '{"memroy": 256}',
-    /cannot be used\. unknown key "memroy"\. The keys are name, runtime, handler, memory, timeout, tmp, env, maxInstances, provisioned$/,
+    /cannot be used\. unknown key "memroy"\. The keys are name, runtime, handler, memory, timeout, tmp, env, maxInstances, provisioned, warmUp, learn$/,
   ],
   ['{"a": 1, "b": 2}', /unknown keys "a", "b"/],
   ['{"memory": "lots"}', /memory: /],
   ['{"env": {"A": 1}}', /env\.A: /],
+  ['{"warmUp": "warm-up.mjs"}', /warmUp: it must be a list of events, \{"events": \[\.\.\.\]\} or \{"script": "FILE"\}/],
+  ['{"warmUp": {"events": 1}}', /warmUp\.events: /],
+  ['{"warmUp": {"script": ""}}', /warmUp\.script: /],
+  ['{"warmUp": {"script": "a", "events": []}}', /events/],
+  ['{"warmUp": {"script": "a", "requests": 0}}', /warmUp\.requests: /],
+  ['{"learn": "yes"}', /learn: /],
   ["[]", /the file: /],
   ["{nope", /is not JSON/],
 ])("thaw.json with %s is refused", async (text, sentence) => {

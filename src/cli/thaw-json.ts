@@ -3,9 +3,27 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { errorText, ThawError } from "../base/errors.js";
+import type { WarmUpSource } from "./warm-up.js";
 
 /** Its name; the file describes the package and is not part of it. */
 export const THAW_JSON = "thaw.json";
+
+const requests = z.int().positive().optional();
+const events = z.array(z.unknown());
+
+/** A list would hide what is wrong in an object, and the other way around: which one is meant is clear from its look. */
+const warmUp = z.unknown().transform((value, context): WarmUpSource => {
+  const isScript = typeof value === "object" && value !== null && "script" in value;
+  const schema = Array.isArray(value)
+    ? events
+    : isScript
+      ? z.strictObject({ script: z.string().min(1), requests })
+      : z.strictObject({ events, requests }, 'it must be a list of events, {"events": [...]} or {"script": "FILE"}');
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  for (const { message, path } of result.error.issues) context.addIssue({ code: "custom", message, path });
+  return z.NEVER;
+});
 
 const SCHEMA = z.strictObject({
   name: z.string().min(1).optional(),
@@ -20,6 +38,10 @@ const SCHEMA = z.strictObject({
   env: z.record(z.string(), z.string()).optional(),
   maxInstances: z.int().positive().optional(),
   provisioned: z.int().nonnegative().optional(),
+  /** Events, or the script in this folder that prints them. */
+  warmUp: warmUp.optional(),
+  /** Make hotter images of instances that serve real requests. */
+  learn: z.boolean().optional(),
 });
 
 /** What the file may say. */

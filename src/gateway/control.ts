@@ -1,28 +1,33 @@
 /**
- * The routes under `/thaw/v1` that the CLI uses. Bodies are JSON, but for the zip of a deploy and the text of logs.
+ * The routes under `/thaw/v1` that the CLI uses. Bodies are JSON, but for what a deploy sends (deploy-body.ts) and the text of logs.
  *
- *     POST   /functions/{name}?runtime&handler&memory&timeout&tmp&maxInstances&provisioned&description&env=K=V…   create, body: zip
+ *     POST   /functions/{name}?runtime&handler&memory&timeout&tmp&maxInstances&provisioned&learn&description&env=K=V…   create
  *     PUT    /functions/{name}?…                                                                   create or replace
  *     GET    /functions                  GET /functions/{name}              DELETE /functions/{name}
  *     POST   /functions/{name}/hibernate          POST /functions/{name}/wake        its idle instances, now
  *     GET    /functions/{name}/ready?timeout                                waits for the image
- *     GET    /functions/{name}/image     GET /functions/{name}/logs?bytes|follow=1
+ *     GET    /functions/{name}/image     GET /functions/{name}/images
+ *     POST   /functions/{name}/heat?requests&from   makes a hotter image, body: the event; replies when it is made, which may take minutes
+ *     GET    /functions/{name}/logs?bytes|follow=1
  *     GET    /server                     GET /health                        GET /metrics
  */
 import { once } from "node:events";
 import { createRequire } from "node:module";
-import type { FastifyInstance, FastifyReply } from "fastify";
+import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { EngineStats, ImageInspection, RuntimeInfo, StartResult } from "../engine/types.js";
 import {
   type DeployRequest,
   type FunctionInfo,
   type HandReport,
+  type HeatReport,
+  type ImageEntry,
   type ImageStatus,
   LIMITS,
   type Metrics,
   type Platform,
 } from "../platform/types.js";
-import { deployQuery, logsQuery, readQuery, readyQuery } from "./query.js";
+import { DEPLOY_BYTES_MAX, readDeployBody } from "./deploy-body.js";
+import { deployQuery, heatQuery, logsQuery, readQuery, readyQuery } from "./query.js";
 
 /** Where these routes stand. */
 export const CONTROL_PREFIX = "/thaw/v1";
@@ -75,22 +80,21 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
     return lastStart === undefined ? info : { ...info, lastStart };
   };
 
-  const deploy = async (name: string, query: unknown, body: unknown, update: boolean): Promise<FunctionView> => {
+  const deploy = async ({ params, query, headers, body }: FastifyRequest<Named>, update: boolean): Promise<FunctionView> => {
     const { memory, timeout, tmp, ...rest } = readQuery(deployQuery, query);
-    const zip = body instanceof Buffer ? body : Buffer.alloc(0);
-    const request: DeployRequest = { ...rest, name, zip, memoryMb: memory, timeoutMs: timeout, tmpMb: tmp, update };
+    const { name } = params;
+    const parts = await readDeployBody(headers["content-type"], body);
+    const request: DeployRequest = { ...rest, ...parts, name, memoryMb: memory, timeoutMs: timeout, tmpMb: tmp, update };
     const info = await platform.deploy(request);
     lastStarts.delete(name);
     return view(info);
   };
 
-  app.post<Named>("/functions/:name", { bodyLimit: LIMITS.packedBytes }, async ({ params, query, body }, reply) => {
-    const info = await deploy(params.name, query, body, false);
+  app.post<Named>("/functions/:name", { bodyLimit: DEPLOY_BYTES_MAX }, async (request, reply) => {
+    const info = await deploy(request, false);
     return reply.code(201).send(info);
   });
-  app.put<Named>("/functions/:name", { bodyLimit: LIMITS.packedBytes }, ({ params, query, body }) =>
-    deploy(params.name, query, body, true),
-  );
+  app.put<Named>("/functions/:name", { bodyLimit: DEPLOY_BYTES_MAX }, (request) => deploy(request, true));
   app.get("/functions", async () => {
     await platform.measure();
     return { functions: platform.list().map(view) };
@@ -112,6 +116,11 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
   app.get<Named>("/functions/:name/image", async ({ params }): Promise<ImageView> => {
     const inspection = await platform.inspect(params.name);
     return { ...platform.get(params.name).image, ...(inspection === undefined ? {} : { inspection }) };
+  });
+  app.get<Named>("/functions/:name/images", async ({ params }): Promise<ImageEntry[]> => platform.images(params.name));
+  app.post<Named>("/functions/:name/heat", { bodyLimit: LIMITS.payloadBytes }, ({ params, query, body }): Promise<HeatReport> => {
+    const payload = body instanceof Buffer && body.length > 0 ? body : undefined;
+    return platform.heat(params.name, { ...readQuery(heatQuery, query), payload });
   });
 
   app.get<Named>("/functions/:name/logs", async ({ params, query }, reply) => {

@@ -7,6 +7,7 @@ export {
   type MetricsView,
   type ServerView,
 } from "./control.js";
+export { WARM_UP_BYTES_MAX } from "./deploy-body.js";
 export { EXCEPTION_OF, EXCEPTIONS } from "./errors.js";
 export { isLoopback } from "./guard.js";
 export { buildGateway, type Gateway, type GatewayOptions, openGateway } from "./server.js";

@@ -9,6 +9,8 @@ const wholeNumber = z
 
 const setting = z.string().regex(/^[^=]+=/, "it must be NAME=VALUE");
 
+const yesNo = z.enum(["0", "1"], "it must be 0 or 1").transform((text) => text === "1");
+
 /** Seconds, possibly with a fraction, as milliseconds. */
 const seconds = z
   .string()
@@ -24,6 +26,7 @@ export const deployQuery = z.strictObject({
   tmp: wholeNumber.optional(),
   maxInstances: wholeNumber.optional(),
   provisioned: wholeNumber.optional(),
+  learn: yesNo.optional(),
   description: z.string().optional(),
   env: z
     .union([setting, z.array(setting)])
@@ -34,14 +37,14 @@ export const deployQuery = z.strictObject({
 /** Of a wait: seconds. */
 export const readyQuery = z.strictObject({ timeout: seconds.optional() });
 
-/** Of logs. */
-export const logsQuery = z.strictObject({
-  bytes: wholeNumber.optional(),
-  follow: z
-    .enum(["0", "1"])
-    .default("0")
-    .transform((text) => text === "1"),
+/** Of heating. */
+export const heatQuery = z.strictObject({
+  requests: z.string("it must be given").pipe(wholeNumber),
+  from: wholeNumber.optional(),
 });
+
+/** Of logs. */
+export const logsQuery = z.strictObject({ bytes: wholeNumber.optional(), follow: yesNo.default(false) });
 
 function splitSetting(text: string): [string, string] {
   const at = text.indexOf("=");

@@ -12,6 +12,7 @@ import { type Logger, silentLogger } from "../base/log.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
 import { LIMITS, type Platform } from "../platform/types.js";
 import { addControlRoutes, CONTROL_PREFIX, type LastStart } from "./control.js";
+import { DEPLOY_BYTES_MAX } from "./deploy-body.js";
 import { ApiError, controlError, exceptionOf, lambdaError } from "./errors.js";
 import { isLoopback, refuseForeignPages } from "./guard.js";
 import { addInvokeRoute } from "./invoke.js";
@@ -182,10 +183,10 @@ function drain(body: IncomingMessage): Promise<void> {
 }
 
 function tooLarge(limit: number, cause: unknown): ThawError {
-  const isPackage = limit === LIMITS.packedBytes;
+  const isPackage = limit === DEPLOY_BYTES_MAX;
   return new ThawError("PAYLOAD_TOO_LARGE", {
     what: isPackage ? "The code package is too large" : "The request's payload is too large",
-    why: `The limit is ${formatBytes(limit)}`,
+    why: `The limit is ${formatBytes(isPackage ? LIMITS.packedBytes : limit)}`,
     fix: isPackage ? "Leave out what the function does not need at run time" : "Pass a reference to the data instead of the data",
     cause,
   });

@@ -53,3 +53,14 @@ export function functionPath(name: string, rest = ""): string {
 export function jsonLine(value: unknown): string {
   return `${JSON.stringify(value)}\n`;
 }
+
+/** Says on a terminal what goes on while `work` does, and takes it back. */
+export async function withProgress<T>(io: Io, options: ClientOptions, says: string, work: () => Promise<T>): Promise<T> {
+  const shown = io.interactive && options.json !== true;
+  if (shown) io.err(says);
+  try {
+    return await work();
+  } finally {
+    if (shown) io.err("\r\u001b[K");
+  }
+}

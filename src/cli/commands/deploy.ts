@@ -1,23 +1,35 @@
-/** `thaw deploy`: packs a folder, sends it, and with `--wait` returns when the function's image is ready. */
+/**
+ * `thaw deploy`: packs a folder, sends it, and with `--wait` returns when the function's first image is ready, with `--wait-hot` when
+ * the warm-up is over.
+ */
+import { stat } from "node:fs/promises";
 import { basename, resolve } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
 import type { Command } from "commander";
 import { ThawError } from "../../base/errors.js";
 import { formatBytes } from "../../base/units.js";
 import type { FunctionView } from "../../gateway/index.js";
-import type { ImageStatus } from "../../platform/types.js";
-import type { Client } from "../client.js";
+import type { ImageStatus, WarmUp } from "../../platform/types.js";
+import type { Client, RequestParts } from "../client.js";
 import { checkHandler, packCode } from "../code-package.js";
-import { type Io, printable } from "../io.js";
+import { Interrupted, type Io, printable } from "../io.js";
 import { seconds, setting, wholeNumber } from "../options.js";
 import { readThawJson, THAW_JSON, type ThawJson } from "../thaw-json.js";
-import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine } from "./context.js";
+import { readEvents, scriptOf, warmUpFrom } from "../warm-up.js";
+import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine, withProgress } from "./context.js";
 
 /** Seconds that `--wait` waits unless told otherwise: a function may take minutes to load. */
 const WAIT_SECONDS = 300;
 
-interface Options extends ClientOptions, ThawJson {
+/** Between two looks at a warm-up, milliseconds. */
+const LOOK_MS = 100;
+
+interface Options extends ClientOptions, Omit<ThawJson, "warmUp"> {
+  /** A file of events, or false for none. */
+  readonly warmUp?: string | false;
   readonly update?: boolean;
   readonly wait?: boolean;
+  readonly waitHot?: boolean;
   readonly waitTimeout: number;
 }
 
@@ -39,22 +51,36 @@ export function addDeploy(program: Command, { io }: Context): void {
       "husks kept parked for it, so that requests find one filled already (default: 0)",
       wholeNumber(0, 1000),
     )
+    .option("--warm-up <file>", "events to replay before images are made: a JSON list, or one event a line in a .jsonl")
+    .option("--no-warm-up", "replay none")
+    .option("--learn", "make hotter images from instances that serve real requests; they hold what those leave in memory")
+    .option("--no-learn", "do not (the default)")
     .option("--update", "replace the function if it exists")
     .option("--wait", "return when the image is ready")
+    .option("--wait-hot", "return when the warm-up is over, and fail when it failed")
     .option("--wait-timeout <seconds>", `how long to wait (default: ${WAIT_SECONDS})`, seconds, WAIT_SECONDS)
-    .addHelpText("after", `\nA ${THAW_JSON} in the folder can hold the same settings; options override it.`)
+    .addHelpText(
+      "after",
+      `\nA ${THAW_JSON} in the folder can hold the same settings; options override it. Its warmUp may name a script, which runs here.`,
+    )
     .action((path: string, options: Options) => deploy(io, path, options));
 }
 
 async function deploy(io: Io, path: string, options: Options): Promise<void> {
   const client = clientOf(io, options);
   const folder = resolve(io.cwd, path);
-  const code = await packCode(folder);
-  const file = code.names.size > 0 ? await readThawJson(folder) : {};
+  const isFolder = (await stat(folder).catch(() => undefined))?.isDirectory() === true;
+  const file = isFolder ? await readThawJson(folder) : {};
+  const source = options.warmUp === undefined ? file.warmUp : undefined;
+  const code = await packCode(folder, [scriptOf(file.warmUp)]);
   const name = options.name ?? file.name ?? basename(folder, ".zip");
   const handler = options.handler ?? file.handler;
   if (handler !== undefined) checkHandler(code, handler, folder);
   const env = { ...file.env, ...options.env };
+  const learn = options.learn ?? file.learn;
+  const named = typeof options.warmUp === "string" ? await readEvents(resolve(io.cwd, options.warmUp)) : undefined;
+  const warmUp = source === undefined ? named : await warmUpFrom(io, folder, source);
+  if (options.waitHot === true && warmUp === undefined) throw nothingToWaitFor();
 
   const about = await client.json<FunctionView>(options.update === true ? "PUT" : "POST", functionPath(name), {
     query: {
@@ -65,32 +91,88 @@ async function deploy(io: Io, path: string, options: Options): Promise<void> {
       tmp: text(options.tmp ?? file.tmp),
       maxInstances: text(options.maxInstances ?? file.maxInstances),
       provisioned: text(options.provisioned ?? file.provisioned),
+      learn: learn === undefined ? undefined : learn ? "1" : "0",
       env: Object.entries(env).map(([key, value]) => `${key}=${value}`),
     },
-    headers: { "content-type": "application/zip" },
-    body: code.zip,
+    ...(await deployBody(code.zip, warmUp)),
   });
   if (options.json !== true) {
     const parts = [about.runtime, about.handler, `${about.memoryMb} MB`, `${formatBytes(about.codeBytes)} of code`];
     await io.out(`${about.name} deployed: ${printable(parts.join(", "))}\n`);
+    if (about.learn === true) await io.out(`${about.name} learns from traffic: its images will hold remains of real requests\n`);
   }
-  const image = options.wait === true ? await waitForImage(io, client, about.name, options) : about.image;
+  let image = about.image;
+  if (options.wait === true || options.waitHot === true) image = await waitForImage(io, client, about.name, options);
+  if (options.waitHot === true) image = await waitForHeat(io, client, about.name, options);
   if (options.json === true) await io.out(jsonLine({ ...about, image }));
 }
 
+/** The zip alone, or a form with it and the events. */
+async function deployBody(zip: Buffer, warmUp: WarmUp | undefined): Promise<Pick<RequestParts, "headers" | "body">> {
+  if (warmUp === undefined) return { headers: { "content-type": "application/zip" }, body: zip };
+  const form = new FormData();
+  form.set("code", new Blob([new Uint8Array(zip)], { type: "application/zip" }), "code.zip");
+  form.set("warmUp", JSON.stringify(warmUp));
+  const response = new Response(form);
+  const type = response.headers.get("content-type");
+  return { headers: type === null ? {} : { "content-type": type }, body: Buffer.from(await response.arrayBuffer()) };
+}
+
 async function waitForImage(io: Io, client: Client, name: string, options: Options): Promise<ImageStatus> {
-  const progress = io.interactive && options.json !== true;
-  if (progress) io.err("making its image …");
-  let status: ImageStatus;
-  try {
-    status = await client.json<ImageStatus>("GET", functionPath(name, "/ready"), {
-      query: { timeout: String(options.waitTimeout) },
-    });
-  } finally {
-    if (progress) io.err("\r\u001b[K");
-  }
+  const query = { timeout: String(options.waitTimeout) };
+  const status = await withProgress(io, options, "making its image …", () =>
+    client.json<ImageStatus>("GET", functionPath(name, "/ready"), { query }),
+  );
   if (options.json !== true) await io.out(`${imageSentence(name, status)}\n`);
   return status;
+}
+
+/** Waits until the warm-up is over. WARM_UP_FAILED, IMAGE_NOT_READY where there will be no image, TIMEOUT. */
+async function waitForHeat(io: Io, client: Client, name: string, options: Options): Promise<ImageStatus> {
+  const deadline = performance.now() + options.waitTimeout * 1000;
+  const status = await withProgress(io, options, "warming it up …", async () => {
+    for (;;) {
+      const status = await client.json<ImageStatus>("GET", functionPath(name, "/ready"));
+      if (status.heat?.state !== "running") return status;
+      if (performance.now() > deadline) throw stillCold(name, options.waitTimeout);
+      await pause(LOOK_MS, undefined, { signal: io.stop }).catch(() => {
+        throw new Interrupted();
+      });
+    }
+  });
+  const { image, heat, reason } = status;
+  if (heat?.state === "failed") {
+    throw new ThawError("WARM_UP_FAILED", {
+      what: `The warm-up of ${name} failed`,
+      ...(heat.reason === undefined ? {} : { why: heat.reason }),
+      fix: "It serves from the image that it has. Mend the event or the handler, and deploy again",
+    });
+  }
+  if (image === undefined || heat === undefined) {
+    throw new ThawError("IMAGE_NOT_READY", {
+      what: `${name} was not warmed up`,
+      why: reason ?? "it has no image",
+      fix: "See `thaw image inspect`",
+    });
+  }
+  if (options.json !== true) await io.out(`${name} is hot: image of ${formatBytes(image.bytesOnDisk)}, heat ${image.heat}\n`);
+  return status;
+}
+
+function stillCold(name: string, seconds: number): ThawError {
+  return new ThawError("TIMEOUT", {
+    what: `The warm-up of ${name} is not over yet`,
+    why: `it takes longer than ${seconds} s`,
+    fix: "Raise --wait-timeout, or ask for fewer requests; it goes on, and `thaw ls` shows its end",
+  });
+}
+
+function nothingToWaitFor(): ThawError {
+  return new ThawError("INVALID_ARGUMENT", {
+    what: "--wait-hot cannot be used",
+    why: "no warm-up events are declared",
+    fix: `Declare some in ${THAW_JSON} (warmUp) or with --warm-up FILE, or use --wait`,
+  });
 }
 
 function imageSentence(name: string, { state, image, reason }: ImageStatus): string {

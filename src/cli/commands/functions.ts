@@ -3,12 +3,15 @@ import type { Command } from "commander";
 import { formatBytes, formatUs } from "../../base/units.js";
 import type { FunctionView, ImageView } from "../../gateway/index.js";
 import type { HandReport, ImageState } from "../../platform/types.js";
+import { heatText } from "../heat-text.js";
 import { formatPairs, formatTable, type Io, printable } from "../io.js";
 import { wholeNumber } from "../options.js";
 import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine } from "./context.js";
+import { addHeatCommands } from "./heat.js";
 
 /** Adds the commands. */
-export function addFunctionCommands(program: Command, { io }: Context): void {
+export function addFunctionCommands(program: Command, context: Context): void {
+  const { io } = context;
   asClient(program.command("ls"))
     .description("list functions, their images and instances")
     .action((options: ClientOptions) => list(io, options));
@@ -36,6 +39,7 @@ export function addFunctionCommands(program: Command, { io }: Context): void {
     .description("show a function's image: size, what freezing cost and what it found")
     .argument("<name>")
     .action((name: string, options: ClientOptions) => inspect(io, name, options));
+  addHeatCommands(program, image, context);
 }
 
 /** The column STATE: how the next start without an idle instance would be. */
@@ -57,14 +61,17 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
     `${memoryMb} MB`,
     STATE_WORDS[image.state],
     image.image === undefined ? "-" : formatBytes(image.image.bytesOnDisk),
+    image.image === undefined ? "-" : heatText(image.image.heat, image.heat),
     instanceText(instances, counts.starting, provisioned),
     sizeText(instances.map(({ residentBytes }) => residentBytes)),
     sizeText(instances.map(({ hibernatedBytes }) => hibernatedBytes)),
     lastStart === undefined ? "-" : `${lastStart.kind}${lastStart.us > 0 ? ` ${formatUs(lastStart.us)}` : ""}`,
   ]);
-  await io.out(
-    formatTable(["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "INSTANCES", "RESIDENT", "ON DISK", "LAST START"], rows),
-  );
+  const headings = ["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "HEAT", "INSTANCES", "RESIDENT", "ON DISK", "LAST START"];
+  await io.out(formatTable(headings, rows));
+  for (const { name, image } of reply.functions) {
+    if (image.heat?.state === "failed") await io.out(`${printable(`${name}: ${image.heat.reason ?? "its warm-up failed"}`)}\n`);
+  }
 }
 
 /** `2 warm, 1 hibernated`, then what is kept ready beside them. */

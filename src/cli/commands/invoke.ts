@@ -37,7 +37,7 @@ export function addInvoke(program: Command, { io }: Context): void {
     .argument("<name>", "name or ARN, with :QUALIFIER if need be")
     .option("--payload <json>", "the event: JSON, @FILE, or - for stdin (default: {})")
     .option("--qualifier <version>", "version or alias")
-    .option("--prefer <start>", "demand a kind of start, such as boot, thaw;loader=lazy, parked or reuse")
+    .option("--prefer <start>", "demand a kind of start, such as boot, thaw;loader=lazy, thaw;generation=2, parked or reuse")
     .option("--trace", "show the phases of the start, and pages by source")
     .option("--tail", "show what the function logged")
     .addHelpText("after", `\nExits with ${EXIT.functionError} when the function itself failed.`)
@@ -46,7 +46,7 @@ export function addInvoke(program: Command, { io }: Context): void {
 
 async function invoke(io: Io, name: string, options: Options): Promise<void> {
   const client = clientOf(io, options);
-  const body = await readPayload(io, options.payload);
+  const body = await readPayload(io, options.payload ?? "{}");
   const began = performance.now();
   const reply = await client.send("POST", `/2015-03-31/functions/${encodeURIComponent(name)}/invocations`, {
     query: { Qualifier: options.qualifier },
@@ -67,7 +67,8 @@ async function invoke(io: Io, name: string, options: Options): Promise<void> {
   if (about.functionError !== undefined) throw new Exit(EXIT.functionError);
 }
 
-async function readPayload(io: Io, text = "{}"): Promise<Buffer> {
+/** The bytes that `--payload` names. INVALID_PAYLOAD. */
+export async function readPayload(io: Io, text: string): Promise<Buffer> {
   if (text === "-") return io.readInput();
   if (!text.startsWith("@")) return Buffer.from(text);
   const path = resolve(io.cwd, text.slice(1));
