@@ -589,13 +589,14 @@ static void start_builder(void) {
 	watch_open(&builder, WATCH_BUILDER, pair[0], NULL);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
 	struct stat info;
 	if (fstat(SERVER_FD, &info) != 0 || !S_ISSOCK(info.st_mode)) {
 		fputs("keeper: descriptor 3 is not a socket; it is started by a thaw server, not by hand\n", stderr);
 		return 2;
 	}
 	prctl(PR_SET_NAME, "thaw-keeper");
+	init_names(argc, argv);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGINT, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);

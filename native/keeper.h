@@ -128,3 +128,5 @@ struct init_plan {
 	int status, channel, keeper_pidfd;
 };
 _Noreturn void init_run(const struct init_plan *plan);
+/* Where this process's command line stands: functions can read that of their init, which is a copy. */
+void init_names(int argc, char **argv);

@@ -259,6 +259,22 @@ int template_make(const char *plan, size_t count, int host_mount_ns, char *text)
 
 /* ---- init ---- */
 
+static char *command_line;
+static size_t command_line_bytes;
+
+void init_names(int argc, char **argv) {
+	if (argc < 1) return;
+	command_line = argv[0];
+	command_line_bytes = (size_t)(argv[argc - 1] + strlen(argv[argc - 1]) - argv[0]);
+}
+
+/* /proc/1/cmdline is for everyone to read, and is this memory: it would name the keeper by its path on the host. */
+static void forget_command_line(void) {
+	if (command_line == NULL) return;
+	memset(command_line, 0, command_line_bytes);
+	strncpy(command_line, "init", command_line_bytes);
+}
+
 static _Noreturn void init_failed(int error, const char *what) {
 	struct init_status status = {.kind = INIT_FAILED, .error = error};
 	explain(status.text, error, "%s", what);
@@ -403,6 +419,7 @@ _Noreturn void init_run(const struct init_plan *plan) {
 	sys_close_range(3, HUSK_CHANNEL_FD - 1);
 	sys_close_range(KEEPER_FD + 1, ~0u);
 	mount_own(plan->make.tmp_mb);
+	forget_command_line();
 	/* When memory runs out on the whole machine, functions go before the server. */
 	write_proc("/proc/self/oom_score_adj", "1000");
 	check(sethostname("thaw", 4), "sethostname");

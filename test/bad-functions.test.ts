@@ -2,7 +2,7 @@
  * Functions that misbehave: what the caller is told, word for word, and that nothing of them stays. Each is tried in a booted and,
  * where it gets that far, in a thawed instance.
  */
-import { readFileSync } from "node:fs";
+import { readFileSync, renameSync } from "node:fs";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { isThawError } from "../src/base/errors.js";
 import type { FunctionSpec, Image, Instance, InvokeResult } from "../src/engine/index.js";
@@ -22,6 +22,27 @@ afterEach(async () => {
     expect(await ask(instance, { name: "again" })).toEqual({ hello: "again" }),
   );
   await bench.quiet();
+});
+
+describe("a function whose folder is not there", () => {
+  it("is refused by the folder's name, booted and thawed", async () => {
+    const codeDir = `${bench.node("").codeDir}/moved-away`;
+    const spec = bench.node("", { codeDir });
+    await expect(bench.engine.boot(spec)).rejects.toMatchObject({
+      code: "CODE_INVALID",
+      what: `The code of function "${spec.name}" cannot be opened`,
+      why: `cannot open ${codeDir}: No such file or directory`,
+    });
+    const image = await bench.image(bench.node("exports.handler = async () => 1;", { name: "moved" }));
+    await bench.reopen();
+    hello = await bench.engine.openImage(hello.dir);
+    renameSync(image.spec.codeDir, `${image.spec.codeDir}.moved`);
+    await expect(bench.engine.openImage(image.dir)).rejects.toMatchObject({
+      code: "CODE_INVALID",
+      what: 'The code of function "moved" cannot be opened',
+      why: `cannot open ${image.spec.codeDir}: No such file or directory`,
+    });
+  });
 });
 
 describe("a function that cannot be loaded is refused with the reason", () => {

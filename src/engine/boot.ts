@@ -7,6 +7,7 @@ import { launch } from "../runtime/launch.js";
 import { runStage, type StageStep } from "./husk-pool.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PassedFd } from "./keeper.js";
+import { openTask } from "./task.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
 import type { Phase, StartResult } from "./types.js";
 
@@ -25,7 +26,7 @@ function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: n
   return { name: "boot", labels: () => program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
 }
 
-/** Boots the function of `instance`, or the bare runtime for a `base`, in its husk. Returns the phases; INIT_FAILED with the function's own error and what it wrote. */
+/** Boots the function of `instance`, or the bare runtime for a `base`, in its husk. Returns the phases; INIT_FAILED with the function's own error and what it wrote; CODE_INVALID. */
 export async function bootInstance(keeper: Keeper, instance: LiveInstance, template: Template, base = false): Promise<Phase[]> {
   const began = monotonicNs();
   const { spec } = instance;
@@ -41,7 +42,7 @@ export async function bootInstance(keeper: Keeper, instance: LiveInstance, templ
   const file = keeper.fileBytes(program.bytes);
   let task: number | undefined;
   try {
-    task = await keeper.openFile(spec.codeDir, "path");
+    task = await openTask(keeper, spec);
     // Asked for first: where the server was held up, the stage's report and the greeting come in one read.
     const loaded = ready(instance);
     loaded.catch(() => undefined);
