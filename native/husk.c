@@ -559,8 +559,6 @@ static long receive_run(struct husk_run *run)
 		}
 		slots[i - 1] = (uint64_t)fd;
 	}
-	for (int i = 0; i < HUSK_PARAMS; i++)
-		slots[HUSK_FDS_MAX + i] = run->params[i];
 	return program;
 }
 

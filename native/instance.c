@@ -229,7 +229,6 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 
 	struct passing passing = {.fds = {program}, .count = 1, .control = -1, .log = -1};
 	struct husk_run run = {.magic = HUSK_RUN_MAGIC, .fd_base = stage.fd_base, .fd_count = stage.fd_count, .flags = stage.flags};
-	memcpy(run.params, stage.params, sizeof run.params);
 	off_t bytes = lseek(program, 0, SEEK_END);
 	run.program_bytes = bytes < 0 ? 0 : (uint64_t)bytes;
 	int result = 0;

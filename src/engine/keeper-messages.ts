@@ -55,7 +55,6 @@ export interface StageRequest {
   readonly fds: readonly PassedFd[];
   readonly fdBase: number;
   readonly flags?: number;
-  readonly params?: readonly (number | bigint)[];
 }
 
 export interface HuskReport {
@@ -157,7 +156,6 @@ function stageBytes(request: StageRequest): Buffer {
     fd_count: request.fds.length,
     fd_base: request.fdBase,
     flags: request.flags ?? 0,
-    params: request.params ?? [],
   });
   for (const fd of request.fds) {
     at = payload.writeUInt32LE(PASS[fd.kind], at);

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ABI_CONSTANTS as ABI, HUSK_VERSION, readStruct, readStructBig, structBytes } from "../linux/abi.js";
-import { type Argument, type Program, ProgramBuilder, parameter, passed } from "./program.js";
+import { type Argument, type Program, ProgramBuilder, passed } from "./program.js";
 
 const HEADER_BYTES = structBytes("program_header");
 const OP_BYTES = structBytes("program_op");
@@ -64,7 +64,6 @@ describe("a program", () => {
       fc.integer(),
       fc.record({ slot: fc.nat({ max: 255 }), plus: fc.nat() }),
       fc.nat({ max: 63 }).map(passed),
-      fc.nat({ max: 7 }).map(parameter),
     );
     fc.assert(
       fc.property(
@@ -97,15 +96,15 @@ describe("a program", () => {
     );
   });
 
-  it("keeps passed descriptors, parameters and results in slots of their own", () => {
-    expect([passed(0).slot, passed(63).slot, parameter(0).slot, parameter(7).slot]).toEqual([0, 63, 64, 71]);
+  it("keeps passed descriptors and results in slots of their own", () => {
+    expect([passed(0).slot, passed(63).slot]).toEqual([0, 63]);
     const builder = new ProgramBuilder();
-    const slots = Array.from({ length: 176 }, () => builder.slot());
-    expect(new Set(slots.map(({ slot }) => slot)).size).toBe(176);
-    expect(Math.min(...slots.map(({ slot }) => slot))).toBe(80);
+    const slots = Array.from({ length: 192 }, () => builder.slot());
+    expect(new Set(slots.map(({ slot }) => slot)).size).toBe(192);
+    expect(Math.min(...slots.map(({ slot }) => slot))).toBe(64);
     expect(Math.max(...slots.map(({ slot }) => slot))).toBe(255);
     expect(() => builder.slot()).toThrow("bug: program has too many result slots");
-    expect(() => builder.release(passed(80))).toThrow("bug: slots are released in reverse order");
+    expect(() => builder.release(passed(64))).toThrow("bug: slots are released in reverse order");
     builder.release(slots.at(-1) ?? passed(0));
     expect(builder.slot().slot).toBe(255);
   });

@@ -43,17 +43,13 @@ export interface CallOptions {
   readonly expect?: number;
 }
 
-const FIRST_RESULT_SLOT = 80;
+/** Behind those of the descriptors. */
+const FIRST_RESULT_SLOT = ABI_CONSTANTS.HUSK_FDS_MAX;
 const DATA_AT = 64;
 
 /** The descriptor that came with the program at `index`. */
 export function passed(index: number): Slot {
   return { slot: index };
-}
-
-/** The parameter that came with the program at `index`. */
-export function parameter(index: number): Slot {
-  return { slot: ABI_CONSTANTS.HUSK_FDS_MAX + index };
 }
 
 /** Collects operations and data; {@link ProgramBuilder.build} lays them out. */

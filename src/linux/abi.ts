@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 7;
+export const HUSK_VERSION = 8;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -33,7 +33,6 @@ export const ABI_CONSTANTS = {
   HUSK_CHANNEL_FD: 100,
   HUSK_SLOTS: 256,
   HUSK_FDS_MAX: 64,
-  HUSK_PARAMS: 8,
   HUSK_STAMPS: 16,
   HUSK_RUN_MAGIC: 0x4e555254,
   HUSK_REPORT_MAGIC: 0x54505254,
@@ -157,7 +156,6 @@ export const ABI_STRUCTS = {
     ["fd_count", "u32"],
     ["fd_base", "u32"],
     ["flags", "u32"],
-    ["params", "u64", 8],
   ],
   stage_fd: [
     ["kind", "u32"],
@@ -170,7 +168,6 @@ export const ABI_STRUCTS = {
     ["program_bytes", "u64"],
     ["fd_count", "u32"],
     ["flags", "u32"],
-    ["params", "u64", 8],
   ],
   /** What the husk answers after each program, or just before it becomes the function. Stamps are CLOCK_MONOTONIC nanoseconds, 0 = unused. */
   husk_report: [
