@@ -149,6 +149,13 @@ export interface FreezeOptions {
   readonly dir?: string;
   /** Run before-snapshot hooks and garbage collection first (default true). */
   readonly hygiene?: boolean;
+  /**
+   * The instance goes on serving: `invoke` may be called at any time. Memory is copied while requests flow; then, between two of
+   * them, the before-snapshot hooks run and the process is stopped for what it wrote since. A request that comes at that moment is
+   * held until it goes on, some milliseconds at most. Garbage is not collected, so that the image holds all of it (and
+   * whatever requests left in memory): thaw it privately and freeze that for one to keep. Default false.
+   */
+  readonly live?: boolean;
   /** The image's generation. Default: one more than that of the image it was thawed from, 0 after a boot. */
   readonly generation?: number;
 }
