@@ -245,6 +245,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       kind: chosen.parked ? "parked" : "thaw",
       loader,
       generation,
+      heat: image.heat,
       us: 0,
       phases: [],
       waitUs: chosen.waitUs,

@@ -143,6 +143,7 @@ export class FakeEngine implements Engine {
       kind: parkedFilled ? "parked" : "thaw",
       loader: options.loader ?? "splice",
       generation: manifest.generation,
+      heat: manifest.heat,
       us: parkedFilled ? 300 : 1_800,
       phases: [{ name: "map", us: parkedFilled ? 300 : 1_800 }],
       waitUs,
@@ -210,7 +211,7 @@ export class FakeEngine implements Engine {
   }
 
   /** For the instances of this engine: records an operation. */
-  note(operation: FakeOperation | "dispose", subject: string): void {
+  note(operation: FakeOperation | "dispose" | "freeze-live", subject: string): void {
     assert(!this.closed || operation === "dispose", `${operation} after the engine was closed`);
     this.calls.push(`${operation} ${subject}`);
   }
@@ -279,6 +280,7 @@ export class FakeInstance implements Instance {
   start: StartResult;
   #complete: StartResult;
   #busy = false;
+  #freezing: FreezeOptions | undefined;
   readonly #hibernation = new FakeHibernation(this);
   #disposed: Promise<void> | undefined;
   readonly #exitListeners = new Set<(reason: string) => void>();
@@ -303,6 +305,8 @@ export class FakeInstance implements Instance {
   async invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
     assert(!this.#busy, `two requests at once in instance ${this.id}`);
     assert(this.alive, `request to instance ${this.id}, which has ended`);
+    const held = this.#freezing === undefined || this.#freezing.live === true;
+    assert(held, `request to instance ${this.id}, which is being frozen`);
     this.#busy = true;
     try {
       if (!this.started) {
@@ -326,14 +330,23 @@ export class FakeInstance implements Instance {
   }
 
   async freeze(options: FreezeOptions = {}): Promise<Image> {
-    this.engine.note("freeze", this.spec.name);
+    this.engine.note(options.live === true ? "freeze-live" : "freeze", this.spec.name);
     assert(this.alive, `freeze of instance ${this.id}, which has ended`);
-    await delay(this.engine.delayMs.freeze);
-    this.engine.failIfAsked("freeze");
-    const generation = this.start.generation === undefined ? 0 : this.start.generation + 1;
-    const image = await this.engine.writeImage(this.spec, generation, this.heat + this.served, options.dir);
-    if (options.then === "end") await this.dispose();
-    return image;
+    assert(!this.#busy && this.state !== "deflating", `instance ${this.id} is frozen between two requests`);
+    assert(this.#freezing === undefined, `instance ${this.id} is frozen twice at once`);
+    const heat = this.heat + this.served;
+    this.#freezing = options;
+    try {
+      await delay(this.engine.delayMs.freeze);
+      this.engine.failIfAsked("freeze");
+      assert(this.alive, `instance ${this.id} ended while it was frozen`);
+      const generation = options.generation ?? (this.start.generation === undefined ? 0 : this.start.generation + 1);
+      const image = await this.engine.writeImage(this.spec, generation, heat, options.dir);
+      if (options.then === "end") await this.dispose();
+      return image;
+    } finally {
+      this.#freezing = undefined;
+    }
   }
 
   async pages(): Promise<PageCounts> {
@@ -352,6 +365,7 @@ export class FakeInstance implements Instance {
 
   hibernate(): Promise<HibernateReport> {
     assert(!this.#busy, `instance ${this.id} is hibernated between two requests`);
+    assert(this.#freezing === undefined, `instance ${this.id} is hibernated while it is frozen`);
     return this.#hibernation.hibernate();
   }
 

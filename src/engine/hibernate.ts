@@ -218,10 +218,11 @@ export class Hibernation {
     this.state = "woken";
     this.#faultsBefore = processFaults(instance.hostPid);
     const { ranges } = this.#wakeSet;
-    const { generation } = instance.start;
+    const { generation, heat } = instance.start;
     const start = (readUs: number, pages: number): StartResult => ({
       kind: "wake",
       ...(generation === undefined ? {} : { generation }),
+      ...(heat === undefined ? {} : { heat }),
       us,
       phases: [
         { name: "send", us },

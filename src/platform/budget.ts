@@ -42,7 +42,7 @@ export class Budget {
 
   /** What an instance of it will take, warm. */
   estimate(version: Version): number {
-    return version.warmBytes ?? version.image.image?.report.anonymousBytes ?? version.spec.memoryMb * MIB;
+    return version.warmBytes ?? version.generations.favourite?.report.anonymousBytes ?? version.spec.memoryMb * MIB;
   }
 
   /** What `slot` takes from now on. */

@@ -7,7 +7,7 @@ import type { Version } from "./version.js";
 
 /** Hibernates every idle instance. NO_INSTANCE; what the engine refuses, when it refuses all. */
 export async function hibernateByHand(idle: IdleInstances, version: Version): Promise<HandReport> {
-  const slots = version.slots.idle.filter(({ state }) => state === "idle");
+  const slots = version.slots.idle.filter(({ state, freezing }) => state === "idle" && freezing === undefined);
   if (slots.length === 0) throw nothing(version, "hibernate");
   await idle.measure([version]);
   let done = 0;
@@ -16,7 +16,7 @@ export async function hibernateByHand(idle: IdleInstances, version: Version): Pr
   let failure: unknown;
   // One after the other: each keeps a core and the disk busy.
   for (const slot of slots) {
-    if (slot.state !== "idle") continue;
+    if (slot.state !== "idle" || slot.freezing !== undefined) continue;
     const before = slot.residentBytes;
     try {
       if (!(await idle.deflate(slot))) continue;

@@ -1,6 +1,8 @@
 /** What a function may be configured to: checked at the door, with the limit and its value in every refusal. */
+import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
 import { ThawError } from "../base/errors.js";
+import { MIB } from "../base/units.js";
 import { RESERVED_ENVIRONMENT } from "../runtime/launch.js";
 import { type DeployRequest, LIMITS } from "./types.js";
 
@@ -29,6 +31,40 @@ const environment = z.record(z.string(), z.string("a value is not text")).superR
   }
 });
 
+const EVENTS_MAX = 1_000;
+const EVENTS_BYTES_MAX = MIB;
+
+const warmUp = z.strictObject(
+  {
+    events: z
+      .array(z.unknown(), "the warm-up events are not a list")
+      .min(1, "warm-up has no events, and it takes at least one")
+      .max(EVENTS_MAX, `warm-up has more than ${EVENTS_MAX} events`)
+      .superRefine((events, context) => {
+        let bytes = 0;
+        for (const [index, event] of events.entries()) {
+          const text = jsonOf(event);
+          if (text === undefined) context.addIssue(`warm-up event ${index} is not a JSON value`);
+          else bytes += Buffer.byteLength(text);
+        }
+        if (bytes > EVENTS_BYTES_MAX)
+          context.addIssue(`the warm-up events have ${bytes} bytes, and the limit is ${EVENTS_BYTES_MAX}`);
+      }),
+    requests: whole("the number of warm-up requests", 1, LIMITS.heatRequestsMax, "").default(1_000),
+  },
+  { error: ({ code }) => (code === "unrecognized_keys" ? "warm-up has events and requests, and nothing else" : "warm-up is not an object with events") },
+);
+
+/** Its text, unless something of it would be lost on the way. */
+function jsonOf(value: unknown): string | undefined {
+  try {
+    const text = JSON.stringify(value) as string | undefined;
+    return text !== undefined && isDeepStrictEqual(JSON.parse(text), value) ? text : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 const deployConfig = z.object({
   name: functionName,
   runtime: z.string("the runtime is not text").optional(),
@@ -45,6 +81,8 @@ const deployConfig = z.object({
   description: z.string("the description is not text").max(256, "a description has at most 256 characters").default(""),
   maxInstances: whole("the limit on instances", 1, 10_000, "").optional(),
   provisioned: whole("the number of provisioned husks", 0, 1_000, "").optional(),
+  warmUp: warmUp.optional(),
+  learn: z.boolean("whether to learn from traffic is not true or false").optional(),
 });
 
 /** A checked configuration, defaults filled in. */

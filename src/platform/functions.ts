@@ -17,11 +17,14 @@ import type { Engine, FunctionSpec } from "../engine/types.js";
 import { hashCode, type StagedCode, stageCode } from "./code.js";
 import { checkConfig } from "./config.js";
 import { findEntry } from "./handler.js";
+import type { HeatPolicy } from "./heat-policy.js";
+import type { Heating } from "./heating.js";
 import type { Images } from "./images.js";
 import type { Instances } from "./instances.js";
+import type { Learning } from "./learning.js";
 import { FunctionLog } from "./logs.js";
 import { CounterSet } from "./metrics.js";
-import type { Store, StoredImage, StoredVersion } from "./store.js";
+import type { Store, StoredFunction, StoredVersion } from "./store.js";
 import { type DataLayout, removeIfEmpty } from "./sweep.js";
 import { type DeployRequest, LATEST } from "./types.js";
 import { Version } from "./version.js";
@@ -30,6 +33,9 @@ export interface FunctionsOptions {
   readonly engine: Engine;
   readonly store: Store;
   readonly images: Images;
+  readonly heating: Heating;
+  readonly learning: Learning;
+  readonly heatPolicy: HeatPolicy;
   readonly instances: Instances;
   readonly layout: DataLayout;
   readonly counters: CounterSet;
@@ -52,10 +58,10 @@ export class Functions {
   }
 
   /** Takes over what a former server stored. */
-  resume(stored: StoredVersion, image: StoredImage): void {
-    const version = this.#version(stored);
+  resume(stored: StoredFunction): void {
+    const version = this.#version(stored.version);
     this.#byName.set(version.name, version);
-    this.#options.images.resume(version, image);
+    this.#options.images.resume(version, stored);
   }
 
   /** The version that requests get. FUNCTION_NOT_FOUND. */
@@ -131,13 +137,13 @@ export class Functions {
     this.find(name);
     await this.#inTurn(name, async () => {
       const version = this.find(name);
-      const { store, images, instances, layout, drainMs } = this.#options;
+      const { store, instances, layout, drainMs } = this.#options;
       store.remove(name);
       faultPoint("remove-recorded");
       this.#byName.delete(name);
       const replaced = [...this.#replaced.keys()].filter((old) => old.name === name);
       await Promise.all([version, ...replaced].map((old) => instances.retire(old, drainMs)));
-      await Promise.all([images.retire(version), ...replaced.map((old) => this.#replaced.get(old))]);
+      await Promise.all([this.#retireImages(version), ...replaced.map((old) => this.#replaced.get(old))]);
       await rm(join(layout.functions, name), { recursive: true, force: true });
       await version.log.remove();
     });
@@ -151,12 +157,12 @@ export class Functions {
 
   /** Ends a version that another one replaced: its requests are answered first, then its image and code go. */
   #replace(before: Version): void {
-    const { instances, images, log } = this.#options;
+    const { instances, log } = this.#options;
     // Every request ends by its own timeout; the rest is for an instance that is still starting.
     const drainMs = before.stored.config.timeoutMs + this.#options.drainMs;
     const done = instances
       .retire(before, drainMs)
-      .then(() => images.retire(before))
+      .then(() => this.#retireImages(before))
       .then(() => this.#removeCode(before))
       .catch((error: unknown) =>
         log.error({ err: error, function: before.name }, "a replaced version was not removed completely"),
@@ -165,13 +171,21 @@ export class Functions {
     this.#replaced.set(before, done);
   }
 
+  /** What makes images of it ends, and those that it has are gone. */
+  async #retireImages(version: Version): Promise<void> {
+    const { heating, images, learning } = this.#options;
+    await heating.retire(version);
+    await learning.settled(version);
+    await images.retire(version);
+  }
+
   #removeCode(before: Version): Promise<void> | undefined {
     if (this.#byName.get(before.name)?.stored.codeHex === before.stored.codeHex) return undefined;
     return rm(before.spec.codeDir, { recursive: true, force: true });
   }
 
   #version(stored: StoredVersion, before?: Version): Version {
-    const { layout, counters, region, log: logger } = this.#options;
+    const { layout, counters, heatPolicy, region, log: logger } = this.#options;
     const { config, functionName: name } = stored;
     const spec: FunctionSpec = {
       name,
@@ -185,13 +199,14 @@ export class Functions {
       tmpMb: config.tmpMb,
     };
     const arn = `arn:aws:lambda:${region}:000000000000:function:${name}`;
-    if (before !== undefined) return new Version(stored, spec, arn, before.log, before.counters, before.idleTimes);
+    if (before !== undefined)
+      return new Version(stored, spec, arn, before.log, before.counters, heatPolicy, before.idleTimes);
     const own = new CounterSet(counters);
     const log = new FunctionLog(layout.logs, name, (error) => {
       own.add("logWriteFailures");
       logger.error({ err: error, function: name }, "a function's log could not be written");
     });
-    return new Version(stored, spec, arn, log, own);
+    return new Version(stored, spec, arn, log, own, heatPolicy);
   }
 
   #refuseTwin(request: DeployRequest): void {

@@ -30,6 +30,8 @@ const DEFLATIONS_AT_ONCE = 2;
 /** Measured when it was idle for so long, so many at most before others get a turn. */
 const MEASURE_AFTER_MS = 100;
 const MEASURES_AT_ONCE = 50;
+/** A step of the plan that meets an instance which is being frozen as it goes on is tried again after so long. */
+const FREEZING_MS = 100;
 /** Under pressure, how many are hibernated a second. */
 const PRESSED_AT_ONCE = 4;
 
@@ -133,11 +135,17 @@ export class IdleInstances {
   longestIdle(version?: Version): Slot | undefined {
     let found: Slot | undefined;
     for (const { slots } of version === undefined ? this.#versions : [version]) {
-      for (const slot of [slots.idle[0], slots.hibernated[0]]) {
+      for (const slot of [slots.idle.find(({ freezing }) => freezing === undefined), slots.hibernated[0]]) {
         if (slot !== undefined && (found === undefined || slot.idleSinceMs < found.idleSinceMs)) found = slot;
       }
     }
     return found;
+  }
+
+  /** Idle ones that are frozen as they go on, of `version` or of all: each settles when it could be ended. */
+  freezing(version?: Version): Promise<void>[] {
+    const versions = version === undefined ? this.#versions : [version];
+    return [...versions].flatMap(({ slots }) => slots.idle.flatMap((slot) => slot.freezing ?? []));
   }
 
   close(): void {
@@ -219,6 +227,10 @@ export class IdleInstances {
   #step(slot: Slot): void {
     // One that runs is planned anew when it is idle again.
     if (slot.state === "running" || slot.state === "ending") return;
+    if (slot.freezing !== undefined) {
+      this.#due.set(slot, performance.now() + FREEZING_MS);
+      return;
+    }
     const action = slot.plan[slot.nextStep]?.action;
     slot.nextStep += 1;
     this.#schedule(slot);
@@ -275,9 +287,9 @@ export class IdleInstances {
   }
 
   /** Whether hibernating it now is possible and would give something back of `bytes`. */
-  #saves({ state, version }: Slot, bytes: number): boolean {
+  #saves({ state, version, freezing }: Slot, bytes: number): boolean {
     const { hibernateRefused, leftBytes = LEFT_BYTES } = version;
-    return state === "idle" && hibernateRefused === undefined && bytes - leftBytes >= SAVES_BYTES_MIN;
+    return state === "idle" && freezing === undefined && hibernateRefused === undefined && bytes - leftBytes >= SAVES_BYTES_MIN;
   }
 
   /** For the budget, which counts all that is private, clean or not. */
@@ -311,6 +323,11 @@ export class IdleInstances {
 
   /** Instances that end already give theirs back by themselves. */
   async #endings(usedBytes: number): Promise<boolean> {
+    const freezing = this.freezing();
+    if (freezing.length > 0) {
+      await Promise.race(freezing);
+      return true;
+    }
     const ending = [...this.#versions].flatMap(({ slots }) => [...slots.ending]);
     if (ending.length === 0) return false;
     await Promise.race(ending);

@@ -1,31 +1,29 @@
 /**
- * Images are made in the background, one at a time: boot, freeze, end, record, park.
+ * The first image of a version, generation 0, is made in the background, one at a time: boot, freeze, end, publish (pools.ts).
+ * Hotter ones come later, from heating.ts, which waits while one is made here.
  *
- *               ┌─────────────── drop: damaged, or made for another machine ──────────────┐
+ *               ┌──── the last image was dropped: damaged, or made for another machine ───┐
  *               ▼                                                                         │
  *     deploy ─▶ pending ──▶ ready ───────────────────────────────────────────────────────┘
  *               │  ▲  │ └─▶ refused   the process holds what cannot be frozen: it runs by boot
  *               │  │  └───▶ failed    it could not be loaded, or not frozen
  *               └──┘ something ran out: again after 1, 2, 4 … 60 s, at most {@link ATTEMPTS_MAX} times
  *
- * An image counts from the moment the database names it. One that is on disk, but not named there, is swept at the next
- * start; so recording comes after the rename that completes the image, and removing begins with the record. The instance that is
- * frozen takes no place of those that requests compete for.
+ * The instance that is frozen takes no place of those that requests compete for.
  */
-import { randomBytes } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { errorText, isThawError, ThawError } from "../base/errors.js";
-import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
 import type { Engine, Image, Instance } from "../engine/types.js";
+import type { Pools } from "./pools.js";
 import { resourceError } from "./resources.js";
-import type { ImageSummary, Store, StoredImage } from "./store.js";
-import type { ImageStatus, ParkedTargets } from "./types.js";
+import type { Store, StoredFunction, StoredImage } from "./store.js";
+import type { ImageState, ImageStatus, ParkedTargets } from "./types.js";
 import type { Version } from "./version.js";
 
 /**
- * So many images are opened and checked when a server starts, in the background; of more, each when it is first used. Opening one
+ * The favourite images of so many versions are opened and checked when a server starts, in the background; of more, each when it is first used. Opening one
  * takes some ten milliseconds of the event loop.
  */
 const OPENED_AT_START_MAX = 64;
@@ -42,11 +40,14 @@ interface Waiting {
 export interface ImagesOptions {
   readonly engine: Engine;
   readonly store: Store;
+  readonly pools: Pools;
   readonly imagesDir: string;
   readonly parked: ParkedTargets;
   readonly log: Logger;
   /** First pause after something ran out. Default 1 s. */
   readonly backoffMs?: number;
+  /** Called when a version has got its first image, or its first again, or has one from before. */
+  readonly onReady?: (version: Version) => void;
 }
 
 /** See above. */
@@ -55,7 +56,6 @@ export class Images {
   readonly #queue: Version[] = [];
   readonly #waiting = new Map<Version, Waiting[]>();
   readonly #timers = new Map<Version, NodeJS.Timeout>();
-  readonly #removals = new Set<Promise<void>>();
   #working: Promise<void> | undefined;
   #current: { readonly version: Version; instance: Instance | undefined } | undefined;
   #closed = false;
@@ -74,23 +74,34 @@ export class Images {
     else this.#settle(version, "none", BOOT_ONLY);
   }
 
-  /** Begins with a version that was stored by a former server: opens its image, or makes one. */
-  resume(version: Version, stored: StoredImage): void {
+  /** Begins with a version that was stored by a former server: opens its images, or makes one. */
+  resume(version: Version, { state, images }: StoredFunction): void {
+    if (version.warmUp !== undefined && state.warmUp !== undefined) version.warmUp = state.warmUp;
     if (!this.#options.engine.canFreeze) {
       this.#settle(version, "none", BOOT_ONLY);
       return;
     }
-    version.image.reason = stored.reason;
-    if (stored.dir === undefined) this.#schedule(version);
-    else if (stored.summary !== undefined && !this.#parks && this.#opened >= OPENED_AT_START_MAX) {
-      const dir = join(this.#options.imagesDir, stored.dir);
-      const image: Image = { ...stored.summary, dir, spec: version.spec };
-      this.#options.engine.rememberImage(image);
-      this.#ready(version, image);
-    } else {
+    version.image.reason = state.reason;
+    for (const image of images) this.#options.pools.adopt(version, image);
+    const unknown = images.filter(({ summary }) => summary === undefined);
+    if (images.length === 0) this.#schedule(version);
+    else if (unknown.length === 0 && !this.#parks && version.provisioned === 0 && this.#opened >= OPENED_AT_START_MAX)
+      this.#ready(version);
+    else {
       this.#opened++;
-      version.image.opening = this.#open(version, stored.dir);
+      version.image.opening = this.#open(version, unknown);
     }
+  }
+
+  /** Records what became of a version's warm-up events. */
+  recordWarmUp(version: Version): void {
+    const { state, reason } = version.image;
+    if (state !== "none" && this.#options.engine.canFreeze && !this.#abandoned(version)) this.#record(version, state, reason);
+  }
+
+  /** Resolves when no first image is being made or waits to be: those are more urgent than any hotter one. */
+  async quiet(): Promise<void> {
+    while (this.#working !== undefined) await this.#working;
   }
 
   /** Resolves or rejects as {@link Platform.waitReady} says. */
@@ -127,20 +138,27 @@ export class Images {
     });
   }
 
-  /** A thaw found `image` unusable: forgets it, and makes another. Called by every request that met it; the first one counts. */
+  /**
+   * A thaw found `image` unusable: forgets it. The others of the version serve on; without any, another first one is made. Called by
+   * every request that met it; the first one counts.
+   */
   drop(version: Version, image: Image, error: ThawError): void {
-    if (version.image.image !== image) return;
-    this.#options.log.warn({ err: error, function: version.name, image: image.id }, "the image cannot be used; it is made anew");
-    version.image.image = undefined;
-    version.image.lost = error.message;
-    version.image.attempts = 0;
+    const { pools, log } = this.#options;
+    if (!pools.forget(version, image)) return;
+    const { generation } = image;
+    version.counters.add("imagesDropped");
+    if (version.generations.size > 0) {
+      log.warn({ err: error, function: version.name, generation }, "an image cannot be used and is dropped; others serve");
+      this.#note(version, `generation ${generation} cannot be used and is dropped; the other images serve`, error);
+      pools.trim(version);
+      return;
+    }
+    log.warn({ err: error, function: version.name, image: image.id }, "the image cannot be used; it is made anew");
     this.#note(version, "the image cannot be used and is made anew", error);
-    this.#record(version, { state: "pending", reason: error.message });
-    this.#remove(image);
-    this.#schedule(version);
+    this.#lost(version, error.message);
   }
 
-  /** Stops making an image for `version`, and removes the one it has. Nothing of it is left when it resolves. */
+  /** Stops making an image for `version`, and removes those that it has. Nothing of it is left when it resolves. */
   async retire(version: Version): Promise<void> {
     this.#cancel(version);
     for (const waiting of this.#takeWaiting(version)) waiting.reject(gone(version));
@@ -149,10 +167,7 @@ export class Images {
       await this.#current.instance?.dispose().catch(() => undefined);
       while (this.#current?.version === version) await new Promise((resolve) => setTimeout(resolve, 5));
     }
-    const { image } = version.image;
-    version.image.image = undefined;
-    if (image !== undefined) this.#remove(image);
-    await Promise.all(this.#removals);
+    await this.#options.pools.forgetAll(version);
   }
 
   /** Stops making images; those that exist stay. Idempotent. */
@@ -164,7 +179,7 @@ export class Images {
     }
     await this.#current?.instance?.dispose().catch(() => undefined);
     await this.#working;
-    await Promise.all(this.#removals);
+    await this.#options.pools.settled();
   }
 
   #schedule(version: Version): void {
@@ -199,47 +214,38 @@ export class Images {
   }
 
   async #make(version: Version, job: { instance: Instance | undefined }): Promise<void> {
-    const { engine, imagesDir } = this.#options;
+    const { engine, pools } = this.#options;
     version.image.attempts += 1;
-    const dir = join(imagesDir, `${version.name}.${randomBytes(8).toString("hex")}`);
     let image: Image;
     job.instance = await engine.boot(version.spec, { base: true });
     try {
       if (this.#abandoned(version)) return;
-      image = await job.instance.freeze({ then: "end", dir });
+      image = await job.instance.freeze({ then: "end", dir: pools.newDir(version), generation: 0 });
     } finally {
       await job.instance.dispose();
     }
-    faultPoint("freeze-image-renamed");
-    let recorded = false;
-    try {
-      recorded =
-        !this.#abandoned(version) &&
-        this.#options.store.putImage(version.stored, {
-          state: "ready",
-          dir: image.dir.slice(imagesDir.length + 1),
-          summary: summaryOf(image),
-        });
-    } finally {
-      if (!recorded) await engine.removeImage(image);
-    }
-    if (!recorded) return;
-    faultPoint("freeze-recorded");
+    if (!(await pools.publish(version, image, "deploy", () => !this.#abandoned(version)))) return;
     version.counters.add("freezes");
-    this.#ready(version, image);
+    this.#ready(version);
   }
 
-  #ready(version: Version, image: Image): void {
-    version.image.image = image;
+  #ready(version: Version): void {
     version.image.lost = undefined;
     version.image.error = undefined;
     this.#settle(version, "ready", undefined);
-    const { runtime = 0, image: mapped = 0, prefaulted = 0, loader } = this.#options.parked;
-    const { engine } = this.#options;
-    if (runtime > 0) engine.park(image, "runtime", runtime);
-    if (mapped > 0) engine.park(image, "image", mapped, ...(loader === undefined ? [] : [loader]));
-    const most = Math.max(prefaulted, version.provisioned);
-    if (most > 0) engine.park(image, "prefaulted", most, ...(loader === undefined ? [] : [loader]));
+    this.#options.pools.trim(version);
+    this.#options.onReady?.(version);
+  }
+
+  /** Its last image is gone: starts boot, and say why, until there is another. */
+  #lost(version: Version, reason: string): void {
+    version.image.lost = reason;
+    version.image.reason = reason;
+    version.image.attempts = 0;
+    // What its events had made is gone, too.
+    if (version.warmUp?.state === "done") version.warmUp = { state: "running" };
+    this.#record(version, "pending", reason);
+    this.#schedule(version);
   }
 
   #failed(version: Version, raw: unknown): void {
@@ -252,7 +258,7 @@ export class Images {
     if (isThawError(error, "FREEZE_REFUSED")) {
       log.info({ function: version.name, reason: error.message }, "the function cannot be frozen; it runs by boot");
       this.#note(version, "the function cannot be frozen and runs by boot", error);
-      this.#record(version, { state: "refused", reason: error.message });
+      this.#record(version, "refused", error.message);
       this.#settle(version, "refused", error.message);
       return;
     }
@@ -261,7 +267,7 @@ export class Images {
       const pauseMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2 ** (version.image.attempts - 1));
       log.warn({ err: error, function: version.name, pauseMs }, "no image could be made; trying again");
       version.image.reason = error.message;
-      this.#record(version, { state: "pending", reason: error.message });
+      this.#record(version, "pending", error.message);
       this.#timers.set(
         version,
         setTimeout(() => {
@@ -271,28 +277,49 @@ export class Images {
       );
     } else {
       log.warn({ err: error, function: version.name }, "no image could be made; the function runs by boot");
-      this.#record(version, { state: "failed", reason: error.message });
+      this.#record(version, "failed", error.message);
       version.image.state = "failed";
       version.image.reason = error.message;
     }
     for (const waiting of this.#takeWaiting(version)) waiting.reject(error);
   }
 
-  async #open(version: Version, name: string): Promise<void> {
-    const { engine, imagesDir, log } = this.#options;
+  /** Opens those of which nothing is known but their place, then the one that the next start would thaw. */
+  async #open(version: Version, unknown: readonly StoredImage[]): Promise<void> {
+    const { engine, imagesDir, log, pools, store } = this.#options;
+    let reason: string | undefined;
+    const failed = (image: { readonly generation: number }, error: unknown): void => {
+      reason = errorText(error);
+      version.counters.add("imagesDropped");
+      log.warn({ err: error, function: version.name, generation: image.generation }, "an image cannot be used");
+      const last = version.generations.size === 0;
+      const what = last ? "the image cannot be used and is made anew" : `generation ${image.generation} cannot be used and is dropped`;
+      this.#note(version, what, error);
+    };
     try {
-      const image = await engine.openImage(join(imagesDir, name));
-      if (!this.#abandoned(version)) this.#ready(version, image);
-      else version.image.image = image;
+      for (const { dir, source, createdMs, generation } of unknown) {
+        try {
+          version.generations.add({ image: await engine.openImage(join(imagesDir, dir)), source, createdMs });
+        } catch (error) {
+          store.removeImage(dir);
+          pools.track(rm(join(imagesDir, dir), { recursive: true, force: true }));
+          failed({ generation }, error);
+        }
+      }
+      for (let image = version.generations.favourite; image !== undefined; image = version.generations.favourite) {
+        try {
+          await pools.open(image);
+          break;
+        } catch (error) {
+          pools.forget(version, image);
+          failed(image, error);
+        }
+      }
+      if (this.#abandoned(version)) return;
+      if (version.generations.size > 0) this.#ready(version);
+      else this.#lost(version, reason ?? "its images are gone");
     } catch (error) {
-      const reason = errorText(error);
-      log.warn({ err: error, function: version.name }, "the image cannot be used; it is made anew");
-      this.#note(version, "the image cannot be used and is made anew", error);
-      version.image.lost = reason;
-      version.image.reason = reason;
-      this.#record(version, { state: "pending", reason });
-      this.#track(rm(join(imagesDir, name), { recursive: true, force: true }));
-      this.#schedule(version);
+      this.#failed(version, error);
     } finally {
       version.image.opening = undefined;
     }
@@ -315,34 +342,17 @@ export class Images {
   }
 
   /** A state that is lost costs one more attempt after a restart, nothing else; so a failure is only logged. */
-  #record(version: Version, image: StoredImage): void {
+  #record(version: Version, state: Exclude<ImageState, "none">, reason?: string): void {
     try {
-      this.#options.store.putImage(version.stored, image);
+      this.#options.store.putState(version.stored, { state, reason, warmUp: version.warmUp });
     } catch (error) {
       this.#options.log.error({ err: error, function: version.name }, "the image's state could not be recorded");
     }
   }
 
-  #remove(image: Image): void {
-    this.#track(this.#options.engine.removeImage(image));
-  }
-
-  #track(removal: Promise<void>): void {
-    const done = removal
-      .catch((error: unknown) =>
-        this.#options.log.error({ err: error }, "an image could not be removed; the next start sweeps it"),
-      )
-      .finally(() => this.#removals.delete(done));
-    this.#removals.add(done);
-  }
-
   #note(version: Version, what: string, error: unknown): void {
     version.log.append("", `thaw: ${what}: ${errorText(error)}\n`);
   }
-}
-
-function summaryOf({ id, generation, heat, bytesOnDisk, report }: Image): ImageSummary {
-  return { id, generation, heat, bytesOnDisk, report };
 }
 
 function gone(version: Version): ThawError {

@@ -1,4 +1,6 @@
 /** The door of the platform. */
+export { fixedPoints } from "./fixed-points.js";
+export type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 export { histogramPolicy } from "./histogram-policy.js";
 export { openPlatform } from "./platform.js";
 export { fixedPolicy } from "./policy.js";

@@ -337,7 +337,7 @@ export class Instances {
       const ownFull = version.slots.occupied >= version.limit;
       if (!ownFull && this.#occupied < this.#options.maxInstances) break;
       const victim = this.idle.longestIdle(ownFull ? version : undefined);
-      const ending = ownFull ? version.slots.ending : this.#ending;
+      const ending = [...(ownFull ? version.slots.ending : this.#ending), ...this.idle.freezing(ownFull ? version : undefined)];
       if (victim !== undefined) {
         this.idle.remove(victim);
         victim.version.counters.add("evictions");
@@ -346,7 +346,7 @@ export class Instances {
         await this.#end(victim);
         return true;
       }
-      if (ending.size === 0) throw this.#tooMany(version, ownFull);
+      if (ending.length === 0) throw this.#tooMany(version, ownFull);
       await Promise.race(ending);
     }
     this.#takePlace(version);
@@ -365,8 +365,8 @@ export class Instances {
     if (version.slots.occupied === 0) version.slots.onVacant?.();
   }
 
-  #adopt({ version, reservedBytes }: Attempt, instance: Instance): Slot {
-    const slot = newSlot(version, instance);
+  #adopt({ version, reservedBytes, image }: Attempt, instance: Instance): Slot {
+    const slot = newSlot(version, instance, image);
     this.#options.budget.count(-reservedBytes);
     this.#options.budget.assign(slot, reservedBytes);
     version.slots.all.add(slot);
@@ -381,8 +381,9 @@ export class Instances {
     const { version } = slot;
     if (!version.slots.all.delete(slot)) return Promise.resolve();
     slot.state = "ending";
-    const ended = slot.instance
-      .dispose()
+    // What is being frozen is ended when that is done: the engine would have to give up an image that is nearly there.
+    const disposed = slot.freezing === undefined ? slot.instance.dispose() : slot.freezing.then(() => slot.instance.dispose());
+    const ended = disposed
       .catch((error: unknown) => {
         this.#options.log.error(
           { err: error, function: version.name, instance: slot.instance.id },

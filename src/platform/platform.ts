@@ -11,15 +11,20 @@ import { silentLogger } from "../base/log.js";
 import type { Engine, ImageInspection, Instance, InvokeResult, StartResult } from "../engine/types.js";
 import { Budget } from "./budget.js";
 import { hibernateByHand, wakeByHand } from "./by-hand.js";
+import { fixedPoints } from "./fixed-points.js";
 import { Functions } from "./functions.js";
+import { heatByHand } from "./heat-by-hand.js";
+import { Heating } from "./heating.js";
 import { Images } from "./images.js";
 import { Instances, type Lease } from "./instances.js";
+import { Learning } from "./learning.js";
 import { type DataLock, lockDataDir } from "./lock.js";
 import { renderRequest, tailOf } from "./logs.js";
 import { CounterSet } from "./metrics.js";
 import { bootFailure, isFunctionFault } from "./outcome.js";
 import { checkPayload } from "./payload.js";
 import { fixedPolicy } from "./policy.js";
+import { Pools } from "./pools.js";
 import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
@@ -42,6 +47,7 @@ import type {
   PlatformOptions,
 } from "./types.js";
 import type { Version } from "./version.js";
+import { WarmUps } from "./warm-up.js";
 
 const NO_OPTIONS: InvokeRequest = {};
 
@@ -65,7 +71,7 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
     const stored = store.all();
     const removed = await sweep(layout, {
       code: stored.map(({ version }) => version),
-      images: new Set(stored.flatMap(({ image }) => image.dir ?? [])),
+      images: new Set(stored.flatMap(({ images }) => images.map(({ dir }) => dir))),
     });
     const log = options.log ?? silentLogger();
     if (removed.length > 0) log.info({ removed }, "removed what an earlier server left behind");
@@ -92,6 +98,9 @@ class LocalPlatform implements Platform {
   readonly #drainMs: number;
   readonly #counters = new CounterSet();
   readonly #images: Images;
+  readonly #heating: Heating;
+  readonly #warmUps: WarmUps;
+  readonly #learning: Learning;
   readonly #instances: Instances;
   readonly #functions: Functions;
   readonly #budget: Budget;
@@ -107,8 +116,14 @@ class LocalPlatform implements Platform {
     this.#store = store;
     this.#lock = opened.lock;
     this.#drainMs = drainMs;
-    this.#images = new Images({ engine, store, imagesDir: layout.images, parked, log });
     this.#budget = new Budget(engine, memoryBudgetBytes);
+    const pools = new Pools({ engine, store, imagesDir: layout.images, parked, log });
+    const onReady = (version: Version): void => this.#warmUps.begin(version);
+    this.#images = new Images({ engine, store, pools, imagesDir: layout.images, parked, log, onReady });
+    this.#heating = new Heating({ engine, images: this.#images, pools, budget: this.#budget, log });
+    const hotter = { heating: this.#heating, log, backoffMs: options.heatBackoffMs };
+    this.#warmUps = new WarmUps({ ...hotter, images: this.#images });
+    this.#learning = new Learning({ ...hotter, engine, pools });
     this.#instances = new Instances(new Starts(engine, this.#images, parked), {
       maxInstances,
       policy: options.policy ?? fixedPolicy(options),
@@ -121,6 +136,9 @@ class LocalPlatform implements Platform {
       engine,
       store,
       images: this.#images,
+      heating: this.#heating,
+      learning: this.#learning,
+      heatPolicy: options.heatPolicy ?? fixedPoints(),
       instances: this.#instances,
       layout,
       counters,
@@ -129,7 +147,7 @@ class LocalPlatform implements Platform {
       log,
     });
     if (options.genericHusks !== undefined) engine.pool({ generic: options.genericHusks });
-    for (const { version, image } of opened.stored) this.#functions.resume(version, image);
+    for (const stored of opened.stored) this.#functions.resume(stored);
   }
 
   async deploy(request: DeployRequest): Promise<FunctionInfo> {
@@ -165,7 +183,7 @@ class LocalPlatform implements Platform {
   }
 
   async inspect(name: string, qualifier?: string): Promise<ImageInspection | undefined> {
-    const { image } = this.#functions.find(name, qualifier).image;
+    const image = this.#functions.find(name, qualifier).generations.favourite;
     return image === undefined ? undefined : this.engine.inspect(image);
   }
 
@@ -236,6 +254,7 @@ class LocalPlatform implements Platform {
         ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
       });
       const start = lease.start();
+      this.#learning.answered(slot, start, result);
       // Counted after the answer: nobody waits for it who did not ask.
       const faults = start.kind === "reuse" ? undefined : this.#countFaults(version, instance);
       if (request.trace === true && result.alive) {
@@ -248,20 +267,20 @@ class LocalPlatform implements Platform {
       unseen = neverRan(lease);
       throw error;
     } finally {
-      if (!unseen) this.#instances.release(slot, dispose);
+      if (!unseen) {
+        this.#instances.release(slot, dispose);
+        this.#learning.released(slot);
+      }
     }
   }
 
   images(name: string): ImageEntry[] {
-    const { image } = this.#functions.find(name).image;
-    if (image === undefined) return [];
-    const { generation, heat, bytesOnDisk, id, code } = image;
-    const shown = { generation, heat, bytes: bytesOnDisk, id, createdMs: 0, source: "deploy", chosen: true } as const;
-    return [code === undefined ? shown : { ...shown, code }];
+    return this.#functions.find(name).imageEntries();
   }
 
-  async heat(name: string, _request: HeatRequest): Promise<HeatReport> {
-    throw new ThawError("WARM_UP_FAILED", { what: `Function "${name}" was not heated`, why: "this server cannot do it yet" });
+  async heat(name: string, request: HeatRequest): Promise<HeatReport> {
+    this.#refuseWhenClosing();
+    return heatByHand(this.#heating, this.#functions.find(name), request);
   }
 
   async logs(name: string, options: { readonly bytes?: number | undefined } = {}): Promise<string> {
@@ -289,8 +308,10 @@ class LocalPlatform implements Platform {
 
   async #close(): Promise<void> {
     clearInterval(this.#pressure);
-    await this.#images.close();
+    this.#warmUps.close();
+    await Promise.all([this.#heating.close(), this.#images.close()]);
     await this.#instances.close(this.#drainMs);
+    await this.#learning.close();
     await this.#functions.close();
     this.#store.close();
     this.#lock.release();

@@ -17,7 +17,11 @@ describe("a preferred start is refused", () => {
     ["boot;loader=lazy", "a loader makes no sense with boot. Use it with thaw"],
     ["thaw;husk=old", '"old" is not a way to come by a husk. Use one of pooled, fresh'],
     ["reuse;husk=fresh", "a husk makes no sense with reuse. Use it with thaw or boot"],
-    ["thaw;quickly", '"quickly" is not an option. Use loader=…, husk=… or dispose'],
+    ["thaw;quickly", '"quickly" is not an option. Use loader=…, husk=…, generation=… or dispose'],
+    ["thaw;generation=hot", '"hot" is not a generation. Use a whole number; `thaw image ls NAME` lists those that exist'],
+    ["thaw;generation=-1", '"-1" is not a generation'],
+    ["thaw;generation", '"" is not a generation'],
+    ["parked;generation=1", "a generation makes no sense with parked. Use it with thaw"],
   ];
   for (const [text, sentence] of refusals) it(`as "${text}"`, () => expect(() => parsePreference(text)).toThrow(sentence));
 });
@@ -27,6 +31,7 @@ describe("a preferred start is read", () => {
     expect(parsePreference("boot")).toEqual({ prefer: { kind: "boot" }, dispose: false });
     expect(parsePreference("reuse;dispose")).toEqual({ prefer: { kind: "reuse" }, dispose: true });
     expect(parsePreference("wake;dispose")).toEqual({ prefer: { kind: "wake" }, dispose: true });
+    expect(parsePreference("thaw;generation=0")).toEqual({ prefer: { kind: "thaw", generation: 0 }, dispose: false });
     expect(parsePreference("parked")).toEqual({ prefer: { kind: "parked" }, dispose: false });
     expect(parsePreference("thaw; loader=eager ;dispose; husk=fresh")).toEqual({
       prefer: { kind: "thaw", loader: "eager", husk: "fresh" },

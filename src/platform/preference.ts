@@ -1,7 +1,7 @@
 /**
  * The text form of a demanded start, as the request header `X-Thaw-Prefer` and `thaw invoke --prefer` carry it:
  *
- *     boot | thaw | parked | reuse | wake   [;loader=splice|lazy|reap|…]   [;husk=pooled|fresh]   [;dispose]
+ *     boot | thaw | parked | reuse | wake   [;loader=splice|lazy|reap|…]   [;husk=pooled|fresh]   [;generation=N]   [;dispose]
  */
 import { ThawError } from "../base/errors.js";
 import { LOADERS, type Loader, type StartKind } from "../engine/types.js";
@@ -18,6 +18,7 @@ export function parsePreference(text: string): { prefer: Preference; dispose: bo
 
   let loader: Loader | undefined;
   let husk: Preference["husk"];
+  let generation: number | undefined;
   let dispose = false;
   for (const part of parts) {
     const [key, value = ""] = part.split("=", 2);
@@ -31,9 +32,21 @@ export function parsePreference(text: string): { prefer: Preference; dispose: bo
       if (husk === undefined) throw unusable(text, `"${value}" is not a way to come by a husk`, `Use one of ${HUSKS.join(", ")}`);
       if (kind !== "thaw" && kind !== "boot")
         throw unusable(text, `a husk makes no sense with ${kind}`, "Use it with thaw or boot");
-    } else throw unusable(text, `"${part}" is not an option`, "Use loader=…, husk=… or dispose");
+    } else if (key === "generation") {
+      if (!/^\d{1,9}$/.test(value)) {
+        throw unusable(text, `"${value}" is not a generation`, "Use a whole number; `thaw image ls NAME` lists those that exist");
+      }
+      if (kind !== "thaw") throw unusable(text, `a generation makes no sense with ${kind}`, "Use it with thaw");
+      generation = Number(value);
+    } else throw unusable(text, `"${part}" is not an option`, "Use loader=…, husk=…, generation=… or dispose");
   }
-  return { prefer: { kind, ...(loader === undefined ? {} : { loader }), ...(husk === undefined ? {} : { husk }) }, dispose };
+  const prefer: Preference = {
+    kind,
+    ...(loader === undefined ? {} : { loader }),
+    ...(husk === undefined ? {} : { husk }),
+    ...(generation === undefined ? {} : { generation }),
+  };
+  return { prefer, dispose };
 }
 
 function unusable(text: string, why: string, fix: string): ThawError {

@@ -1,5 +1,5 @@
 /** An instance and where it stands in the scheduler. */
-import type { Instance, StartResult } from "../engine/types.js";
+import type { Image, Instance, StartResult } from "../engine/types.js";
 import type { Due } from "./due.js";
 import type { IdleStep } from "./policy.js";
 import type { Version } from "./version.js";
@@ -14,6 +14,8 @@ export type SlotState = "running" | "idle" | "deflating" | "hibernated" | "wakin
 export interface Slot extends Due {
   readonly version: Version;
   readonly instance: Instance;
+  /** The image that it was thawed from; undefined after a boot. */
+  readonly origin: Image | undefined;
   /** Told to everyone that gets this instance after its first request. */
   readonly reuse: StartResult;
   state: SlotState;
@@ -29,6 +31,11 @@ export interface Slot extends Due {
   dirtyBytes: number;
   /** False since it was last used. */
   measured: boolean;
+  /** The request of its lineage after which it shall be frozen, and the state of the pool when that was asked; see learning.ts. */
+  freezeAt: number | undefined;
+  askedAt: number;
+  /** While it is being frozen as it goes on: it answers requests, but is neither hibernated nor ended before this settles. */
+  freezing: Promise<void> | undefined;
 }
 
 /** What users see of an instance. */
@@ -41,14 +48,16 @@ export interface InstanceInfo {
   readonly hibernatedBytes: number;
 }
 
-export function newSlot(version: Version, instance: Instance): Slot {
-  const { generation } = instance.start;
+export function newSlot(version: Version, instance: Instance, origin?: Image): Slot {
+  const { generation, heat } = instance.start;
   return {
     version,
     instance,
+    origin,
     reuse: {
       kind: "reuse",
       ...(generation === undefined ? {} : { generation }),
+      ...(heat === undefined ? {} : { heat }),
       us: 0,
       phases: [],
       waitUs: 0,
@@ -62,6 +71,9 @@ export function newSlot(version: Version, instance: Instance): Slot {
     hibernatedBytes: 0,
     dirtyBytes: 0,
     measured: false,
+    freezeAt: undefined,
+    askedAt: -1,
+    freezing: undefined,
     dueMs: 0,
     dueIndex: -1,
   };

@@ -1,13 +1,18 @@
 /**
- * How an instance comes into being: parked → thaw → boot when nothing is demanded, or exactly the demanded way. When an image turns
- * out to be unusable, the function is booted, the result says so, and the image is made anew. A request that demanded a thaw
- * is told instead.
+ * How an instance comes into being: parked → thaw → boot when nothing is demanded, or exactly the demanded way. Which image is thawed
+ * is the choice of the policy of heat. One that turns out to be unusable is dropped, and the next choice among the others serves the
+ * same request; without any, the function is booted, and its first image is made anew. The result says so. A request that demanded a
+ * thaw is told instead.
+ *
+ * Husks are parked for the favourite only (pools.ts). They are taken when the policy chose that image, except of a function with
+ * provisioned husks: there they come before any choice.
  *
  * A thaw is early: the request is queued right behind its stages, which saves a round trip. So a start may fail in two places: in
  * `thaw`, or in the first `invoke`, before the function ran. Both are judged by {@link Starts.judge}, and tried again alike.
  */
 import { assert, type ErrorParts, isThawError, ThawError } from "../base/errors.js";
 import type { Engine, Image, Instance, StartResult, ThawOptions } from "../engine/types.js";
+import { isImageFault } from "./image-faults.js";
 import type { Images } from "./images.js";
 import type { Starter } from "./instances.js";
 import { LIMITS, type ParkedTargets, type Preference } from "./types.js";
@@ -75,13 +80,16 @@ export class Starts implements Starter {
     const { version, prefer } = attempt;
     for (;;) {
       if (prefer === undefined) {
-        attempt.image = attempt.fallback === undefined ? version.image.image : undefined;
+        attempt.image = version.generations.choose();
         if (attempt.image === undefined) return this.#boot(attempt);
       }
       try {
-        return prefer === undefined && attempt.image !== undefined
-          ? await this.#thawOrParked(attempt.image, version.provisioned)
-          : await this.#startThisWay(attempt);
+        const instance =
+          prefer === undefined && attempt.image !== undefined
+            ? await this.#thawOrParked(attempt, attempt.image)
+            : await this.#startThisWay(attempt);
+        if (attempt.fallback !== undefined) version.lastFallback = { reason: attempt.fallback, atMs: Date.now() };
+        return instance;
       } catch (error) {
         if (!isImageFault(error)) throw error;
         this.#blame(attempt, error);
@@ -103,12 +111,15 @@ export class Starts implements Starter {
     else throw error;
   }
 
-  /** The image is dropped; who demanded it is told, anybody else boots. */
+  /** The image is dropped; who demanded it is told, anybody else gets the next one, or boots. */
   #blame(attempt: Attempt, error: ThawError): void {
     const { version, prefer, image } = attempt;
     if (image === undefined) throw error;
     this.images.drop(version, image, error);
-    if (prefer !== undefined) throw unavailable(version, prefer, error.message, "Try again when the new image is ready", error);
+    if (prefer !== undefined) {
+      const fix = version.generations.size > 0 ? "Try again: other images are there" : "Try again when the new image is ready";
+      throw unavailable(version, prefer, error.message, fix, error);
+    }
     // The one that found it first knows why; behind it, the image is only gone.
     attempt.fallback = version.image.lost ?? error.message;
   }
@@ -139,45 +150,66 @@ export class Starts implements Starter {
     return instance;
   }
 
-  async #thawOrParked(image: Image, provisioned: number): Promise<Instance> {
-    if (this.#parks || provisioned > 0) {
+  async #thawOrParked(attempt: Attempt, chosen: Image): Promise<Instance> {
+    const { version } = attempt;
+    const { favourite } = version.generations;
+    if (favourite !== undefined && (version.provisioned > 0 || (this.#parks && favourite === chosen))) {
+      attempt.image = favourite;
       try {
-        return await this.engine.thaw(image, { ...this.#parkedLoader, husk: "parked", early: true });
+        return await this.#thaw(attempt, favourite, { ...this.#parkedLoader, husk: "parked" });
       } catch (error) {
         if (!isThawError(error, "PREFERENCE_UNAVAILABLE")) throw error;
       }
     }
-    return this.engine.thaw(image, { early: true });
+    attempt.image = chosen;
+    return this.#thaw(attempt, chosen, {});
   }
 
   async #startDemanded(attempt: Attempt, prefer: Preference, waitMs: number): Promise<Instance> {
     const { version } = attempt;
     if (prefer.kind === "boot") return this.engine.boot(version.spec, prefer.husk === undefined ? {} : { husk: prefer.husk });
-    const { image } = version.image;
-    attempt.image = image;
-    if (image === undefined) throw unavailable(version, prefer, "its image was dropped just now", "Try again when it is ready");
+    const image = this.#demandedImage(version, prefer);
     if (prefer.kind === "parked" && !this.#parks && version.provisioned === 0) {
       const fix = "Deploy it with --provisioned, or start the server with --park";
       throw unavailable(version, prefer, "this server parks no husks", fix);
     }
-    return this.engine.thaw(image, {
+    attempt.image = image;
+    return this.#thaw(attempt, image, {
       ...(prefer.kind === "parked" ? this.#parkedLoader : prefer.loader === undefined ? {} : { loader: prefer.loader }),
       husk: prefer.kind === "parked" ? "parked" : (prefer.husk ?? "pooled"),
       waitMs: Math.max(0, Math.round(waitMs)),
-      early: true,
     });
+  }
+
+  #demandedImage(version: Version, prefer: Preference): Image {
+    const { generations } = version;
+    if (prefer.generation !== undefined) {
+      const image = generations.find(prefer.generation);
+      if (image !== undefined) return image;
+      const numbers = generations.entries.map((entry) => entry.image.generation).sort((a, b) => a - b);
+      const those = numbers.length === 1 ? `generation ${numbers[0]} alone exists` : `generations ${numbers.join(", ")} exist`;
+      const why = numbers.length === 0 ? "its images were dropped just now" : `it has no such image: ${those}`;
+      throw unavailable(version, prefer, why, `Use one of those that \`thaw image ls ${version.name}\` lists`);
+    }
+    const image = prefer.kind === "parked" ? generations.favourite : generations.choose();
+    if (image === undefined) throw unavailable(version, prefer, "its image was dropped just now", "Try again when it is ready");
+    return image;
+  }
+
+  /** Early; the image stays where it is until the engine has begun with it. */
+  async #thaw({ version }: Attempt, image: Image, options: ThawOptions): Promise<Instance> {
+    const release = version.generations.use(image);
+    try {
+      return await this.engine.thaw(image, { ...options, early: true });
+    } finally {
+      release();
+    }
   }
 }
 
-const IMAGE_FAULTS = ["IMAGE_DAMAGED", "IMAGE_MISMATCH", "IMAGE_NOT_READY", "THAW_FAILED"] as const;
-
-/** Whether an error of a start means that the image, not the request, is at fault. */
-function isImageFault(error: unknown): error is ThawError {
-  return isThawError(error) && IMAGE_FAULTS.some((code) => code === error.code);
-}
-
 function unavailable(version: Version, prefer: Preference, why: string, fix: string, cause?: unknown): ThawError {
-  const way = prefer.loader === undefined ? prefer.kind : `${prefer.kind} with loader ${prefer.loader}`;
+  const of = prefer.generation === undefined ? "" : ` of generation ${prefer.generation}`;
+  const way = `${prefer.kind}${of}${prefer.loader === undefined ? "" : ` with loader ${prefer.loader}`}`;
   const parts: ErrorParts = { what: `Function "${version.name}" was not started: the request demands ${way}`, why, fix };
   return new ThawError("PREFERENCE_UNAVAILABLE", cause === undefined ? parts : { ...parts, cause });
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import Database from "libsql";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
-import { Store, type StoredVersion } from "./store.js";
+import { Store, type StoredImage, type StoredVersion } from "./store.js";
 
 let dir: string;
 beforeEach(async () => {
@@ -32,6 +32,15 @@ const version = (functionName: string, revisionId = "r1"): StoredVersion => ({
   codeBytes: 10,
 });
 
+const REPORT = { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: 1, storedBytes: 4096, notes: [] };
+const image = (dir: string, generation = 0): StoredImage => ({
+  dir,
+  generation,
+  heat: generation * 10,
+  source: generation === 0 ? "deploy" : "warm-up",
+  createdMs: 1_700_000_000_001,
+});
+
 describe("a database is refused", () => {
   it("when it is another file", async () => {
     await writeFile(join(dir, "thaw.db"), "this is not a database, and it is long enough to be sure of that".repeat(20));
@@ -53,34 +62,86 @@ describe("a database is refused", () => {
     database.pragma("user_version = 99");
     database.close();
     expect(() => Store.open(dir)).toThrow(
-      "its schema has version 99, and this thaw knows versions up to 2. Use the newer thaw that wrote it, or another data directory",
+      "its schema has version 99, and this thaw knows versions up to 3. Use the newer thaw that wrote it, or another data directory",
     );
   });
 });
 
 describe("the database", () => {
-  it("gives back what was put, with its image, after it was opened again", () => {
+  it("gives back what was put, with its images in order, after it was opened again", () => {
     const store = Store.open(dir);
     store.put(version("b"));
     store.put(version("a"));
-    expect(store.putImage(version("a"), { state: "ready", dir: "a.0" })).toBe(true);
+    expect(store.putImage(version("a"), image("a.0"))).toBe(true);
+    const summary = { id: "i", bytesOnDisk: 4096, report: REPORT, code: { functions: 2, tiers: { interpreted: 1, optimised: 1 } } };
+    expect(store.putImage(version("a"), { ...image("a.1", 1), summary }, { state: "running" })).toBe(true);
     store.close();
     const again = Store.open(dir);
     expect(again.all()).toEqual([
-      { version: version("a"), image: { state: "ready", reason: undefined, dir: "a.0" } },
-      { version: version("b"), image: { state: "pending", reason: undefined, dir: undefined } },
+      {
+        version: version("a"),
+        state: { state: "ready", reason: undefined, warmUp: { state: "running" } },
+        images: [image("a.0"), { ...image("a.1", 1), summary }],
+      },
+      { version: version("b"), state: { state: "pending", reason: undefined, warmUp: undefined }, images: [] },
     ]);
     again.close();
   });
 
-  it("forgets the image when a version is replaced, and does not take the image of the one before", () => {
+  it("remembers how the warm-up ended, and forgets single images", () => {
     const store = Store.open(dir);
     store.put(version("a"));
-    store.putImage(version("a"), { state: "ready", dir: "a.0" });
+    store.putImage(version("a"), image("a.0"));
+    store.putImage(version("a"), image("a.1", 1));
+    const warmUp = { state: "failed", reason: "request 3 (warm-up event 2) failed: Error: no" } as const;
+    expect(store.putState(version("a"), { state: "ready", warmUp })).toBe(true);
+    store.removeImage("a.0");
+    store.removeImage("a.0");
+    expect(store.all()).toMatchObject([{ state: { state: "ready", warmUp }, images: [{ dir: "a.1", generation: 1 }] }]);
+    store.close();
+  });
+
+  it("forgets the images when a version is replaced, and does not take those of the one before", () => {
+    const store = Store.open(dir);
+    store.put(version("a"));
+    store.putImage(version("a"), image("a.0"));
     store.put(version("a", "r2"));
-    expect(store.all()[0]?.image).toEqual({ state: "pending" });
-    expect(store.putImage(version("a", "r1"), { state: "ready", dir: "a.1" })).toBe(false);
-    expect(store.all()[0]?.image.dir).toBeUndefined();
+    expect(store.all()).toMatchObject([{ state: { state: "pending" }, images: [] }]);
+    expect(store.putImage(version("a", "r1"), image("a.1"))).toBe(false);
+    expect(store.putState(version("a", "r1"), { state: "refused" })).toBe(false);
+    expect(store.all()).toMatchObject([{ state: { state: "pending" }, images: [] }]);
+    store.close();
+  });
+
+  it("takes over the single image of a version that an older thaw recorded: it is generation 0 then", () => {
+    Store.open(dir).close();
+    const old = new Database(join(dir, "thaw.db"));
+    old.exec(`DROP TABLE images; DROP TABLE versions; DROP TABLE functions; PRAGMA user_version = 0;
+      CREATE TABLE functions (name TEXT PRIMARY KEY NOT NULL, created_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+      CREATE TABLE versions (
+        function_name TEXT NOT NULL REFERENCES functions (name) ON DELETE CASCADE, version TEXT NOT NULL,
+        revision_id TEXT NOT NULL, modified_ms INTEGER NOT NULL, config TEXT NOT NULL, code_hex TEXT NOT NULL,
+        code_bytes INTEGER NOT NULL, image_state TEXT NOT NULL, image_reason TEXT, image_dir TEXT,
+        PRIMARY KEY (function_name, version)) STRICT, WITHOUT ROWID;
+      ALTER TABLE versions ADD COLUMN image_summary TEXT; PRAGMA user_version = 2;`);
+    const summary = { id: "i", generation: 0, heat: 0, bytesOnDisk: 4096, report: REPORT };
+    const insert = old.prepare("INSERT INTO versions VALUES (?, '$LATEST', 'r1', 17, ?, 'ab', 10, ?, NULL, ?, ?)");
+    for (const [name, state, image, told] of [
+      ["known", "ready", "known.0", JSON.stringify(summary)],
+      ["oldest", "ready", "oldest.0", null],
+      ["without", "refused", null, null],
+    ] as const) {
+      old.prepare("INSERT INTO functions VALUES (?, 17)").run(name);
+      insert.run(name, JSON.stringify(version(name).config), state, image, told);
+    }
+    old.close();
+    const store = Store.open(dir);
+    const taken = { generation: 0, heat: 0, source: "deploy", createdMs: 17 };
+    expect(store.all().map(({ version: { functionName }, state, images }) => [functionName, state.state, images])).toEqual([
+      ["known", "ready", [{ ...taken, dir: "known.0", summary }]],
+      ["oldest", "ready", [{ ...taken, dir: "oldest.0" }]],
+      ["without", "refused", []],
+    ]);
     store.close();
   });
 

@@ -10,7 +10,7 @@ import { join } from "node:path";
 import Database from "libsql";
 import { errorText, ThawError } from "../base/errors.js";
 import type { Image } from "../engine/types.js";
-import type { ImageState } from "./types.js";
+import type { HeatStatus, ImageEntry, ImageState, WarmUp } from "./types.js";
 
 /** Each entry brings the schema from its index to the next version. Never edit one that was released. */
 const MIGRATIONS: readonly string[] = [
@@ -33,6 +33,24 @@ const MIGRATIONS: readonly string[] = [
    ) STRICT, WITHOUT ROWID;`,
   // What is shown of an image, so that a server with many functions need not open them all to list them.
   "ALTER TABLE versions ADD COLUMN image_summary TEXT",
+  // A version has a pool of images, of growing heat; the one that it had becomes generation 0.
+  `CREATE TABLE images (
+     dir TEXT PRIMARY KEY NOT NULL,
+     function_name TEXT NOT NULL REFERENCES functions (name) ON DELETE CASCADE,
+     version TEXT NOT NULL,
+     generation INTEGER NOT NULL,
+     heat INTEGER NOT NULL,
+     source TEXT NOT NULL,
+     created_ms INTEGER NOT NULL,
+     summary TEXT,
+     UNIQUE (function_name, version, generation)
+   ) STRICT, WITHOUT ROWID;
+   INSERT INTO images (dir, function_name, version, generation, heat, source, created_ms, summary)
+     SELECT image_dir, function_name, version, 0, 0, 'deploy', modified_ms, image_summary FROM versions WHERE image_dir IS NOT NULL;
+   ALTER TABLE versions DROP COLUMN image_dir;
+   ALTER TABLE versions DROP COLUMN image_summary;
+   ALTER TABLE versions ADD COLUMN warm_up_state TEXT;
+   ALTER TABLE versions ADD COLUMN warm_up_reason TEXT;`,
 ];
 
 /** What a version is configured to, as stored. */
@@ -46,6 +64,8 @@ export interface StoredConfig {
   readonly description: string;
   readonly maxInstances?: number | undefined;
   readonly provisioned?: number | undefined;
+  readonly warmUp?: Required<WarmUp> | undefined;
+  readonly learn?: boolean | undefined;
 }
 
 /** One version of one function. Plain data. */
@@ -59,16 +79,41 @@ export interface StoredVersion {
   readonly codeBytes: number;
 }
 
-/** The part of a version that changes by itself. `dir` is a name inside the images directory. */
-export interface StoredImage {
+/** The part of a version that changes by itself. */
+export interface StoredState {
   readonly state: Exclude<ImageState, "none">;
   readonly reason?: string | undefined;
-  readonly dir?: string | undefined;
+  /** What became of its warm-up events; undefined while that is not known. */
+  readonly warmUp?: HeatStatus | undefined;
+}
+
+/** One image of a version. `dir` is a name inside the images directory. */
+export interface StoredImage extends Pick<ImageEntry, "generation" | "heat" | "source" | "createdMs"> {
+  readonly dir: string;
+  /** Absent for one that an old thaw recorded. */
   readonly summary?: ImageSummary | undefined;
 }
 
 /** What is shown of an image. */
-export type ImageSummary = Pick<Image, "id" | "generation" | "heat" | "bytesOnDisk" | "report">;
+export type ImageSummary = Pick<Image, "id" | "bytesOnDisk" | "report" | "code">;
+
+/** A version with all that is stored about it, its images by generation. */
+export interface StoredFunction {
+  readonly version: StoredVersion;
+  readonly state: StoredState;
+  readonly images: readonly StoredImage[];
+}
+
+interface ImageRow {
+  dir: string;
+  function_name: string;
+  version: string;
+  generation: number;
+  heat: number;
+  source: StoredImage["source"];
+  created_ms: number;
+  summary: string | null;
+}
 
 interface Row {
   function_name: string;
@@ -78,10 +123,10 @@ interface Row {
   config: string;
   code_hex: string;
   code_bytes: number;
-  image_state: StoredImage["state"];
+  image_state: StoredState["state"];
   image_reason: string | null;
-  image_dir: string | null;
-  image_summary: string | null;
+  warm_up_state: HeatStatus["state"] | null;
+  warm_up_reason: string | null;
 }
 
 /** The database. Every method is one transaction, durable when it returns; DATABASE_FAILED when it cannot be. */
@@ -108,10 +153,15 @@ export class Store {
     });
   }
 
-  /** Every version with its image. */
-  all(): { version: StoredVersion; image: StoredImage }[] {
+  /** Every version with its images. */
+  all(): StoredFunction[] {
     return guarded("The functions could not be read from the database", () => {
       const rows = this.#database.prepare("SELECT * FROM versions ORDER BY function_name, version").all() as Row[];
+      const images = new Map<string, StoredImage[]>();
+      for (const row of this.#database.prepare("SELECT * FROM images ORDER BY generation").all() as ImageRow[]) {
+        const key = `${row.function_name}:${row.version}`;
+        images.set(key, [...(images.get(key) ?? []), imageOf(row)]);
+      }
       return rows.map((row) => ({
         version: {
           functionName: row.function_name,
@@ -122,17 +172,20 @@ export class Store {
           codeHex: row.code_hex,
           codeBytes: row.code_bytes,
         },
-        image: {
+        state: {
           state: row.image_state,
           reason: row.image_reason ?? undefined,
-          dir: row.image_dir ?? undefined,
-          ...(row.image_summary === null ? {} : { summary: JSON.parse(row.image_summary) as ImageSummary }),
+          warmUp:
+            row.warm_up_state === null
+              ? undefined
+              : { state: row.warm_up_state, ...(row.warm_up_reason === null ? {} : { reason: row.warm_up_reason }) },
         },
+        images: images.get(`${row.function_name}:${row.version}`) ?? [],
       }));
     });
   }
 
-  /** Creates or replaces a version; its image is pending. */
+  /** Creates or replaces a version; it has no image then, and its image is pending. */
   put(version: StoredVersion): void {
     guarded(`Function "${version.functionName}" could not be recorded`, () => {
       this.#database.transaction(() => {
@@ -140,9 +193,12 @@ export class Store {
           .prepare("INSERT INTO functions (name, created_ms) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
           .run(version.functionName, version.modifiedMs);
         this.#database
+          .prepare("DELETE FROM images WHERE function_name = ? AND version = ?")
+          .run(version.functionName, version.version);
+        this.#database
           .prepare(
             `INSERT OR REPLACE INTO versions (function_name, version, revision_id, modified_ms, config, code_hex, code_bytes,
-               image_state, image_reason, image_dir) VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', NULL, NULL)`,
+               image_state) VALUES (?, ?, ?, ?, ?, ?, ?, 'pending')`,
           )
           .run(
             version.functionName,
@@ -157,27 +213,45 @@ export class Store {
     });
   }
 
+  /** Records where the images of one revision stand. False when that revision is not the current one any more. */
+  putState(version: StoredVersion, { state, reason, warmUp }: StoredState): boolean {
+    return guarded(`The state of function "${version.functionName}" could not be recorded`, () =>
+      this.#update(version, state, reason, warmUp),
+    );
+  }
+
   /**
-   * Records the image of one revision. False when that revision is not the current one any more: the image then belongs to
-   * nobody.
+   * Records an image of one revision, which is ready by that. False when that revision is not the current one any more: the image
+   * then belongs to nobody.
    */
-  putImage(version: StoredVersion, image: StoredImage): boolean {
-    return guarded(`The image of function "${version.functionName}" could not be recorded`, () => {
-      const { changes } = this.#database
-        .prepare(
-          `UPDATE versions SET image_state = ?, image_reason = ?, image_dir = ?, image_summary = ?
-           WHERE function_name = ? AND version = ? AND revision_id = ?`,
-        )
-        .run(
-          image.state,
-          image.reason ?? null,
-          image.dir ?? null,
-          image.summary === undefined ? null : JSON.stringify(image.summary),
-          version.functionName,
-          version.version,
-          version.revisionId,
-        );
-      return changes > 0;
+  putImage(version: StoredVersion, image: StoredImage, warmUp?: HeatStatus): boolean {
+    return guarded(`An image of function "${version.functionName}" could not be recorded`, () =>
+      this.#database.transaction((): boolean => {
+        if (!this.#update(version, "ready", undefined, warmUp)) return false;
+        this.#database
+          .prepare(
+            `INSERT INTO images (dir, function_name, version, generation, heat, source, created_ms, summary)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+          )
+          .run(
+            image.dir,
+            version.functionName,
+            version.version,
+            image.generation,
+            image.heat,
+            image.source,
+            image.createdMs,
+            image.summary === undefined ? null : JSON.stringify(image.summary),
+          );
+        return true;
+      })(),
+    );
+  }
+
+  /** Forgets an image. */
+  removeImage(dir: string): void {
+    guarded("An image could not be removed from the database", () => {
+      this.#database.prepare("DELETE FROM images WHERE dir = ?").run(dir);
     });
   }
 
@@ -185,6 +259,7 @@ export class Store {
   remove(functionName: string): void {
     guarded(`Function "${functionName}" could not be removed from the database`, () => {
       this.#database.transaction(() => {
+        this.#database.prepare("DELETE FROM images WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM versions WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM functions WHERE name = ?").run(functionName);
       })();
@@ -197,6 +272,29 @@ export class Store {
     this.#open = false;
     this.#database.close();
   }
+
+  #update(version: StoredVersion, state: string, reason: string | undefined, warmUp: HeatStatus | undefined): boolean {
+    const { changes } = this.#database
+      .prepare(
+        `UPDATE versions SET image_state = ?, image_reason = ?, warm_up_state = ?, warm_up_reason = ?
+         WHERE function_name = ? AND version = ? AND revision_id = ?`,
+      )
+      .run(
+        state,
+        reason ?? null,
+        warmUp?.state ?? null,
+        warmUp?.reason ?? null,
+        version.functionName,
+        version.version,
+        version.revisionId,
+      );
+    return changes > 0;
+  }
+}
+
+function imageOf({ dir, generation, heat, source, created_ms, summary }: ImageRow): StoredImage {
+  const parsed = summary === null ? {} : { summary: JSON.parse(summary) as ImageSummary };
+  return { dir, generation, heat, source, createdMs: created_ms, ...parsed };
 }
 
 function migrate(database: Database.Database, path: string): void {

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Zippable, zipSync } from "fflate";
 import { FakeEngine, type FakeEngineOptions } from "../engine/fake.js";
+import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 import { openPlatform } from "./platform.js";
 import type { Platform, PlatformOptions } from "./types.js";
 
@@ -66,3 +67,44 @@ export const LINK = { os: 3, attrs: (0o120777 << 16) >>> 0 };
 export const EXECUTABLE = { os: 3, attrs: (0o100755 << 16) >>> 0 };
 
 const HELLO = { "index.mjs": "export const handler = async (event) => ({ hello: event.name });\n" };
+
+/** What a test's policy of heat was told, and what it shall answer. */
+export interface PointsPolicy extends HeatPolicy {
+  /** `generation request` of every answer. */
+  readonly answers: string[];
+  readonly begun: () => number;
+  /** Replaces the choice, which is the hottest image otherwise. */
+  choose: ((images: readonly ImagePoint[]) => ImagePoint) | undefined;
+  surplus: (images: readonly ImagePoint[]) => readonly ImagePoint[];
+}
+
+/** A policy without any judgement: the hottest image, and the next of `points`. */
+export function pointsPolicy(...points: readonly number[]): PointsPolicy {
+  const answers: string[] = [];
+  let begun = 0;
+  const policy: PointsPolicy = {
+    name: "points",
+    answers,
+    begun: () => begun,
+    choose: undefined,
+    surplus: () => [],
+    begin: (): HeatDecider => {
+      begun += 1;
+      return {
+        choose: (images) => policy.choose?.(images) ?? images.reduce((hot, image) => (image.heat > hot.heat ? image : hot)),
+        freezeAt: (images) => points.find((point) => images.every(({ heat }) => heat < point)),
+        answered: ({ generation }, request) => answers.push(`${generation} ${request}`),
+        surplus: (images) => policy.surplus(images),
+      };
+    },
+  };
+  return policy;
+}
+
+/** Waits for what happens in the background. */
+export async function until(condition: () => boolean): Promise<void> {
+  for (let tries = 0; !condition(); tries++) {
+    if (tries >= 600) throw new Error("what was waited for did not happen within three seconds");
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}

@@ -42,6 +42,9 @@ export const LIMITS = {
   tmpMbMax: 10_240,
   /** How long a request that demands a kind of start waits for it. */
   preferenceWaitMs: 5_000,
+  /** How many requests are replayed at most to make one image, and for how long. */
+  heatRequestsMax: 100_000,
+  heatMs: 600_000,
   /** Of a request's output, how much `X-Amz-Log-Result` carries. */
   logTailBytes: 4096,
 } as const;
@@ -76,6 +79,8 @@ export interface PlatformOptions {
   readonly memoryBudgetBytes?: number;
   /** First pause after the disk was too full to hibernate. Default 1 s. */
   readonly hibernateBackoffMs?: number;
+  /** First pause after the disk was too full to make a hotter image. Default 1 s. */
+  readonly heatBackoffMs?: number;
   /** For tests: how the machine's memory pressure is read. Default: PSI, where the kernel has it. */
   readonly readPressure?: PressureReader;
   readonly parked?: ParkedTargets;
@@ -306,8 +311,14 @@ export interface Counters {
   /** TOO_MANY_INSTANCES. */
   readonly throttles: number;
   readonly fallbacks: number;
+  /** Of generation 0. */
   readonly freezes: number;
   readonly freezeFailures: number;
+  /** Images beyond generation 0 that were made, and tries at one that failed. */
+  readonly heatFreezes: number;
+  readonly heatFailures: number;
+  /** Images of any generation that could not be used any more. */
+  readonly imagesDropped: number;
   readonly evictions: number;
   readonly logWriteFailures: number;
   readonly hibernations: number;

@@ -1,23 +1,24 @@
 /** A version of a function while the server runs: what is stored, and the live things that belong to it. */
-import type { FunctionSpec, Image } from "../engine/types.js";
+import type { FunctionSpec } from "../engine/types.js";
 import { Backoff } from "./backoff.js";
+import { Generations } from "./generations.js";
+import type { HeatPolicy } from "./heat-policy.js";
 import { IdleTimes } from "./idle-times.js";
 import type { Waiter } from "./instances.js";
 import type { FunctionLog } from "./logs.js";
 import type { CounterSet } from "./metrics.js";
 import { infoOf, type Slot } from "./slot.js";
 import type { StoredVersion } from "./store.js";
-import type { FunctionInfo, ImageState, ImageStatus, InstanceCounts } from "./types.js";
+import type { FunctionInfo, HeatStatus, ImageEntry, ImageState, ImageStatus, InstanceCounts } from "./types.js";
 
-/** Where the image of a version stands; see images.ts. */
+/** Whether a version has images, and why not; see images.ts. */
 export interface ImageSlot {
   state: ImageState;
   reason: string | undefined;
-  image: Image | undefined;
   attempts: number;
-  /** Set while an image that a former server wrote is being opened. */
+  /** Set while the images that a former server wrote are being opened. */
   opening: Promise<void> | undefined;
-  /** Why an image that was there is there no more; starts meanwhile carry it as their fallback. */
+  /** Why the last image is there no more; starts meanwhile carry it as their fallback. */
   lost: string | undefined;
   /** What ended the last attempt, when it failed. */
   error: Error | undefined;
@@ -49,7 +50,6 @@ export class Version {
   readonly image: ImageSlot = {
     state: "pending",
     reason: undefined,
-    image: undefined,
     attempts: 0,
     opening: undefined,
     lost: undefined,
@@ -79,6 +79,12 @@ export class Version {
   /** Its time to drain is over: an instance that still starts ends at once. */
   killed = false;
   lastFallback: { readonly reason: string; readonly atMs: number } | undefined;
+  /** Its images. */
+  readonly generations: Generations;
+  /** What became of its warm-up events; undefined without any. */
+  warmUp: HeatStatus | undefined;
+  /** Whether hotter images are still to come from its requests; undefined when it does not learn. */
+  learning: HeatStatus | undefined;
 
   constructor(
     readonly stored: StoredVersion,
@@ -86,9 +92,14 @@ export class Version {
     readonly arn: string,
     readonly log: FunctionLog,
     readonly counters: CounterSet,
+    heatPolicy: HeatPolicy,
     /** Of the function, over its versions. */
     readonly idleTimes = new IdleTimes(stored.functionName),
-  ) {}
+  ) {
+    this.generations = new Generations(heatPolicy);
+    if (stored.config.warmUp !== undefined) this.warmUp = { state: "running" };
+    if (stored.config.learn === true) this.learning = { state: "running" };
+  }
 
   get name(): string {
     return this.stored.functionName;
@@ -110,7 +121,9 @@ export class Version {
   }
 
   imageStatus(): ImageStatus {
-    const { state, reason, image, attempts } = this.image;
+    const { state, reason, attempts } = this.image;
+    const image = this.generations.favourite;
+    const heat = this.#heatStatus();
     return {
       state,
       attempts,
@@ -127,12 +140,28 @@ export class Version {
               report: image.report,
             },
           }),
+      ...(heat === undefined ? {} : { heat }),
     };
+  }
+
+  /** Its images, coldest first. */
+  imageEntries(): ImageEntry[] {
+    const { entries, favourite } = this.generations;
+    return entries.map(({ image, source, createdMs }) => ({
+      generation: image.generation,
+      heat: image.heat,
+      bytes: image.bytesOnDisk,
+      id: image.id,
+      ...(image.code === undefined ? {} : { code: image.code }),
+      createdMs,
+      source,
+      chosen: image === favourite,
+    }));
   }
 
   info(): FunctionInfo {
     const { config, codeHex, codeBytes, revisionId, modifiedMs, version } = this.stored;
-    const { maxInstances, provisioned, ...rest } = config;
+    const { maxInstances, provisioned, warmUp, learn, ...rest } = config;
     return {
       name: this.name,
       arn: this.arn,
@@ -140,6 +169,8 @@ export class Version {
       ...rest,
       ...(maxInstances === undefined ? {} : { maxInstances }),
       ...(provisioned === undefined ? {} : { provisioned }),
+      ...(warmUp === undefined ? {} : { warmUp }),
+      ...(learn === undefined ? {} : { learn }),
       codeSha256: Buffer.from(codeHex, "hex").toString("base64"),
       codeBytes,
       revisionId,
@@ -150,5 +181,19 @@ export class Version {
       ...(this.hibernateRefused === undefined ? {} : { hibernateRefused: this.hibernateRefused }),
       ...(this.lastFallback === undefined ? {} : { lastFallback: this.lastFallback }),
     };
+  }
+
+  /** Warm-up and learning in one: what failed is told before what runs, and that before what is done. */
+  #heatStatus(): HeatStatus | undefined {
+    const { state } = this.image;
+    const hopeless = state === "refused" || state === "failed" || state === "none";
+    const both = [this.warmUp, this.learning].filter((status) => status !== undefined);
+    if (hopeless && both.some((status) => status.state === "running"))
+      return { state: "failed", reason: "there is no image that could be made hotter; see the image's own state" };
+    for (const wanted of ["failed", "running", "done"] as const) {
+      const found = both.find((status) => status.state === wanted);
+      if (found !== undefined) return found;
+    }
+    return undefined;
   }
 }
