@@ -108,6 +108,59 @@ describe("with a server", () => {
     expect(await json("rm", "hello-python")).toEqual({ removed: "hello-python" });
   });
 
+  it("examples/hot: deploy --wait-hot, image ls, heat, and each generation demanded", async () => {
+    const deployed = await server.cli(["deploy", "examples/hot", "--wait-hot"]);
+    expect(deployed, deployed.err).toMatchObject({ code: 0, err: "" });
+    expect(deployed.out).toMatch(
+      /^hot deployed: .*\nhot is ready: image of [\d.]+ MiB, .*\nhot is hot: image of [\d.]+ MiB, heat 1000\n$/,
+    );
+    const listed = await server.cli(["image", "ls", "hot"]);
+    expect(listed.out).toMatch(/^GENERATION +HEAT +SIZE +CODE +FROM +MADE +USED FOR\n0 +0 +[\d.]+ MiB .* deploy .* -\n/);
+    expect(listed.out).toMatch(/\n\d+ +1000 +[\d.]+ MiB .* warm-up .* next start\n$/);
+
+    const heated = await server.cli(["heat", "hot", "--requests", "5", "--from", "0", "--payload", '{"markdown":"# By *hand*"}']);
+    expect(heated.out, heated.err).toMatch(
+      /^hot has a new image: generation \d+, heat 5, .*\nhandler: .* for the first of 5 requests, .* for the last: [\d.]+ times as fast\n$/,
+    );
+    const images = (await json("image", "ls", "hot")) as unknown as {
+      generation: number;
+      heat: number;
+      source: string;
+      chosen: boolean;
+    }[];
+    expect(images.find(({ heat }) => heat === 5)).toMatchObject({ source: "by-hand", chosen: false });
+    for (const { generation } of images) {
+      const run = await json(
+        "invoke",
+        "hot",
+        "--prefer",
+        `thaw;generation=${generation};dispose`,
+        "--payload",
+        '{"markdown":"**so**"}',
+      );
+      expect(run).toMatchObject({
+        payload: { html: "<p><strong>so</strong></p>", words: 1 },
+        start: { kind: "thaw", generation },
+      });
+    }
+    expect(await json("rm", "hot")).toEqual({ removed: "hot" });
+  });
+
+  it("a warm-up script that fails is named, and nothing is deployed", async () => {
+    const cwd = temporaryDir("script");
+    writeFileSync(join(cwd, "index.mjs"), "export const handler = async () => null;");
+    writeFileSync(join(cwd, "warm-up.mjs"), "console.error('looking for events'); process.exit(4);");
+    writeFileSync(join(cwd, "thaw.json"), JSON.stringify({ name: "script", warmUp: { script: "warm-up.mjs" } }));
+    expect(await server.cli(["deploy", cwd])).toEqual({
+      code: 1,
+      out: "",
+      err:
+        "looking for events\nerror: The warm-up events cannot be used\n  why: warm-up.mjs exited with 4\n" +
+        "  fix: Run it by hand in the function's folder, and correct it\n",
+    });
+    expect((await server.cli(["invoke", "script"])).err).toMatch(/^error: There is no function "script"\n/);
+  });
+
   it("invoke takes the payload from a file or stdin, and demands a kind of start", async () => {
     await server.cli(["deploy", HELLO, "--name", "payloads", "--wait"]);
     const cwd = temporaryDir("payload");

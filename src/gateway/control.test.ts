@@ -67,6 +67,47 @@ describe("deploy", () => {
     expect(reply.json().error.why).toMatch(why);
   });
 
+  it("takes warm-up events in a form beside the zip, and replays them", async () => {
+    const seen: unknown[] = [];
+    test.engine.handler = (event) => seen.push(event);
+    const form = new FormData();
+    form.set("code", new Blob([new Uint8Array(testZip())]));
+    form.set("warmUp", JSON.stringify({ events: ["a", { b: 1 }], requests: 3 }));
+    const body = new Response(form);
+    const reply = await app.inject({
+      method: "POST",
+      url: "/thaw/v1/functions/hello?learn=1",
+      payload: Buffer.from(await body.clone().arrayBuffer()),
+      headers: { "content-type": body.headers.get("content-type") ?? "" },
+    });
+    expect(reply.statusCode).toBe(201);
+    // The events themselves are not listed: they may be large.
+    expect(reply.json()).toMatchObject({
+      learn: true,
+      warmUp: { eventCount: 2, requests: 3 },
+      image: { heat: { state: "running" } },
+    });
+    expect(reply.json().warmUp).not.toHaveProperty("events");
+    const heat = async () => (await app.inject("/thaw/v1/functions/hello")).json().image.heat;
+    while ((await heat()).warmUp === "running") await new Promise((done) => setImmediate(done));
+    // Learning goes on when the events are over.
+    expect(await heat()).toEqual({ state: "running", warmUp: "done" });
+    expect(seen).toEqual(["a", { b: 1 }, "a"]);
+    expect((await app.inject("/thaw/v1/functions")).json().functions[0].image.image).toMatchObject({ heat: 3 });
+  });
+
+  it.each([
+    ["?learn=yes", /learn: it must be 0 or 1/],
+    ["?learn=1&learn=0", /learn:/],
+  ])("refuses the query %s", async (query, why) => {
+    expect((await deploy(query)).json().error.why).toMatch(why);
+  });
+
+  it("learns from nothing unless told", async () => {
+    expect((await deploy("?learn=0")).json().image).not.toHaveProperty("heat");
+    expect((await deploy("", "PUT")).json()).not.toHaveProperty("learn");
+  });
+
   it("refuses a body that is no zip", async () => {
     const reply = await app.inject({ method: "POST", url: "/thaw/v1/functions/hello", payload: "hello" });
     expect(reply.statusCode).toBe(400);
@@ -100,6 +141,8 @@ describe("list, get and delete", () => {
   });
 
   it.each([
+    ["GET", "/thaw/v1/functions/nobody/images"],
+    ["POST", "/thaw/v1/functions/nobody/heat?requests=1"],
     ["GET", "/thaw/v1/functions/nobody"],
     ["DELETE", "/thaw/v1/functions/nobody"],
     ["GET", "/thaw/v1/functions/nobody/image"],
@@ -147,6 +190,97 @@ describe("the server's own state", () => {
     await app.inject({ method: "POST", url: "/2015-03-31/functions/hello/invocations" });
     const metrics = (await app.inject("/thaw/v1/metrics")).json();
     expect(metrics).toMatchObject({ invocations: 1, starts: { thaw: 1 }, engine: { instances: 1 } });
+  });
+});
+
+describe("images by heat", () => {
+  const heat = (query: string, payload?: string) =>
+    app.inject({ method: "POST", url: `/thaw/v1/functions/hello/heat${query}`, ...(payload === undefined ? {} : { payload }) });
+  const images = async () => (await app.inject("/thaw/v1/functions/hello/images")).json();
+  const invoke = (prefer: string) =>
+    app.inject({ method: "POST", url: "/2015-03-31/functions/hello/invocations", headers: { "x-thaw-prefer": prefer } });
+
+  it("are none until the first is made, and then one of generation 0", async () => {
+    test.engine.delayMs.freeze = 20;
+    await deploy();
+    expect(await images()).toEqual([]);
+    expect((await heat("?requests=1")).json().error).toMatchObject({ code: "IMAGE_NOT_READY" });
+    await test.platform.waitReady("hello");
+    expect(await images()).toEqual([
+      { generation: 0, heat: 0, bytes: 4096, id: "fake-1", createdMs: expect.any(Number), source: "deploy", chosen: true },
+    ]);
+  });
+
+  it("are made by hand, from the hottest or from a given one, and demanded by generation", async () => {
+    await deploy();
+    await test.platform.waitReady("hello");
+    const seen: unknown[] = [];
+    test.engine.handler = (event) => seen.push(event);
+    const made = await heat("?requests=3", '{"n":1}');
+    expect(made.statusCode).toBe(200);
+    expect(made.json()).toEqual({
+      image: { ...(await images())[1], generation: 1, heat: 3, source: "by-hand", chosen: true },
+      requests: 3,
+      firstMs: expect.any(Number),
+      lastMs: expect.any(Number),
+    });
+    expect(seen).toEqual([{ n: 1 }, { n: 1 }, { n: 1 }]);
+    expect((await heat("?requests=2")).json().image).toMatchObject({ generation: 2, heat: 5 });
+    expect((await heat("?requests=2&from=0")).json().image).toMatchObject({ generation: 3, heat: 2 });
+    expect((await images()).map((image: { heat: number }) => image.heat)).toEqual([0, 2, 3, 5]);
+    for (const generation of [0, 1, 2, 3]) {
+      const reply = await invoke(`thaw;generation=${generation};dispose`);
+      expect(reply.headers["x-thaw-start"]).toMatch(new RegExp(`^kind=thaw;.*generation=${generation};`));
+    }
+    expect((await app.inject("/thaw/v1/metrics")).json()).toMatchObject({ freezes: 1, heatFreezes: 3, heatFailures: 0 });
+  });
+
+  it("are refused where there is none of that generation, in words that say which there are", async () => {
+    await deploy();
+    await test.platform.waitReady("hello");
+    expect((await heat("?requests=1&from=7")).json().error).toMatchObject({
+      code: "INVALID_ARGUMENT",
+      why: "it has no image of generation 7; those that exist are 0",
+    });
+    const reply = await invoke("thaw;generation=7");
+    expect(reply.statusCode).toBe(409);
+    expect(JSON.parse(String(reply.headers["x-thaw-error"]))).toMatchObject({
+      code: "PREFERENCE_UNAVAILABLE",
+      why: "it has no such image: generation 0 alone exists",
+    });
+    for (const wrong of ["thaw;generation=x", "boot;generation=0"]) expect((await invoke(wrong)).statusCode).toBe(400);
+  });
+
+  it.each([
+    ["", undefined, "INVALID_ARGUMENT", /requests: it must be given/],
+    ["?requests=many", undefined, "INVALID_ARGUMENT", /requests: it must be a whole number/],
+    ["?requests=0", undefined, "INVALID_ARGUMENT", /the number of requests is 0/],
+    ["?requests=1&from=-1", undefined, "INVALID_ARGUMENT", /from: it must be a whole number/],
+    ["?requests=1&form=1", undefined, "INVALID_ARGUMENT", /unknown: form/],
+    ["?requests=1", "{nope", "INVALID_PAYLOAD", /JSON/],
+  ])("are not made with %j and %j", async (query, payload, code, why) => {
+    await deploy();
+    await test.platform.waitReady("hello");
+    const reply = await heat(query, payload);
+    expect(reply.statusCode).toBe(400);
+    expect(reply.json().error).toMatchObject({ code, why: expect.stringMatching(why) });
+    expect(await images()).toHaveLength(1);
+  });
+
+  it("are not made of a function that fails: the reply names the request", async () => {
+    await deploy();
+    await test.platform.waitReady("hello");
+    let served = 0;
+    test.engine.handler = () => {
+      if (++served === 2) throw new RangeError("too far");
+    };
+    const reply = await heat("?requests=5");
+    expect(reply.statusCode).toBe(409);
+    expect(reply.json().error).toMatchObject({
+      code: "WARM_UP_FAILED",
+      why: expect.stringMatching(/^request 2 failed: .*too far/),
+    });
+    expect(await images()).toHaveLength(1);
   });
 });
 

@@ -25,6 +25,7 @@ import {
   LIMITS,
   type Metrics,
   type Platform,
+  type WarmUp,
 } from "../platform/types.js";
 import { DEPLOY_BYTES_MAX, readDeployBody } from "./deploy-body.js";
 import { deployQuery, heatQuery, logsQuery, readQuery, readyQuery } from "./query.js";
@@ -41,7 +42,9 @@ export interface ImageView extends ImageStatus {
 }
 
 /** A function as the control routes show it. */
-export interface FunctionView extends FunctionInfo {
+export interface FunctionView extends Omit<FunctionInfo, "warmUp"> {
+  /** Without the events themselves: they may have a megabyte, and lists show many functions. */
+  readonly warmUp?: Omit<WarmUp, "events"> & { readonly eventCount: number };
   /** Absent until a request came, since the server started. */
   readonly lastStart?: LastStart;
 }
@@ -75,9 +78,12 @@ const STARTED_MS = Date.now();
 /** Adds all control routes to `app`, which has the prefix already. */
 export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, closing }: ControlContext): void {
   type Named = { Params: { name: string } };
-  const view = (info: FunctionInfo): FunctionView => {
+  const view = ({ warmUp, ...info }: FunctionInfo): FunctionView => {
     const lastStart = lastStarts.get(info.name);
-    return lastStart === undefined ? info : { ...info, lastStart };
+    const shown = lastStart === undefined ? info : { ...info, lastStart };
+    if (warmUp === undefined) return shown;
+    const { events, ...rest } = warmUp;
+    return { ...shown, warmUp: { ...rest, eventCount: events.length } };
   };
 
   const deploy = async ({ params, query, headers, body }: FastifyRequest<Named>, update: boolean): Promise<FunctionView> => {

@@ -138,6 +138,8 @@ export interface HeatStatus {
   readonly state: "running" | "done" | "failed";
   /** A sentence that names what failed, and at which event or request. */
   readonly reason?: string;
+  /** Of the warm-up events alone, where the function learns from traffic too: that may go on for ever. */
+  readonly warmUp?: HeatStatus["state"];
 }
 
 /** One image of a function, as `thaw image ls` shows it. */

@@ -192,7 +192,8 @@ export class Version {
       return { state: "failed", reason: "there is no image that could be made hotter; see the image's own state" };
     for (const wanted of ["failed", "running", "done"] as const) {
       const found = both.find((status) => status.state === wanted);
-      if (found !== undefined) return found;
+      if (found === undefined) continue;
+      return both.length < 2 || this.warmUp === undefined ? found : { ...found, warmUp: this.warmUp.state };
     }
     return undefined;
   }

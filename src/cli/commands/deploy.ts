@@ -133,7 +133,9 @@ async function waitForHeat(io: Io, client: Client, name: string, options: Option
   const status = await withProgress(io, options, "warming it up …", async () => {
     for (;;) {
       const status = await client.json<ImageStatus>("GET", functionPath(name, "/ready"));
-      if (status.heat?.state !== "running") return status;
+      // Learning from traffic may go on for ever; the events do not.
+      const { warmUp = status.heat?.state } = status.heat ?? {};
+      if (warmUp !== "running") return status;
       if (performance.now() > deadline) throw stillCold(name, options.waitTimeout);
       await pause(LOOK_MS, undefined, { signal: io.stop }).catch(() => {
         throw new Interrupted();
@@ -141,10 +143,10 @@ async function waitForHeat(io: Io, client: Client, name: string, options: Option
     }
   });
   const { image, heat, reason } = status;
-  if (heat?.state === "failed") {
+  if ((heat?.warmUp ?? heat?.state) === "failed") {
     throw new ThawError("WARM_UP_FAILED", {
       what: `The warm-up of ${name} failed`,
-      ...(heat.reason === undefined ? {} : { why: heat.reason }),
+      ...(heat?.reason === undefined ? {} : { why: heat.reason }),
       fix: "It serves from the image that it has. Mend the event or the handler, and deploy again",
     });
   }

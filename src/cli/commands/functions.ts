@@ -55,22 +55,26 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
   const reply = await clientOf(io, options).json<{ functions: FunctionView[] }>("GET", "/thaw/v1/functions");
   if (options.json === true) return io.out(jsonLine(reply));
   if (reply.functions.length === 0) return io.out("No functions. Deploy one: thaw deploy FOLDER\n");
-  const rows = reply.functions.map(({ name, runtime, memoryMb, image, instances, counts, provisioned = 0, lastStart }) => [
-    name,
-    runtime,
-    `${memoryMb} MB`,
-    STATE_WORDS[image.state],
-    image.image === undefined ? "-" : formatBytes(image.image.bytesOnDisk),
-    image.image === undefined ? "-" : heatText(image.image.heat, image.heat),
-    instanceText(instances, counts.starting, provisioned),
-    sizeText(instances.map(({ residentBytes }) => residentBytes)),
-    sizeText(instances.map(({ hibernatedBytes }) => hibernatedBytes)),
-    lastStart === undefined ? "-" : `${lastStart.kind}${lastStart.us > 0 ? ` ${formatUs(lastStart.us)}` : ""}`,
-  ]);
+  const rows = reply.functions.map((info) => {
+    const { name, runtime, memoryMb, image, instances, counts, provisioned = 0, lastStart } = info;
+    return [
+      name,
+      runtime,
+      `${memoryMb} MB`,
+      STATE_WORDS[image.state],
+      image.image === undefined ? "-" : formatBytes(image.image.bytesOnDisk),
+      heatText(info),
+      instanceText(instances, counts.starting, provisioned),
+      sizeText(instances.map(({ residentBytes }) => residentBytes)),
+      sizeText(instances.map(({ hibernatedBytes }) => hibernatedBytes)),
+      lastStart === undefined ? "-" : `${lastStart.kind}${lastStart.us > 0 ? ` ${formatUs(lastStart.us)}` : ""}`,
+    ];
+  });
   const headings = ["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "HEAT", "INSTANCES", "RESIDENT", "ON DISK", "LAST START"];
   await io.out(formatTable(headings, rows));
   for (const { name, image } of reply.functions) {
-    if (image.heat?.state === "failed") await io.out(`${printable(`${name}: ${image.heat.reason ?? "its warm-up failed"}`)}\n`);
+    if (image.heat?.state === "failed")
+      await io.out(`${printable(`${name}: ${image.heat.reason ?? "it could not be made hotter"}`)}\n`);
   }
 }
 

@@ -32,7 +32,7 @@ const NEXT = "next start";
 async function listImages(io: Io, name: string, options: ClientOptions): Promise<void> {
   const images = await clientOf(io, options).json<ImageEntry[]>("GET", functionPath(name, "/images"));
   if (options.json === true) return io.out(jsonLine(images));
-  if (images.length === 0) return io.out(`${printable(name)} has no image; \`thaw image inspect\` says why\n`);
+  if (images.length === 0) return io.out(`${printable(`${name} has no image; \`thaw image inspect ${name}\` says why`)}\n`);
   const rows = images.map(({ generation, heat: requests, bytes, code, source, createdMs, chosen }) => [
     String(generation),
     String(requests),
