@@ -28,6 +28,30 @@ describe("a configuration is refused", () => {
     ["with a reserved variable", { env: { AWS_REGION: "x" } }, "the environment variable AWS_REGION is set by the platform"],
     ["with a variable that is no name", { env: { "A-B": "x" } }, 'the environment variable "A-B" must begin with a letter'],
     ["with a NUL byte in a variable", { env: { AB: "a\0b" } }, "the environment variable AB contains a NUL byte"],
+    ["with warm-up that is a list", { warmUp: [1] as never }, "warm-up is not an object with events"],
+    ["with warm-up events that are no list", { warmUp: { events: "x" as never } }, "the warm-up events are not a list"],
+    ["with warm-up without events", { warmUp: { events: [] } }, "warm-up has no events, and it takes at least one"],
+    ["with too many warm-up events", { warmUp: { events: Array(1001).fill(0) } }, "warm-up has more than 1000 events"],
+    [
+      "with large warm-up events",
+      { warmUp: { events: ["x".repeat(600_000), "y".repeat(600_000)] } },
+      "the warm-up events have 1200004 bytes, and the limit is 1048576",
+    ],
+    ["with a warm-up event that is nothing", { warmUp: { events: [1, undefined] } }, "warm-up event 1 is not a JSON value"],
+    ["with a warm-up event that JSON has no word for", { warmUp: { events: [Number.NaN] } }, "warm-up event 0 is not a JSON value"],
+    ["with a warm-up event that loses a part", { warmUp: { events: [{ when: new Date(0) }] } }, "warm-up event 0 is not a JSON value"],
+    [
+      "with no warm-up requests",
+      { warmUp: { events: [1], requests: 0 } },
+      "the number of warm-up requests is 0, and it must be a whole number from 1 to 100000",
+    ],
+    ["with more warm-up requests than is allowed", { warmUp: { events: [1], requests: 100_001 } }, "it must be a whole number from 1 to 100000"],
+    [
+      "with an unknown setting of warm-up",
+      { warmUp: { events: [1], times: 3 } as never },
+      "warm-up has events and requests, and nothing else",
+    ],
+    ["with learning that is text", { learn: "yes" as never }, "whether to learn from traffic is not true or false"],
     ["with a large environment", { env: { AB: "x".repeat(4095) } }, "the environment has 4097 bytes, and the limit is 4096"],
   ];
   for (const [when, request, sentence] of refusals) {

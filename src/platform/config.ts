@@ -52,7 +52,10 @@ const warmUp = z.strictObject(
       }),
     requests: whole("the number of warm-up requests", 1, LIMITS.heatRequestsMax, "").default(1_000),
   },
-  { error: ({ code }) => (code === "unrecognized_keys" ? "warm-up has events and requests, and nothing else" : "warm-up is not an object with events") },
+  {
+    error: ({ code }) =>
+      code === "unrecognized_keys" ? "warm-up has events and requests, and nothing else" : "warm-up is not an object with events",
+  },
 );
 
 /** Its text, unless something of it would be lost on the way. */

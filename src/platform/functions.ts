@@ -199,8 +199,7 @@ export class Functions {
       tmpMb: config.tmpMb,
     };
     const arn = `arn:aws:lambda:${region}:000000000000:function:${name}`;
-    if (before !== undefined)
-      return new Version(stored, spec, arn, before.log, before.counters, heatPolicy, before.idleTimes);
+    if (before !== undefined) return new Version(stored, spec, arn, before.log, before.counters, heatPolicy, before.idleTimes);
     const own = new CounterSet(counters);
     const log = new FunctionLog(layout.logs, name, (error) => {
       own.add("logWriteFailures");

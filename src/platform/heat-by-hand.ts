@@ -25,13 +25,7 @@ export async function heatByHand(heating: Heating, version: Version, request: He
   }
 }
 
-async function heat(
-  heating: Heating,
-  version: Version,
-  origin: Image,
-  events: Events,
-  requests: number,
-): Promise<HeatReport> {
+async function heat(heating: Heating, version: Version, origin: Image, events: Events, requests: number): Promise<HeatReport> {
   const times: number[] = [];
   const endMs = replayEnd();
   const made = await heating.privately(version, origin, async (instance) => {
@@ -52,7 +46,7 @@ async function heat(
       throw failed(version, `after ${events.name(requests - 1)} it cannot be frozen: ${error.message}`, error);
     }
   });
-  const image = version.imageEntries().find(({ id }) => id === made.id);
+  const image = version.imageEntries().find(({ generation }) => generation === made.generation);
   if (image === undefined) {
     throw failed(version, "the policy gave the new image up at once, because others are better or there are too many");
   }

@@ -168,7 +168,6 @@ export class Heating {
     }
     this.#working = undefined;
   }
-
 }
 
 function gone(version: Version): ThawError {

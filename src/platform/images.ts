@@ -293,7 +293,9 @@ export class Images {
       version.counters.add("imagesDropped");
       log.warn({ err: error, function: version.name, generation: image.generation }, "an image cannot be used");
       const last = version.generations.size === 0;
-      const what = last ? "the image cannot be used and is made anew" : `generation ${image.generation} cannot be used and is dropped`;
+      const what = last
+        ? "the image cannot be used and is made anew"
+        : `generation ${image.generation} cannot be used and is dropped`;
       this.#note(version, what, error);
     };
     try {

@@ -13,7 +13,7 @@ import { isThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { Engine, Image, InvokeResult, StartResult } from "../engine/types.js";
 import { Backoff } from "./backoff.js";
-import { type Heating, HEAT_TRIES_MAX, reasonOf } from "./heating.js";
+import { HEAT_TRIES_MAX, type Heating, reasonOf } from "./heating.js";
 import type { Pools } from "./pools.js";
 import type { Slot } from "./slot.js";
 import type { Version } from "./version.js";
@@ -68,11 +68,17 @@ export class Learning {
   /** Resolves when nothing is being made. */
   async close(): Promise<void> {
     await Promise.all(this.#jobs.values());
+    await this.#options.pools.settled();
   }
 
   #begin(slot: Slot, version: Version): void {
     const { pools } = this.#options;
-    const raw = slot.instance.freeze({ live: true, hygiene: false, dir: pools.newDir(version), generation: version.generations.next });
+    const raw = slot.instance.freeze({
+      live: true,
+      hygiene: false,
+      dir: pools.newDir(version),
+      generation: version.generations.next,
+    });
     slot.freezing = raw.then(
       () => undefined,
       () => undefined,

@@ -47,7 +47,11 @@ export async function replayOne(
       invokedArn: version.arn,
     });
   } catch (error) {
-    throw failed(version, `${events.name(index)} was not answered: ${error instanceof Error ? error.message : String(error)}`, error);
+    throw failed(
+      version,
+      `${events.name(index)} was not answered: ${error instanceof Error ? error.message : String(error)}`,
+      error,
+    );
   }
   if (result.functionError !== undefined || !result.alive) {
     const why = `${events.name(index)} ${complaint(version, result)}`;

@@ -73,7 +73,12 @@ describe("the database", () => {
     store.put(version("b"));
     store.put(version("a"));
     expect(store.putImage(version("a"), image("a.0"))).toBe(true);
-    const summary = { id: "i", bytesOnDisk: 4096, report: REPORT, code: { functions: 2, tiers: { interpreted: 1, optimised: 1 } } };
+    const summary = {
+      id: "i",
+      bytesOnDisk: 4096,
+      report: REPORT,
+      code: { functions: 2, tiers: { interpreted: 1, optimised: 1 } },
+    };
     expect(store.putImage(version("a"), { ...image("a.1", 1), summary }, { state: "running" })).toBe(true);
     store.close();
     const again = Store.open(dir);

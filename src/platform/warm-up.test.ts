@@ -18,7 +18,10 @@ const status = () => bed.platform.get("a").image.heat;
 const settled = () => until(() => status()?.state !== "running");
 const heats = () => bed.platform.images("a").map(({ generation, heat, source }) => `${generation}: ${heat} ${source}`);
 const imagesOnDisk = (): string[] => readdirSync(join(bed.dataDir, "images"));
-const refusal = new ThawError("FREEZE_REFUSED", { what: 'Function "a" could not be frozen', why: "it has a child process (pid 7)" });
+const refusal = new ThawError("FREEZE_REFUSED", {
+  what: 'Function "a" could not be frozen',
+  why: "it has a child process (pid 7)",
+});
 
 describe("warm-up events", () => {
   it("make hotter images at the policy's points, and a last one at the end; generation 0 serves meanwhile", async () => {

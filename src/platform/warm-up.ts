@@ -12,7 +12,7 @@
 import { isThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { Image, Instance } from "../engine/types.js";
-import { type Heating, HEAT_TRIES_MAX, mayPass, reasonOf } from "./heating.js";
+import { HEAT_TRIES_MAX, type Heating, mayPass, reasonOf } from "./heating.js";
 import { isImageFault } from "./image-faults.js";
 import type { Images } from "./images.js";
 import { declaredEvents, failed, replayEnd, replayOne } from "./replay.js";
