@@ -187,6 +187,7 @@ describe("images by heat", () => {
       { generation: 2, heat: 1, chosen: false },
       { generation: 1, heat: 20, chosen: true },
     ]);
+    expect((await thaw(["invoke", "hello"])).err).toMatch(/^thaw \(splice\), generation 1, started in /);
     const invoked = await thaw(["invoke", "hello", "--prefer", "thaw;generation=2", "--json"]);
     expect(JSON.parse(invoked.out)).toMatchObject({ start: { kind: "thaw", generation: 2 } });
   });

@@ -153,7 +153,7 @@ export class Bases {
     const instance = this.#tools.adopt(husk, spec, start);
     let task: number | undefined;
     try {
-      task = await keeper.openFile(spec.codeDir, "path");
+      task = await keeper.openTask(spec);
       instance.base = base.asBase();
       instance.lineagePids = [...base.lineagePids, husk.pid];
       const loaded = ready(instance);

@@ -7,7 +7,6 @@ import { launch } from "../runtime/launch.js";
 import { runStage, type StageStep } from "./husk-pool.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PassedFd } from "./keeper.js";
-import { openTask } from "./task.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
 import type { Phase, StartResult } from "./types.js";
 
@@ -42,7 +41,7 @@ export async function bootInstance(keeper: Keeper, instance: LiveInstance, templ
   const file = keeper.fileBytes(program.bytes);
   let task: number | undefined;
   try {
-    task = await openTask(keeper, spec);
+    task = await keeper.openTask(spec);
     // Asked for first: where the server was held up, the stage's report and the greeting come in one read.
     const loaded = ready(instance);
     loaded.catch(() => undefined);

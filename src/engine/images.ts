@@ -60,7 +60,6 @@ import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { parseReply } from "./native.js";
 import { isPaged } from "./reap.js";
 import { checkFingerprint, type SharedBase, sharedBase } from "./shared-base.js";
-import { openTask } from "./task.js";
 import type { Image, Loader } from "./types.js";
 import { LiveWorkingSet } from "./working-sets.js";
 
@@ -164,7 +163,7 @@ export class LoadedImage {
     let task: number | undefined;
     let base: number | undefined;
     try {
-      task = await openTask(keeper, manifest.spec);
+      task = await keeper.openTask(manifest.spec);
       if (manifest.base !== undefined) base = await keeper.openFile(basePath(dir));
     } catch (error) {
       keeper.closeFile(pages);

@@ -8,7 +8,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import type { Socket } from "node:net";
-import { errorText, ThawError } from "../base/errors.js";
+import { errorText, isThawError, ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, structBytes } from "../linux/abi.js";
 import type { CgroupParents, LimitWrite } from "../linux/cgroups.js";
 import { encodePlan, encodeStrings, type RootOperation } from "../linux/rootfs.js";
@@ -164,6 +164,21 @@ export class Keeper {
     head.writeUInt32LE(kind === "read" ? ABI.FILE_READ : ABI.FILE_PATH);
     await this.#ask(path, ABI.MSG_FILE_OPEN, id, [head, encodeStrings([path])]);
     return id;
+  }
+
+  /** Opens the folder with a function's code, so that it can be mounted. CODE_INVALID names one that is not there. */
+  async openTask({ name, codeDir }: { readonly name: string; readonly codeDir: string }): Promise<number> {
+    try {
+      return await this.openFile(codeDir, "path");
+    } catch (error) {
+      if (!isThawError(error, "KEEPER_FAILED") || error.details.errno === undefined) throw error;
+      throw new ThawError("CODE_INVALID", {
+        what: `The code of function "${name}" cannot be opened`,
+        why: error.why ?? "",
+        fix: "Check that codeDir is the folder that holds it; deploy the function again if a server made that folder",
+        cause: error,
+      });
+    }
   }
 
   /** Makes a file without a name in `dir`, mode 0600, that is gone once it is closed here and mapped nowhere. */

@@ -58,7 +58,7 @@ export function addDeploy(program: Command, { io }: Context): void {
     .option("--update", "replace the function if it exists")
     .option("--wait", "return when the image is ready")
     .option("--wait-hot", "return when the warm-up is over, and fail when it failed")
-    .option("--wait-timeout <seconds>", `how long to wait (default: ${WAIT_SECONDS})`, seconds, WAIT_SECONDS)
+    .option("--wait-timeout <seconds>", "how long to wait", seconds, WAIT_SECONDS)
     .addHelpText(
       "after",
       `\nA ${THAW_JSON} in the folder can hold the same settings; options override it. Its warmUp may name a script, which runs here.`,

@@ -129,9 +129,10 @@ export function parseStart(header: string): Record<string, string | number> {
 async function printForPeople(io: Io, body: Buffer, about: InvokeJson): Promise<void> {
   if (about.log !== undefined) io.err(about.log.endsWith("\n") ? about.log : `${about.log}\n`);
   await io.out(Buffer.concat([body, Buffer.from("\n")]));
-  const { kind, loader, us, wait, fallback } = about.start;
+  const { kind, loader, generation, us, wait, fallback } = about.start;
   const how = [
     loader === undefined ? `${kind}` : `${kind} (${loader})`,
+    ...(typeof generation === "number" && generation > 0 ? [`generation ${generation}`] : []),
     ...(typeof us === "number" && us > 0 ? [`started in ${formatUs(us)}`] : []),
     ...(typeof wait === "number" ? [`waited ${formatUs(wait)}`] : []),
     `answered in ${formatUs(about.totalUs)}`,
