@@ -12,6 +12,8 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { FaultPoint } from "../base/fault.js";
 import { FakeEngine } from "../engine/fake.js";
 import { openPlatform } from "./platform.js";
+import { pointsPolicy } from "./testing.js";
+import type { Platform } from "./types.js";
 
 const PROJECT = resolve(import.meta.dirname, "../..");
 let compiled: string;
@@ -55,13 +57,13 @@ const SERVER = `
 import { writeSync } from "node:fs";
 const { FakeEngine } = await import(new URL("out/engine/fake.js", import.meta.url));
 const { openPlatform } = await import(new URL("out/platform/index.js", import.meta.url));
-const { zipOf } = await import(new URL("out/platform/testing.js", import.meta.url));
+const { pointsPolicy, zipOf } = await import(new URL("out/platform/testing.js", import.meta.url));
 
 const [dataDir, fault, operation] = process.argv.slice(2);
 const acknowledged = (what) => writeSync(1, what + "\\n");
-const platform = await openPlatform({ dataDir, engine: new FakeEngine() });
+const platform = await openPlatform({ dataDir, engine: new FakeEngine(), heatPolicy: pointsPolicy(0, 1) });
 const put = async (name, text, update) => {
-  await platform.deploy({ name, zip: zipOf({ "index.mjs": text }), update });
+  await platform.deploy({ name, zip: zipOf({ "index.mjs": text }), update, learn: operation === "learn" && name === "subject" });
   acknowledged("deployed " + name);
   await platform.waitReady(name);
 };
@@ -71,6 +73,13 @@ process.env.THAW_FAULT = fault;
 if (operation === "remove") {
   await platform.remove("subject");
   acknowledged("removed subject");
+} else if (operation === "heat") {
+  await platform.heat("subject", { requests: 5 });
+  acknowledged("heated subject");
+} else if (operation === "learn") {
+  await platform.invoke("subject", "");
+  while (platform.images("subject").length < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+  acknowledged("learned subject");
 } else await put("subject", "export const handler = 3", operation === "update");
 await platform.close();
 acknowledged("closed");
@@ -93,7 +102,13 @@ function run(args: string[]): Promise<Ended> {
   });
 }
 
-const CASES: readonly (readonly [FaultPoint, "create" | "update" | "remove"])[] = [
+/** Of the images that the server knows, once it knows them. */
+async function heatsOf(platform: Platform, name: string): Promise<number[]> {
+  await platform.waitReady(name);
+  return platform.images(name).map(({ heat }) => heat);
+}
+
+const CASES: readonly (readonly [FaultPoint, "create" | "update" | "remove" | "heat" | "learn"])[] = [
   ["deploy-code-unpacked", "create"],
   ["deploy-code-renamed", "create"],
   ["deploy-recorded", "create"],
@@ -105,6 +120,11 @@ const CASES: readonly (readonly [FaultPoint, "create" | "update" | "remove"])[] 
   ["freeze-image-renamed", "update"],
   ["freeze-recorded", "update"],
   ["remove-recorded", "remove"],
+  ["freeze-image-renamed", "heat"],
+  ["freeze-recorded", "heat"],
+  // The raw image is on disk then, too.
+  ["freeze-image-renamed", "learn"],
+  ["freeze-recorded", "learn"],
 ];
 
 describe("a server that is killed", () => {
@@ -116,13 +136,18 @@ describe("a server that is killed", () => {
       expect(server.output).not.toContain("closed");
 
       const engine = new FakeEngine();
-      const platform = await openPlatform({ dataDir, engine });
+      // It shall not learn more from what is asked of it here.
+      const platform = await openPlatform({ dataDir, engine, heatPolicy: pointsPolicy(0) });
       try {
         const names = platform.list().map((info) => info.name);
         if (operation === "remove") expect(names).toEqual(["kept"]);
         else if (server.output.includes("deployed subject")) expect(names).toEqual(["kept", "subject"]);
         // Recorded, but the answer was lost: it is there whole, or not at all.
         else expect(names).toEqual(fault === "deploy-recorded" ? ["kept", "subject"] : ["kept"]);
+        const hotter = (operation === "heat" || operation === "learn") && fault === "freeze-recorded";
+        const subject = names.includes("subject") ? await heatsOf(platform, "subject") : [];
+        if (hotter) expect(subject).toEqual(operation === "heat" ? [0, 5] : [0, 1]);
+        else expect(subject.every((heat) => heat === 0)).toBe(true);
         for (const name of names) {
           expect((await platform.invoke(name, "")).result.functionError).toBeUndefined();
           expect((await platform.waitReady(name)).state).toBe("ready");
@@ -136,7 +161,7 @@ describe("a server that is killed", () => {
           readdirSync(join(dataDir, "images"))
             .map((image) => image.split(".")[0])
             .sort(),
-        ).toEqual(names);
+        ).toEqual(hotter ? [...names, "subject"] : names);
         // What the function writes next belongs to living functions only.
         expect(readdirSync(join(dataDir, "logs")).every((file) => names.includes(file.replace(".log", "")))).toBe(true);
       } finally {

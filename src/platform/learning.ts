@@ -37,9 +37,12 @@ export class Learning {
     this.#options = options;
   }
 
-  /** Tells the policy of an answer. A wake's includes what the disk took, and an error's is about something else: they tell nothing. */
+  /**
+   * Tells the policy of an answer. Some tell nothing: a wake's includes what the disk took, that of a start which records its working
+   * set a fault for every page, and an error's is about something else.
+   */
   answered({ version, instance, origin }: Slot, start: StartResult, result: InvokeResult): void {
-    if (origin === undefined || start.kind === "wake" || result.functionError !== undefined) return;
+    if (origin === undefined || start.kind === "wake" || start.recording === true || result.functionError !== undefined) return;
     version.generations.answered(origin, origin.heat + instance.served, result.handlerMs);
   }
 

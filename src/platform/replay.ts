@@ -59,7 +59,9 @@ export async function replayOne(
     version.log.append("", `thaw: warm-up: ${why}\n${output}${output === "" || output.endsWith("\n") ? "" : "\n"}`);
     throw failed(version, why);
   }
-  version.generations.answered(origin, origin.heat + instance.served, result.handlerMs);
+  // The first answer of an instance that records its working set took a fault for every page.
+  if (instance.start.recording !== true || instance.served > 1)
+    version.generations.answered(origin, origin.heat + instance.served, result.handlerMs);
   return result.handlerMs;
 }
 

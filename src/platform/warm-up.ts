@@ -75,6 +75,7 @@ export class WarmUps {
   #later(version: Version, tries: number, pauseMs: number): void {
     const timer = setTimeout(() => {
       this.#timers.delete(timer);
+      if (this.#running.has(version)) return;
       this.#running.add(version);
       void this.#try(version, tries).finally(() => this.#running.delete(version));
     }, pauseMs).unref();
