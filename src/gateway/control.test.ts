@@ -1,5 +1,6 @@
 import type { FastifyInstance } from "fastify";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { DEPLOY_BYTES_MAX } from "./deploy-body.js";
 import { buildGateway } from "./server.js";
 import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
 
@@ -106,6 +107,20 @@ describe("deploy", () => {
   it("learns from nothing unless told", async () => {
     expect((await deploy("?learn=0")).json().image).not.toHaveProperty("heat");
     expect((await deploy("", "PUT")).json()).not.toHaveProperty("learn");
+  });
+
+  it("refuses a body that is larger than a package and its events may be", async () => {
+    const reply = await app.inject({
+      method: "POST",
+      url: "/thaw/v1/functions/hello",
+      payload: Buffer.alloc(DEPLOY_BYTES_MAX + 1),
+    });
+    expect(reply.statusCode).toBe(413);
+    expect(reply.json().error).toMatchObject({
+      code: "PAYLOAD_TOO_LARGE",
+      what: "The code package is too large",
+      why: "The limit is 50 MiB",
+    });
   });
 
   it("refuses a body that is no zip", async () => {
