@@ -55,6 +55,8 @@ const DOUBT = 1;
 const HOPE_MAX = 16;
 /** Part of the starts for images that are probably not the best and were hardly tried. */
 const PATIENT = 0.1;
+/** Part of the starts for those that may be the best. */
+const RACE = 0.5;
 const LOOK_AGAIN_MAX = 1 / 20;
 /** An image that was chosen this often for each try it needs, and never answered, will not. */
 const SILENT = 3;
@@ -74,6 +76,7 @@ interface Known {
 }
 
 interface Score {
+  /** Lower is better; infinite for an image that has not answered. */
   readonly ms: number;
   readonly error: number;
   /** What it may be when luck was bad. */
@@ -81,6 +84,12 @@ interface Score {
 }
 
 type Compared = Pick<Score, "ms" | "error">;
+
+/** An image among those to choose from. */
+interface Candidate extends Score {
+  readonly image: ImagePoint;
+  readonly known: Known;
+}
 
 class FixedPoints implements HeatDecider {
   private readonly known = new Map<number, Known>();
@@ -103,8 +112,10 @@ class FixedPoints implements HeatDecider {
 
   choose(images: readonly ImagePoint[]): ImagePoint {
     this.meet(images);
-    const image = this.untried(images) ?? this.lookAgain(images, this.best(images));
-    this.of(image).chosen++;
+    const field = this.field(images);
+    const best = this.best(field);
+    const { image, known } = this.untried(field) ?? this.challenger(field, best) ?? this.lookAgain(field, best);
+    known.chosen++;
     return image;
   }
 
@@ -138,15 +149,14 @@ class FixedPoints implements HeatDecider {
 
   surplus(images: readonly ImagePoint[]): readonly ImagePoint[] {
     this.meet(images);
-    const best = this.best(images);
+    const field = this.field(images);
+    const best = this.best(field);
     // The coldest one stays: nobody's requests are in it, it thaws when another does not, and what comes next is made from it.
-    const coldest = images.reduce((low, image) => (image.heat < low.heat ? image : low));
-    const others = images.filter((image) => image !== best && image !== coldest);
-    const lost = others.filter((image) => this.lost(image, best));
-    const rest = others.filter((image) => !lost.includes(image));
-    const room = Math.max(0, this.settings.imagesMax - (images.length - others.length));
-    const slowest = rest.sort((a, b) => this.rank(b) - this.rank(a)).slice(0, Math.max(0, rest.length - room));
-    return [...lost, ...slowest];
+    const others = field.filter((candidate) => candidate !== best && candidate !== field.at(-1));
+    const lost = others.filter((candidate) => this.lost(candidate, best));
+    const rest = others.filter((candidate) => !lost.includes(candidate)).sort((a, b) => b.ms - a.ms);
+    const tooMany = field.length - lost.length - this.settings.imagesMax;
+    return [...lost, ...rest.slice(0, Math.max(0, tooMany))].map(({ image }) => image);
   }
 
   /** Images that came are remembered, those that went are forgotten. */
@@ -171,87 +181,76 @@ class FixedPoints implements HeatDecider {
     return made;
   }
 
+  /** Hottest first. */
+  private field(images: readonly ImagePoint[]): Candidate[] {
+    return images
+      .map((image) => {
+        const known = this.of(image);
+        return { image, known, ...this.score(known) };
+      })
+      .sort((a, b) => b.image.heat - a.image.heat || b.image.generation - a.image.generation);
+  }
+
   /**
-   * From the hottest image downwards, each is tried until it is decided on. Below the first that has lost, the others wait for a tenth of
-   * the starts: heat seldom harms, and where starts are few there is not one to waste.
+   * From the hottest image downwards, each gets its tries. Below the first that has lost, the others wait for a tenth of the starts: heat
+   * seldom harms, and where starts are few there is not one to waste.
    */
-  private untried(images: readonly ImagePoint[]): ImagePoint | undefined {
+  private untried(field: readonly Candidate[]): Candidate | undefined {
+    const { tries } = this.settings;
     let waiting = false;
-    for (const image of [...images].sort((a, b) => b.heat - a.heat || b.generation - a.generation)) {
-      const undecided = this.undecided(image, images);
-      if (undecided && (!waiting || this.random() < PATIENT)) return image;
-      waiting ||= !undecided && this.isBeaten(image, images);
+    for (const candidate of field) {
+      const { first, chosen } = candidate.known;
+      const open = first.count < tries && chosen < tries * SILENT && !field.some((other) => slower(candidate, other));
+      if (open && (!waiting || this.random() < PATIENT)) return candidate;
+      waiting ||= !open && isBeaten(candidate, field);
     }
     return undefined;
   }
 
-  /** Whether more tries may teach something: it can still be the best, and not all is known that is ever remembered. */
-  private undecided(image: ImagePoint, images: readonly ImagePoint[]): boolean {
-    const { first, chosen } = this.of(image);
-    const { tries } = this.settings;
-    if (first.count >= WINDOW || chosen >= Math.max(tries, first.count) * SILENT) return false;
-    return first.count < tries ? !images.some((other) => this.slower(image, other)) : !this.isBeaten(image, images);
+  /** Every other start, while there are images that may still be the best: the one of them that is known least. */
+  private challenger(field: readonly Candidate[], best: Candidate): Candidate | undefined {
+    let least: Candidate | undefined;
+    for (const candidate of field) {
+      const { first } = candidate.known;
+      if (candidate === best || first.count < this.settings.tries || first.count >= WINDOW || isBeaten(candidate, field))
+        continue;
+      if (least === undefined || first.count < least.known.first.count) least = candidate;
+    }
+    return least !== undefined && this.random() < RACE ? least : undefined;
   }
 
-  /** Whether another image is better, not for sure but as far as can be hoped. */
-  private isBeaten(image: ImagePoint, images: readonly ImagePoint[]): boolean {
-    const { hope } = this.score(this.of(image));
-    return images.some((other) => hope > this.rank(other) * (1 - SWITCH));
-  }
-
-  private best(images: readonly ImagePoint[]): ImagePoint {
-    const [first, ...others] = [...images].sort((a, b) => b.heat - a.heat || b.generation - a.generation);
-    if (first === undefined) throw new Error("A policy is asked to choose between no images");
+  private best(field: readonly Candidate[]): Candidate {
+    const [hottest, ...others] = field;
+    if (hottest === undefined) throw new Error("A policy is asked to choose between no images");
     // In doubt the hotter one.
-    let best = first;
-    for (const colder of others) if (this.rank(colder) < this.rank(best) - this.doubt(colder, best)) best = colder;
-    const incumbent = images.find(({ generation }) => generation === this.incumbent);
-    if (incumbent !== undefined && this.rank(incumbent) * (1 - SWITCH) <= this.rank(best)) return incumbent;
-    this.incumbent = best.generation;
+    let best = hottest;
+    for (const colder of others) if (colder.ms < best.ms - doubt(colder, best)) best = colder;
+    const incumbent = field.find(({ image }) => image.generation === this.incumbent);
+    if (incumbent !== undefined && incumbent.ms * (1 - SWITCH) <= best.ms) return incumbent;
+    this.incumbent = best.image.generation;
     return best;
   }
 
-  private doubt(a: ImagePoint, b: ImagePoint): number {
-    const error = DOUBT * Math.hypot(this.score(this.of(a)).error, this.score(this.of(b)).error);
-    return Number.isFinite(error) ? error : 0;
-  }
-
-  private lookAgain(images: readonly ImagePoint[], best: ImagePoint): ImagePoint {
-    const others = images.length - 1;
-    const bestMs = this.rank(best);
+  private lookAgain(field: readonly Candidate[], best: Candidate): Candidate {
     let dice = this.random();
-    for (const image of images) {
-      if (image === best) continue;
-      const { hope } = this.score(this.of(image));
-      const extra = (Number.isNaN(hope) ? Number.POSITIVE_INFINITY : hope) - bestMs;
-      const affordable = extra > 0 ? (this.settings.curiosity * bestMs) / (extra * others) : LOOK_AGAIN_MAX;
+    for (const candidate of field) {
+      if (candidate === best) continue;
+      const extra = (Number.isNaN(candidate.hope) ? Number.POSITIVE_INFINITY : candidate.hope) - best.ms;
+      const affordable = extra > 0 ? (this.settings.curiosity * best.ms) / (extra * (field.length - 1)) : LOOK_AGAIN_MAX;
       // NaN where neither has answered: then there is nothing to compare with.
       const chance = Math.min(LOOK_AGAIN_MAX, affordable) || 0;
-      if (dice < chance) return image;
+      if (dice < chance) return candidate;
       dice -= chance;
     }
     return best;
   }
 
-  private lost(image: ImagePoint, best: ImagePoint): boolean {
-    const { tries } = this.settings;
-    const { first, chosen } = this.of(image);
-    const champion = this.of(best).first.count;
-    if (champion < tries) return false;
-    if (first.count === 0) return chosen >= tries * SILENT;
-    return first.count >= LOST_MIN && champion >= LOST_MIN && this.slower(image, best);
-  }
-
-  private slower(image: ImagePoint, than: ImagePoint): boolean {
-    const a = this.score(this.of(image));
-    const b = this.score(this.of(than));
-    return a.ms - b.ms > Math.max(LOST * b.ms, CERTAIN * Math.hypot(a.error, b.error));
-  }
-
-  /** Lower is better. An image that has not answered comes last. */
-  private rank(image: ImagePoint): number {
-    const { ms } = this.score(this.of(image));
-    return Number.isNaN(ms) ? Number.POSITIVE_INFINITY : ms;
+  private lost(candidate: Candidate, best: Candidate): boolean {
+    const { first, chosen } = candidate.known;
+    const champion = best.known.first.count;
+    if (champion < this.settings.tries) return false;
+    if (first.count === 0) return chosen >= this.settings.tries * SILENT;
+    return first.count >= LOST_MIN && champion >= LOST_MIN && slower(candidate, best);
   }
 
   private score({ stretches, first }: Known): Score {
@@ -267,7 +266,11 @@ class FixedPoints implements HeatDecider {
       squares += (weight * estimate.error) ** 2;
     }
     const [mean, error] = [ms / total, Math.sqrt(squares) / total];
-    return { ms: mean, error, hope: first.count < HOPE_MAX ? low / total : mean - DOUBT * error };
+    return {
+      ms: Number.isNaN(mean) ? Number.POSITIVE_INFINITY : mean,
+      error,
+      hope: first.count < HOPE_MAX ? low / total : mean - DOUBT * error,
+    };
   }
 
   private pays(next: number): boolean {
@@ -304,6 +307,21 @@ class FixedPoints implements HeatDecider {
   private faster(now: Compared, before: Compared): boolean {
     return before.ms - now.ms > Math.max(this.settings.pays * before.ms, Math.hypot(now.error, before.error));
   }
+}
+
+/** Whether another image is better, not for sure but as far as can be hoped. */
+function isBeaten(candidate: Candidate, field: readonly Candidate[]): boolean {
+  return field.some((other) => other !== candidate && candidate.hope > other.ms * (1 - SWITCH));
+}
+
+/** For sure, and by enough to matter. */
+function slower(a: Candidate, than: Candidate): boolean {
+  return a.ms - than.ms > Math.max(LOST * than.ms, CERTAIN * Math.hypot(a.error, than.error));
+}
+
+function doubt(a: Candidate, b: Candidate): number {
+  const error = DOUBT * Math.hypot(a.error, b.error);
+  return Number.isFinite(error) ? error : 0;
 }
 
 function checkPoints(points: readonly number[]): void {

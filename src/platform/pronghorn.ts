@@ -61,7 +61,7 @@ const REACH_MIN = 4;
 /** The range ahead is this many times the longest life seen, so that heat grows geometrically as long as it pays. */
 const REACH = 8;
 /** A latency counts as at most so many times what is known: a hiccup is cut, a lasting change is followed within a few requests. */
-const HICCUP = 3;
+const HICCUP = 1.5;
 /** Starts from an image before it is said not to have paid. */
 const TRIES = 5;
 const PATIENCE = 2;
