@@ -19,7 +19,7 @@ import { LatencyEstimate, WINDOW } from "./latency-estimate.js";
 export const HEAT_POINTS: readonly number[] = [0, 1, 10, 100, 1000];
 
 export interface FixedPointsOptions {
-  /** Starts from an image before it is judged. Default 5. */
+  /** Starts from an image before it is judged; 3 at most where instances answer 8 requests and more. Default 5. */
   readonly tries?: number;
   /** A step to a hotter image has paid when it made starts faster by this part. Default 0.05. */
   readonly pays?: number;
@@ -51,7 +51,7 @@ const CERTAIN = 4;
 const LOST_MIN = 8;
 /** An image that may be the best, within so many standard errors, is tried further. */
 const DOUBT = 1;
-/** Below so many starts most of them may have been unlucky. */
+/** Of so few samples most may have been unlucky. */
 const HOPE_MAX = 16;
 /** Part of the starts for images that are probably not the best and were hardly tried. */
 const PATIENT = 0.1;
@@ -60,6 +60,9 @@ const RACE = 0.5;
 const LOOK_AGAIN_MAX = 1 / 20;
 /** An image that was chosen this often for each try it needs, and never answered, will not. */
 const SILENT = 3;
+/** Requests of an instance from which on a few starts tell enough, and how many these are. */
+const LONG = 8;
+const TRIES_LONG = 3;
 /** How fast the number of requests of an instance is learned. */
 const LIFE_GAIN = 0.05;
 
@@ -159,6 +162,12 @@ class FixedPoints implements HeatDecider {
     return [...lost, ...rest.slice(0, Math.max(0, tooMany))].map(({ image }) => image);
   }
 
+  /** Where an instance answers many requests, each start costs as many of them, and tells as much more: fewer are needed. */
+  private get tries(): number {
+    const life = this.weights.reduce((sum, weight) => sum + weight, 0);
+    return life < LONG ? this.settings.tries : Math.min(this.settings.tries, TRIES_LONG);
+  }
+
   /** Images that came are remembered, those that went are forgotten. */
   private meet(images: readonly ImagePoint[]): void {
     for (const image of images) this.of(image);
@@ -196,7 +205,7 @@ class FixedPoints implements HeatDecider {
    * seldom harms, and where starts are few there is not one to waste.
    */
   private untried(field: readonly Candidate[]): Candidate | undefined {
-    const { tries } = this.settings;
+    const { tries } = this;
     let waiting = false;
     for (const candidate of field) {
       const { first, chosen } = candidate.known;
@@ -212,8 +221,7 @@ class FixedPoints implements HeatDecider {
     let least: Candidate | undefined;
     for (const candidate of field) {
       const { first } = candidate.known;
-      if (candidate === best || first.count < this.settings.tries || first.count >= WINDOW || isBeaten(candidate, field))
-        continue;
+      if (candidate === best || first.count < this.tries || first.count >= WINDOW || isBeaten(candidate, field)) continue;
       if (least === undefined || first.count < least.known.first.count) least = candidate;
     }
     return least !== undefined && this.random() < RACE ? least : undefined;
@@ -254,7 +262,7 @@ class FixedPoints implements HeatDecider {
   }
 
   private score({ stretches, first }: Known): Score {
-    let [total, ms, squares, low] = [0, 0, 0, 0];
+    let [total, ms, squares, hope] = [0, 0, 0, 0];
     let estimate = first;
     for (const [index, weight] of this.weights.entries()) {
       // While nothing is known of a stretch it is taken to be as slow as the one before.
@@ -262,15 +270,11 @@ class FixedPoints implements HeatDecider {
       if (own !== undefined && own.count > 2) estimate = own;
       total += weight;
       ms += weight * estimate.mean;
-      low += weight * estimate.low;
+      hope += weight * (estimate.count < HOPE_MAX ? estimate.low : estimate.mean - DOUBT * estimate.error);
       squares += (weight * estimate.error) ** 2;
     }
     const [mean, error] = [ms / total, Math.sqrt(squares) / total];
-    return {
-      ms: Number.isNaN(mean) ? Number.POSITIVE_INFINITY : mean,
-      error,
-      hope: first.count < HOPE_MAX ? low / total : mean - DOUBT * error,
-    };
+    return { ms: Number.isNaN(mean) ? Number.POSITIVE_INFINITY : mean, error, hope: hope / total };
   }
 
   private pays(next: number): boolean {
