@@ -68,7 +68,7 @@ function talk(decider: HeatDecider, said: readonly Word[]): unknown[] {
       images.push({ generation: ++generation, heat: word.heat });
     } else if (word.say === "vanish") {
       if (images.length > 1) images.splice(generation % images.length, 1);
-    } else {
+    } else if (word.say === "answer") {
       const image = images[word.image % images.length] ?? from;
       decider.answered(image, image.heat + word.served, word.ms);
     }
