@@ -187,6 +187,7 @@ describe("deploy", () => {
     [["serve", "--memory-budget", "lots"], /It must be a size, such as 500M or 2G/],
     [["serve", "--memory-budget", "0"], /It must be a size, such as 500M or 2G/],
     [["serve", "--policy", "magic"], /It must be one of fixed, histogram/],
+    [["serve", "--heat-policy", "magic"], /It must be one of fixed, pronghorn/],
     [["deploy", "hello", "--provisioned", "1001"], /It must be a whole number from 0 to 1000/],
     [["serve", "--park", "sofa=1"], /It must be one of runtime, image, prefaulted/],
   ])("%j is a usage error", async (args, sentence) => {

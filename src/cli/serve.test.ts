@@ -67,7 +67,8 @@ describe("serve", () => {
   });
 
   it("hands its policies to the platform", async () => {
-    const args = ["--pool", "5", "--max-instances", "7", "--memory-budget", "1.5G", "--policy", "histogram"];
+    const args = ["--pool", "5", "--max-instances", "7", "--memory-budget", "1.5G"];
+    args.push("--policy", "histogram", "--heat-policy", "pronghorn");
     await serve(args, {}, async (url) => {
       const reply = (await (await fetch(`${url}/thaw/v1/metrics`)).json()) as { instances: object; engine: object };
       const memory = { budgetBytes: 1.5 * 2 ** 30, residentBytes: 0, hibernatedBytes: 0 };

@@ -19,7 +19,7 @@ export interface HeatDecider {
   choose(images: readonly ImagePoint[]): ImagePoint;
   /**
    * The request number after which an instance thawed from `from` shall be frozen; undefined: it shall not, more heat does not pay.
-   * Asked when the instance starts, and again after each freeze of it.
+   * Asked when the instance starts, and again whenever images came or went: another instance may have been frozen at that point first.
    */
   freezeAt(images: readonly ImagePoint[], from: ImagePoint): number | undefined;
   /** The `request`-th request of the lineage, in an instance that was thawed from `from`, took `ms` in the handler. */

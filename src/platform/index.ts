@@ -1,8 +1,8 @@
 /** The door of the platform. */
-export { fixedPoints } from "./fixed-points.js";
-export type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
+export { fixedPoints, HEAT_POINTS } from "./fixed-points.js";
 export { histogramPolicy } from "./histogram-policy.js";
 export { openPlatform } from "./platform.js";
 export { fixedPolicy } from "./policy.js";
 export { parsePreference } from "./preference.js";
+export { pronghorn } from "./pronghorn.js";
 export * from "./types.js";

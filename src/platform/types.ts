@@ -20,6 +20,7 @@ import type { IdlePolicy } from "./policy.js";
 import type { PressureReader } from "./pressure.js";
 import type { InstanceInfo } from "./slot.js";
 
+export type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 export type { IdleFacts } from "./idle-times.js";
 export type { IdlePolicy, IdleStep, IdleTimesOptions } from "./policy.js";
 export type { InstanceInfo } from "./slot.js";

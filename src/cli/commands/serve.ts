@@ -7,13 +7,14 @@ import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
 import { LOADERS, type Loader } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
 import type { MachineReport } from "../../linux/doctor.js";
-import type { IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
+import type { HeatPolicy, IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
 import { levelCount, seconds, size, wholeNumber, word } from "../options.js";
 import type { Context } from "./context.js";
 
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
 const POLICIES = ["fixed", "histogram"] as const;
+const HEAT_POLICIES = ["fixed", "pronghorn"] as const;
 
 interface Options {
   readonly data: string;
@@ -24,6 +25,7 @@ interface Options {
   readonly keepWarm?: number;
   readonly keepHibernated?: number;
   readonly policy?: (typeof POLICIES)[number];
+  readonly heatPolicy?: (typeof HEAT_POLICIES)[number];
   readonly memoryBudget?: number;
   readonly bootOnly?: boolean;
   readonly sharedRuntime?: boolean;
@@ -47,6 +49,11 @@ export function addServe(program: Command, context: Context): void {
       "--policy <name>",
       `when idle instances are hibernated and ended: ${POLICIES.join(", ")} (default: fixed)`,
       word(POLICIES),
+    )
+    .option(
+      "--heat-policy <name>",
+      `which image a start thaws, and when hotter ones are taken: ${HEAT_POLICIES.join(", ")} (default: fixed)`,
+      word(HEAT_POLICIES),
     )
     .option("--keep-warm <seconds>", "how long an idle instance keeps its memory before it is hibernated (default: 60)", seconds)
     .option("--keep-hibernated <seconds>", "how long it stays hibernated before only its image remains (default: 3600)", seconds)
@@ -74,10 +81,9 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
     const report = await parts.probeMachine(dataDir);
     if (!report.canFreeze) throw cannotFreeze(report);
   }
-  const [{ fixedPolicy, histogramPolicy, openPlatform }, { isLoopback, openGateway }] = await Promise.all([
-    import("../../platform/index.js"),
-    import("../../gateway/index.js"),
-  ]);
+  const [{ fixedPoints, fixedPolicy, histogramPolicy, openPlatform, pronghorn }, { isLoopback, openGateway }] = await Promise.all(
+    [import("../../platform/index.js"), import("../../gateway/index.js")],
+  );
   const log = createLogger({ level: options.logLevel ?? levelFrom(io.env.THAW_LOG) });
   const lost = new AbortController();
   const engine = await parts.openEngine({
@@ -94,7 +100,10 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
       dataDir,
       engine,
       log,
-      ...policies(options, { fixed: fixedPolicy, histogram: histogramPolicy }),
+      ...policies(options, {
+        idle: { fixed: fixedPolicy, histogram: histogramPolicy },
+        heat: { fixed: fixedPoints, pronghorn },
+      }),
     });
     gateway = await openGateway({ platform, host: options.host, port: options.port, log });
     const modes = [engine.canFreeze ? "freezing" : "booting only", ...engine.runtimes.map(({ id }) => id)];
@@ -118,7 +127,10 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
   }
 }
 
-type PolicyMakers = Readonly<Record<(typeof POLICIES)[number], (options: IdleTimesOptions) => IdlePolicy>>;
+interface PolicyMakers {
+  readonly idle: Readonly<Record<(typeof POLICIES)[number], (options: IdleTimesOptions) => IdlePolicy>>;
+  readonly heat: Readonly<Record<(typeof HEAT_POLICIES)[number], () => HeatPolicy>>;
+}
 
 function levelFrom(text = "warn"): LogLevel {
   const level = LOG_LEVELS.find((known) => known === text);
@@ -136,7 +148,8 @@ function policies(options: Options, make: PolicyMakers): Partial<PlatformOptions
   return {
     ...(maxInstances === undefined ? {} : { maxInstances }),
     ...(memoryBudget === undefined ? {} : { memoryBudgetBytes: memoryBudget }),
-    policy: make[options.policy ?? "fixed"]({
+    heatPolicy: make.heat[options.heatPolicy ?? "fixed"](),
+    policy: make.idle[options.policy ?? "fixed"]({
       keepWarmMs: ms(options.keepWarm),
       keepHibernatedMs: ms(options.keepHibernated),
       keepAliveMs: ms(options.keepAlive),
