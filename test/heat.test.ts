@@ -61,7 +61,9 @@ const settled = async (name: string): Promise<void> => {
   }
 };
 const heats = (name: string): string[] =>
-  platform.images(name).map(({ generation, heat, source, chosen }) => `${generation}: ${heat} ${source}${chosen ? " chosen" : ""}`);
+  platform
+    .images(name)
+    .map(({ generation, heat, source, chosen }) => `${generation}: ${heat} ${source}${chosen ? " chosen" : ""}`);
 const imagesOf = (name: string): string[] =>
   readdirSync(join(dataDir, "platform/images")).filter((image) => image.startsWith(`${name}.`));
 const start = async (name: string, prefer?: Preference) => {
