@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Engine, openEngine } from "../src/engine/index.js";
 import { imageFiles } from "../src/image/index.js";
 import { openPlatform } from "../src/platform/index.js";
-import { pointsPolicy, until } from "../src/platform/testing.js";
+import { pointsPolicy } from "../src/platform/testing.js";
 import type { DeployRequest, Platform, Preference } from "../src/platform/types.js";
 
 const CODE = `
@@ -53,15 +53,19 @@ const deploy = async (name: string, more: Partial<DeployRequest> = {}): Promise<
   await platform.deploy({ name, zip, ...more });
   await platform.waitReady(name);
 };
-/** Warm-up has ended, one way or the other. */
-const settled = async (name: string): Promise<void> => {
-  for (let tries = 0; platform.get(name).image.heat?.state === "running"; tries++) {
-    if (tries > 600) throw new Error(`the warm-up of ${name} did not end within 30 s`);
+const until = async (what: string, condition: () => boolean): Promise<void> => {
+  for (let tries = 0; !condition(); tries++) {
+    if (tries > 600) throw new Error(`waited 30 s for ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 };
+/** Warm-up has ended, one way or the other. */
+const settled = (name: string): Promise<void> =>
+  until(`the warm-up of ${name} to end`, () => platform.get(name).image.heat?.state !== "running");
 const heats = (name: string): string[] =>
-  platform.images(name).map(({ generation, heat, source, chosen }) => `${generation}: ${heat} ${source}${chosen ? " chosen" : ""}`);
+  platform
+    .images(name)
+    .map(({ generation, heat, source, chosen }) => `${generation}: ${heat} ${source}${chosen ? " chosen" : ""}`);
 const imagesOf = (name: string): string[] =>
   readdirSync(join(dataDir, "platform/images")).filter((image) => image.startsWith(`${name}.`));
 const start = async (name: string, prefer?: Preference) => {
@@ -100,18 +104,18 @@ describe("warm-up events", () => {
     await open();
     expect(await start("warm")).toMatchObject({ count: 31, start: { kind: "thaw", generation: 3 } });
     expect(await platform.logs("warm")).toContain("thaw: generation 4 cannot be used and is dropped");
-    await until(() => imagesOf("warm").length === 4);
+    await until("the dropped image to go", () => imagesOf("warm").length === 4);
     await platform.remove("warm");
     expect(imagesOf("warm")).toEqual([]);
   });
 
   it.each([
     ["throws", { fail: "no name" }, "request 2 (warm-up event 1) failed: TypeError: no name"],
-    ["hangs", { hang: true }, "request 2 (warm-up event 1) did not answer within 1 s"],
+    ["hangs", { hang: true }, "request 2 (warm-up event 1) did not answer within 2 s"],
     ["child", { child: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*child/],
     ["listens", { listen: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*listen/],
   ] as const)("that go wrong (%s) are named in the status; what was made before serves on", async (name, event, why) => {
-    await deploy(name, { timeoutMs: 1_000, warmUp: { events: [{}, event], requests: 12 } });
+    await deploy(name, { timeoutMs: name === "hangs" ? 2_000 : 30_000, warmUp: { events: [{}, event], requests: 12 } });
     await settled(name);
     expect(platform.get(name).image.heat).toMatchObject({ state: "failed", reason: expect.stringMatching(asPattern(why)) });
     expect(heats(name)).toEqual(["0: 0 deploy", "1: 1 warm-up chosen"]);
@@ -132,7 +136,7 @@ describe("learning from traffic", () => {
       await new Promise((resolve) => setTimeout(resolve, 30));
     }
     const learnt = () => platform.images("learns").filter(({ source }) => source === "traffic");
-    await until(() => learnt().length > 0);
+    await until("an image from traffic", () => learnt().length > 0);
     const { counts } = platform.get("learns");
     expect(counts.idle + counts.running).toBe(1);
     const hot = learnt().at(-1);

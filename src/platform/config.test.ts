@@ -38,14 +38,26 @@ describe("a configuration is refused", () => {
       "the warm-up events have 1200004 bytes, and the limit is 1048576",
     ],
     ["with a warm-up event that is nothing", { warmUp: { events: [1, undefined] } }, "warm-up event 1 is not a JSON value"],
-    ["with a warm-up event that JSON has no word for", { warmUp: { events: [Number.NaN] } }, "warm-up event 0 is not a JSON value"],
-    ["with a warm-up event that loses a part", { warmUp: { events: [{ when: new Date(0) }] } }, "warm-up event 0 is not a JSON value"],
+    [
+      "with a warm-up event that JSON has no word for",
+      { warmUp: { events: [Number.NaN] } },
+      "warm-up event 0 is not a JSON value",
+    ],
+    [
+      "with a warm-up event that loses a part",
+      { warmUp: { events: [{ when: new Date(0) }] } },
+      "warm-up event 0 is not a JSON value",
+    ],
     [
       "with no warm-up requests",
       { warmUp: { events: [1], requests: 0 } },
       "the number of warm-up requests is 0, and it must be a whole number from 1 to 100000",
     ],
-    ["with more warm-up requests than is allowed", { warmUp: { events: [1], requests: 100_001 } }, "it must be a whole number from 1 to 100000"],
+    [
+      "with more warm-up requests than is allowed",
+      { warmUp: { events: [1], requests: 100_001 } },
+      "it must be a whole number from 1 to 100000",
+    ],
     [
       "with an unknown setting of warm-up",
       { warmUp: { events: [1], times: 3 } as never },

@@ -95,6 +95,16 @@ describe("learning from traffic", () => {
     expect(bed.platform.metrics()).toMatchObject({ heatFreezes: 1, heatFailures: 0 });
   });
 
+  it("is not disturbed by hand: an instance that is being frozen is not hibernated", async () => {
+    await ready([0, 1]);
+    bed.engine.delayMs.freeze = 50;
+    await invoke();
+    await expect(bed.platform.hibernate("a")).rejects.toMatchObject({ code: "NO_INSTANCE" });
+    await until(() => bed.platform.images("a").length === 2);
+    expect(await bed.platform.hibernate("a")).toMatchObject({ instances: 1 });
+    expect(bed.platform.metrics()).toMatchObject({ heatFailures: 0, hibernateFailures: 0 });
+  });
+
   it("is waited for by who needs the instance's place", async () => {
     await ready([0, 1], {}, { maxInstances: 1 });
     await bed.platform.deploy({ name: "b", zip: zipOf() });

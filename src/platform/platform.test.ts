@@ -267,15 +267,16 @@ describe("an update", () => {
 
   it("is what requests get that were waiting for the old function's image or its only place", async () => {
     bed.engine.handler = (_, context) => context.spec.memoryMb;
-    bed.engine.delayMs.freeze = 20;
+    bed.engine.delayMs.freeze = 500;
     await bed.platform.deploy({ name: "a", zip: zipOf() });
     const waiting = bed.platform.invoke("a", "", { prefer: { kind: "thaw" } });
     await until(() => bed.engine.calls.includes("freeze a"));
+    bed.engine.delayMs.freeze = 0;
     await deploy("a", { memoryMb: 256, maxInstances: 1, update: true });
     const outcome = await waiting;
     expect([outcome.start.kind, outcome.result.payload.toString()]).toEqual(["thaw", "256"]);
 
-    bed.engine.delayMs.dispose = 40;
+    bed.engine.delayMs.dispose = 500;
     await bed.platform.invoke("a", "", { dispose: true });
     const second = bed.platform.invoke("a", "");
     await bed.platform.deploy({ name: "a", zip: zipOf(), memoryMb: 512, update: true });
