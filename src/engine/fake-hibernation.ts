@@ -40,10 +40,11 @@ export class FakeHibernation {
     if (engine.delayMs.wake > 0) await sleep(engine.delayMs.wake);
     engine.failIfAsked("wake");
     this.state = "woken";
-    const { generation } = instance.start;
+    const { generation, heat } = instance.start;
     instance.start = {
       kind: "wake",
       ...(generation === undefined ? {} : { generation }),
+      ...(heat === undefined ? {} : { heat }),
       us: 900,
       phases: [{ name: "prefetch", us: 100 }],
       waitUs: 0,

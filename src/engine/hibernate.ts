@@ -165,11 +165,11 @@ export class Hibernation {
     }
   }
 
-  #prepare(before: InstanceState): Promise<number> {
+  async #prepare(before: InstanceState): Promise<number> {
     // Whatever becomes of this, the before-snapshot hooks will have run.
     this.instance.announceResumed();
     const collect = before === "warm" ? {} : { collect: false as const };
-    return prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect });
+    return (await prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect })).hygieneMs;
   }
 
   get #cancelled(): boolean {
@@ -218,10 +218,11 @@ export class Hibernation {
     this.state = "woken";
     this.#faultsBefore = processFaults(instance.hostPid);
     const { ranges } = this.#wakeSet;
-    const { generation } = instance.start;
+    const { generation, heat } = instance.start;
     const start = (readUs: number, pages: number): StartResult => ({
       kind: "wake",
       ...(generation === undefined ? {} : { generation }),
+      ...(heat === undefined ? {} : { heat }),
       us,
       phases: [
         { name: "send", us },

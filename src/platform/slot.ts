@@ -42,13 +42,14 @@ export interface InstanceInfo {
 }
 
 export function newSlot(version: Version, instance: Instance): Slot {
-  const { generation } = instance.start;
+  const { generation, heat } = instance.start;
   return {
     version,
     instance,
     reuse: {
       kind: "reuse",
       ...(generation === undefined ? {} : { generation }),
+      ...(heat === undefined ? {} : { heat }),
       us: 0,
       phases: [],
       waitUs: 0,

@@ -5,7 +5,7 @@
  *   boot ──▶ install what must be unique ──▶ load the handler ──▶ ready
  *                                                                   │
  *   ┌──────────── serve: blocked in read(3), nothing else runs ◀────┤
- *   ├─ prepare: before-hooks, rehearse, collect garbage, "prepared", and back without leaving the macrotask
+ *   ├─ prepare: before-hooks, rehearse, measure the code's heat, collect garbage, "prepared", and back without leaving the macrotask
  *   └─ invoke:  renew and after-hooks when thawed, handler, answer, then one turn of the event loop
  *
  * Started with THAW_BASE in its environment it loads nothing: it parks, is frozen as the base of many images, and a clone of it
@@ -22,9 +22,9 @@ const { receive, send, logLine, ServerGone } = require("./channel.cjs");
 const { runtimeError, describe, textOf } = require("./errors.cjs");
 const { snapshot, runBefore, runAfter } = require("./hooks.cjs");
 const { Context, readEnvironment } = require("./context.cjs");
-const { loadHandler } = require("./handler.cjs");
-const { setFlagsFromString } = require("node:v8");
-const { runInNewContext } = require("node:vm");
+const { loadHandler, loaded } = require("./handler.cjs");
+const { collectGarbage } = require("./collector.cjs");
+const { codeHeat } = require("./heat.cjs");
 
 const { parse, stringify } = JSON;
 const { setImmediate } = globalThis;
@@ -43,7 +43,6 @@ const REPLY_BYTES_MAX = 6_291_556;
 const COLLECTIONS = 3;
 
 let handler;
-let collect;
 let open = null;
 let onIdle = null;
 /** Whether the last request set a trace id in the environment, whose members are slow to look at. */
@@ -80,13 +79,6 @@ function installGlobals() {
       HttpResponseStream: lazy("HttpResponseStream"),
     },
   );
-}
-
-/** The flag is put back for the sake of Node's code cache (flags.cjs). */
-function takeCollector() {
-  setFlagsFromString("--expose-gc");
-  collect = runInNewContext("gc");
-  setFlagsFromString("--no-expose-gc");
 }
 
 /** Writes the answer of `request` unless it has one, and parks after one turn of the event loop. */
@@ -230,18 +222,13 @@ function invoke(header) {
   call(request, header);
 }
 
-/** One collection to a turn of the event loop, so that finalizers run in between. Then back into the read at once. */
-function collectGarbage(rounds, startedAt) {
-  if (rounds > 0) collect();
-  if (rounds > 1) {
-    setImmediate(collectGarbage, rounds - 1, startedAt);
-    return;
-  }
-  send({ type: "prepared", hygieneMs: now() - startedAt }, "");
+/** Tells the server, and back into the read at once. */
+function prepared(startedAt, heat) {
+  send({ type: "prepared", hygieneMs: now() - startedAt, ...(heat === undefined ? {} : { heat }) }, "");
   serve();
 }
 
-function prepare({ collect: collects = true }) {
+function prepare({ collect: collects = true, heat: measures = false }) {
   const startedAt = now();
   const refuse = (error) => {
     if (onIdle === null) return;
@@ -254,15 +241,16 @@ function prepare({ collect: collects = true }) {
     if (onIdle === null) return undefined;
     if (!collects) {
       onIdle = null;
-      setImmediate(collectGarbage, 0, startedAt);
+      setImmediate(prepared, startedAt);
       return undefined;
     }
     onIdle = () => refuse(new Error("bug: the rehearsal did not end"));
     rehearseConsole();
-    if (collect === undefined) takeCollector();
     return rehearse().then(() => {
       onIdle = null;
-      setImmediate(collectGarbage, COLLECTIONS, startedAt);
+      // Ahead of the collections, which also take what looking at functions leaves behind.
+      const heat = measures ? codeHeat(loaded()) : undefined;
+      setImmediate(collectGarbage, COLLECTIONS, () => prepared(startedAt, heat));
     });
   };
   runBefore().then(hooksRun).catch(refuse);
