@@ -17,7 +17,7 @@
 const { setFlagsFromString } = require("node:v8");
 const { runInNewContext } = require("node:vm");
 
-const { setImmediate, setTimeout, clearTimeout, FinalizationRegistry } = globalThis;
+const { setImmediate, setTimeout, clearTimeout } = globalThis;
 
 /** Marking takes about 2 ms for each megabyte of small objects; a heap that is not done by then is marked in one go. */
 const ROUND_MS_MAX = 5000;

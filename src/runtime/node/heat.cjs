@@ -26,6 +26,8 @@ const { withFlag } = require("./collector.cjs");
 const now = performance.now.bind(performance);
 const { getOwnPropertyDescriptors, getPrototypeOf } = Object;
 const { ownKeys } = Reflect;
+const { entries } = Map.prototype;
+const { values } = Set.prototype;
 
 const FUNCTIONS_MAX = 5000;
 /** Objects, functions included, that the walk looks at. */
@@ -173,13 +175,13 @@ function walk(roots, isOwn, look) {
     }
     let left = ELEMENTS_MAX;
     if (types.isMap(value)) {
-      for (const [key, member] of Map.prototype.entries.call(value)) {
+      for (const [key, member] of entries.call(value)) {
         if (left-- === 0) break;
         take(key);
         take(member);
       }
     } else if (types.isSet(value)) {
-      for (const member of Set.prototype.values.call(value)) {
+      for (const member of values.call(value)) {
         if (left-- === 0) break;
         take(member);
       }
