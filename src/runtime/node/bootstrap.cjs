@@ -49,6 +49,8 @@ let onIdle = null;
 let traced = env._X_AMZN_TRACE_ID !== undefined;
 let callbackWarned = false;
 let rehearsing = false;
+/** Whether a request was ever answered. */
+let served = false;
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
 let loading = true;
 
@@ -90,7 +92,9 @@ function answer(request, header, body) {
   header.handlerMs = request.startedAt === 0 ? 0 : now() - request.startedAt;
   header.maxMemoryMb = Math.ceil(resourceUsage().maxRSS / 1024);
   send(header, body, rehearsing);
-  if (!rehearsing) setImmediate(serve);
+  if (rehearsing) return;
+  served = true;
+  setImmediate(serve);
 }
 
 function fail(request, thrown) {
@@ -249,7 +253,7 @@ function prepare({ collect: collects = true, heat: measures = false }) {
     return rehearse().then(() => {
       onIdle = null;
       // Ahead of the collections, which also take what looking at functions leaves behind.
-      const heat = measures ? codeHeat(loaded()) : undefined;
+      const heat = measures ? codeHeat(loaded(), { served, bootstrap: serve }) : undefined;
       setImmediate(collectGarbage, COLLECTIONS, () => prepared(startedAt, heat));
     });
   };
