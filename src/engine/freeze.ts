@@ -51,11 +51,10 @@ export interface Purpose {
 
 const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
 
-/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze that collects, how hot the code is. */
+/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze, how hot the code is, where the runtime tells. */
 export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<PreparedHeader> {
   const answer = instance.expect("prepared");
-  // Whoever collects nothing is in a hurry, and a hibernation has nobody to tell.
-  const heat = done === "frozen" && collect !== false ? { heat: true as const } : {};
+  const heat = done === "frozen" ? { heat: true as const } : {};
   instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }), ...heat });
   // Whoever does not answer this answers nothing any more.
   const timer = setTimeout(

@@ -52,7 +52,7 @@ export interface PrepareHeader {
   readonly type: "prepare";
   /** False: hooks alone. A collection touches every object, and would bring all of a woken instance's memory back. Default true. */
   readonly collect?: boolean;
-  /** Measure how hot the code is, too: some milliseconds. */
+  /** Measure how hot the code is, too. Node does that in 5 to 30 ms, and not with `collect: false`; Python in 0.2. */
   readonly heat?: true;
 }
 

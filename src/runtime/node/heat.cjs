@@ -82,6 +82,7 @@ function makeIsOwn({ scriptId, source }, bootstrap) {
   const known = new Map([
     [-1, false],
     [scriptId(bootstrap), false],
+    [scriptId(Function.prototype), false],
   ]);
   for (const [file, { exports }] of Object.entries(Module._cache)) {
     if (path.dirname(file) !== __dirname) continue;
