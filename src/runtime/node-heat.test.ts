@@ -86,6 +86,20 @@ describe("the heat of a Node function's code", () => {
     expect(await invoke(runtime)).toBe(5);
   });
 
+  it("survives a thaw that renews Math.random, which the code has inlined", async () => {
+    const runtime = await ready(
+      `function roll(times) { let sum = 0; for (let i = 0; i < times; i++) sum += Math.random(); return sum; }
+       exports.roll = roll; exports.handler = async () => roll(200) > 0;`,
+    );
+    await invoke(runtime, 2000);
+    const before = await prepare(runtime);
+    expect(before?.tiers.optimised).toBeGreaterThanOrEqual(1);
+    const thaw = { id: "4d5c6c1e-4a0e-4a8c-9b5e-2f6f3c0a1b2d", entropy: "5a".repeat(32), pid: 7, generation: 0 };
+    expect((await runtime.invoke("{}", { thaw })).body.toString()).toBe("true");
+    const after = await prepare(runtime);
+    expect(after?.tiers.optimised).toBeGreaterThanOrEqual(before?.tiers.optimised ?? 0);
+  });
+
   it("is found in modules, classes, accessors, collections and closures", async () => {
     const runtime = await ready(
       `const made = (() => { const hidden = () => 1; return { open: () => hidden() }; })();
