@@ -15,7 +15,7 @@ const THAW: StartResult = {
 };
 
 describe("X-Thaw-Start", () => {
-  it("names kind, loader, generation, heat and microseconds", () => {
+  it("names kind, loader, generation and microseconds", () => {
     expect(startHeader(THAW)).toBe("kind=thaw;loader=splice;generation=2;heat=1100;us=1840");
   });
 
