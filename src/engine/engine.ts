@@ -240,12 +240,12 @@ export class LocalEngine implements Engine, InstanceOwner {
     }
     const recording = this.recorder.begin(loaded, loader, chosen);
     const began = monotonicNs() - chosen.madeNs;
-    const generation = image.generation;
+    const { generation, heat } = image;
     const start: StartResult = {
       kind: chosen.parked ? "parked" : "thaw",
       loader,
       generation,
-      heat: image.heat,
+      heat,
       us: 0,
       phases: [],
       waitUs: chosen.waitUs,

@@ -235,6 +235,7 @@ export class FakeEngine implements Engine {
       dir: target,
       generation,
       heat,
+      code: { functions: 3, tiers: heat >= 100 ? { interpreted: 1, optimised: 2 } : { interpreted: 3 } },
       spec,
       bytesOnDisk: 4096,
       report: {

@@ -21,6 +21,7 @@ import {
   writeManifest,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
+import type { PreparedHeader } from "../runtime/frames.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
 import { parseReply } from "./native.js";
@@ -50,10 +51,11 @@ export interface Purpose {
 
 const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
 
-/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds. */
-export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<number> {
+/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze, how hot the code is, where the runtime tells. */
+export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<PreparedHeader> {
   const answer = instance.expect("prepared");
-  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }) });
+  const heat = done === "frozen" ? { heat: true as const } : {};
+  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }), ...heat });
   // Whoever does not answer this answers nothing any more.
   const timer = setTimeout(
     () =>
@@ -67,7 +69,7 @@ export async function prepare(instance: LiveInstance, { code, done, collect }: P
     PREPARE_MS_MAX,
   );
   const { header, body } = await answer.finally(() => clearTimeout(timer));
-  if (header.type === "prepared") return header.hygieneMs;
+  if (header.type === "prepared") return header;
   throw new ThawError(code, {
     what: `function "${instance.spec.name}" could not be ${done}`,
     why: `one of its before-snapshot hooks failed: ${body.toString("utf8").slice(0, 500)}`,
@@ -104,7 +106,7 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
 /** Writes an image of `instance` and returns its directory. The instance goes on in any case. */
 export async function freezeInstance(tools: FreezeTools, instance: LiveInstance, options: FreezeOptions): Promise<string> {
   const began = nowMs();
-  const hygieneMs = options.hygiene === false ? 0 : await prepare(instance);
+  const prepared = options.hygiene === false ? undefined : await prepare(instance);
   faultPoint("freeze-prepared");
   const id = randomUUID();
   const dir = options.dir ?? join(tools.imagesDir, id);
@@ -138,7 +140,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     // Compiled once now, so that what no program can bring back is refused while somebody listens.
     compileThaw(facts, { contents: Buffer.alloc(0), source: "lazy", runtime: true });
     const report: FreezeReport = {
-      hygieneMs,
+      hygieneMs: prepared?.hygieneMs ?? 0,
       stoppedMs: Number(reply.stoppedUs) / 1000,
       totalMs: nowMs() - began,
       anonymousBytes: Number(reply.anonymousPages) * PAGE_BYTES,
@@ -150,6 +152,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
       createdMs: Date.now(),
       generation: origin === undefined ? 0 : origin.generation + 1,
       heat: (origin?.heat ?? 0) + instance.served,
+      ...(prepared?.heat === undefined ? {} : { code: prepared.heat }),
       spec: instance.spec,
       lineagePids: [...instance.lineagePids],
       fingerprint: tools.fingerprint,

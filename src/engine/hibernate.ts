@@ -165,11 +165,11 @@ export class Hibernation {
     }
   }
 
-  #prepare(before: InstanceState): Promise<number> {
+  async #prepare(before: InstanceState): Promise<number> {
     // Whatever becomes of this, the before-snapshot hooks will have run.
     this.instance.announceResumed();
     const collect = before === "warm" ? {} : { collect: false as const };
-    return prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect });
+    return (await prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect })).hygieneMs;
   }
 
   get #cancelled(): boolean {

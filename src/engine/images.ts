@@ -147,6 +147,7 @@ export class LoadedImage {
       dir,
       generation: manifest.generation,
       heat: manifest.heat,
+      ...(manifest.code === undefined ? {} : { code: manifest.code }),
       spec: manifest.spec,
       bytesOnDisk: await bytesOnDisk(dir),
       report: manifest.report,

@@ -335,7 +335,7 @@ describe("instances", () => {
       residentBytes: 61_440 - 1_228_800,
       hibernatedBytes: 300 * 4096,
     });
-    expect((await invoke("wake")).headers["x-thaw-start"]).toBe("kind=wake;generation=0;us=900");
+    expect((await invoke("wake")).headers["x-thaw-start"]).toBe("kind=wake;generation=0;heat=0;us=900");
     const metrics = (await app.inject("/thaw/v1/metrics")).json();
     expect(metrics).toMatchObject({ hibernations: 1, wakes: 1, starts: { wake: 1 }, memory: { hibernatedBytes: 300 * 4096 } });
   });

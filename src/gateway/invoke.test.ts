@@ -31,7 +31,7 @@ describe("a successful invocation", () => {
     expect(reply.headers["content-type"]).toBe("application/json");
     expect(reply.headers["x-amz-executed-version"]).toBe("$LATEST");
     expect(reply.headers["x-amzn-requestid"]).toMatch(/^[0-9a-f]{8}-[0-9a-f-]{27}$/);
-    expect(reply.headers["x-thaw-start"]).toBe("kind=thaw;loader=splice;generation=0;us=1800");
+    expect(reply.headers["x-thaw-start"]).toBe("kind=thaw;loader=splice;generation=0;heat=0;us=1800");
     expect(reply.headers).not.toHaveProperty("x-amz-function-error");
     expect(reply.headers).not.toHaveProperty("x-amz-log-result");
     expect(reply.headers).not.toHaveProperty("x-thaw-trace");

@@ -6,7 +6,8 @@ import { startHeader, traceHeader } from "./start-header.js";
 const THAW: StartResult = {
   kind: "thaw",
   loader: "splice",
-  generation: 0,
+  generation: 2,
+  heat: 1100,
   us: 1839.6,
   waitUs: 0,
   phases: [],
@@ -15,7 +16,7 @@ const THAW: StartResult = {
 
 describe("X-Thaw-Start", () => {
   it("names kind, loader, generation and microseconds", () => {
-    expect(startHeader(THAW)).toBe("kind=thaw;loader=splice;generation=0;us=1840");
+    expect(startHeader(THAW)).toBe("kind=thaw;loader=splice;generation=2;heat=1100;us=1840");
   });
 
   it("leaves out what a boot or a reuse does not have", () => {
@@ -24,7 +25,7 @@ describe("X-Thaw-Start", () => {
   });
 
   it("tells the wait apart from the start", () => {
-    expect(startHeader({ ...THAW, waitUs: 12.4 })).toBe("kind=thaw;loader=splice;generation=0;us=1840;wait=12");
+    expect(startHeader({ ...THAW, waitUs: 12.4 })).toBe("kind=thaw;loader=splice;generation=2;heat=1100;us=1840;wait=12");
   });
 
   it("names the fallback, in characters that a header may hold", () => {

@@ -9,11 +9,12 @@ import { asciiJson } from "./errors.js";
 /** A longer reason is cut: it is a header, and the function's log has the whole. */
 const FALLBACK_CHARACTERS_MAX = 300;
 
-/** `kind=thaw;loader=splice;generation=0;us=1840`, then `;wait=…` when it waited and `;fallback="…"` when there was one. */
+/** `kind=thaw;loader=splice;generation=0;heat=0;us=1840`, then `;wait=…` when it waited and `;fallback="…"` when there was one. */
 export function startHeader(start: StartResult): string {
   let text = `kind=${start.kind}`;
   if (start.loader !== undefined) text += `;loader=${start.loader}`;
   if (start.generation !== undefined) text += `;generation=${start.generation}`;
+  if (start.heat !== undefined) text += `;heat=${start.heat}`;
   text += `;us=${Math.round(start.us)}`;
   if (start.waitUs > 0) text += `;wait=${Math.round(start.waitUs)}`;
   if (start.fallback !== undefined) text += `;fallback=${asciiJson(start.fallback.slice(0, FALLBACK_CHARACTERS_MAX))}`;

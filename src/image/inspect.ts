@@ -1,6 +1,7 @@
 /** What an image consists of, in plain data, for people who look at one. */
 import { stat } from "node:fs/promises";
 import { type Facts, storedPages } from "./facts.js";
+import type { Manifest } from "./manifest.js";
 import { classify, type PageClasses, prefetchRanges } from "./prefetch.js";
 import { basePath, imageFiles, type StoredImage } from "./store.js";
 import type { RunOrder, WorkingSet } from "./working-set.js";
@@ -9,6 +10,11 @@ import type { RunOrder, WorkingSet } from "./working-set.js";
 export interface ImageInspection {
   readonly formatVersion: number;
   readonly createdMs: number;
+  readonly generation: number;
+  /** Requests served before the freeze. */
+  readonly heat: number;
+  /** How far the function's own code was optimised; absent where the runtime did not tell. */
+  readonly code?: Manifest["code"];
   readonly kernel: string;
   readonly cpu: string;
   /** Pids of the lineage; a thaw runs under another one. */
@@ -91,6 +97,9 @@ export async function inspectImage(image: StoredImage, formatVersion: number, re
   return {
     formatVersion,
     createdMs: manifest.createdMs,
+    generation: manifest.generation,
+    heat: manifest.heat,
+    ...(manifest.code === undefined ? {} : { code: manifest.code }),
     kernel: manifest.fingerprint.kernel,
     cpu: manifest.fingerprint.cpu.slice(0, 16),
     lineagePids: manifest.lineagePids,

@@ -35,6 +35,22 @@ describe("a manifest", () => {
     );
   });
 
+  it("of a former version does not tell how hot the code was", () => {
+    const { code, ...former } = sampleManifest();
+    expect(code).toBeUndefined();
+    expect("code" in decodeManifest(encodeManifest(former), PATH)).toBe(false);
+  });
+
+  it.each([
+    ["a negative count", { functions: 1, tiers: { plain: -1 } }],
+    ["a text", { functions: "many", tiers: {} }],
+    ["a long name", { functions: 1, tiers: { [`${"x".repeat(17)}`]: 1 } }],
+    ["many tiers", { functions: 1, tiers: Object.fromEntries([..."abcdefghi"].map((name) => [name, 0])) }],
+  ])("is refused when its code's heat has %s", (_name, code) => {
+    const bytes = encodeManifest({ ...sampleManifest(), code: code as never });
+    expect(refusalOf(bytes).code).toBe("IMAGE_DAMAGED");
+  });
+
   it("keeps every bit of a 64-bit number", () => {
     const manifest = sampleManifest({
       facts: { ...sampleManifest().facts, digest: "0xfedcba9876543211", pageSpaceBytes: "0xfedcba9876543211" },

@@ -38,11 +38,20 @@ const reportSchema = z.object({
   notes: z.array(z.string()),
 });
 
+/** As the runtime told it; checked when it arrived (src/runtime/frames.ts), and bounded here too. */
+const codeSchema = z.object({
+  functions: z.int().nonnegative(),
+  tiers: z.record(z.string().max(16), z.int().nonnegative()).refine((tiers) => Object.keys(tiers).length <= 8, "at most 8 tiers"),
+  codeBytes: z.int().nonnegative().exactOptional(),
+});
+
 const manifestSchema = z.object({
   id: z.string(),
   createdMs: z.number(),
   generation: z.int().nonnegative(),
   heat: z.int().nonnegative(),
+  /** How far the function's code was optimised. Absent where the runtime does not tell, and in images of former versions. */
+  code: codeSchema.optional(),
   spec: specSchema,
   /** Every pid under which a process of this lineage ran; a thaw runs under another one (equal pids mean equal OpenSSL randomness). */
   lineagePids: z.array(z.int().positive()),

@@ -192,6 +192,17 @@ export const manifestArbitrary: fc.Arbitrary<RawManifest> = fc
     createdMs: fc.integer({ min: 0 }),
     generation: count,
     heat: count,
+    code: fc.option(
+      fc.record(
+        {
+          functions: count,
+          tiers: fc.dictionary(fc.constantFrom("interpreted", "optimised"), count, { noNullPrototype: true }),
+          codeBytes: count,
+        },
+        { requiredKeys: ["functions", "tiers"] },
+      ),
+      { nil: undefined },
+    ),
     lineagePids: fc.array(fc.integer({ min: 1 }), { maxLength: 5 }),
     env: fc.dictionary(
       fc.string({ maxLength: 8 }).filter((name) => name !== "__proto__"),

@@ -84,6 +84,27 @@ describe("frames from the function", () => {
       frame({ type: "prepared", hygieneMs: "1" }),
       'the member "hygieneMs" of a prepared frame is not a positive number',
     ],
+    ...(
+      [
+        ["a text", "hot", "is not an object"],
+        ["no tiers", { functions: 1 }, "has no tiers"],
+        ["a list of tiers", { functions: 1, tiers: [1] }, "has no tiers"],
+        ["more in tiers than there are", { functions: 1, tiers: { plain: 2 } }, "has more functions in tiers than functions"],
+        ["a part of a function", { functions: 1.5, tiers: {} }, '"functions" in'],
+        ["fewer than none", { functions: 1, tiers: { plain: -1 } }, '"plain" in'],
+        ["bytes that are a text", { functions: 0, tiers: {}, codeBytes: "1" }, '"codeBytes" in'],
+        ["odd names", { functions: 1, tiers: { "\u001b[2J": 1 } }, "has more than 8 tiers, or names them oddly"],
+        [
+          "many tiers",
+          { functions: 1, tiers: Object.fromEntries([..."abcdefghi"].map((name) => [name, 0])) },
+          "has more than 8 tiers, or names them oddly",
+        ],
+      ] as const
+    ).map(([name, heat, why]): [string, Buffer, string] => [
+      `heat: ${name}`,
+      frame({ type: "prepared", hygieneMs: 1, heat }),
+      why.endsWith(" in") ? `${why} the heat of a prepared frame is not a count` : `the heat of a prepared frame ${why}`,
+    ]),
     ["an empty header", frame(""), "a frame announces a header of 0 bytes; 1 to 65536 are allowed"],
   ])("are refused with %s", (_name, bytes, why) => {
     const error = failureOf(bytes);

@@ -1,7 +1,8 @@
 /**
  * How a runtime is started: the argument vector and the environment of the interpreter, as the sandbox sees them. Every flag
- * has its reason beside it. Tried and left out: `--no-flush-bytecode` (no faster first request, 2 % more memory), heap limits
- * of the young generation, `-u` for Python.
+ * has its reason beside it. Tried and left out: `--no-flush-bytecode` (no faster first request, 2 % more memory; it is on while a freeze
+ * collects, see node/collector.cjs), a smaller young generation, eager compilation, early profiling, Sparkplug at once, Maglev (the table in
+ * docs/design/runtime.md), `-u` for Python.
  */
 import { ThawError } from "../base/errors.js";
 

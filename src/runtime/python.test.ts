@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import type { FunctionFrame, ThawHeader } from "./frames.js";
+import type { FunctionFrame, HeatMember, ThawHeader } from "./frames.js";
 import { PlainRuntime, SOURCE_DIR } from "./plain-process.js";
 
 const PYTHON = ["/usr/bin/python3.11", "/usr/bin/python3", "/usr/local/bin/python3"].find((path) => existsSync(path));
@@ -290,6 +290,33 @@ def handler(e, c):
       errorMessage: "ValueError: not now",
     });
     expect(await runtime.exited).toBe(1);
+  });
+
+  it("say which code is specialised, where the interpreter does that; methods and inner functions included", async () => {
+    const runtime = await ready(`
+class Thing:
+    def __init__(self): self.x = 1
+    def grown(self): return self.x + 1
+def never(n): return sum(i + n for i in range(n))
+def handler(e, c):
+    def add(a, b): return a + b
+    total = 0
+    for _ in range(50): total = add(total, Thing().grown())
+    return total`);
+    const prepared = async (): Promise<HeatMember | undefined> => {
+      runtime.send({ type: "prepare", heat: true });
+      const { header } = await runtime.next();
+      return header.type === "prepared" ? header.heat : undefined;
+    };
+    const asked = spawnSync(PYTHON ?? "python3", ["-c", "import sys; print(sys.version_info >= (3, 11))"], { encoding: "utf8" });
+    const specialises = asked.stdout.trim() === "True";
+    const cold = await prepared();
+    // __init__, grown, never, its generator, handler, add.
+    expect(cold).toEqual(specialises ? { functions: 6, tiers: { plain: 6, specialised: 0 } } : undefined);
+    for (let i = 0; i < 50; i++) expect(await value(runtime)).toBe(100);
+    // __init__, grown, handler, add.
+    expect(await prepared()).toEqual(specialises ? { functions: 6, tiers: { plain: 2, specialised: 4 } } : undefined);
+    expect(await prepared()).toEqual(specialises ? { functions: 6, tiers: { plain: 2, specialised: 4 } } : undefined);
   });
 
   it("collect garbage, and keep the survivors out of later collections", async () => {

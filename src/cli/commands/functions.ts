@@ -158,12 +158,22 @@ function workingSetPairs(set: WorkingSetView): [string, string][] {
   ];
 }
 
+/** Slowest tier first, as the runtime names them; what is in none was never called. */
+function codeText({ functions, tiers, codeBytes }: NonNullable<Inspection["code"]>): string {
+  const called = Object.values(tiers).reduce((sum, count) => sum + count, 0);
+  const parts = Object.entries(tiers).map(([tier, count]) => `${count} ${tier}`);
+  if (functions > called) parts.unshift(`${functions - called} never called`);
+  const machine = codeBytes === undefined ? "" : `; ${formatBytes(codeBytes)} of machine code in all`;
+  return `of ${functions} functions of its own: ${parts.join(", ")}${machine}`;
+}
+
 function inspectionPairs(inspection: Inspection): [string, string][] {
   const { pages, mappings, bytes, workingSet } = inspection;
   return [
     ["format", `${inspection.formatVersion}, made ${new Date(inspection.createdMs).toISOString()}`],
     ["for", `${inspection.kernel}, CPU features ${inspection.cpu}`],
     ["checked", "manifest, temporary files and pages are as they were written"],
+    ...(inspection.code === undefined ? [] : [["code", codeText(inspection.code)] satisfies [string, string]]),
     ["pages", `${pages.stored} stored; zero pages and clean file pages are not`],
     ...(inspection.base === undefined
       ? []

@@ -5,7 +5,7 @@
  *   boot ──▶ install what must be unique ──▶ load the handler ──▶ ready
  *                                                                   │
  *   ┌──────────── serve: blocked in read(3), nothing else runs ◀────┤
- *   ├─ prepare: before-hooks, rehearse, collect garbage, "prepared", and back without leaving the macrotask
+ *   ├─ prepare: before-hooks, rehearse, measure the code's heat, collect garbage, "prepared", and back without leaving the macrotask
  *   └─ invoke:  renew and after-hooks when thawed, handler, answer, then one turn of the event loop
  *
  * Started with THAW_BASE in its environment it loads nothing: it parks, is frozen as the base of many images, and a clone of it
@@ -22,9 +22,9 @@ const { receive, send, logLine, ServerGone } = require("./channel.cjs");
 const { runtimeError, describe, textOf } = require("./errors.cjs");
 const { snapshot, runBefore, runAfter } = require("./hooks.cjs");
 const { Context, readEnvironment } = require("./context.cjs");
-const { loadHandler } = require("./handler.cjs");
-const { setFlagsFromString } = require("node:v8");
-const { runInNewContext } = require("node:vm");
+const { loadHandler, loaded } = require("./handler.cjs");
+const { collectGarbage } = require("./collector.cjs");
+const { codeHeat } = require("./heat.cjs");
 
 const { parse, stringify } = JSON;
 const { setImmediate } = globalThis;
@@ -41,15 +41,17 @@ const REPLY_BYTES_MAX = 6_291_556;
  * and 3.4 MB; the third took 4 ms and gave 14 MB of emptied pages back to the system; more changed nothing.
  */
 const COLLECTIONS = 3;
+const REHEARSALS = 24;
 
 let handler;
-let collect;
 let open = null;
 let onIdle = null;
 /** Whether the last request set a trace id in the environment, whose members are slow to look at. */
 let traced = env._X_AMZN_TRACE_ID !== undefined;
 let callbackWarned = false;
 let rehearsing = false;
+/** Whether a request was ever answered. */
+let served = false;
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
 let loading = true;
 
@@ -82,13 +84,6 @@ function installGlobals() {
   );
 }
 
-/** The flag is put back for the sake of Node's code cache (flags.cjs). */
-function takeCollector() {
-  setFlagsFromString("--expose-gc");
-  collect = runInNewContext("gc");
-  setFlagsFromString("--no-expose-gc");
-}
-
 /** Writes the answer of `request` unless it has one, and parks after one turn of the event loop. */
 function answer(request, header, body) {
   if (open !== request) return;
@@ -98,7 +93,9 @@ function answer(request, header, body) {
   header.handlerMs = request.startedAt === 0 ? 0 : now() - request.startedAt;
   header.maxMemoryMb = Math.ceil(resourceUsage().maxRSS / 1024);
   send(header, body, rehearsing);
-  if (!rehearsing) setImmediate(serve);
+  if (rehearsing) return;
+  served = true;
+  setImmediate(serve);
 }
 
 function fail(request, thrown) {
@@ -205,7 +202,13 @@ function failRestore(request, thrown) {
   exit(1);
 }
 
+/** Always of one shape: what follows is compiled for that, and the first request after a thaw must not look new to it. */
+function toldIn({ text, requestId, deadlineMs, functionName, functionVersion, memoryMb, invokedArn, clientContext }) {
+  return { text, requestId, deadlineMs, functionName, functionVersion, memoryMb, invokedArn, clientContext };
+}
+
 function invoke(header) {
+  const told = toldIn(header);
   const request = { id: header.requestId, startedAt: 0, onIdle: null };
   open = request;
   if (header.traceId !== undefined) {
@@ -221,27 +224,22 @@ function invoke(header) {
     if (hooks !== undefined) {
       onIdle = () => failRestore(request, new Error("an after-restore hook never finished"));
       hooks.then(
-        () => call(request, header),
+        () => call(request, told),
         (error) => failRestore(request, error),
       );
       return;
     }
   }
-  call(request, header);
+  call(request, told);
 }
 
-/** One collection to a turn of the event loop, so that finalizers run in between. Then back into the read at once. */
-function collectGarbage(rounds, startedAt) {
-  if (rounds > 0) collect();
-  if (rounds > 1) {
-    setImmediate(collectGarbage, rounds - 1, startedAt);
-    return;
-  }
-  send({ type: "prepared", hygieneMs: now() - startedAt }, "");
+/** Tells the server, and back into the read at once. */
+function prepared(startedAt, heat) {
+  send({ type: "prepared", hygieneMs: now() - startedAt, ...(heat === undefined ? {} : { heat }) }, "");
   serve();
 }
 
-function prepare({ collect: collects = true }) {
+function prepare({ collect: collects = true, heat: measures = false }) {
   const startedAt = now();
   const refuse = (error) => {
     if (onIdle === null) return;
@@ -254,15 +252,16 @@ function prepare({ collect: collects = true }) {
     if (onIdle === null) return undefined;
     if (!collects) {
       onIdle = null;
-      setImmediate(collectGarbage, 0, startedAt);
+      setImmediate(prepared, startedAt);
       return undefined;
     }
     onIdle = () => refuse(new Error("bug: the rehearsal did not end"));
     rehearseConsole();
-    if (collect === undefined) takeCollector();
     return rehearse().then(() => {
       onIdle = null;
-      setImmediate(collectGarbage, COLLECTIONS, startedAt);
+      // Ahead of the collections, which also take what looking at functions leaves behind.
+      const heat = measures ? codeHeat(loaded(), { served, bootstrap: serve }) : undefined;
+      setImmediate(collectGarbage, COLLECTIONS, () => prepared(startedAt, heat));
     });
   };
   runBefore().then(hooksRun).catch(refuse);
@@ -302,29 +301,36 @@ function rehearseConsole() {
   }
 }
 
-/** A request and an error of our own making go the whole way of a thaw, except into the descriptor and the after-hooks. */
+/**
+ * Requests and errors of our own making go the whole way, with a thaw and without, except into the descriptor and the after-hooks. As
+ * often as V8 needs to remember shapes: what it has not seen when it optimises makes it throw the code away at the first request.
+ */
 async function rehearse() {
-  const header = {
+  const plain = {
     type: "invoke",
     requestId: "00000000-0000-0000-0000-000000000000",
     deadlineMs: Date.now(),
     functionName: env.AWS_LAMBDA_FUNCTION_NAME,
     functionVersion: env.AWS_LAMBDA_FUNCTION_VERSION,
     memoryMb: 128,
-    thaw: { id: "", entropy: "00".repeat(32), pid: process.pid, generation: 0 },
-    text: "{}",
+    invokedArn: "",
   };
+  const thaw = { id: "", entropy: "00".repeat(32), pid: process.pid, generation: 0 };
+  /** In the order of the engine's members. */
+  const headerOf = (members) => Object.assign(parse(stringify({ ...plain, ...members })), { text: "{}" });
   const [ownHandler, ownIdle] = [handler, onIdle];
   rehearsing = true;
   try {
-    handler = async (event, context) => context.getRemainingTimeInMillis() > 0 && event;
-    invoke(header);
-    await null;
-    await null;
+    for (let i = 0; i < REHEARSALS; i++) {
+      handler = async (event, context) => context.getRemainingTimeInMillis() > 0 && event;
+      invoke(headerOf(i % 2 === 0 ? { thaw } : {}));
+      await null;
+      await null;
+    }
     handler = async () => {
       throw new Error("rehearsal");
     };
-    invoke(header);
+    invoke(headerOf({ thaw }));
     await null;
     await null;
     if (open !== null) throw new Error("bug: the rehearsal did not answer");

@@ -63,6 +63,13 @@ async function loadModule(root, directory, file) {
   return load(load.resolve(file, { paths: [root, path.join(root, directory)] }));
 }
 
+let last;
+
+/** What was loaded last: `{root, handler, exports}`; undefined before. */
+function loaded() {
+  return last;
+}
+
 /** Loads `handlerName` below `root`. Fails with one of Lambda's error names, or with what the user's code threw. */
 async function loadHandler(root, handlerName) {
   const { directory, file, exportPath } = split(handlerName);
@@ -87,7 +94,8 @@ async function loadHandler(root, handlerName) {
     throw runtimeError("HandlerNotFound", `${handlerName} is undefined or not exported`);
   }
   if (typeof handler !== "function") throw runtimeError("HandlerNotFound", `${handlerName} is not a function`);
+  last = { root: path.resolve(root), handler, exports };
   return handler;
 }
 
-module.exports = { loadHandler };
+module.exports = { loadHandler, loaded };

@@ -15,6 +15,7 @@ import snapshot_restore_py as hooks
 
 from . import channel, handler, unique
 from .context import LambdaContext
+from .heat import code_heat
 
 #: Lambda's limit on a reply: 6 MiB and a little.
 REPLY_BYTES_MAX = 6_291_556
@@ -117,6 +118,9 @@ def _prepare(header):
     except Exception as exception:
         _answer({"type": "prepareError"}, json.dumps(handler.describe(exception)).encode())
         return
+    answer = {"type": "prepared"}
+    if header.get("heat"):
+        _measure(answer)
     if header.get("collect", True):
         _rehearse()
         gc.unfreeze()
@@ -124,7 +128,18 @@ def _prepare(header):
         gc.collect()  # what finalizers of the first one let go
         _trim()
         gc.freeze()
-    _answer({"type": "prepared", "hygieneMs": (time.perf_counter() - started) * 1000})
+    answer["hygieneMs"] = (time.perf_counter() - started) * 1000
+    _answer(answer)
+
+
+def _measure(answer):
+    """Ahead of the collection, which also takes what looking leaves behind. An odd module must not prevent a freeze."""
+    try:
+        heat = code_heat(os.environ.get("LAMBDA_TASK_ROOT", os.getcwd()))
+    except Exception:
+        return
+    if heat is not None:
+        answer["heat"] = heat
 
 
 def _trim():

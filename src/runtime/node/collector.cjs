@@ -1,0 +1,76 @@
+"use strict";
+/*
+ * Garbage collection before a freeze that does not undo what the function has become.
+ *
+ * A collection that somebody calls for (`gc()`) marks in one go, and V8 11.3 then decides which object shapes ("maps") to keep while
+ * next to nothing is marked yet: the shapes of all objects that a request makes and drops die with it, and with them every piece of
+ * optimised code that knows them ("deoptimization, reason: weak objects"). Seen after one such collection: 7 of 7 functions of a
+ * parser, 4 of 4 around a regular expression, back in the interpreter, and the next request 7 times slower. A collection that
+ * V8 runs by itself has marked nearly everything when it comes to shapes, and keeps them. So one of those is brought about: marking is
+ * told to begin, V8 goes on with it in tasks of the event loop and on its own thread, and a registered object tells the end.
+ * Measured, three rounds of each on 45 and 300 MB of garbage: CPU 33 and 93 ms against 41 and 80 ms, what remained 14 and 21 MB
+ * against 16 and 29 MB; code of seven functions (all tiers) was the same before and after.
+ *
+ * Each collection also ages code, and the sixth takes the bytecode of what did not run in between: an image is collected three times
+ * for each generation, which says nothing about use. So nothing ages meanwhile.
+ */
+const { setFlagsFromString } = require("node:v8");
+const { runInNewContext } = require("node:vm");
+
+const { setImmediate, setTimeout, clearTimeout } = globalThis;
+
+/** Marking takes about 2 ms for each megabyte of small objects; a heap that is not done by then is marked in one go. */
+const ROUND_MS_MAX = 5000;
+
+let collect;
+let onCollected = null;
+const registry = new FinalizationRegistry(() => onCollected?.());
+
+/** Flags are put back at once for the sake of Node's code cache (flags.cjs). */
+function withFlag(name, use) {
+  setFlagsFromString(`--${name}`);
+  try {
+    return use();
+  } finally {
+    setFlagsFromString(`--no-${name}`);
+  }
+}
+
+/** In a frame of its own, so that nothing on the stack knows the object. */
+function registerGarbage() {
+  registry.register({}, undefined);
+}
+
+/** One full collection; `done` is called in a later turn of the event loop. */
+function round(done) {
+  const timer = setTimeout(() => {
+    onCollected = null;
+    collect();
+    setImmediate(done);
+  }, ROUND_MS_MAX);
+  onCollected = () => {
+    onCollected = null;
+    clearTimeout(timer);
+    setImmediate(done);
+  };
+  registerGarbage();
+  // Behind the end of this job: until then the object is in use.
+  setImmediate(() => withFlag("stress-incremental-marking", () => collect({ type: "minor" })));
+}
+
+/** Collects `rounds` times, with turns of the event loop in between, so that finalizers run. Then calls `done`. */
+function collectGarbage(rounds, done) {
+  collect ??= withFlag("expose-gc", () => runInNewContext("gc"));
+  setFlagsFromString("--no-flush-bytecode");
+  const next = (left) => {
+    if (left > 0) {
+      round(() => next(left - 1));
+      return;
+    }
+    setFlagsFromString("--flush-bytecode");
+    done();
+  };
+  next(rounds);
+}
+
+module.exports = { collectGarbage, withFlag };
