@@ -184,3 +184,17 @@ export function packageVersions({ packages }: MemoryWorkload): string[] {
     return `${name} ${version}`;
   });
 }
+
+/** The functions that `--only` names, in its order; all of them when it was not given. Throws on a name that is not there. */
+export function chosenOf<Named extends { readonly name: string }>(
+  all: readonly Named[],
+  only: readonly string[] | undefined,
+): readonly Named[] {
+  return (
+    only?.map((wanted) => {
+      const subject = all.find(({ name }) => name === wanted);
+      if (subject !== undefined) return subject;
+      throw new Error(`there is no function ${wanted}; there are ${all.map(({ name }) => name).join(", ")}`);
+    }) ?? all
+  );
+}
