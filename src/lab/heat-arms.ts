@@ -118,7 +118,7 @@ export function steadyArms(instance: Instance, workload: Workload): Arm<HeatSamp
 export const STEADY = "steady, back to back";
 export const STEADY_PAUSED = "steady, after a pause";
 
-function assertThaw(start: StartResult, { generation }: Image): void {
+export function assertThaw(start: StartResult, { generation }: Image): void {
   const { kind, husk, fallback, recording } = start;
   if (kind === "thaw" && husk === "runtime" && start.generation === generation && fallback === undefined && recording !== true) return;
   const got = [kind, husk, `generation ${start.generation}`, fallback, recording && "recording"].filter(Boolean).join(", ");
