@@ -11,9 +11,13 @@
  *
  * An image of a heat that was not recorded behaves as the nearest colder one that was: never hotter than it was measured. What is promised is
  * measured against *the best fixed point*: one image for every start, the best of all recorded, which nobody knows beforehand.
+ *
+ * The policy sees single recorded latencies, hiccups and all. It is judged by typical ones: each request counts with the median, over all recorded
+ * starts, of what it is (the second request to an instance of heat 10, say). So a bad choice costs its full price however rare it is, and
+ * a hiccup of the machine that happened to be recorded with one image and not with another costs nothing.
  */
 import type { HeatDecider, HeatPolicy, ImagePoint } from "../platform/heat-policy.js";
-import { quantile, seededRandom } from "./statistics.js";
+import { median, quantile, seededRandom } from "./statistics.js";
 
 /** The latencies of one function. The first point is that of heat 0. */
 export interface RecordedLatencies {
@@ -46,14 +50,8 @@ export function geometricLifetimes(mean: number): Lifetimes {
   };
 }
 
-/** Bursts beside one instance that stays: nine of ten answer two requests on average, one of ten 200. */
-export const BURSTS: Lifetimes = {
-  name: "bursts",
-  draw: (random) => geometricLifetimes(random() < 0.9 ? 2 : 200).draw(random),
-};
-
-/** The three of Pronghorn's evaluation (EuroSys'24, §5: workers evicted after 1, 4 and 20 requests), and bursts. */
-export const LIFETIMES: readonly Lifetimes[] = [1, 4, 20].map(geometricLifetimes).concat(BURSTS);
+/** As in Pronghorn's evaluation (EuroSys'24): instances that are evicted after one, four or twenty requests; on average, here. */
+export const LIFETIMES: readonly Lifetimes[] = [1, 4, 20].map(geometricLifetimes);
 
 export interface ReplayOptions {
   /** How many times each replay is repeated, with seeds 1, 2, … */
@@ -83,23 +81,41 @@ export interface ReplayResult {
   readonly freezes: { readonly mean: number; readonly max: number };
   /** Handler time of the requests from `from` up to `to`, both included, counted from 1. */
   readonly windows: readonly ReplayWindow[];
-  /** Mean handler time of a request after `settled`, always thawing the image of that heat. */
-  readonly fixed: readonly { readonly heat: number; readonly meanMs: number }[];
+  /** Typical latency of the requests after `settled`, always thawing the image of that heat. */
+  readonly fixed: readonly FixedPoint[];
   /** The lowest of these. */
-  readonly best: { readonly heat: number; readonly meanMs: number };
-  /** Mean handler time after `settled`, divided by that of `best`: over the seeds. */
-  readonly ratio: { readonly median: number; readonly p95: number; readonly max: number };
+  readonly best: FixedPoint;
+  /** The policy's typical latency after `settled`, divided by that of `best`: over the seeds. */
+  readonly ratio: Spread;
+  /** The same of the latencies as they were drawn. */
+  readonly drawnRatio: Spread;
   /** Share of the starts after `settled`, by heat of the image. */
   readonly starts: readonly { readonly heat: number; readonly share: number }[];
+}
+
+export interface FixedPoint {
+  readonly heat: number;
+  readonly typicalMs: number;
+  /** Mean as drawn. */
+  readonly meanMs: number;
+}
+
+export interface Spread {
+  readonly median: number;
+  readonly p95: number;
+  readonly max: number;
 }
 
 export interface ReplayWindow {
   readonly from: number;
   readonly to: number;
+  /** Mean of the typical latencies: what is compared. */
+  readonly typicalMs: number;
+  /** Mean and percentiles of the latencies as they were drawn. */
   readonly meanMs: number;
   readonly p50Ms: number;
   readonly p99Ms: number;
-  /** Mean of the first requests after a thaw alone. NaN when no instance started here. */
+  /** Typical latency of first requests after a thaw alone. NaN when no instance started here. */
   readonly firstMs: number;
 }
 
@@ -117,9 +133,9 @@ export function replayPolicies(
 ): ReplayResult[] {
   const { lifetimes = LIFETIMES } = options;
   for (const recording of recordings) checkRecording(recording);
-  return recordings.flatMap((recording) =>
+  return recordings.map(toTable).flatMap((recording) =>
     lifetimes.flatMap((traffic) => {
-      const fixed = recording.points.map(({ heat }) => ({ heat, meanMs: fixedMean(recording, heat, traffic, options) }));
+      const fixed = recording.points.map(({ heat }) => fixedPoint(recording, heat, traffic, options));
       return policies.map((policy) => replayOne(recording, policy, traffic, fixed, options));
     }),
   );
@@ -128,12 +144,13 @@ export function replayPolicies(
 /** A request of a replay. */
 interface Answer {
   readonly ms: number;
+  readonly typicalMs: number;
   readonly heat: number;
   readonly first: boolean;
 }
 
 function replayOne(
-  recording: RecordedLatencies,
+  recording: LatencyTable,
   policy: HeatPolicy,
   traffic: Lifetimes,
   fixed: ReplayResult["fixed"],
@@ -143,8 +160,8 @@ function replayOne(
   const runs = Array.from({ length: seeds }, (_, index) =>
     new Replay(recording, policy, images, traffic, index + 1).run(requests),
   );
-  const best = fixed.reduce((low, point) => (point.meanMs < low.meanMs ? point : low));
-  const ratios = runs.map(({ answers }) => mean(answers.slice(settled).map(({ ms }) => ms)) / best.meanMs);
+  const best = fixed.reduce((low, point) => (point.typicalMs < low.typicalMs ? point : low));
+  const after = runs.map(({ answers }) => answers.slice(settled));
   const freezes = runs.map((run) => run.freezes);
   return {
     function: recording.function,
@@ -159,17 +176,23 @@ function replayOne(
       return {
         from,
         to,
+        typicalMs: mean(answers.map(({ typicalMs }) => typicalMs)),
         meanMs: mean(ms),
         p50Ms: quantile(ms, 0.5),
         p99Ms: quantile(ms, 0.99),
-        firstMs: mean(answers.filter(({ first }) => first).map((answer) => answer.ms)),
+        firstMs: mean(answers.filter(({ first }) => first).map(({ typicalMs }) => typicalMs)),
       };
     }),
     fixed,
     best,
-    ratio: { median: quantile(ratios, 0.5), p95: quantile(ratios, 0.95), max: Math.max(...ratios) },
-    starts: startsByHeat(runs.flatMap(({ answers }) => answers.slice(settled))),
+    ratio: spreadOf(after.map((answers) => mean(answers.map(({ typicalMs }) => typicalMs)) / best.typicalMs)),
+    drawnRatio: spreadOf(after.map((answers) => mean(answers.map(({ ms }) => ms)) / best.meanMs)),
+    starts: startsByHeat(after.flat()),
   };
+}
+
+function spreadOf(ratios: readonly number[]): Spread {
+  return { median: quantile(ratios, 0.5), p95: quantile(ratios, 0.95), max: Math.max(...ratios) };
 }
 
 /** A third of the learning time, the rest of it, and what follows in two halves. */
@@ -192,16 +215,15 @@ function startsByHeat(answers: readonly Answer[]): ReplayResult["starts"] {
 }
 
 /** One image for every start: the same replay, by a decider that never chooses anything else and never freezes. */
-function fixedMean(recording: RecordedLatencies, heat: number, traffic: Lifetimes, options: ReplayOptions): number {
+function fixedPoint(recording: LatencyTable, heat: number, traffic: Lifetimes, options: ReplayOptions): FixedPoint {
   const { seeds, requests, settled = SETTLED } = options;
   const only: ImagePoint = { generation: 0, heat };
   const always: HeatDecider = { choose: () => only, freezeAt: () => undefined, answered: () => {}, surplus: () => [] };
   const policy: HeatPolicy = { name: `always ${heat}`, begin: () => always };
-  const means = Array.from({ length: seeds }, (_, index) => {
-    const { answers } = new Replay(recording, policy, "traffic", traffic, index + 1, only).run(requests);
-    return mean(answers.slice(settled).map(({ ms }) => ms));
-  });
-  return mean(means);
+  const answers = Array.from({ length: seeds }, (_, index) =>
+    new Replay(recording, policy, "traffic", traffic, index + 1, only).run(requests).answers.slice(settled),
+  ).flat();
+  return { heat, typicalMs: mean(answers.map(({ typicalMs }) => typicalMs)), meanMs: mean(answers.map(({ ms }) => ms)) };
 }
 
 /** One run over one seed. Traffic, latencies and policy draw from sequences of their own: another policy meets the same instances. */
@@ -215,7 +237,7 @@ class Replay {
   private readonly warmUp: PrivateInstance | undefined;
 
   constructor(
-    private readonly recording: RecordedLatencies,
+    private readonly recording: LatencyTable,
     policy: HeatPolicy,
     private readonly source: ImageSource,
     private readonly traffic: Lifetimes,
@@ -242,8 +264,8 @@ class Replay {
     let next = this.source === "traffic" ? this.decider.freezeAt(this.images, from) : undefined;
     for (let served = 1; served <= life && this.answers.length < requests; served++) {
       const request = from.heat + served;
-      const ms = latencies.answer(request);
-      this.answers.push({ ms, heat: from.heat, first: served === 1 });
+      const { ms, typicalMs } = latencies.answer(request);
+      this.answers.push({ ms, typicalMs, heat: from.heat, first: served === 1 });
       this.decider.answered(from, request, ms);
       if (request === next) {
         this.freeze(request);
@@ -276,7 +298,7 @@ class PrivateInstance {
   private readonly latencies: Lineage;
 
   constructor(
-    private readonly recording: RecordedLatencies,
+    private readonly recording: LatencyTable,
     draws: () => number,
     private readonly from: ImagePoint,
   ) {
@@ -289,7 +311,7 @@ class PrivateInstance {
       if (this.next === undefined || this.next > WARM_UP_REQUESTS_MAX) return;
       this.served++;
       const request = this.from.heat + this.served;
-      decider.answered(this.from, request, this.recording.curve?.[request - 1] ?? this.latencies.answer(request));
+      decider.answered(this.from, request, this.recording.curve?.[request - 1] ?? this.latencies.answer(request).ms);
       if (request < this.next) continue;
       freeze(request);
       this.next = decider.freezeAt(images, this.from);
@@ -298,15 +320,15 @@ class PrivateInstance {
 }
 
 /**
- * What an instance answers with that was thawed at `heat`: one recorded start as far as it goes; after that, start by start, what instances
- * were measured with that had served nearly as much. The first request after a thaw pays for page faults, so it stands for itself alone.
+ * What an instance answers with that was thawed at `heat`: one recorded start as far as it goes, then its last quarter over and over, until
+ * there are recordings of a hotter image than that of what the instance has become. The first request after a thaw pays for page faults, so it stands for itself alone.
  */
 class Lineage {
-  private point: RecordedPoint;
+  private point: TablePoint;
   private start: readonly number[];
 
   constructor(
-    private readonly recording: RecordedLatencies,
+    private readonly recording: LatencyTable,
     private readonly heat: number,
     private readonly random: () => number,
   ) {
@@ -315,7 +337,7 @@ class Lineage {
   }
 
   /** Requests are asked for in order. */
-  answer(request: number): number {
+  answer(request: number): { readonly ms: number; readonly typicalMs: number } {
     const served = request - this.heat;
     if (served <= 1) return this.at(0);
     const point = colderOf(this.recording.points, request - 2);
@@ -328,8 +350,11 @@ class Lineage {
     return this.at(request - from - 1);
   }
 
-  private at(index: number): number {
-    return this.start[Math.min(index, this.start.length - 1)] ?? Number.NaN;
+  private at(index: number): { readonly ms: number; readonly typicalMs: number } {
+    const { length } = this.start;
+    const tail = Math.ceil(length / 4);
+    const at = index < length ? index : length - tail + ((index - length) % tail);
+    return { ms: this.start[at] ?? Number.NaN, typicalMs: this.point.typical[at] ?? Number.NaN };
   }
 
   private drawStart(): readonly number[] {
@@ -338,10 +363,29 @@ class Lineage {
   }
 }
 
-function colderOf(points: readonly RecordedPoint[], heat: number): RecordedPoint {
-  const colder = points.filter((point) => point.heat <= heat).at(-1) ?? points[0];
+function colderOf(points: readonly TablePoint[], heat: number): TablePoint {
+  const colder = points.findLast((point) => point.heat <= heat) ?? points[0];
   if (colder === undefined) throw new Error("A recording has no points");
   return colder;
+}
+
+/** A recording, and what is typical of it. */
+interface LatencyTable extends RecordedLatencies {
+  readonly points: readonly TablePoint[];
+}
+
+interface TablePoint extends RecordedPoint {
+  /** Median over the starts of each request, as far as any of them goes. */
+  readonly typical: readonly number[];
+}
+
+function toTable(recording: RecordedLatencies): LatencyTable {
+  return { ...recording, points: recording.points.map((point) => ({ ...point, typical: typicalOf(point.starts) })) };
+}
+
+function typicalOf(starts: RecordedPoint["starts"]): number[] {
+  const length = Math.max(...starts.map((start) => start.length));
+  return Array.from({ length }, (_, index) => median(starts.flatMap((start) => start.slice(index, index + 1))));
 }
 
 function checkRecording({ function: name, points }: RecordedLatencies): void {
