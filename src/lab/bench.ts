@@ -15,6 +15,7 @@ import { type Check, checksTable, hasFailed, jsonLines, type SectionReport, trou
 import { floor } from "./sections/floor.js";
 import { freeze } from "./sections/freeze.js";
 import { heatFirst } from "./sections/heat-first.js";
+import { heatPolicy } from "./sections/heat-policy.js";
 import { http } from "./sections/http.js";
 import { memoryCold } from "./sections/memory-cold.js";
 import { memoryDensity } from "./sections/memory-density.js";
@@ -44,6 +45,7 @@ const SECTIONS: readonly Section[] = [
   memoryImages,
   memorySpike,
   heatFirst,
+  heatPolicy,
   soak,
 ];
 /** Names for several sections at once. */
