@@ -50,10 +50,7 @@ const SECTIONS: readonly Section[] = [
 ];
 /** Names for several sections at once. */
 const GROUPS: Readonly<Record<string, readonly string[]>> = Object.fromEntries(
-  ["memory", "heat"].map((group) => [
-    group,
-    SECTIONS.map(({ name }) => name).filter((name) => name.startsWith(`${group}-`)),
-  ]),
+  ["memory", "heat"].map((group) => [group, SECTIONS.map(({ name }) => name).filter((name) => name.startsWith(`${group}-`))]),
 );
 const ROUNDS = 30;
 /** A section ends at its deadline by itself; this is for one that does not. */
@@ -135,12 +132,14 @@ function readCommandLine(args: readonly string[]): { sections: readonly Section[
     .argument("[sections...]", "sections to run; all when none is named")
     .option("--json", "one line of JSON for each result, with every sample, instead of tables")
     .option("--rounds <n>", "samples of each way of starting", wholeRounds, ROUNDS)
-    .option("--only <names>", "functions to measure, separated by commas (memory-cold, heat-…); a name that is not there fails", names)
+    .option(
+      "--only <names>",
+      "functions to measure, separated by commas (memory-cold, heat-…); a name that is not there fails",
+      names,
+    )
     .addHelpText(
       "after",
-      `\nSections:\n${SECTIONS.map(({ name, about }) => `  ${name.padEnd(17)} ${about}`).join("\n")}\n${Object.keys(
-        GROUPS,
-      )
+      `\nSections:\n${SECTIONS.map(({ name, about }) => `  ${name.padEnd(17)} ${about}`).join("\n")}\n${Object.keys(GROUPS)
         .map((name) => `  ${name.padEnd(17)} all whose name begins with ${name}-`)
         .join("\n")}`,
     )

@@ -30,8 +30,11 @@ export function firstRequestArm(engine: Engine, workload: Workload, image: Image
     name,
     prepare: () => preparePools(engine, image, { ...EMPTY_POOLS, generic: READY, runtime: READY }),
     async run(round) {
-      const sample = await firstRequest(workload, round, (start) => assertThaw(start, image), () =>
-        engine.thaw(image, { early: true }),
+      const sample = await firstRequest(
+        workload,
+        round,
+        (start) => assertThaw(start, image),
+        () => engine.thaw(image, { early: true }),
       );
       await engine.poolsFull(POOL_MS_MAX);
       return sample;
@@ -120,7 +123,8 @@ export const STEADY_PAUSED = "steady, after a pause";
 
 export function assertThaw(start: StartResult, { generation }: Image): void {
   const { kind, husk, fallback, recording } = start;
-  if (kind === "thaw" && husk === "runtime" && start.generation === generation && fallback === undefined && recording !== true) return;
+  if (kind === "thaw" && husk === "runtime" && start.generation === generation && fallback === undefined && recording !== true)
+    return;
   const got = [kind, husk, `generation ${start.generation}`, fallback, recording && "recording"].filter(Boolean).join(", ");
   throw new Error(`meant to be a thaw of generation ${generation} from a husk with its runtime mapped, but was ${got}`);
 }

@@ -52,14 +52,7 @@ export function policyChecks(results: readonly ReplayResult[], missing: readonly
       RATIO_MAX,
       "",
     ),
-    check(
-      worst.function,
-      `${worst.policy}: freezes in 2,000 requests, any seed`,
-      exactly(worst.freezes),
-      "<=",
-      FREEZES_MAX,
-      "",
-    ),
+    check(worst.function, `${worst.policy}: freezes in 2,000 requests, any seed`, exactly(worst.freezes), "<=", FREEZES_MAX, ""),
   ]);
 }
 

@@ -1,6 +1,7 @@
 /** From first requests by heat to the tables and checks of `heat-first`. */
-import { STEADY, STEADY_PAUSED } from "./heat-arms.js";
+
 import type { HeatSample } from "./heat-arms.js";
+import { STEADY, STEADY_PAUSED } from "./heat-arms.js";
 import { HEATS, type Heat, HOT } from "./heat-images.js";
 import type { ArmResult } from "./interleave.js";
 import { type Check, check, exactly, type Measurement } from "./report.js";
@@ -251,10 +252,13 @@ export function gainTable(results: readonly HeatResult[]): Table {
   });
   return {
     title: "How much quicker a function gets",
-    subtitle: "Handler time, medians. first: of a fresh process; 100th: requests 91 to 109 of one instance; then first requests over it, and over the steady state",
+    subtitle:
+      "Handler time, medians. first: of a fresh process; 100th: requests 91 to 109 of one instance; then first requests over it, and over the steady state",
     columns: [
       { title: "function" },
-      ...["boot's first", "100th", "boot/100th", "load/100th", "hot/100th", "boot/steady", "load/steady", "hot/steady"].map(right),
+      ...["boot's first", "100th", "boot/100th", "load/100th", "hot/100th", "boot/steady", "load/steady", "hot/steady"].map(
+        right,
+      ),
       { title: "" },
     ],
     rows,

@@ -14,16 +14,20 @@ afterAll(() => rmSync(temporary, { recursive: true, force: true }));
 const SEEDS = [0, 1_017];
 
 describe("workloads of the heat sections", () => {
-  it.each(HEAT_WORKLOADS)("$name answers what the laboratory expects, and nothing else passes", {
-    timeout: 60_000,
-  }, async (each) => {
-    const workload = withPackages(each, temporary);
-    for (const seed of SEEDS) {
-      const [reply = ""] = await callPlain(workload.dir, workload.language, [workload.event(seed)]);
-      checkReply(workload, seed, reply);
-      expect(() => checkReply(workload, seed + 1, reply)).toThrow(`wrong reply of ${workload.name}`);
-    }
-  });
+  it.each(HEAT_WORKLOADS)(
+    "$name answers what the laboratory expects, and nothing else passes",
+    {
+      timeout: 60_000,
+    },
+    async (each) => {
+      const workload = withPackages(each, temporary);
+      for (const seed of SEEDS) {
+        const [reply = ""] = await callPlain(workload.dir, workload.language, [workload.event(seed)]);
+        checkReply(workload, seed, reply);
+        expect(() => checkReply(workload, seed + 1, reply)).toThrow(`wrong reply of ${workload.name}`);
+      }
+    },
+  );
 
   it.each(HEAT_WORKLOADS)("$name asks for as much work with every seed, on other content", ({ event }) => {
     const texts = [3, 4, 999].map((seed) => JSON.stringify(event(seed)));

@@ -32,7 +32,12 @@ describe("interleave", () => {
     });
     const draws = [0.9, 0, 0, 0, 0.5, 0, 0, 0, 0, 0, 0];
     const shuffle = () => draws.shift() ?? 0;
-    const results = await interleave([arm("A"), arm("B"), arm("C", 2)], { rounds: 3, deadline: minute(), warmupRounds: 0, shuffle });
+    const results = await interleave([arm("A"), arm("B"), arm("C", 2)], {
+      rounds: 3,
+      deadline: minute(),
+      warmupRounds: 0,
+      shuffle,
+    });
     expect(order).toEqual(["C0", "A0", "B0", "A1", "B1", "A2", "B2", "C2"]);
     expect(results.map(({ name, rounds }) => [name, rounds])).toEqual([
       ["A", [0, 1, 2]],

@@ -129,7 +129,9 @@ export const MEMORY_WORKLOADS = {
   big,
   bigOther,
   writes,
-  template: makeWorkload("node-template", "node", 256, "mustache renders", seedOnly, (seed) => ({ html: invoice(seed) }), ["mustache"]),
+  template: makeWorkload("node-template", "node", 256, "mustache renders", seedOnly, (seed) => ({ html: invoice(seed) }), [
+    "mustache",
+  ]),
   parse: makeWorkload("node-parse", "node", 256, "acorn parses", seedOnly, tree, ["acorn"]),
   image: makeWorkload("node-image", "node", 256, "pngjs encodes and decodes", seedOnly, channels, ["pngjs"]),
   decimal: makeWorkload("python-decimal", "python", 256, "_decimal and zlib, compiled extensions", seedOnly, quotients),

@@ -6,13 +6,13 @@ import type { Engine } from "../../engine/types.js";
 import { Deadline } from "../bounded.js";
 import { withEngine } from "../engine-under-test.js";
 import { bootArm, firstRequestArm, steadyArms } from "../heat-arms.js";
-import { HEATS, HOT, remembered, withHeatImages } from "../heat-images.js";
+import { type HEATS, HOT, remembered, withHeatImages } from "../heat-images.js";
 import {
   aroundTable,
   firstTable,
   gainTable,
-  HOT_AGAIN,
   type HeatResult,
+  HOT_AGAIN,
   heatChecks,
   heatMeasurements,
   THIRD,

@@ -6,12 +6,20 @@ const app = fastify({ logger: false });
 const product = {
   type: "object",
   required: ["sku", "cents", "quantity"],
-  properties: { sku: { type: "string", pattern: "^[A-Z]{2}-\\d+$" }, cents: { type: "integer" }, quantity: { type: "integer", minimum: 1 } },
+  properties: {
+    sku: { type: "string", pattern: "^[A-Z]{2}-\\d+$" },
+    cents: { type: "integer" },
+    quantity: { type: "integer", minimum: 1 },
+  },
 };
 const order = {
   params: { type: "object", properties: { id: { type: "integer" } } },
   querystring: { type: "object", properties: { currency: { type: "string", enum: ["EUR", "USD"] } } },
-  body: { type: "object", required: ["customer", "items"], properties: { customer: { type: "string" }, items: { type: "array", items: product } } },
+  body: {
+    type: "object",
+    required: ["customer", "items"],
+    properties: { customer: { type: "string" }, items: { type: "array", items: product } },
+  },
   response: {
     201: {
       type: "object",
