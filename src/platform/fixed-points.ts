@@ -51,6 +51,8 @@ const CERTAIN = 4;
 const LOST_MIN = 8;
 /** An image that may be the best, within so many standard errors, is tried further. */
 const DOUBT = 1;
+/** Below so many starts most of them may have been unlucky. */
+const HOPE_MAX = 16;
 /** Part of the starts for images that are probably not the best and were hardly tried. */
 const PATIENT = 0.1;
 const LOOK_AGAIN_MAX = 1 / 20;
@@ -74,7 +76,11 @@ interface Known {
 interface Score {
   readonly ms: number;
   readonly error: number;
+  /** What it may be when luck was bad. */
+  readonly hope: number;
 }
+
+type Compared = Pick<Score, "ms" | "error">;
 
 class FixedPoints implements HeatDecider {
   private readonly known = new Map<number, Known>();
@@ -187,10 +193,10 @@ class FixedPoints implements HeatDecider {
     return first.count < tries ? !images.some((other) => this.slower(image, other)) : !this.isBeaten(image, images);
   }
 
-  /** Whether another image is better, not for sure but within its uncertainty. */
+  /** Whether another image is better, not for sure but as far as can be hoped. */
   private isBeaten(image: ImagePoint, images: readonly ImagePoint[]): boolean {
-    const { ms, error } = this.score(this.of(image));
-    return images.some((other) => ms - DOUBT * error > this.rank(other) * (1 - SWITCH));
+    const { hope } = this.score(this.of(image));
+    return images.some((other) => hope > this.rank(other) * (1 - SWITCH));
   }
 
   private best(images: readonly ImagePoint[]): ImagePoint {
@@ -216,7 +222,8 @@ class FixedPoints implements HeatDecider {
     let dice = this.random();
     for (const image of images) {
       if (image === best) continue;
-      const extra = this.rank(image) - bestMs;
+      const { hope } = this.score(this.of(image));
+      const extra = (Number.isNaN(hope) ? Number.POSITIVE_INFINITY : hope) - bestMs;
       const affordable = extra > 0 ? (this.settings.curiosity * bestMs) / (extra * others) : LOOK_AGAIN_MAX;
       // NaN where neither has answered: then there is nothing to compare with.
       const chance = Math.min(LOOK_AGAIN_MAX, affordable) || 0;
@@ -248,7 +255,7 @@ class FixedPoints implements HeatDecider {
   }
 
   private score({ stretches, first }: Known): Score {
-    let [total, ms, squares] = [0, 0, 0];
+    let [total, ms, squares, low] = [0, 0, 0, 0];
     let estimate = first;
     for (const [index, weight] of this.weights.entries()) {
       // While nothing is known of a stretch it is taken to be as slow as the one before.
@@ -256,9 +263,11 @@ class FixedPoints implements HeatDecider {
       if (own !== undefined && own.count > 2) estimate = own;
       total += weight;
       ms += weight * estimate.mean;
+      low += weight * estimate.low;
       squares += (weight * estimate.error) ** 2;
     }
-    return { ms: ms / total, error: Math.sqrt(squares) / total };
+    const [mean, error] = [ms / total, Math.sqrt(squares) / total];
+    return { ms: mean, error, hope: first.count < HOPE_MAX ? low / total : mean - DOUBT * error };
   }
 
   private pays(next: number): boolean {
@@ -285,14 +294,14 @@ class FixedPoints implements HeatDecider {
     return before.ms - after.ms + Math.hypot(before.error, after.error) < this.settings.pays * before.ms;
   }
 
-  private curveAround(at: number): [Score | undefined, Score | undefined] {
+  private curveAround(at: number): [Compared | undefined, Compared | undefined] {
     const [before, after] = [this.curve[at - 1], this.curve[at]].map((estimate) =>
       estimate === undefined || estimate.count < CURVE_MIN ? undefined : { ms: estimate.mean, error: estimate.error },
     );
     return [before, after];
   }
 
-  private faster(now: Score, before: Score): boolean {
+  private faster(now: Compared, before: Compared): boolean {
     return before.ms - now.ms > Math.max(this.settings.pays * before.ms, Math.hypot(now.error, before.error));
   }
 }

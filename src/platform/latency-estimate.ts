@@ -11,7 +11,7 @@
  */
 
 /** Samples that are remembered. */
-export const WINDOW = 24;
+export const WINDOW = 48;
 const TRIMMED = 4;
 /** Below this there are too few samples to tell a hiccup from noise. */
 const FEW = 8;
@@ -20,49 +20,85 @@ const MS_MAX = 1e9;
 /** Samples that agree by chance are not more certain than this part of their mean each. */
 const NOISE_MIN = 0.05;
 
-/** See above. A sample costs a store; the arithmetic, on at most {@link WINDOW} numbers, is done when somebody asks. */
+/** What the samples say. */
+interface Summary {
+  readonly mean: number;
+  readonly error: number;
+  readonly low: number;
+}
+
+const NOTHING: Summary = { mean: Number.NaN, error: Number.POSITIVE_INFINITY, low: Number.NaN };
+
+/** See above. Adding a sample keeps them sorted; the rest of the arithmetic, on at most {@link WINDOW} numbers, is done when somebody asks. */
 export class LatencyEstimate {
   /** Samples seen in all. */
   count = 0;
-  private readonly window: number[] = [];
-  private known: { readonly mean: number; readonly error: number } | undefined;
+  private readonly ring: number[] = [];
+  private readonly sorted: number[] = [];
+  private known: Summary | undefined = NOTHING;
 
   /** What is no latency (negative, NaN) is passed over. */
   add(ms: number): void {
     if (!(ms >= 0)) return;
-    this.window[this.count++ % WINDOW] = Math.min(ms, MS_MAX);
+    const sample = Math.min(ms, MS_MAX);
+    const at = this.count++ % WINDOW;
+    const forgotten = this.ring[at];
+    if (forgotten !== undefined) this.sorted.splice(place(this.sorted, forgotten), 1);
+    this.ring[at] = sample;
+    this.sorted.splice(place(this.sorted, sample), 0, sample);
     this.known = undefined;
   }
 
   /** Milliseconds; NaN without samples. */
   get mean(): number {
-    return this.settled.mean;
+    return this.summary.mean;
   }
 
   /** Standard error of {@link mean}; infinite below three samples. */
   get error(): number {
-    return this.settled.error;
+    return this.summary.error;
   }
 
-  private get settled(): { readonly mean: number; readonly error: number } {
-    this.known ??= trimmed(this.window);
+  /** The lowest sample that is not left out: noise only ever adds, so this is what a latency may be when all that is known of it was unlucky. */
+  get low(): number {
+    return this.summary.low;
+  }
+
+  private get summary(): Summary {
+    this.known ??= summarize(this.sorted);
     return this.known;
   }
 }
 
-function trimmed(samples: readonly number[]): { readonly mean: number; readonly error: number } {
-  const sorted = Float64Array.from(samples).sort();
+/** Where in rising order a number stands, or would. */
+function place(sorted: readonly number[], sample: number): number {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((sorted[middle] ?? 0) < sample) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function summarize(sorted: readonly number[]): Summary {
   const size = sorted.length;
   const out = size < 3 ? 0 : Math.max(1, Math.floor(size / TRIMMED));
-  const kept = sorted.subarray(out, size - out);
-  const mean = kept.reduce((sum, sample) => sum + sample, 0) / kept.length;
-  if (size < 3) return { mean, error: Number.POSITIVE_INFINITY };
+  const kept = size - 2 * out;
+  let sum = 0;
+  for (let index = out; index < size - out; index++) sum += sorted[index] ?? 0;
+  const mean = sum / kept;
+  const low = sorted[out] ?? Number.NaN;
+  if (size < 3) return { mean, error: Number.POSITIVE_INFINITY, low };
+  // Few samples are not pulled in: a hiccup among them makes nobody certain.
   const few = size < FEW;
-  const low = few ? 0 : (kept[0] ?? 0);
-  const high = few ? MS_MAX : (kept.at(-1) ?? 0);
-  const pulled = sorted.map((sample) => Math.min(high, Math.max(low, sample)));
-  const middle = pulled.reduce((sum, sample) => sum + sample, 0) / size;
-  const spread = Math.sqrt(pulled.reduce((sum, sample) => sum + (sample - middle) ** 2, 0) / (size - 1));
-  const error = few ? spread / Math.sqrt(size) : (spread * Math.sqrt(size)) / kept.length;
-  return { mean, error: Math.max(error, (mean * NOISE_MIN) / Math.sqrt(size)) };
+  const bottom = few ? 0 : low;
+  const top = few ? MS_MAX : (sorted[size - 1 - out] ?? 0);
+  let total = 0;
+  let squares = 0;
+  for (const sample of sorted) total += Math.min(top, Math.max(bottom, sample));
+  for (const sample of sorted) squares += (Math.min(top, Math.max(bottom, sample)) - total / size) ** 2;
+  const spread = Math.sqrt(squares / (size - 1));
+  const error = few ? spread / Math.sqrt(size) : (spread * Math.sqrt(size)) / kept;
+  return { mean, error: Math.max(error, (mean * NOISE_MIN) / Math.sqrt(size)), low };
 }

@@ -59,7 +59,7 @@ const LIFE_GAIN = 0.05;
 /** Before anything lived, instances are taken to live this long: the paper's eviction rate in between. */
 const REACH_MIN = 4;
 /** The range ahead is this many times the longest life seen, so that heat grows geometrically as long as it pays. */
-const REACH = 4;
+const REACH = 8;
 /** A latency counts as at most so many times what is known: a hiccup is cut, a lasting change is followed within a few requests. */
 const HICCUP = 3;
 /** Starts from an image before it is said not to have paid. */
