@@ -46,6 +46,13 @@ describe("images by heat", () => {
     for (const dir of seen) expect(() => readdirSync(dir)).toThrow("ENOENT");
   });
 
+  it("are made without a third generation where nobody asked for one", async () => {
+    await withHeatImages(engineIn("short"), workload, { ...options(), third: false }, async ({ third, all }) => {
+      expect(third).toBeUndefined();
+      expect(all.map(({ heat }) => heat)).toEqual([...HEATS]);
+    });
+  });
+
   it("are not made from wrong answers, and leave nothing behind then", async () => {
     let asked = 0;
     const engine = engineIn("wrong", (event) => (++asked > 700 ? { seed: "another" } : event));

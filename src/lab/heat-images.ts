@@ -24,8 +24,8 @@ const LINEAGE = [10, 100, 1_000] as const;
 
 export interface HeatImages {
   readonly byHeat: ReadonlyMap<Heat, Image>;
-  /** As hot as {@link HOT}, after three freezes with a thaw before each. */
-  readonly third: Image;
+  /** As hot as {@link HOT}, after three freezes with a thaw before each; undefined unless asked for. */
+  readonly third: Image | undefined;
   /** Never thawed, more than 1,000 requests served. */
   readonly steady: Instance;
   /** Handler milliseconds of request n + 1 of that instance. */
@@ -80,18 +80,15 @@ export async function withHeatImages<T>(
         served = point;
       }
     });
-    let third = load;
-    if (wantsThird) {
-      for (const [index, point] of LINEAGE.entries()) {
-        const next = await withThawed(engine, third, async (instance) => {
-          await bounded(instance, LINEAGE[index - 1] ?? 0, point);
-          return instance.freeze({ then: "end" });
-        });
-        third = keep(expectHeat(next, point, index + 1));
-      }
+    let third: Image | undefined;
+    for (const [index, point] of wantsThird ? LINEAGE.entries() : []) {
+      const next = await withThawed(engine, third ?? load, async (instance) => {
+        await bounded(instance, LINEAGE[index - 1] ?? 0, point);
+        return instance.freeze({ then: "end" });
+      });
+      third = keep(expectHeat(next, point, index + 1));
     }
-    const used = new Set([...byHeat.values(), third]);
-    for (const image of used) {
+    for (const image of [...byHeat.values(), ...(third === undefined ? [] : [third])]) {
       progress(`${workload.name}: recording the working set of ${image.heat} requests, generation ${image.generation}`);
       await recordWorkingSet(engine, workload, image);
     }

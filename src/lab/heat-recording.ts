@@ -48,6 +48,12 @@ export async function recordLatencies(
   return { latencies: { function: workload.name, points, curve }, arms: results };
 }
 
+/** A function whose images could not be made: a failed run, and nothing to replay. */
+export function notRecorded(name: string, error: string): Recording {
+  const arm = { name: "making its images", samples: [], rounds: [], failures: [{ round: 0, error }] };
+  return { latencies: { function: name, points: [] }, arms: [arm] };
+}
+
 async function answers(instance: Instance, image: Image, workload: Workload, seed: number): Promise<number[]> {
   const times: number[] = [];
   for (let request = 0; request < REQUESTS_RECORDED; request++) {

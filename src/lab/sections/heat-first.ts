@@ -2,6 +2,7 @@
  * First requests by heat of the image. All images of a function and two ways of asking an instance that stays, in random order within a round;
  * for context the first request of a boot, in every third round.
  */
+import { errorText } from "../../base/errors.js";
 import type { Engine } from "../../engine/types.js";
 import { Deadline } from "../bounded.js";
 import { withEngine } from "../engine-under-test.js";
@@ -38,7 +39,9 @@ async function run(lab: Lab, engine: Engine) {
   const results: HeatResult[] = [];
   for (const [index, subject] of subjects.entries()) {
     const deadline = new Deadline(lab.deadline.remainingMs / (subjects.length - index));
-    results.push(await measure(lab, engine, withPackages(subject, lab.makeDir("code")), deadline));
+    results.push(
+      await measure(lab, engine, withPackages(subject, lab.makeDir("code")), deadline).catch((error) => notMade(subject, error)),
+    );
   }
   return {
     measurements: results.flatMap(heatMeasurements),
@@ -51,12 +54,19 @@ async function run(lab: Lab, engine: Engine) {
   };
 }
 
+/** A function whose images could not be made is a failed run; the others are measured all the same. */
+function notMade({ name, language, about }: MemoryWorkload, error: unknown): HeatResult {
+  const failures = [{ round: 0, error: errorText(error) }];
+  const arms = [{ name: "making its images", samples: [], rounds: [], failures }];
+  return { workload: name, language, about, arms, curve: [], imageBytes: {} };
+}
+
 async function measure(lab: Lab, engine: Engine, subject: MemoryWorkload, deadline: Deadline): Promise<HeatResult> {
   const workload = remembered(subject);
   const { progress } = lab;
   return withHeatImages(engine, workload, { deadline, progress, third: true }, async ({ byHeat, third, steady, curve }) => {
     const images = [...byHeat].map(([heat, image]) => ({ way: wayOf(heat), image }));
-    images.push({ way: THIRD, image: third });
+    if (third !== undefined) images.push({ way: THIRD, image: third });
     const [load, hot] = [0, HOT].map((heat) => images.find(({ way }) => way === wayOf(heat as (typeof HEATS)[number]))?.image);
     if (load === undefined || hot === undefined) throw new Error("bug: images of both ends must be there");
     const arms = [

@@ -2,6 +2,7 @@
  * Policies of heat, replayed. Each function is recorded at every fixed point: thaws and what their first requests took. Then each policy meets the
  * same recorded instances, for many seeds and several kinds of traffic.
  */
+import { errorText } from "../../base/errors.js";
 import type { Engine } from "../../engine/types.js";
 import { fixedPoints } from "../../platform/fixed-points.js";
 import { pronghorn } from "../../platform/pronghorn.js";
@@ -9,7 +10,7 @@ import { Deadline } from "../bounded.js";
 import { withEngine } from "../engine-under-test.js";
 import { remembered, withHeatImages } from "../heat-images.js";
 import { policyChecks, policyMeasurements, policyTable } from "../heat-policy-report.js";
-import { REQUESTS_RECORDED, type Recording, recordingMeasurements, recordLatencies } from "../heat-recording.js";
+import { notRecorded, REQUESTS_RECORDED, type Recording, recordingMeasurements, recordLatencies } from "../heat-recording.js";
 import { replayPolicies } from "../heat-replay.js";
 import { HEAT_WORKLOADS } from "../heat-workloads.js";
 import type { Lab, Section } from "../lab.js";
@@ -31,7 +32,11 @@ async function run(lab: Lab, engine: Engine) {
   const recordings: Recording[] = [];
   for (const [index, subject] of subjects.entries()) {
     const deadline = new Deadline(lab.deadline.remainingMs / (subjects.length - index));
-    recordings.push(await record(lab, engine, withPackages(subject, lab.makeDir("code")), deadline));
+    recordings.push(
+      await record(lab, engine, withPackages(subject, lab.makeDir("code")), deadline).catch((error) =>
+        notRecorded(subject.name, errorText(error)),
+      ),
+    );
   }
   const usable = recordings.filter(({ arms }) => arms.every(({ samples }) => samples.length > 0));
   const missing = recordings.filter((each) => !usable.includes(each)).map(({ latencies }) => latencies.function);
