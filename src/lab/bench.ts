@@ -14,6 +14,8 @@ import { Progress } from "./progress.js";
 import { type Check, checksTable, hasFailed, jsonLines, type SectionReport, troubles } from "./report.js";
 import { floor } from "./sections/floor.js";
 import { freeze } from "./sections/freeze.js";
+import { heatFirst } from "./sections/heat-first.js";
+import { heatPolicy } from "./sections/heat-policy.js";
 import { http } from "./sections/http.js";
 import { memoryCold } from "./sections/memory-cold.js";
 import { memoryDensity } from "./sections/memory-density.js";
@@ -42,12 +44,14 @@ const SECTIONS: readonly Section[] = [
   memoryDensity,
   memoryImages,
   memorySpike,
+  heatFirst,
+  heatPolicy,
   soak,
 ];
 /** Names for several sections at once. */
-const GROUPS: Readonly<Record<string, readonly string[]>> = {
-  memory: SECTIONS.map(({ name }) => name).filter((name) => name.startsWith("memory-")),
-};
+const GROUPS: Readonly<Record<string, readonly string[]>> = Object.fromEntries(
+  ["memory", "heat"].map((group) => [group, SECTIONS.map(({ name }) => name).filter((name) => name.startsWith(`${group}-`))]),
+);
 const ROUNDS = 30;
 /** A section ends at its deadline by itself; this is for one that does not. */
 const SECTION_GRACE_MS = 60_000;
@@ -128,10 +132,16 @@ function readCommandLine(args: readonly string[]): { sections: readonly Section[
     .argument("[sections...]", "sections to run; all when none is named")
     .option("--json", "one line of JSON for each result, with every sample, instead of tables")
     .option("--rounds <n>", "samples of each way of starting", wholeRounds, ROUNDS)
-    .option("--only <names>", "functions to measure, separated by commas (memory-cold); a name that is not there fails", names)
+    .option(
+      "--only <names>",
+      "functions to measure, separated by commas (memory-cold, heat-…); a name that is not there fails",
+      names,
+    )
     .addHelpText(
       "after",
-      `\nSections:\n${SECTIONS.map(({ name, about }) => `  ${name.padEnd(17)} ${about}`).join("\n")}\n  ${"memory".padEnd(17)} all whose name begins with memory-`,
+      `\nSections:\n${SECTIONS.map(({ name, about }) => `  ${name.padEnd(17)} ${about}`).join("\n")}\n${Object.keys(GROUPS)
+        .map((name) => `  ${name.padEnd(17)} all whose name begins with ${name}-`)
+        .join("\n")}`,
     )
     .exitOverride();
   command.parse([...args], { from: "user" });

@@ -44,24 +44,31 @@ export async function makeImage(engine: Engine, workload: Workload): Promise<Ima
   try {
     for (let seed = 0; seed < REQUESTS_BEFORE_FREEZE; seed++) await ask(instance, workload, seed);
     const image = await instance.freeze({ then: "end" });
-    for (let seed = 0, recording = true; seed < RECORDINGS_MIN || (recording && seed < RECORDINGS_MAX); seed++) {
-      const recorded = await engine.thaw(image);
-      recording = recorded.start.recording === true;
-      try {
-        await ask(recorded, workload, seed);
-      } finally {
-        await recorded.dispose();
-      }
-    }
+    await recordWorkingSet(engine, workload, image);
     return image;
   } finally {
     await instance.dispose();
   }
 }
 
-/** Invokes and checks the answer; throws what is wrong with it. */
-export async function ask(instance: Instance, workload: Asked, seed: number): Promise<void> {
-  checkAnswer(workload, seed, await instance.invoke(eventOf(workload, seed)));
+/** Lets first requests to the image be recorded until the engine says that it knows enough. */
+export async function recordWorkingSet(engine: Engine, workload: Asked, image: Image): Promise<void> {
+  for (let seed = 0, recording = true; seed < RECORDINGS_MIN || (recording && seed < RECORDINGS_MAX); seed++) {
+    const recorded = await engine.thaw(image);
+    recording = recorded.start.recording === true;
+    try {
+      await ask(recorded, workload, seed);
+    } finally {
+      await recorded.dispose();
+    }
+  }
+}
+
+/** Invokes, checks the answer, and returns it; throws what is wrong with it. */
+export async function ask(instance: Instance, workload: Asked, seed: number): Promise<InvokeResult> {
+  const result = await instance.invoke(eventOf(workload, seed));
+  checkAnswer(workload, seed, result);
+  return result;
 }
 
 export type Asked = Pick<Workload, "name" | "event" | "reply">;

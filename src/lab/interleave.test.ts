@@ -23,6 +23,29 @@ describe("interleave", () => {
     expect(b?.samples).toEqual([0, 1]);
   });
 
+  it("draws the order of each round anew when asked to, and runs an arm only in the rounds that are its own", async () => {
+    const order: string[] = [];
+    const arm = (name: string, every?: number) => ({
+      name,
+      run: async (round: number) => void order.push(`${name}${round}`),
+      ...(every === undefined ? {} : { every }),
+    });
+    const draws = [0.9, 0, 0, 0, 0.5, 0, 0, 0, 0, 0, 0];
+    const shuffle = () => draws.shift() ?? 0;
+    const results = await interleave([arm("A"), arm("B"), arm("C", 2)], {
+      rounds: 3,
+      deadline: minute(),
+      warmupRounds: 0,
+      shuffle,
+    });
+    expect(order).toEqual(["C0", "A0", "B0", "A1", "B1", "A2", "B2", "C2"]);
+    expect(results.map(({ name, rounds }) => [name, rounds])).toEqual([
+      ["A", [0, 1, 2]],
+      ["B", [0, 1, 2]],
+      ["C", [0, 2]],
+    ]);
+  });
+
   it("keeps every failed run with its round and reason, also those of the warm-up and of prepare", async () => {
     const flaky = {
       name: "flaky",

@@ -12,9 +12,11 @@ import { type Deadline, within } from "./bounded.js";
 export interface Arm<Sample> {
   readonly name: string;
   /** Off the clock, before each run: fill pools, set levels. Its failure is the run's failure. */
-  readonly prepare?: (round: number) => Promise<void>;
+  readonly prepare?: (round: number) => Promise<unknown>;
   /** Measures itself and returns the sample; throws when the run failed or was not the run that was meant. */
   readonly run: (round: number) => Promise<Sample>;
+  /** Takes part only in rounds that this divides. Default 1: all of them. */
+  readonly every?: number;
 }
 
 export interface FailedRun {
@@ -41,6 +43,11 @@ export interface InterleaveOptions {
   /** A single run may take this long. Default 20 s. */
   readonly runMsMax?: number;
   readonly onRound?: (round: number, rounds: number) => void;
+  /**
+   * In which order the arms of a round run: always as listed (default), or drawn anew for each round, so that no arm always follows the same
+   * other one. Draws [0, 1).
+   */
+  readonly shuffle?: () => number;
 }
 
 /** After so many failures in a row an arm is given up: it would only repeat itself until the deadline. */
@@ -62,7 +69,9 @@ export async function interleave<Sample>(arms: readonly Arm<Sample>[], options: 
   const all = arms.map((arm): Progress<Sample> => ({ arm, samples: [], rounds: [], failures: [], failedInARow: 0 }));
   for (let turn = 0 - warmup; turn < options.rounds; turn++) {
     options.onRound?.(Math.max(0, turn), options.rounds);
-    for (const progress of all) {
+    const order = options.shuffle === undefined ? all : shuffled(all, options.shuffle);
+    for (const progress of order) {
+      if (turn % (progress.arm.every ?? 1) !== 0) continue;
       if (progress.cutShort !== undefined) continue;
       if (options.deadline.passed) {
         progress.cutShort = `the section's ${Math.round(options.deadline.totalMs / 1000)} s were over at round ${turn}`;
@@ -78,6 +87,14 @@ export async function interleave<Sample>(arms: readonly Arm<Sample>[], options: 
     failures,
     ...(cutShort === undefined ? {} : { cutShort }),
   }));
+}
+
+/** Fisher and Yates: every order is equally likely. */
+function shuffled<Item>(items: readonly Item[], random: () => number): Item[] {
+  const rest = [...items];
+  const drawn: Item[] = [];
+  while (rest.length > 0) drawn.push(...rest.splice(Math.floor(random() * rest.length), 1));
+  return drawn;
 }
 
 /** A failure while warming up counts as well: only its sample would have been discarded. */

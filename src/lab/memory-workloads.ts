@@ -22,7 +22,8 @@ export interface MemoryWorkload extends Workload {
   readonly unstable?: boolean;
 }
 
-function make(
+/** A workload whose code lies in a directory of its name, and the packages that it imports. */
+export function makeWorkload(
   name: string,
   language: Language,
   memoryMb: number,
@@ -54,7 +55,7 @@ function touchedSum(pagesSeed: number, seed: number): number {
 
 /** Pages that every request of the stable variant touches. */
 const FIXED_PAGES = 365;
-const big = make(
+const big = makeWorkload(
   "node-365mb",
   "node",
   768,
@@ -74,7 +75,7 @@ const bigOther: MemoryWorkload = {
 /* ---- one that writes ---- */
 
 const WRITTEN = 2_500;
-const writes = make("node-writes", "node", 256, "writes 2,500 pages in each request", seedOnly, (seed) => ({
+const writes = makeWorkload("node-writes", "node", 256, "writes 2,500 pages in each request", seedOnly, (seed) => ({
   written: WRITTEN,
   seed,
   sum: WRITTEN * seed + (WRITTEN * (WRITTEN - 1)) / 2,
@@ -128,10 +129,12 @@ export const MEMORY_WORKLOADS = {
   big,
   bigOther,
   writes,
-  template: make("node-template", "node", 256, "mustache renders", seedOnly, (seed) => ({ html: invoice(seed) }), ["mustache"]),
-  parse: make("node-parse", "node", 256, "acorn parses", seedOnly, tree, ["acorn"]),
-  image: make("node-image", "node", 256, "pngjs encodes and decodes", seedOnly, channels, ["pngjs"]),
-  decimal: make("python-decimal", "python", 256, "_decimal and zlib, compiled extensions", seedOnly, quotients),
+  template: makeWorkload("node-template", "node", 256, "mustache renders", seedOnly, (seed) => ({ html: invoice(seed) }), [
+    "mustache",
+  ]),
+  parse: makeWorkload("node-parse", "node", 256, "acorn parses", seedOnly, tree, ["acorn"]),
+  image: makeWorkload("node-image", "node", 256, "pngjs encodes and decodes", seedOnly, channels, ["pngjs"]),
+  decimal: makeWorkload("python-decimal", "python", 256, "_decimal and zlib, compiled extensions", seedOnly, quotients),
 } as const satisfies Readonly<Record<string, MemoryWorkload>>;
 
 /** Where packages are looked for: the checkout's own, unless `THAW_BENCH_PACKAGES` names another `node_modules`. */
@@ -147,7 +150,7 @@ export function withPackages(workload: MemoryWorkload, dir: string): MemoryWorkl
   if (workload.packages.length === 0) return workload;
   const code = join(dir, workload.name);
   cpSync(workload.dir, code, { recursive: true });
-  for (const name of workload.packages) {
+  for (const name of withDependencies(workload.packages)) {
     const source = join(packagesDir(), name);
     if (!existsSync(join(source, "package.json"))) {
       throw new ThawError("CODE_INVALID", {
@@ -161,10 +164,39 @@ export function withPackages(workload: MemoryWorkload, dir: string): MemoryWorkl
   return { ...workload, dir: code };
 }
 
+/** The packages and all that they depend on, as they lie beside each other. What a package brings in a directory of its own goes with it. */
+function withDependencies(names: readonly string[]): ReadonlySet<string> {
+  const all = new Set(names);
+  // A set's iterator also visits what is added on the way.
+  for (const name of all) {
+    const path = join(packagesDir(), name, "package.json");
+    if (!existsSync(path)) continue;
+    const { dependencies = {} } = JSON.parse(readFileSync(path, "utf8")) as { dependencies?: Record<string, string> };
+    for (const dependency of Object.keys(dependencies)) {
+      if (!existsSync(join(packagesDir(), name, "node_modules", dependency))) all.add(dependency);
+    }
+  }
+  return all;
+}
+
 /** `mustache 4.2.0` and kin, for reports. */
 export function packageVersions({ packages }: MemoryWorkload): string[] {
   return packages.map((name) => {
     const { version } = JSON.parse(readFileSync(join(packagesDir(), name, "package.json"), "utf8")) as { version: string };
     return `${name} ${version}`;
   });
+}
+
+/** The functions that `--only` names, in its order; all of them when it was not given. Throws on a name that is not there. */
+export function chosenOf<Named extends { readonly name: string }>(
+  all: readonly Named[],
+  only: readonly string[] | undefined,
+): readonly Named[] {
+  return (
+    only?.map((wanted) => {
+      const subject = all.find(({ name }) => name === wanted);
+      if (subject !== undefined) return subject;
+      throw new Error(`there is no function ${wanted}; there are ${all.map(({ name }) => name).join(", ")}`);
+    }) ?? all
+  );
 }

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import {
+  awayFromOne,
   differenceOfMedians,
   geometricMeanOfRatios,
   median,
@@ -129,5 +130,11 @@ describe("noise", () => {
     expect(noiseOf([5], [10])).toBe(2);
     expect(noiseOf([10], [5])).toBe(2);
     expect(noiseOf([], [5])).toBeNaN();
+  });
+
+  it("is told as a ratio of at least 1, with its interval turned round where need be", () => {
+    expect(awayFromOne({ value: 2, low: 0.5, high: 4 })).toEqual({ value: 2, low: 0.5, high: 4 });
+    expect(awayFromOne({ value: 0.5, low: 0.25, high: 2 })).toEqual({ value: 2, low: 0.5, high: 4 });
+    expect(awayFromOne({ value: Number.NaN, low: 1, high: 1 }).value).toBeNaN();
   });
 });

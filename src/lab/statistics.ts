@@ -98,6 +98,11 @@ export function noiseOf(first: readonly number[], again: readonly number[]): num
   return Math.max(high, 1 / low);
 }
 
+/** A ratio in whichever direction is above 1: between equals, either is noise. */
+export function awayFromOne({ value, low, high }: Estimate): Estimate {
+  return value >= 1 ? { value, low, high } : { value: 1 / value, low: 1 / high, high: 1 / low };
+}
+
 const RESAMPLES = 2_000;
 
 /**

@@ -11,7 +11,7 @@ import { interleave } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
 import { ABLATION, COMPARED, type LoaderName, loaderNamed, missingLoaders } from "../loaders.js";
 import { type ColdResult, coldChecks, coldMeasurements, coldTable, type Disk, sumUp } from "../memory-cold-report.js";
-import { MEMORY_WORKLOADS, type MemoryWorkload, packageVersions, withPackages } from "../memory-workloads.js";
+import { chosenOf, MEMORY_WORKLOADS, type MemoryWorkload, packageVersions, withPackages } from "../memory-workloads.js";
 import { type Bandwidth, countDelays, readAheadKb, readBandwidth } from "../page-cache.js";
 import { type PrivateInterpreters, withInterpreters } from "../private-interpreters.js";
 import { seedOf } from "../start-arms.js";
@@ -50,7 +50,7 @@ export const memoryCold: Section = {
 
 async function run(lab: Lab, engine: Engine, interpreters: PrivateInterpreters, disk: Disk) {
   const results: ColdResult[] = [];
-  const subjects = chosen(lab.only);
+  const subjects = chosenOf(SUBJECTS, lab.only);
   for (const [index, subject] of subjects.entries()) {
     const deadline = new Deadline(lab.deadline.remainingMs / (subjects.length - index));
     const workload = withPackages(subject, lab.makeDir("code"));
@@ -62,16 +62,6 @@ async function run(lab: Lab, engine: Engine, interpreters: PrivateInterpreters, 
     checks: [sumUp(results), ...results.flatMap((each) => coldChecks(each, disk))],
     tables: [coldTable(results, disk)],
   };
-}
-
-function chosen(only: Lab["only"]): readonly MemoryWorkload[] {
-  return (
-    only?.map((wanted) => {
-      const subject = SUBJECTS.find(({ name }) => name === wanted);
-      if (subject !== undefined) return subject;
-      throw new Error(`there is no function ${wanted}; there are ${SUBJECTS.map(({ name }) => name).join(", ")}`);
-    }) ?? SUBJECTS
-  );
 }
 
 function waysOf(name: string): readonly LoaderName[] {

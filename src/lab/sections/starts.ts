@@ -8,7 +8,7 @@ import { plainArm } from "../plain.js";
 import { type Check, check, type Measurement } from "../report.js";
 import { startArms } from "../start-arms.js";
 import { type StartResults, startMeasurements, startsTable, timesOf } from "../start-report.js";
-import { differenceOfMedians, type Estimate, ratioOfMedians } from "../statistics.js";
+import { awayFromOne, differenceOfMedians, type Estimate, ratioOfMedians } from "../statistics.js";
 import { runtimeFor, WORKLOADS, type Workload } from "../workloads.js";
 
 /** Each workload with the ratio of boot to thaw that is promised for it, if one is. */
@@ -106,11 +106,6 @@ function compare(result: StartResults, bootOverThawMin: number | undefined): Che
 
 /** Beyond this between two equal ways, the machine was too restless for the other figures to mean much. */
 const NOISE_MAX = 1.1;
-
-/** A ratio in whichever direction is above 1: between equals, either is noise. */
-function awayFromOne({ value, low, high }: Estimate): Estimate {
-  return value >= 1 ? { value, low, high } : { value: 1 / value, low: 1 / high, high: 1 / low };
-}
 
 function inMs({ value, low, high }: Estimate): Estimate {
   return { value: value / 1000, low: low / 1000, high: high / 1000 };
