@@ -97,7 +97,10 @@ struct sources {
 	int swap_fd;
 };
 struct dump *dump_prepare(const struct target *target, const struct sources *sources);
-void dump_copy(struct dump *dump, const struct target *target);
+/* All is stopped. `ahead`: what was copied before (ahead.c); NULL: nothing. */
+struct ahead;
+void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahead);
+uint64_t dump_stopped_bytes(const struct dump *dump);
 /* Which of the mapped files has an allocator that cannot live on file mappings, if one has. */
 void dump_write_allocator(const struct dump *dump, pid_t pid);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);

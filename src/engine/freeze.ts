@@ -1,6 +1,7 @@
 /**
  * Freezing: hygiene, stop, copy, go on, store. The process is stopped only while the extractor copies (native/extractor.c); files are
- * written, compiled and flushed while it runs again. The image appears by one rename, or not at all.
+ * written, compiled and flushed while it runs again. The image appears by one rename, or not at all. A live freeze holds requests
+ * back only for the stop (live-freeze.ts).
  */
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
@@ -23,6 +24,7 @@ import {
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
+import { extractLive } from "./live-freeze.js";
 import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 
@@ -101,11 +103,21 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
   }
 }
 
+/** The generation of the next image of `instance`. */
+export function generationOf({ origin }: LiveInstance, { generation }: FreezeOptions): number {
+  return generation ?? (origin === undefined ? 0 : origin.generation + 1);
+}
+
+/** Hooks without hygiene. */
+const LIVE: Purpose = { ...FREEZING, collect: false };
+
 /** Writes an image of `instance` and returns its directory. The instance goes on in any case. */
 export async function freezeInstance(tools: FreezeTools, instance: LiveInstance, options: FreezeOptions): Promise<string> {
   const began = nowMs();
-  const hygieneMs = options.hygiene === false ? 0 : await prepare(instance);
-  faultPoint("freeze-prepared");
+  const live = options.live === true;
+  let hygieneMs = live || options.hygiene === false ? 0 : await prepare(instance);
+  let heldMs: number | undefined;
+  if (!live) faultPoint("freeze-prepared");
   const id = randomUUID();
   const dir = options.dir ?? join(tools.imagesDir, id);
   const temporary = temporaryPath(dir);
@@ -123,8 +135,16 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const { file } = instance.hibernation;
     // What is on disk only is memory too.
     if (file !== undefined) argv.push(`swap=${HELPER_FD}`);
-    const { stdout } = await tools.keeper.helper(argv, { files: file === undefined ? [] : [file] });
-    const reply = parseReply(stdout);
+    const extract = (...words: readonly string[]) =>
+      tools.keeper.helper([...argv, ...words], { files: file === undefined ? [] : [file] });
+    const hooks = (): Promise<number> => (options.hygiene === false ? Promise.resolve(0) : prepare(instance, LIVE));
+    const renew = (): void => instance.announceThaw(generationOf(instance, options));
+    const stop = live
+      ? await extractLive(instance, temporary, extract, { hooks, renew })
+      : { ended: await extract(), hygieneMs, heldMs };
+    ({ hygieneMs, heldMs } = stop);
+    const reply = parseReply(stop.ended.stdout);
+    if (!reply.ok && live && !instance.alive) throw instance.exitError();
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");
     const factsPath = join(temporary, "facts.json");
@@ -140,15 +160,19 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const report: FreezeReport = {
       hygieneMs,
       stoppedMs: Number(reply.stoppedUs) / 1000,
+      ...(heldMs === undefined ? {} : { heldMs }),
       totalMs: nowMs() - began,
       anonymousBytes: Number(reply.anonymousPages) * PAGE_BYTES,
       storedBytes: Number(reply.storedPages) * PAGE_BYTES,
+      copiedAheadBytes: Number(reply.aheadBytes),
+      rounds: Number(reply.rounds),
+      copiedStoppedBytes: Number(reply.stopBytes),
       notes: facts.notes,
     };
     await writeManifest(temporary, {
       id,
       createdMs: Date.now(),
-      generation: origin === undefined ? 0 : origin.generation + 1,
+      generation: generationOf(instance, options),
       heat: (origin?.heat ?? 0) + instance.served,
       spec: instance.spec,
       lineagePids: [...instance.lineagePids],

@@ -149,6 +149,13 @@ export interface FreezeOptions {
   readonly dir?: string;
   /** Run before-snapshot hooks and garbage collection first (default true). */
   readonly hygiene?: boolean;
+  /**
+   * The instance goes on serving: `invoke` may be called at any time. Memory is copied while requests flow; then, between two of
+   * them, the before-snapshot hooks run and the process is stopped for what it wrote since. A request that comes at that moment is
+   * held until it goes on, {@link FreezeReport.heldMs} at most. Garbage is not collected, so that the image holds all of it (and
+   * whatever requests left in memory): thaw it privately and freeze that for one to keep. Default false.
+   */
+  readonly live?: boolean;
   /** The image's generation. Default: one more than that of the image it was thawed from, 0 after a boot. */
   readonly generation?: number;
 }
@@ -169,11 +176,18 @@ export interface CodeHeat {
 /** What freezing cost and what it found. */
 export interface FreezeReport {
   readonly hygieneMs: number;
-  /** How long the process was stopped. */
+  /** How long the process was stopped, all stops together. */
   readonly stoppedMs: number;
+  /** Of a live freeze: how long requests were held back, hooks and stop together. */
+  readonly heldMs?: number;
   readonly totalMs: number;
   readonly anonymousBytes: number;
   readonly storedBytes: number;
+  /** Copied while the process ran, what changed meanwhile more than once; and in how many rounds. Absent for images of a former version. */
+  readonly copiedAheadBytes?: number;
+  readonly rounds?: number;
+  /** Copied while it was stopped. */
+  readonly copiedStoppedBytes?: number;
   /** Plain sentences: TCP connections that will be seen as reset, mappings simplified, … */
   readonly notes: readonly string[];
 }
