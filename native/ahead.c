@@ -68,6 +68,7 @@ static void see_mappings(struct ahead *ahead, enum vma_flags flags)
 	ahead->maps = maps;
 	/* The former list is not freed: regions point into it. It has grown by some mappings; this is a short life. */
 	ahead->vma_count = read_vmas(ahead->target->pid, &ahead->vmas, flags);
+	dump_identify(ahead->dump, ahead->target->pid, ahead->vmas, ahead->vma_count);
 }
 
 static void register_new(struct ahead *ahead)

@@ -128,11 +128,18 @@ void json_bytes(const char *key, const void *bytes, size_t count)
 {
 	static const char digits[] = "0123456789abcdef";
 	const uint8_t *at = bytes;
+	char text[512];
 	json_key(key);
 	fputc('"', facts);
-	for (size_t i = 0; i < count; i++) {
-		fputc(digits[at[i] >> 4], facts);
-		fputc(digits[at[i] & 15], facts);
+	while (count > 0) {
+		size_t part = count < sizeof text / 2 ? count : sizeof text / 2;
+		for (size_t i = 0; i < part; i++) {
+			text[2 * i] = digits[at[i] >> 4];
+			text[2 * i + 1] = digits[at[i] & 15];
+		}
+		fwrite(text, 1, 2 * part, facts);
+		at += part;
+		count -= part;
 	}
 	fputc('"', facts);
 }

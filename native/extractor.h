@@ -56,8 +56,9 @@ struct target {
 	struct thread threads[THREADS_MAX];
 	int thread_count;
 	uint64_t vdso, syscall_at;
+	bool steps, steps_known; /* how system calls are run in it */
 };
-/* Stops every thread while the main one waits for a request; refuses when it never does.
+/* Stops every thread while the main one waits for a request; refuses when it never does. Signals wait, too.
    Returns when the stop began, CLOCK_MONOTONIC nanoseconds. */
 uint64_t stop_all(struct target *target);
 /* Stops every thread, or the main one alone, if the main one waits for a request; false otherwise. For a process that goes on

@@ -422,6 +422,23 @@ static int by_address(const void *left, const void *right)
 	return a->address < b->address ? -1 : a->address > b->address;
 }
 
+/* The kernel's own link to the file behind a mapping: no path that the function could have bent. */
+static void identify(pid_t pid, struct vma *vma)
+{
+	char path[96];
+	if (vma->identified || (vma->kind != FILE_PRIVATE && vma->kind != FILE_SHARED))
+		return;
+	snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
+	vma->identified = stat(path, &vma->file) == 0;
+}
+
+void dump_identify(const struct dump *dump, pid_t pid, struct vma *vmas, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (parent_of(dump, &vmas[i]) == NO_PARENT)
+			identify(pid, &vmas[i]);
+}
+
 static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *region)
 {
 	struct iovec local[IOV_COUNT], remote[IOV_COUNT];
@@ -484,9 +501,7 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 			vma->parent_offset = vma->offset;
 		}
 		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
-			/* the kernel's own link to the file behind the mapping: no path that the function could have bent */
-			snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, target->pid, vma->start, vma->end);
-			vma->identified = stat(path, &vma->file) == 0;
+			identify(target->pid, vma);
 			if (!lasts(dump, vma)) {
 				if (!vma->identified)
 					die("cannot look at the mapped file %s: %s", vma->path, strerror(errno));

@@ -54,5 +54,7 @@ const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_
 void *grow(void *list, size_t count, size_t *room, size_t item);
 /* Whether private pages of this mapping are the image's memory, not an overlay of a file. */
 bool dump_takes_pages(const struct dump *dump, const struct vma *vma);
+/* Looks at the files behind the mappings ahead of time. */
+void dump_identify(const struct dump *dump, pid_t pid, struct vma *vmas, size_t count);
 /* Room to copy into. */
 uint8_t *dump_room(struct dump *dump, size_t bytes);
