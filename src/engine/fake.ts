@@ -225,7 +225,7 @@ export class FakeEngine implements Engine {
   }
 
   /** For the instances of this engine: writes an image directory as one step. */
-  async writeImage(spec: FunctionSpec, generation: number, heat: number, dir: string | undefined): Promise<Image> {
+  async writeImage(spec: FunctionSpec, generation: number, heat: number, dir: string | undefined, live = false): Promise<Image> {
     this.#needFreezing("freeze");
     const id = `fake-${this.#nextImage++}`;
     const target = dir ?? join(this.#dir ?? "/nonexistent", id);
@@ -236,7 +236,18 @@ export class FakeEngine implements Engine {
       heat,
       spec,
       bytesOnDisk: 4096,
-      report: { hygieneMs: 1, stoppedMs: 2, totalMs: 5, anonymousBytes: this.residentBytes.warm, storedBytes: 4096, notes: [] },
+      report: {
+        hygieneMs: live ? 0 : 1,
+        stoppedMs: 2,
+        ...(live ? { heldMs: 3 } : {}),
+        totalMs: 5,
+        anonymousBytes: this.residentBytes.warm,
+        storedBytes: 4096,
+        copiedAheadBytes: this.residentBytes.warm,
+        rounds: 2,
+        copiedStoppedBytes: 4096,
+        notes: [],
+      },
     };
     const temporary = `${target}.partial`;
     await mkdir(temporary);
@@ -328,10 +339,13 @@ export class FakeInstance implements Instance {
   async freeze(options: FreezeOptions = {}): Promise<Image> {
     this.engine.note("freeze", this.spec.name);
     assert(this.alive, `freeze of instance ${this.id}, which has ended`);
+    const live = options.live === true;
+    assert(live || !this.#busy, `instance ${this.id} is frozen between two requests`);
     await delay(this.engine.delayMs.freeze);
     this.engine.failIfAsked("freeze");
-    const generation = this.start.generation === undefined ? 0 : this.start.generation + 1;
-    const image = await this.engine.writeImage(this.spec, generation, this.heat + this.served, options.dir);
+    if (live && !this.alive) throw new ThawError("INSTANCE_EXITED", { what: `Instance ${this.id} ended while it was frozen` });
+    const generation = options.generation ?? (this.start.generation === undefined ? 0 : this.start.generation + 1);
+    const image = await this.engine.writeImage(this.spec, generation, this.heat + this.served, options.dir, live);
     if (options.then === "end") await this.dispose();
     return image;
   }

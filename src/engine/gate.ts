@@ -5,6 +5,7 @@
 export class Gate {
   #shut: Promise<void> | undefined;
   readonly #whenIdle: (() => void)[] = [];
+  #working: Promise<void> | undefined;
 
   /** Pending while a request has to wait; what waits for it looks again when it resolves. */
   get shut(): Promise<void> | undefined {
@@ -39,5 +40,31 @@ export class Gate {
   /** The request that ran has been answered, or never will be. Before whoever sent it can send the next. */
   idle(): void {
     for (const shut of this.#whenIdle.splice(0)) shut();
+  }
+
+  /** Whether something is done by {@link Gate.alone}. */
+  get working(): boolean {
+    return this.#working !== undefined;
+  }
+
+  /** Resolves when neither a request has to wait nor anything is done by {@link Gate.alone}; undefined when that is so. */
+  get quiet(): Promise<void> | undefined {
+    if (this.#shut === undefined || this.#working === undefined) return this.#shut ?? this.#working;
+    return Promise.all([this.#shut, this.#working]).then(() => undefined);
+  }
+
+  /** Does one thing after the other; requests may pass meanwhile. */
+  async alone<T>(work: () => Promise<T>): Promise<T> {
+    while (this.#working !== undefined) await this.#working;
+    const done = work();
+    const working = done.then(
+      () => undefined,
+      () => undefined,
+    );
+    this.#working = working;
+    void working.then(() => {
+      this.#working = undefined;
+    });
+    return done;
   }
 }

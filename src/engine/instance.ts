@@ -87,8 +87,6 @@ export class LiveInstance implements Instance, InstanceListener {
   private resumed = false;
   readonly hibernation: Hibernation;
   readonly gate = new Gate();
-  /** Pending during a freeze; never rejects. */
-  private freezing: Promise<void> | undefined;
   private readonly parser = new FrameParser();
   private logChunks: Buffer[] = [];
   private logBytes = 0;
@@ -241,26 +239,14 @@ export class LiveInstance implements Instance, InstanceListener {
 
   async freeze(options: FreezeOptions = {}): Promise<Image> {
     assert(options.live === true || this.running === undefined, "an instance is frozen between two requests");
-    while (this.freezing !== undefined) await this.freezing;
-    const done = this.freezeAlone(options);
-    const freezing = done.then(
-      () => undefined,
-      () => undefined,
-    );
-    this.freezing = freezing;
-    void freezing.then(() => {
-      this.freezing = undefined;
+    return this.gate.alone(async () => {
+      await this.gate.shut;
+      await this.hibernation.settled();
+      // Hooks and hygiene bring its memory back.
+      await this.hibernation.wake();
+      this.owner.abandonRecording(this);
+      return this.owner.freeze(this, options);
     });
-    return done;
-  }
-
-  private async freezeAlone(options: FreezeOptions): Promise<Image> {
-    await this.gate.shut;
-    await this.hibernation.settled();
-    // Hooks and hygiene bring its memory back.
-    await this.hibernation.wake();
-    this.owner.abandonRecording(this);
-    return this.owner.freeze(this, options);
   }
 
   faults(): Promise<StartFaults | undefined> {
@@ -311,9 +297,7 @@ export class LiveInstance implements Instance, InstanceListener {
   hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
     this.owner.abandonRecording(this);
-    const { shut } = this.gate;
-    const { freezing } = this;
-    return this.hibernation.hibernate(shut === undefined ? freezing : Promise.all([shut, freezing]).then(() => undefined));
+    return this.hibernation.hibernate(this.gate.quiet);
   }
 
   wake(): Promise<StartResult> {
@@ -322,7 +306,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   async dispose(): Promise<void> {
     // A working set that is being read from this process is worth the few milliseconds.
-    if (this.alive && this.freezing === undefined) await this.gate.shut;
+    if (this.alive && !this.gate.working) await this.gate.shut;
     this.runAfterAnswer();
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);

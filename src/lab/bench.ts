@@ -14,6 +14,7 @@ import { Progress } from "./progress.js";
 import { type Check, checksTable, hasFailed, jsonLines, type SectionReport, troubles } from "./report.js";
 import { floor } from "./sections/floor.js";
 import { freeze } from "./sections/freeze.js";
+import { heatPause } from "./sections/heat-pause.js";
 import { http } from "./sections/http.js";
 import { memoryCold } from "./sections/memory-cold.js";
 import { memoryDensity } from "./sections/memory-density.js";
@@ -35,6 +36,7 @@ const SECTIONS: readonly Section[] = [
   warm,
   sustained,
   freeze,
+  heatPause,
   memoryCold,
   memoryWarm,
   memoryShare,
