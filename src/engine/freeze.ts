@@ -6,7 +6,7 @@
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { nowMs } from "../base/clock.js";
+import { nowMs, sleep } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
@@ -33,6 +33,7 @@ const PAGE_BYTES = 4096;
 const HELPER_FD = 3;
 /** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
 const PREPARE_MS_MAX = 30_000;
+const EXIT_GRACE_MS = 250;
 
 /** What freezing needs of the engine. */
 export interface FreezeTools {
@@ -103,6 +104,12 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
   }
 }
 
+/** A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later. */
+async function hasEnded(instance: LiveInstance, { code }: Readonly<Record<string, unknown>>): Promise<boolean> {
+  if (code === "failed") await Promise.race([instance.husk.gone(), sleep(EXIT_GRACE_MS)]);
+  return !instance.alive;
+}
+
 /** The generation of the next image of `instance`. */
 export function generationOf({ origin }: LiveInstance, { generation }: FreezeOptions): number {
   return generation ?? (origin === undefined ? 0 : origin.generation + 1);
@@ -137,14 +144,18 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     if (file !== undefined) argv.push(`swap=${HELPER_FD}`);
     const extract = (...words: readonly string[]) =>
       tools.keeper.helper([...argv, ...words], { files: file === undefined ? [] : [file] });
-    const hooks = (): Promise<number> => (options.hygiene === false ? Promise.resolve(0) : prepare(instance, LIVE));
+    const hooks = async (): Promise<number> => {
+      ({ served } = instance);
+      return options.hygiene === false ? 0 : prepare(instance, LIVE);
+    };
     const renew = (): void => instance.announceThaw(generationOf(instance, options));
+    let { served } = instance;
     const stop = live
       ? await extractLive(instance, temporary, extract, { hooks, renew })
       : { ended: await extract(), hygieneMs, heldMs };
     ({ hygieneMs, heldMs } = stop);
     const reply = parseReply(stop.ended.stdout);
-    if (!reply.ok && live && !instance.alive) throw instance.exitError();
+    if (!reply.ok && (await hasEnded(instance, reply))) throw instance.exitError();
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");
     const factsPath = join(temporary, "facts.json");
@@ -173,7 +184,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
       id,
       createdMs: Date.now(),
       generation: generationOf(instance, options),
-      heat: (origin?.heat ?? 0) + instance.served,
+      heat: (origin?.heat ?? 0) + served,
       spec: instance.spec,
       lineagePids: [...instance.lineagePids],
       fingerprint: tools.fingerprint,
