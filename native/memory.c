@@ -272,15 +272,35 @@ static void set_parent(struct dump *dump, int index, int fd, const char *what)
 	parent->ino = is.st_ino;
 }
 
-static void open_parent(struct dump *dump, int index, const char *pages)
+/* A parent that was removed lives on behind the process's mappings of it, and is opened through one of them; -1: it maps none. */
+static int open_removed(pid_t pid, const char *name)
+{
+	char path[96], *maps = read_maps(pid);
+	int fd = -1;
+	for (char *line = strtok(maps, "\n"); line && fd < 0; line = strtok(NULL, "\n")) {
+		uint64_t start, end;
+		int name_at = 0;
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*s %*s %*s %*s %n", &start, &end, &name_at) < 2 || strcmp(line + name_at, name) != 0)
+			continue;
+		snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, start, end);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+	}
+	free(maps);
+	return fd;
+}
+
+static void open_parent(struct dump *dump, pid_t pid, int index, const char *pages)
 {
 	if (!pages)
 		return;
 	int fd = open(pages, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 && errno == ENOENT)
+	if (fd < 0 && errno == ENOENT) {
 		snprintf(dump->parents[index].gone, sizeof dump->parents[index].gone, "%s (deleted)", pages);
-	else
-		set_parent(dump, index, fd, pages);
+		fd = open_removed(pid, dump->parents[index].gone);
+		if (fd < 0)
+			return; /* what it still maps of it, if anything, is read through the process */
+	}
+	set_parent(dump, index, fd, pages);
 }
 
 /* Which of the files that are memory it maps; 0: none of them. */
@@ -311,8 +331,8 @@ struct dump *dump_prepare(const struct target *target, const struct sources *sou
 		die("out of memory");
 	for (int i = 0; i < PARENTS; i++)
 		dump->parents[i].fd = -1;
-	open_parent(dump, IMAGE, sources->image_pages);
-	open_parent(dump, BASE, sources->base_pages);
+	open_parent(dump, target->pid, IMAGE, sources->image_pages);
+	open_parent(dump, target->pid, BASE, sources->base_pages);
 	if (sources->swap_fd >= 0)
 		set_parent(dump, SWAP, sources->swap_fd, "the file of its hibernation");
 	uint64_t bytes = rollup_anonymous(target->pid);

@@ -3,7 +3,7 @@
  * instance, wait in order while it is busy or held, and are timed from the moment they were due. A closed loop would send nothing
  * during a pause, and so would see one slow request where many clients saw one each ("coordinated omission").
  */
-import { setImmediate as turn, setTimeout as pause } from "node:timers/promises";
+import { setTimeout as pause, setImmediate as turn } from "node:timers/promises";
 import { errorText } from "../base/errors.js";
 import type { Engine, FreezeReport, Instance } from "../engine/types.js";
 import { ask, checkAnswer, eventOf } from "./engine-under-test.js";

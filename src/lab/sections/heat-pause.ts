@@ -1,7 +1,13 @@
 /** Freezing a live instance: the pause that clients see. */
 import { withEngine } from "../engine-under-test.js";
 import type { Section } from "../lab.js";
-import { LIVE_FREEZES_MIN, LIVE_REQUESTS_PER_SECOND, type LiveFreeze, type LiveFreezes, measureLiveFreezes } from "../live-freeze.js";
+import {
+  LIVE_FREEZES_MIN,
+  LIVE_REQUESTS_PER_SECOND,
+  type LiveFreeze,
+  type LiveFreezes,
+  measureLiveFreezes,
+} from "../live-freeze.js";
 import { check, exactly, type Measurement } from "../report.js";
 import { median, quantile } from "../statistics.js";
 import { megabytes, significant } from "../table.js";
@@ -39,7 +45,9 @@ function measurements({ freezes, failures, cutShort, method, outsideMs }: LiveFr
     samples: freezes.map(read),
     failures: index === 0 ? failures : [],
     ...(cutShort === undefined || index > 0 ? {} : { cutShort }),
-    ...(index > 0 ? {} : { facts: { method, outsideP50Ms: outsideMs.p50, outsideP99Ms: outsideMs.p99, outsideMaxMs: outsideMs.max } }),
+    ...(index > 0
+      ? {}
+      : { facts: { method, outsideP50Ms: outsideMs.p50, outsideP99Ms: outsideMs.p99, outsideMaxMs: outsideMs.max } }),
   }));
 }
 
