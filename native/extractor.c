@@ -561,6 +561,8 @@ static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_n
 		else
 			usleep(ARM_WAIT_MS * 500);
 	}
+	/* Looked at again when all is stopped; what is known now need not hold requests back. */
+	refuse_company();
 	struct ahead *ahead = ahead_arm(&target, dump);
 	release_all(&target);
 	*stopped_ns += clock_ns(CLOCK_MONOTONIC) - began;
