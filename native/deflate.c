@@ -10,7 +10,8 @@
  *   stage     the process     what it does
  *   arm       main thread     a userfaultfd with WP_ASYNC is made by injection, taken over, and registered: the kernel then notes
  *             held shortly    which pages are written, and nobody ever waits for it
- *   copy      runs            private pages → file, fdatasync. Almost all of the bytes; a full disk is found here
+ *   copy      runs            private pages → file, fdatasync, and again what was written meanwhile, until that is little. Almost all
+ *                             of the bytes; a full disk is found here
  *   stop      all stopped     what was written since is copied; what is gone is cleared
  *   remap     all stopped     mappings of the file over the memory, MADV_DONTNEED over all. No way back: a failure here ends the
  *                             process, because half of it would be gone
@@ -52,6 +53,8 @@
 #define MAPPINGS_SPARE 256
 #define STOP_TRIES 400
 #define STOP_WAIT_US 500
+#define ROUNDS_MAX 8
+#define FEW_PAGES 16
 
 struct range {
 	uint64_t start, end;
@@ -331,6 +334,33 @@ static void copy_piece(struct deflation *d, const struct piece *piece, bool fres
 		copy_range(d, piece, piece->start, piece->end, false);
 	for (size_t i = 0; i < piece->range_count && !piece->over_file; i++)
 		copy_range(d, piece, piece->ranges[i].start, piece->ranges[i].end, fresh);
+}
+
+/* Was written since it was copied, and is protected again: to its place once more. What has no place yet is found at the stop. */
+static void copy_again(void *context, const struct scan_region *range)
+{
+	struct deflation *d = context;
+	for (size_t i = 0; i < d->view->piece_count; i++) {
+		const struct piece *piece = &d->view->pieces[i];
+		uint64_t start = range->start > piece->start ? range->start : piece->start;
+		uint64_t end = range->end < piece->end ? range->end : piece->end;
+		if (start < end)
+			copy_range(d, piece, start, end, false);
+	}
+}
+
+/* So that little is left for the stop, whatever the process did while its memory was written to disk. */
+static void copy_rounds(struct deflation *d, struct view *view)
+{
+	d->view = view;
+	for (int round = 0; round < ROUNDS_MAX && !cancelled; round++) {
+		uint64_t before = d->written_pages;
+		for (size_t i = 0; i < view->vma_count && !cancelled; i++)
+			if (!left_alone(&view->vmas[i]))
+				track_written(d->pagemap, &view->vmas[i], copy_again, d);
+		if (d->written_pages - before <= FEW_PAGES)
+			break;
+	}
 }
 
 /* Calls `each` for every part of `a` that `b` does not cover. Both are sorted. */
@@ -786,6 +816,7 @@ int deflate(struct target *target, int argc, char **argv)
 		copy_piece(&d, &running.pieces[i], !running.pieces[i].mapped);
 	if (!cancelled && fdatasync(SWAP_FD) != 0)
 		die("cannot write the memory to disk: %s", strerror(errno));
+	copy_rounds(&d, &running);
 
 	if (!stop(&d, true))
 		return report(&d, NULL, false);
