@@ -10,7 +10,8 @@
  *   stage     the process     what it does
  *   arm       main thread     a userfaultfd with WP_ASYNC is made by injection, taken over, and registered: the kernel then notes
  *             held shortly    which pages are written, and nobody ever waits for it
- *   copy      runs            private pages → file, fdatasync. Almost all of the bytes; a full disk is found here
+ *   copy      runs            private pages → file, fdatasync, and again what was written meanwhile, until that is little. Almost all
+ *                             of the bytes; a full disk is found here
  *   stop      all stopped     what was written since is copied; what is gone is cleared
  *   remap     all stopped     mappings of the file over the memory, MADV_DONTNEED over all. No way back: a failure here ends the
  *                             process, because half of it would be gone
@@ -26,13 +27,12 @@
  * follows it up to the next cell is a hole: memory that grows (mremap) finds zeros. Cells of memory that is gone are
  * used again.
  */
-#include "memory.h"
+#include "track.h"
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/kcmp.h>
-#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,11 +53,8 @@
 #define MAPPINGS_SPARE 256
 #define STOP_TRIES 400
 #define STOP_WAIT_US 500
-#define SCAN_WP_MATCHING (1 << 0)
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#define WP_ASYNC (1 << 15) /* UFFD_FEATURE_WP_ASYNC: Linux 6.7, not in the headers of older distributions */
+#define ROUNDS_MAX 8
+#define FEW_PAGES 16
 
 struct range {
 	uint64_t start, end;
@@ -113,28 +110,6 @@ static void on_term(int signal)
 }
 
 /* ---- what there is ---- */
-
-static char *read_maps(pid_t pid)
-{
-	char path[64];
-	static size_t room = 1 << 16;
-	snprintf(path, sizeof path, "/proc/%d/maps", pid);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	char *text = malloc(room);
-	size_t used = 0;
-	for (ssize_t got = 1; fd >= 0 && text && got > 0; used += (size_t)got) {
-		if (room - used < 8192)
-			text = realloc(text, room *= 2);
-		got = text ? read(fd, text + used, room - used - 1) : -1;
-		if (got < 0)
-			die("cannot read %s: %s", path, strerror(errno));
-	}
-	if (fd < 0 || !text)
-		die("cannot read %s: %s", path, strerror(errno));
-	close(fd);
-	text[used] = 0;
-	return text;
-}
 
 static bool in_swap(const struct deflation *d, const struct vma *vma)
 {
@@ -248,7 +223,7 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 		view->vmas = earlier->vmas;
 		view->vma_count = earlier->vma_count;
 	} else {
-		view->vma_count = read_vmas(pid, &view->vmas, true, false);
+		view->vma_count = read_vmas(pid, &view->vmas, VMAS_FLAGS);
 	}
 	view->swap_present = open_memstream(&view->swap_text, &view->swap_bytes);
 	view->file_present = open_memstream(&view->file_text, &view->file_bytes);
@@ -359,6 +334,33 @@ static void copy_piece(struct deflation *d, const struct piece *piece, bool fres
 		copy_range(d, piece, piece->start, piece->end, false);
 	for (size_t i = 0; i < piece->range_count && !piece->over_file; i++)
 		copy_range(d, piece, piece->ranges[i].start, piece->ranges[i].end, fresh);
+}
+
+/* Was written since it was copied, and is protected again: to its place once more. What has no place yet is found at the stop. */
+static void copy_again(void *context, const struct scan_region *range)
+{
+	struct deflation *d = context;
+	for (size_t i = 0; i < d->view->piece_count; i++) {
+		const struct piece *piece = &d->view->pieces[i];
+		uint64_t start = range->start > piece->start ? range->start : piece->start;
+		uint64_t end = range->end < piece->end ? range->end : piece->end;
+		if (start < end)
+			copy_range(d, piece, start, end, false);
+	}
+}
+
+/* So that little is left for the stop, whatever the process did while its memory was written to disk. */
+static void copy_rounds(struct deflation *d, struct view *view)
+{
+	d->view = view;
+	for (int round = 0; round < ROUNDS_MAX && !cancelled; round++) {
+		uint64_t before = d->written_pages;
+		for (size_t i = 0; i < view->vma_count && !cancelled; i++)
+			if (!left_alone(&view->vmas[i]))
+				track_written(d->pagemap, &view->vmas[i], copy_again, d);
+		if (d->written_pages - before <= FEW_PAGES)
+			break;
+	}
 }
 
 /* Calls `each` for every part of `a` that `b` does not cover. Both are sorted. */
@@ -532,46 +534,20 @@ static void go_on(struct deflation *d)
 	setpriority(PRIO_PROCESS, 0, 0);
 }
 
-/* Takes a descriptor of the process over. */
-static int take_over(struct deflation *d, int theirs)
-{
-	int pidfd = (int)syscall(SYS_pidfd_open, d->target->pid, 0);
-	int fd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, theirs, 0);
-	int error = errno;
-	if (pidfd >= 0)
-		close(pidfd);
-	errno = error;
-	return fd;
-}
-
 /* From here on the kernel notes which pages are written. False when a request came first. */
 static bool arm(struct deflation *d, const struct view *view)
 {
 	if (!stop(d, false))
 		return false;
-	struct thread *main_thread = &d->target->threads[0];
-	long made = inject(d->target, main_thread, SYS_userfaultfd, (uint64_t[6]){ O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0 });
-	if (made < 0)
-		refuse("writes to its memory cannot be noted (userfaultfd: %s)", strerror((int)-made));
-	d->uffd = take_over(d, (int)made);
-	int error = errno;
-	inject(d->target, main_thread, SYS_close, (uint64_t[6]){ (uint64_t)made, 0, 0, 0, 0, 0 });
+	d->uffd = track_make(d->target);
 	go_on(d);
-	if (d->uffd < 0)
-		die("cannot take over a descriptor: %s", strerror(error));
-	struct uffdio_api api = { .api = UFFD_API, .features = WP_ASYNC };
-	if (ioctl(d->uffd, UFFDIO_API, &api) != 0)
-		die("cannot note writes: %s (UFFD_FEATURE_WP_ASYNC needs Linux 6.7)", strerror(errno));
-	const struct scan_arg protect = { .flags = SCAN_WP_MATCHING, .category_inverted = IS_FILE | IS_ZERO,
-					  .category_mask = IS_FILE | IS_ZERO | IS_PRESENT, .return_mask = IS_PRESENT };
 	for (size_t i = 0; i < view->vma_count; i++) {
 		const struct vma *vma = &view->vmas[i];
 		if (left_alone(vma) || vma->shared || vma->kind == FILE_SHARED)
 			continue;
-		struct uffdio_register all = { .range = { vma->start, vma->end - vma->start }, .mode = UFFDIO_REGISTER_MODE_WP };
 		/* A mapping that is gone by now, or another: what is not registered counts as written. */
-		if (ioctl(d->uffd, UFFDIO_REGISTER, &all) == 0)
-			scan(d->pagemap, vma->start, vma->end, protect, nothing, NULL);
+		if (track_mapping(d->uffd, vma))
+			track_written(d->pagemap, vma, nothing, NULL);
 	}
 	return true;
 }
@@ -582,7 +558,7 @@ static bool request_waits(struct deflation *d)
 	static int control = -2;
 	int bytes = 0;
 	if (control == -2)
-		control = take_over(d, d->target->control_fd);
+		control = take_descriptor(d->target->pid, d->target->control_fd);
 	return cancelled || (control >= 0 && ioctl(control, FIONREAD, &bytes) == 0 && bytes > 0);
 }
 
@@ -631,7 +607,7 @@ static void enter_workshop(struct deflation *d, struct workshop *shop, size_t ca
 	long result = do_one(d, SYS_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, shop->at + PAIR_AT, 0, 0);
 	if (result < 0 || pread(d->mem, shop->theirs, sizeof shop->theirs, (off_t)(shop->at + PAIR_AT)) != sizeof shop->theirs)
 		give_up(d, shop, "cannot hand the file to the process", result);
-	int mine = take_over(d, shop->theirs[0]);
+	int mine = take_descriptor(d->target->pid, shop->theirs[0]);
 	char name[32];
 	snprintf(name, sizeof name, "/proc/self/fd/%d", SWAP_FD);
 	int readable = open(name, O_RDONLY | O_CLOEXEC); /* private mappings need no more */
@@ -789,7 +765,7 @@ static void drop_neighbours(struct deflation *d, const struct view *now)
 static int report(struct deflation *d, const struct view *view, bool done)
 {
 	struct view now = { 0 };
-	now.vma_count = read_vmas(d->target->pid, &now.vmas, true, false);
+	now.vma_count = read_vmas(d->target->pid, &now.vmas, VMAS_FLAGS);
 	clear_unused(d, &now);
 	/* After the process goes on: a request that comes now does not wait for the disk. */
 	if (fdatasync(SWAP_FD) != 0)
@@ -830,7 +806,7 @@ int deflate(struct target *target, int argc, char **argv)
 		die("cannot open the memory of the process: %s", strerror(errno));
 
 	first.text = read_maps(target->pid);
-	first.vma_count = read_vmas(target->pid, &first.vmas, true, false);
+	first.vma_count = read_vmas(target->pid, &first.vmas, VMAS_FLAGS);
 	refuse_unfit(&d, &first);
 	if (!arm(&d, &first))
 		return report(&d, NULL, false);
@@ -840,6 +816,7 @@ int deflate(struct target *target, int argc, char **argv)
 		copy_piece(&d, &running.pieces[i], !running.pieces[i].mapped);
 	if (!cancelled && fdatasync(SWAP_FD) != 0)
 		die("cannot write the memory to disk: %s", strerror(errno));
+	copy_rounds(&d, &running);
 
 	if (!stop(&d, true))
 		return report(&d, NULL, false);

@@ -23,18 +23,20 @@
  * Whatever cannot be frozen is refused with its name before anything of the process was changed. The last line on
  * stdout is one JSON object: {"ok":true,…} or {"ok":false,"code":"refused"|"failed","why":…}.
  */
-#include "extractor.h"
+#include "ahead.h"
+#include "track.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -126,11 +128,18 @@ void json_bytes(const char *key, const void *bytes, size_t count)
 {
 	static const char digits[] = "0123456789abcdef";
 	const uint8_t *at = bytes;
+	char text[512];
 	json_key(key);
 	fputc('"', facts);
-	for (size_t i = 0; i < count; i++) {
-		fputc(digits[at[i] >> 4], facts);
-		fputc(digits[at[i] & 15], facts);
+	while (count > 0) {
+		size_t part = count < sizeof text / 2 ? count : sizeof text / 2;
+		for (size_t i = 0; i < part; i++) {
+			text[2 * i] = digits[at[i] >> 4];
+			text[2 * i + 1] = digits[at[i] & 15];
+		}
+		fwrite(text, 1, 2 * part, facts);
+		at += part;
+		count -= part;
 	}
 	fputc('"', facts);
 }
@@ -465,8 +474,8 @@ static void write_frame_shape(void)
 	json_close('}');
 }
 
-/* Words `name=value`, in any order: what the process may have mapped as its memory. */
-static struct sources read_sources(int count, char **words)
+/* Words `name=value`, in any order: what the process may have mapped as its memory, and who is told when. */
+static struct sources read_sources(int count, char **words, const char **live)
 {
 	struct sources sources = { .swap_fd = -1 };
 	for (int i = 0; i < count; i++) {
@@ -480,6 +489,8 @@ static struct sources read_sources(int count, char **words)
 			sources.base_layout = value + 1;
 		else if (name == 4 && strncmp(words[i], "swap", name) == 0)
 			sources.swap_fd = atoi(value + 1);
+		else if (name == 4 && strncmp(words[i], "live", name) == 0)
+			*live = value + 1;
 		else
 			die("freeze does not know %s", words[i]);
 	}
@@ -488,13 +499,90 @@ static struct sources read_sources(int count, char **words)
 	return sources;
 }
 
+/* ---- live: a process that goes on serving requests, and a server that holds them back for the stop ---- */
+
+enum { LIVE_READY = 'r', LIVE_STOP = 's', LIVE_RELEASED = 'l' };
+/* While it waits for the order to stop, what was written meanwhile is copied this often: a long request would leave much. */
+#define LIVE_ROUND_MS 50
+#define ARM_TRIES 400
+#define ARM_WAIT_MS 1
+/* While the process runs it comes first. */
+#define NICE_RUNNING 10
+
+static int live_open(int dir, const char *name)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/%s", dir, name);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
+		die("cannot reach the server: %s", strerror(errno));
+	return fd;
+}
+
+static _Noreturn void gave_up(void)
+{
+	errno = 0;
+	die("the server gave up");
+}
+
+static void live_tell(int live, char what)
+{
+	if (send(live, &what, 1, MSG_NOSIGNAL) != 1)
+		gave_up();
+}
+
+/* Whether the order to stop came within that time. Whoever gives up closes the socket. */
+static bool live_told(int live, int timeout_ms)
+{
+	struct pollfd event = { live, POLLIN, 0 };
+	char order;
+	if (poll(&event, 1, timeout_ms) == 0)
+		return false;
+	if (read(live, &order, 1) != 1 || order != LIVE_STOP)
+		gave_up();
+	return true;
+}
+
+/* Copies ahead what it can; NULL: this kernel cannot tell what is written, and all is copied at the stop. */
+static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_ns)
+{
+	uint64_t began;
+	const char *lacks = tracking_lacks();
+	if (lacks && live >= 0)
+		refuse("writes to its memory cannot be noted (%s: %s)", lacks, strerror(errno));
+	if (lacks)
+		return NULL;
+	/* A function that is busy now is waited for: its own time limit, which the server holds, ends that. */
+	for (int i = 0; !stop_in_place(&target, false, &began); i++) {
+		if (live < 0 && i == ARM_TRIES)
+			refuse("its main thread does not wait for a request (it never returned to the runtime)");
+		if (live >= 0)
+			(void)live_told(live, ARM_WAIT_MS);
+		else
+			usleep(ARM_WAIT_MS * 500);
+	}
+	/* Looked at again when all is stopped; what is known now need not hold requests back. */
+	refuse_company();
+	struct ahead *ahead = ahead_arm(&target, dump);
+	release_all(&target);
+	*stopped_ns += clock_ns(CLOCK_MONOTONIC) - began;
+	setpriority(PRIO_PROCESS, 0, live >= 0 ? NICE_RUNNING : 0);
+	ahead_rounds(ahead);
+	if (live < 0)
+		return ahead;
+	live_tell(live, LIVE_READY);
+	while (!live_told(live, LIVE_ROUND_MS))
+		ahead_round(ahead);
+	return ahead;
+}
+
 static int freeze(int argc, char **argv)
 {
 	if (argc < 5)
-		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [image=PAGES] [base=PAGES [layout=LAYOUT]] [swap=FD]");
+		die("usage: extractor freeze PID DIRECTORY CONTROL_FD [image=PAGES] [base=PAGES [layout=LAYOUT]] [swap=FD] [live=SOCKET]");
 	target.pid = atoi(argv[2]);
 	target.control_fd = atoi(argv[4]);
-	int dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int dir = open(argv[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC), live = -1;
 	if (dir < 0)
 		die("cannot open %s: %s", argv[3], strerror(errno));
 	char *text = NULL;
@@ -504,13 +592,19 @@ static int freeze(int argc, char **argv)
 		die("out of memory");
 	json_open(NULL, '{');
 	write_frame_shape();
-	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
-	setpriority(PRIO_PROCESS, 0, -20);
-	struct sources sources = read_sources(argc - 5, argv + 5);
+	const char *live_name = NULL;
+	struct sources sources = read_sources(argc - 5, argv + 5, &live_name);
+	if (live_name)
+		live = live_open(dir, live_name);
 	if (sources.base_layout)
 		base_open(sources.base_pages, sources.base_layout);
 	struct dump *dump = dump_prepare(&target, &sources);
 
+	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
+	setpriority(PRIO_PROCESS, 0, -20);
+	uint64_t stopped_ns = 0;
+	struct ahead *ahead = copy_ahead(dump, live, &stopped_ns);
+	setpriority(PRIO_PROCESS, 0, -20);
 	uint64_t stopped_at = stop_all(&target);
 	refuse_company();
 	write_clocks();
@@ -522,10 +616,14 @@ static int freeze(int argc, char **argv)
 	write_descriptors(&target, dir);
 	write_tmp(&target);
 	uint64_t facts_at = clock_ns(CLOCK_MONOTONIC);
-	dump_copy(dump, &target);
+	dump_copy(dump, &target, ahead);
 	release_all(&target);
 	uint64_t released_at = clock_ns(CLOCK_MONOTONIC);
-	setpriority(PRIO_PROCESS, 0, 0);
+	if (live >= 0)
+		live_tell(live, LIVE_RELEASED);
+	setpriority(PRIO_PROCESS, 0, live >= 0 ? NICE_RUNNING : 0);
+	if (ahead)
+		ahead_end(ahead);
 
 	uint64_t stored_pages, anonymous_pages;
 	store_tmp();
@@ -549,38 +647,10 @@ static int freeze(int argc, char **argv)
 	if (fd < 0 || close(fd) != 0)
 		die("cannot write facts.json: %s", strerror(errno));
 	printf("{\"ok\":true,\"stoppedUs\":%" PRIu64 ",\"factsUs\":%" PRIu64 ",\"storeUs\":%" PRIu64
-	       ",\"storedPages\":%" PRIu64 ",\"anonymousPages\":%" PRIu64 "}\n",
-	       (released_at - stopped_at) / 1000, (facts_at - stopped_at) / 1000,
-	       (clock_ns(CLOCK_MONOTONIC) - released_at) / 1000, stored_pages, anonymous_pages);
-	return 0;
-}
-
-/* ---- tracking: what a recording start needs of the kernel (src/image/compile-recording.ts) ---- */
-
-/* Not in the headers of older distributions. */
-#define USERFAULTFD_IOC_NEW_ _IO(0xAA, 0x00)
-#define UFFD_FEATURE_WP_UNPOPULATED_ (1ULL << 13)
-#define UFFD_FEATURE_WP_ASYNC_ (1ULL << 15)
-
-/* An answer, not a failure: `thaw doctor` reads it, too. */
-static int cannot_track(const char *what)
-{
-	printf("{\"ok\":false,\"code\":\"unsupported\",\"why\":\"%s: %s\"}\n", what, strerror(errno));
-	return 0;
-}
-
-static int try_tracking(void)
-{
-	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (device < 0)
-		return cannot_track("cannot open /dev/userfaultfd");
-	int uffd = ioctl(device, USERFAULTFD_IOC_NEW_, O_CLOEXEC | UFFD_USER_MODE_ONLY);
-	if (uffd < 0)
-		return cannot_track("cannot make a userfaultfd");
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_UNPOPULATED_ | UFFD_FEATURE_WP_ASYNC_ };
-	if (ioctl(uffd, UFFDIO_API, &api) != 0)
-		return cannot_track("userfaultfd has no asynchronous write protection, which came with Linux 6.7");
-	printf("{\"ok\":true}\n");
+	       ",\"storedPages\":%" PRIu64 ",\"anonymousPages\":%" PRIu64 ",\"aheadBytes\":%" PRIu64 ",\"rounds\":%d,\"stopBytes\":%" PRIu64 "}\n",
+	       (stopped_ns + released_at - stopped_at) / 1000, (facts_at - stopped_at) / 1000,
+	       (clock_ns(CLOCK_MONOTONIC) - released_at) / 1000, stored_pages, anonymous_pages,
+	       ahead ? ahead_bytes(ahead) : 0, ahead ? ahead_round_count(ahead) : 0, dump_stopped_bytes(dump));
 	return 0;
 }
 

@@ -56,8 +56,9 @@ struct target {
 	struct thread threads[THREADS_MAX];
 	int thread_count;
 	uint64_t vdso, syscall_at;
+	bool steps, steps_known; /* how system calls are run in it */
 };
-/* Stops every thread while the main one waits for a request; refuses when it never does.
+/* Stops every thread while the main one waits for a request; refuses when it never does. Signals wait, too.
    Returns when the stop began, CLOCK_MONOTONIC nanoseconds. */
 uint64_t stop_all(struct target *target);
 /* Stops every thread, or the main one alone, if the main one waits for a request; false otherwise. For a process that goes on
@@ -97,7 +98,10 @@ struct sources {
 	int swap_fd;
 };
 struct dump *dump_prepare(const struct target *target, const struct sources *sources);
-void dump_copy(struct dump *dump, const struct target *target);
+/* All is stopped. `ahead`: what was copied before (ahead.c); NULL: nothing. */
+struct ahead;
+void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahead);
+uint64_t dump_stopped_bytes(const struct dump *dump);
 /* Which of the mapped files has an allocator that cannot live on file mappings, if one has. */
 void dump_write_allocator(const struct dump *dump, pid_t pid);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);

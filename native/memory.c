@@ -11,7 +11,7 @@
  * Digest: over (offset, content) of every page that is not zero, in order of offset. Any change within one
  * 8-byte word changes it for certain (each step is a bijection of the state), others with probability 1 - 2^-64.
  */
-#include "memory.h"
+#include "ahead.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -35,7 +35,8 @@ static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shar
 
 struct run {
 	uint64_t address, pages;
-	const uint8_t *bytes; /* NULL: in that parent's file at parent_offset */
+	uint8_t *bytes; /* NULL: in that parent's file at parent_offset */
+	bool current; /* they are there already */
 	int parent;
 	uint64_t parent_offset;
 };
@@ -71,6 +72,7 @@ struct dump {
 	struct region *regions;
 	size_t region_count;
 	uint64_t anonymous_pages;
+	uint64_t stopped_bytes; /* copied while all was stopped */
 	uint64_t file_bytes, digest;
 };
 
@@ -139,13 +141,35 @@ static uint64_t rollup_anonymous(pid_t pid)
 	return kib * 1024ULL;
 }
 
-size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict)
+char *read_maps(pid_t pid)
+{
+	char path[64];
+	static size_t room = 1 << 16;
+	snprintf(path, sizeof path, "/proc/%d/maps", pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char *text = malloc(room);
+	size_t used = 0;
+	for (ssize_t got = 1; fd >= 0 && text && got > 0; used += (size_t)got) {
+		if (room - used < 8192)
+			text = realloc(text, room *= 2);
+		got = text ? read(fd, text + used, room - used - 1) : -1;
+		if (got < 0)
+			die("cannot read %s: %s", path, strerror(errno));
+	}
+	if (fd < 0 || !text)
+		die("cannot read %s: %s", path, strerror(errno));
+	close(fd);
+	text[used] = 0;
+	return text;
+}
+
+size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 {
 	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
 	static const char *const fixed[] = { " lo", " ht", " sl", " pf", " io", " dp" };
 	char path[64], *line = NULL;
 	size_t line_room = 0, count = 0, room = 0;
-	snprintf(path, sizeof path, "/proc/%d/%s", pid, flags ? "smaps" : "maps");
+	snprintf(path, sizeof path, "/proc/%d/%s", pid, flags == VMAS_PLAIN ? "maps" : "smaps");
 	FILE *file = fopen(path, "re");
 	if (!file)
 		die("cannot read %s: %s", path, strerror(errno));
@@ -187,7 +211,7 @@ size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict)
 			for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++)
 				current->stays |= strstr(line, fixed[i]) != NULL;
 			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
-			if (!strict)
+			if (flags < VMAS_REFUSING)
 				continue;
 			if (current->shared && (writable_ever || current->inode == 0))
 				refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB)",
@@ -195,12 +219,12 @@ size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict)
 			if (strstr(line, " pf") || strstr(line, " io"))
 				if (current->kind != VDSO)
 					refuse("it maps a device (%s)", current->path);
-			if (current->watched)
+			if (current->watched && flags != VMAS_REFUSING_OTHERS)
 				refuse("it uses userfaultfd");
 			if (strstr(line, " ss"))
 				refuse("it uses a shadow stack");
 		} else if (current && strncmp(line, "ProtectionKey:", 14) == 0 && strtol(line + 14, NULL, 10) != 0) {
-			if (strict)
+			if (flags >= VMAS_REFUSING)
 				refuse("it maps memory with a protection key");
 			current->stays = true;
 		}
@@ -248,15 +272,35 @@ static void set_parent(struct dump *dump, int index, int fd, const char *what)
 	parent->ino = is.st_ino;
 }
 
-static void open_parent(struct dump *dump, int index, const char *pages)
+/* A parent that was removed lives on behind the process's mappings of it, and is opened through one of them; -1: it maps none. */
+static int open_removed(pid_t pid, const char *name)
+{
+	char path[96], *maps = read_maps(pid);
+	int fd = -1;
+	for (char *line = strtok(maps, "\n"); line && fd < 0; line = strtok(NULL, "\n")) {
+		uint64_t start, end;
+		int name_at = 0;
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*s %*s %*s %*s %n", &start, &end, &name_at) < 2 || strcmp(line + name_at, name) != 0)
+			continue;
+		snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, start, end);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+	}
+	free(maps);
+	return fd;
+}
+
+static void open_parent(struct dump *dump, pid_t pid, int index, const char *pages)
 {
 	if (!pages)
 		return;
 	int fd = open(pages, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 && errno == ENOENT)
+	if (fd < 0 && errno == ENOENT) {
 		snprintf(dump->parents[index].gone, sizeof dump->parents[index].gone, "%s (deleted)", pages);
-	else
-		set_parent(dump, index, fd, pages);
+		fd = open_removed(pid, dump->parents[index].gone);
+		if (fd < 0)
+			return; /* what it still maps of it, if anything, is read through the process */
+	}
+	set_parent(dump, index, fd, pages);
 }
 
 /* Which of the files that are memory it maps; 0: none of them. */
@@ -270,6 +314,16 @@ static int parent_of(const struct dump *dump, const struct vma *vma)
 	return 0;
 }
 
+bool dump_takes_pages(const struct dump *dump, const struct vma *vma)
+{
+	return vma->kind == ANON || vma->kind == HEAP || parent_of(dump, vma) != NO_PARENT;
+}
+
+uint64_t dump_stopped_bytes(const struct dump *dump)
+{
+	return dump->stopped_bytes;
+}
+
 struct dump *dump_prepare(const struct target *target, const struct sources *sources)
 {
 	struct dump *dump = calloc(1, sizeof *dump);
@@ -277,12 +331,12 @@ struct dump *dump_prepare(const struct target *target, const struct sources *sou
 		die("out of memory");
 	for (int i = 0; i < PARENTS; i++)
 		dump->parents[i].fd = -1;
-	open_parent(dump, IMAGE, sources->image_pages);
-	open_parent(dump, BASE, sources->base_pages);
+	open_parent(dump, target->pid, IMAGE, sources->image_pages);
+	open_parent(dump, target->pid, BASE, sources->base_pages);
 	if (sources->swap_fd >= 0)
 		set_parent(dump, SWAP, sources->swap_fd, "the file of its hibernation");
 	uint64_t bytes = rollup_anonymous(target->pid);
-	dump->buffer_bytes = (bytes + bytes / 8 + (8ULL << 20)) & ~((2ULL << 20) - 1);
+	dump->buffer_bytes = (bytes + bytes / 4 + (8ULL << 20)) & ~((2ULL << 20) - 1);
 	dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (dump->buffer == MAP_FAILED)
 		die("cannot allocate %zu MiB to copy into: %s", dump->buffer_bytes >> 20, strerror(errno));
@@ -291,7 +345,7 @@ struct dump *dump_prepare(const struct target *target, const struct sources *sou
 	return dump;
 }
 
-static uint8_t *take_buffer(struct dump *dump, size_t bytes)
+uint8_t *dump_room(struct dump *dump, size_t bytes)
 {
 	if (dump->buffer_used + bytes > dump->buffer_bytes) { /* grew since it was measured: slower, never wrong */
 		dump->buffer_bytes = bytes > CHUNK_BYTES ? bytes : CHUNK_BYTES;
@@ -322,6 +376,7 @@ static struct region *add_region(struct dump *dump, size_t *room)
 
 struct collect {
 	struct dump *dump;
+	const struct ahead *ahead;
 	struct region *region;
 	const struct vma *vma;
 	size_t *room;
@@ -331,7 +386,13 @@ static void collect_anonymous(void *context, const struct scan_region *range)
 {
 	struct collect *collect = context;
 	collect->dump->anonymous_pages += (range->end - range->start) / PAGE;
-	add_run(collect->region, (struct run){ .address = range->start, .pages = (range->end - range->start) / PAGE });
+	for (uint64_t at = range->start, until; at < range->end; at = until) {
+		struct run run = { .address = at };
+		until = collect->ahead ? ahead_part(collect->ahead, at, range->end, &run.bytes, &run.current) : range->end;
+		run.pages = (until - at) / PAGE;
+		run.current &= !(range->categories & IS_WRITTEN);
+		add_run(collect->region, run);
+	}
 }
 
 /* Changed pages of a private file mapping: overlays, small gaps included. */
@@ -381,6 +442,23 @@ static int by_address(const void *left, const void *right)
 	return a->address < b->address ? -1 : a->address > b->address;
 }
 
+/* The kernel's own link to the file behind a mapping: no path that the function could have bent. */
+static void identify(pid_t pid, struct vma *vma)
+{
+	char path[96];
+	if (vma->identified || (vma->kind != FILE_PRIVATE && vma->kind != FILE_SHARED))
+		return;
+	snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
+	vma->identified = stat(path, &vma->file) == 0;
+}
+
+void dump_identify(const struct dump *dump, pid_t pid, struct vma *vmas, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (parent_of(dump, &vmas[i]) == NO_PARENT)
+			identify(pid, &vmas[i]);
+}
+
 static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *region)
 {
 	struct iovec local[IOV_COUNT], remote[IOV_COUNT];
@@ -388,10 +466,13 @@ static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *regi
 	uint64_t bytes = 0;
 	for (size_t i = 0; i <= region->run_count; i++) {
 		struct run *run = i < region->run_count ? &region->runs[i] : NULL;
+		if (run && run->current)
+			continue;
 		if (run) {
-			uint8_t *at = take_buffer(dump, run->pages * PAGE);
-			run->bytes = at;
-			local[pending] = (struct iovec){ at, run->pages * PAGE };
+			if (!run->bytes)
+				run->bytes = dump_room(dump, run->pages * PAGE);
+			dump->stopped_bytes += run->pages * PAGE;
+			local[pending] = (struct iovec){ run->bytes, run->pages * PAGE };
 			remote[pending] = (struct iovec){ (void *)run->address, run->pages * PAGE };
 			bytes += run->pages * PAGE;
 			pending++;
@@ -417,10 +498,10 @@ static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *regi
 	}
 }
 
-void dump_copy(struct dump *dump, const struct target *target)
+void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahead)
 {
 	char path[96];
-	dump->vma_count = read_vmas(target->pid, &dump->vmas, true, true);
+	dump->vma_count = ahead ? ahead_vmas(ahead, &dump->vmas) : read_vmas(target->pid, &dump->vmas, VMAS_REFUSING);
 	snprintf(path, sizeof path, "/proc/%d/pagemap", target->pid);
 	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
 	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
@@ -429,7 +510,8 @@ void dump_copy(struct dump *dump, const struct target *target)
 		die("cannot open the memory of the process: %s", strerror(errno));
 	const struct scan_arg anonymous = { .category_inverted = IS_FILE | IS_ZERO,
 					    .category_mask = IS_FILE | IS_ZERO,
-					    .category_anyof_mask = IS_PRESENT | IS_SWAPPED };
+					    .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
+					    .return_mask = ahead ? IS_WRITTEN : 0 };
 	size_t room = 0, last_index = SIZE_MAX;
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		struct vma *vma = &dump->vmas[i];
@@ -439,9 +521,7 @@ void dump_copy(struct dump *dump, const struct target *target)
 			vma->parent_offset = vma->offset;
 		}
 		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
-			/* the kernel's own link to the file behind the mapping: no path that the function could have bent */
-			snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, target->pid, vma->start, vma->end);
-			vma->identified = stat(path, &vma->file) == 0;
+			identify(target->pid, vma);
 			if (!lasts(dump, vma)) {
 				if (!vma->identified)
 					die("cannot look at the mapped file %s: %s", vma->path, strerror(errno));
@@ -465,7 +545,7 @@ void dump_copy(struct dump *dump, const struct target *target)
 			last->vma = vma;
 			last_index = dump->region_count - 1;
 		}
-		struct collect collect = { dump, NULL, vma, &room };
+		struct collect collect = { dump, ahead, NULL, vma, &room };
 		if (vma->kind == FILE_PRIVATE) {
 			scan(pagemap, vma->start, vma->end, anonymous, collect_overlay, &collect);
 		} else if (vma->copied) {
@@ -888,7 +968,7 @@ int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
 	if (pages_path && stat(pages_path, &is) != 0)
 		die("cannot look at %s: %s", pages_path, strerror(errno));
 	struct vma *vmas;
-	size_t count = read_vmas(pid, &vmas, false, false);
+	size_t count = read_vmas(pid, &vmas, VMAS_PLAIN);
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
 	int pagemap = open(path, O_RDONLY | O_CLOEXEC);

@@ -36,9 +36,13 @@ struct vma {
 	struct stat file;
 };
 
-/* Reads every mapping outside the husk's zone; with `flags` what smaps says of it (which walks all page tables). `strict`, with flags,
-   refuses what cannot be frozen. */
-size_t read_vmas(pid_t pid, struct vma **list, bool flags, bool strict);
+/* The text of /proc/PID/maps: costs a tenth of what smaps costs. The caller's to free. */
+char *read_maps(pid_t pid);
+/* What read_vmas does beside reading maps: nothing; what smaps says of each mapping (which walks all page tables); refuse what
+   cannot be frozen; the same, but for mappings that a userfaultfd watches, because it is ours. */
+enum vma_flags { VMAS_PLAIN, VMAS_FLAGS, VMAS_REFUSING, VMAS_REFUSING_OTHERS };
+/* Reads every mapping outside the husk's zone. */
+size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags);
 /* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
 void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
 	  void *context);
@@ -48,3 +52,9 @@ bool is_zero(const uint8_t *page);
 const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count);
 /* Room for one more item in a list that doubles. */
 void *grow(void *list, size_t count, size_t *room, size_t item);
+/* Whether private pages of this mapping are the image's memory, not an overlay of a file. */
+bool dump_takes_pages(const struct dump *dump, const struct vma *vma);
+/* Looks at the files behind the mappings ahead of time. */
+void dump_identify(const struct dump *dump, pid_t pid, struct vma *vmas, size_t count);
+/* Room to copy into. */
+uint8_t *dump_room(struct dump *dump, size_t bytes);

@@ -209,6 +209,16 @@ static bool try_stop(struct target *target, bool all, uint64_t *began)
 	return false;
 }
 
+/* What is sent to it meanwhile stays pending. SIGTRAP is how our calls in it end: a blocked one would be made to kill. */
+static void hold_signals(struct thread *thread)
+{
+	uint64_t held = ~(1ULL << (SIGTRAP - 1));
+	if (ptrace(PTRACE_GETSIGMASK, thread->tid, (void *)8, &thread->sigmask) != 0 ||
+	    ptrace(PTRACE_SETSIGMASK, thread->tid, (void *)8, &held) != 0)
+		die("cannot hold signals back: %s", strerror(errno));
+	thread->masked = true;
+}
+
 uint64_t stop_all(struct target *target)
 {
 	uint64_t began;
@@ -219,8 +229,11 @@ uint64_t stop_all(struct target *target)
 		if (attempt == 20)
 			refuse("its main thread does not wait for a request");
 	}
-	for (int i = 1; i < target->thread_count; i++)
-		get_regs(&target->threads[i]);
+	for (int i = 0; i < target->thread_count; i++) {
+		hold_signals(&target->threads[i]);
+		if (i > 0)
+			get_regs(&target->threads[i]);
+	}
 	return began;
 }
 
@@ -228,13 +241,7 @@ bool stop_in_place(struct target *target, bool all, uint64_t *began)
 {
 	if (!try_stop(target, all, began))
 		return false;
-	/* What is sent to it meanwhile stays pending. SIGTRAP is how run_script ends: a blocked one would be made to kill. */
-	struct thread *main_thread = &target->threads[0];
-	uint64_t held = ~(1ULL << (SIGTRAP - 1));
-	if (ptrace(PTRACE_GETSIGMASK, main_thread->tid, (void *)8, &main_thread->sigmask) != 0 ||
-	    ptrace(PTRACE_SETSIGMASK, main_thread->tid, (void *)8, &held) != 0)
-		die("cannot hold signals back: %s", strerror(errno));
-	main_thread->masked = true;
+	hold_signals(&target->threads[0]);
 	/* Their registers are not written back, so that the kernel itself restarts what they wait in, with the time that remains. */
 	for (int i = 1; i < target->thread_count; i++) {
 		struct thread *thread = &target->threads[i];
@@ -293,14 +300,29 @@ static void find_syscall(struct target *target)
 	refuse("its vdso holds no system call instruction");
 }
 
-static void step_to_syscall(pid_t tid)
+/*
+ * Stepping over the instruction costs one stop, its entry and exit two. But a step ends in a SIGTRAP that the kernel forces, and
+ * where that is ignored it would be ignored no more.
+ */
+static bool may_step(struct target *target)
 {
-	if (ptrace(PTRACE_SYSCALL, tid, NULL, NULL) != 0)
-		die("cannot run a system call in the process: %s", strerror(errno));
-	wait_stop(tid);
+	char path[64], line[256];
+	unsigned long ignored = 1UL << (SIGTRAP - 1);
+	if (target->steps_known)
+		return target->steps;
+	snprintf(path, sizeof path, "/proc/%d/status", target->pid);
+	FILE *status = fopen(path, "re");
+	while (status && fgets(line, sizeof line, status))
+		if (sscanf(line, "SigIgn: %lx", &ignored) == 1)
+			break;
+	if (status)
+		fclose(status);
+	target->steps_known = true;
+	target->steps = !(ignored >> (SIGTRAP - 1) & 1);
+	return target->steps;
 }
 
-long inject(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
+static void start_call(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
 {
 	if (!target->syscall_at)
 		find_syscall(target);
@@ -318,16 +340,34 @@ long inject(struct target *target, struct thread *thread, long nr, const uint64_
 	struct iovec vector = { regs, sizeof regs };
 	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot set registers: %s", strerror(errno));
-	step_to_syscall(thread->tid); /* entry */
-	step_to_syscall(thread->tid); /* exit */
-	vector.iov_len = sizeof regs;
+	bool steps = may_step(target);
+	if (!steps && ptrace(PTRACE_SYSCALL, thread->tid, NULL, NULL) == 0)
+		wait_stop(thread->tid); /* entry */
+	if (ptrace(steps ? PTRACE_SINGLESTEP : PTRACE_SYSCALL, thread->tid, NULL, NULL) != 0)
+		die("cannot run a system call in the process: %s", strerror(errno));
+}
+
+static long finish_call(struct target *target, struct thread *thread)
+{
+	uint64_t regs[27];
+	struct iovec vector = { regs, sizeof regs };
+	wait_stop(thread->tid);
 	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot read registers: %s", strerror(errno));
 	long result = (long)regs[R_RAX];
+	bool ran = regs[R_RIP] == target->syscall_at + 2;
 	vector = (struct iovec){ thread->regs, sizeof thread->regs };
 	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot put back registers: %s", strerror(errno));
+	if (!ran)
+		die("a system call that was run in the process was interrupted");
 	return result;
+}
+
+long inject(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
+{
+	start_call(target, thread, nr, args);
+	return finish_call(target, thread);
 }
 
 /*
@@ -419,29 +459,11 @@ static void read_thread(struct target *target, struct thread *thread)
 	if (!thread->xstate || ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_X86_XSTATE, &vector) != 0)
 		die("cannot read extended state: %s", strerror(errno));
 	thread->xstate_bytes = vector.iov_len;
-	if (ptrace(PTRACE_GETSIGMASK, thread->tid, (void *)8, &thread->sigmask) != 0)
-		die("cannot read a signal mask: %s", strerror(errno));
 	read_rseq(thread);
 	if (syscall(SYS_get_robust_list, thread->tid, &thread->robust_list, &thread->robust_bytes) != 0)
 		die("cannot read a robust list: %s", strerror(errno));
 
-	uint64_t scratch = (target->threads[0].regs[R_RSP] - 4096) & ~15ULL;
-	uint64_t saved[3];
 	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
-	int mem = open(path, O_RDWR | O_CLOEXEC);
-	if (mem < 0 || pread(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
-		die("cannot read the stack of the process: %s", strerror(errno));
-	long result = inject(target, thread, SYS_prctl, (uint64_t[6]){ 40 /* PR_GET_TID_ADDRESS */, scratch, 0, 0, 0, 0 });
-	if (result < 0 || pread(mem, &thread->tid_address, 8, (off_t)scratch) != 8)
-		die("cannot read a thread's id address: %s (a kernel without CONFIG_CHECKPOINT_RESTORE?)", strerror((int)-result));
-	result = inject(target, thread, SYS_sigaltstack, (uint64_t[6]){ 0, scratch, 0, 0, 0, 0 });
-	if (result < 0 || pread(mem, thread->altstack, 24, (off_t)scratch) != 24)
-		die("cannot read a signal stack: %s", strerror((int)-result));
-	if (pwrite(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
-		die("cannot put back the stack of the process: %s", strerror(errno));
-	close(mem);
-
 	snprintf(path, sizeof path, "/proc/%d/task/%d/comm", target->pid, thread->tid);
 	FILE *comm = fopen(path, "re");
 	if (!comm || !fgets(thread->name, sizeof thread->name, comm))
@@ -451,10 +473,60 @@ static void read_thread(struct target *target, struct thread *thread)
 	refuse_filters(target, thread);
 }
 
+/* Asks as many threads at once, each of which answers at a place of its own below the main thread's stack. */
+#define ASKED_AT_ONCE 64
+#define ANSWER_WORDS 4
+
+static void ask_threads(struct target *target, int mem, int first, int count)
+{
+	uint64_t saved[ASKED_AT_ONCE * ANSWER_WORDS], answers[ASKED_AT_ONCE * ANSWER_WORDS];
+	size_t bytes = (size_t)count * ANSWER_WORDS * sizeof *saved;
+	uint64_t scratch = (target->threads[0].regs[R_RSP] - 4096 - bytes) & ~15ULL;
+	struct thread *threads = &target->threads[first];
+	if (pread(mem, saved, bytes, (off_t)scratch) != (ssize_t)bytes)
+		die("cannot read the stack of the process: %s", strerror(errno));
+	for (int question = 0; question < 2; question++) {
+		long failed = 0;
+		for (int i = 0; i < count; i++) {
+			uint64_t at = scratch + (uint64_t)i * ANSWER_WORDS * sizeof *saved;
+			if (question == 0)
+				start_call(target, &threads[i], SYS_prctl, (uint64_t[6]){ 40 /* PR_GET_TID_ADDRESS */, at, 0, 0, 0, 0 });
+			else
+				start_call(target, &threads[i], SYS_sigaltstack, (uint64_t[6]){ 0, at, 0, 0, 0, 0 });
+		}
+		for (int i = 0; i < count; i++) {
+			long result = finish_call(target, &threads[i]);
+			failed = result < 0 ? result : failed;
+		}
+		if (failed == 0 && pread(mem, answers, bytes, (off_t)scratch) != (ssize_t)bytes)
+			failed = -errno;
+		if (failed < 0 && question == 0)
+			die("cannot read a thread's id address: %s (a kernel without CONFIG_CHECKPOINT_RESTORE?)", strerror((int)-failed));
+		if (failed < 0)
+			die("cannot read a signal stack: %s", strerror((int)-failed));
+		for (int i = 0; i < count; i++) {
+			if (question == 0)
+				threads[i].tid_address = answers[i * ANSWER_WORDS];
+			else
+				memcpy(threads[i].altstack, &answers[i * ANSWER_WORDS], sizeof threads[i].altstack);
+		}
+	}
+	if (pwrite(mem, saved, bytes, (off_t)scratch) != (ssize_t)bytes)
+		die("cannot put back the stack of the process: %s", strerror(errno));
+}
+
 void read_threads(struct target *target)
 {
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
+	int mem = open(path, O_RDWR | O_CLOEXEC);
+	if (mem < 0)
+		die("cannot open the memory of the process: %s", strerror(errno));
 	for (int i = 0; i < target->thread_count; i++)
 		read_thread(target, &target->threads[i]);
+	for (int i = 0; i < target->thread_count; i += ASKED_AT_ONCE)
+		ask_threads(target, mem, i, target->thread_count - i < ASKED_AT_ONCE ? target->thread_count - i : ASKED_AT_ONCE);
+	close(mem);
 }
 
 void write_threads(const struct target *target)

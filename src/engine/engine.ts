@@ -25,7 +25,7 @@ import { bootBegins, bootInstance } from "./boot.js";
 import { chooseHusk, parkedKey, runtimePoolKey } from "./choose-husk.js";
 import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
-import { freezeInstance } from "./freeze.js";
+import { freezeInstance, generationOf } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
 import { genericKey, type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage, type Tracking } from "./images.js";
@@ -319,7 +319,8 @@ export class LocalEngine implements Engine, InstanceOwner {
       return loaded.image;
     } finally {
       if (options.then === "end") await instance.dispose();
-      else if (instance.alive) instance.announceThaw((instance.origin?.generation ?? -1) + 1);
+      // A live one has, before it went on.
+      else if (instance.alive && options.live !== true) instance.announceThaw(generationOf(instance, options));
     }
   }
 

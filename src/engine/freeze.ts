@@ -1,11 +1,12 @@
 /**
  * Freezing: hygiene, stop, copy, go on, store. The process is stopped only while the extractor copies (native/extractor.c); files are
- * written, compiled and flushed while it runs again. The image appears by one rename, or not at all.
+ * written, compiled and flushed while it runs again. The image appears by one rename, or not at all. A live freeze holds requests
+ * back only for the stop (live-freeze.ts).
  */
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { nowMs } from "../base/clock.js";
+import { nowMs, sleep } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
@@ -24,6 +25,7 @@ import type { Fingerprint } from "../linux/fingerprint.js";
 import type { PreparedHeader } from "../runtime/frames.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
+import { extractLive, type LiveStop } from "./live-freeze.js";
 import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 
@@ -32,6 +34,7 @@ const PAGE_BYTES = 4096;
 const HELPER_FD = 3;
 /** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
 const PREPARE_MS_MAX = 30_000;
+const EXIT_GRACE_MS = 250;
 
 /** What freezing needs of the engine. */
 export interface FreezeTools {
@@ -103,11 +106,26 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
   }
 }
 
+/** A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later. */
+async function hasEnded(instance: LiveInstance, { code }: Readonly<Record<string, unknown>>): Promise<boolean> {
+  if (code === "failed") await Promise.race([instance.husk.gone(), sleep(EXIT_GRACE_MS)]);
+  return !instance.alive;
+}
+
+/** The generation of the next image of `instance`. */
+export function generationOf({ origin }: LiveInstance, { generation }: FreezeOptions): number {
+  return generation ?? (origin === undefined ? 0 : origin.generation + 1);
+}
+
+/** Hooks without hygiene. */
+const LIVE: Purpose = { ...FREEZING, collect: false };
+
 /** Writes an image of `instance` and returns its directory. The instance goes on in any case. */
 export async function freezeInstance(tools: FreezeTools, instance: LiveInstance, options: FreezeOptions): Promise<string> {
   const began = nowMs();
-  const prepared = options.hygiene === false ? undefined : await prepare(instance);
-  faultPoint("freeze-prepared");
+  const live = options.live === true;
+  let prepared = live || options.hygiene === false ? undefined : await prepare(instance);
+  if (!live) faultPoint("freeze-prepared");
   const id = randomUUID();
   const dir = options.dir ?? join(tools.imagesDir, id);
   const temporary = temporaryPath(dir);
@@ -125,8 +143,20 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const { file } = instance.hibernation;
     // What is on disk only is memory too.
     if (file !== undefined) argv.push(`swap=${HELPER_FD}`);
-    const { stdout } = await tools.keeper.helper(argv, { files: file === undefined ? [] : [file] });
-    const reply = parseReply(stdout);
+    const extract = (...words: readonly string[]) =>
+      tools.keeper.helper([...argv, ...words], { files: file === undefined ? [] : [file] });
+    const hooks = async (): Promise<void> => {
+      ({ served } = instance);
+      if (options.hygiene !== false) prepared = await prepare(instance, LIVE);
+    };
+    const renew = (): void => instance.announceThaw(generationOf(instance, options));
+    let { served } = instance;
+    const stop: LiveStop = live
+      ? await extractLive(instance, temporary, extract, { hooks, renew })
+      : { ended: await extract() };
+    const { heldMs } = stop;
+    const reply = parseReply(stop.ended.stdout);
+    if (!reply.ok && (await hasEnded(instance, reply))) throw instance.exitError();
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");
     const factsPath = join(temporary, "facts.json");
@@ -142,16 +172,20 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const report: FreezeReport = {
       hygieneMs: prepared?.hygieneMs ?? 0,
       stoppedMs: Number(reply.stoppedUs) / 1000,
+      ...(heldMs === undefined ? {} : { heldMs }),
       totalMs: nowMs() - began,
       anonymousBytes: Number(reply.anonymousPages) * PAGE_BYTES,
       storedBytes: Number(reply.storedPages) * PAGE_BYTES,
+      copiedAheadBytes: Number(reply.aheadBytes),
+      rounds: Number(reply.rounds),
+      copiedStoppedBytes: Number(reply.stopBytes),
       notes: facts.notes,
     };
     await writeManifest(temporary, {
       id,
       createdMs: Date.now(),
-      generation: origin === undefined ? 0 : origin.generation + 1,
-      heat: (origin?.heat ?? 0) + instance.served,
+      generation: generationOf(instance, options),
+      heat: (origin?.heat ?? 0) + served,
       ...(prepared?.heat === undefined ? {} : { code: prepared.heat }),
       spec: instance.spec,
       lineagePids: [...instance.lineagePids],

@@ -11,6 +11,7 @@ import { randomUUID } from "node:crypto";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
+import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
 import { type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
@@ -85,6 +86,7 @@ export class LiveInstance implements Instance, InstanceListener {
   /** Before-snapshot hooks ran in this process, so that the after-restore hooks are due. */
   private resumed = false;
   readonly hibernation: Hibernation;
+  readonly gate = new Gate();
   private readonly parser = new FrameParser();
   private logChunks: Buffer[] = [];
   private logBytes = 0;
@@ -94,7 +96,6 @@ export class LiveInstance implements Instance, InstanceListener {
   private exit: InstanceExit | undefined;
   /** V8 ended the process at its own limit, which is derived from the function's and lies just below. */
   private heapFull = false;
-  private blocked: Promise<void> | undefined;
   /** Done when the answer is out, at the latest before the next request or the end. */
   private afterAnswer: (() => void) | undefined;
   private faultsCounted: Promise<StartFaults | undefined> = Promise.resolve(undefined);
@@ -188,13 +189,11 @@ export class LiveInstance implements Instance, InstanceListener {
     this.announce = undefined;
   }
 
-  invoke(payload: Buffer | string, options: InvokeOptions = {}): Promise<InvokeResult> {
+  invoke(payload: Buffer | string, options: InvokeOptions = {}, beganMs = nowMs()): Promise<InvokeResult> {
     assert(this.running === undefined, "an instance serves one request at a time");
     this.runAfterAnswer();
-    if (this.blocked !== undefined) {
-      const { blocked } = this;
-      return blocked.then(() => this.invoke(payload, options));
-    }
+    const { shut } = this.gate;
+    if (shut !== undefined) return shut.then(() => this.invoke(payload, options, beganMs));
     const waking = this.hibernation.requested();
     return new Promise((resolve, reject) => {
       const requestId = options.requestId ?? randomUUID();
@@ -203,7 +202,7 @@ export class LiveInstance implements Instance, InstanceListener {
       const timeoutMs = Math.max(0, deadlineMs - now);
       this.running = {
         requestId,
-        beganMs: nowMs(),
+        beganMs,
         resolve,
         reject,
         timeoutMs,
@@ -239,13 +238,15 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   async freeze(options: FreezeOptions = {}): Promise<Image> {
-    assert(this.running === undefined, "an instance is frozen between two requests");
-    if (this.blocked !== undefined) await this.blocked;
-    await this.hibernation.settled();
-    // Hooks and hygiene bring its memory back.
-    await this.hibernation.wake();
-    this.owner.abandonRecording(this);
-    return this.owner.freeze(this, options);
+    assert(options.live === true || this.running === undefined, "an instance is frozen between two requests");
+    return this.gate.alone(async () => {
+      await this.gate.shut;
+      await this.hibernation.settled();
+      // Hooks and hygiene bring its memory back.
+      await this.hibernation.wake();
+      this.owner.abandonRecording(this);
+      return this.owner.freeze(this, options);
+    });
   }
 
   faults(): Promise<StartFaults | undefined> {
@@ -296,7 +297,7 @@ export class LiveInstance implements Instance, InstanceListener {
   hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
     this.owner.abandonRecording(this);
-    return this.hibernation.hibernate(this.blocked);
+    return this.hibernation.hibernate(this.gate.quiet);
   }
 
   wake(): Promise<StartResult> {
@@ -305,7 +306,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   async dispose(): Promise<void> {
     // A working set that is being read from this process is worth the few milliseconds.
-    if (this.alive && this.blocked !== undefined) await this.blocked;
+    if (this.alive && !this.gate.working) await this.gate.shut;
     this.runAfterAnswer();
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);
@@ -399,6 +400,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.hibernation.answered();
       const fatal = header.last === true;
       if (this.served === 1 && !fatal) this.recordFirst();
+      this.gate.idle();
       const result: InvokeResult = {
         payload: frame.body,
         ...(header.type === "error" ? { functionError: "Unhandled" as const } : {}),
@@ -438,9 +440,7 @@ export class LiveInstance implements Instance, InstanceListener {
   private recordFirst(): void {
     const recording = this.owner.firstAnswer(this);
     if (recording === undefined) return;
-    this.blocked = recording.finally(() => {
-      this.blocked = undefined;
-    });
+    this.gate.shutUntil(recording);
   }
 
   private violate(error: ThawError): void {
@@ -463,6 +463,7 @@ export class LiveInstance implements Instance, InstanceListener {
       if (this.end?.kind === "failed") running.reject(this.end.error);
       else running.resolve({ ...obituary(this.ending, running), logs: this.takeLogs() });
     }
+    this.gate.idle();
     if (waiting !== undefined) waiting.reject(this.end?.kind === "failed" ? this.end.error : this.exitError());
   }
 

@@ -35,6 +35,11 @@ const reportSchema = z.object({
   totalMs: z.number(),
   anonymousBytes: z.number(),
   storedBytes: z.number(),
+  // Absent in images of a former version; held only by a live freeze.
+  heldMs: z.number().exactOptional(),
+  copiedAheadBytes: z.number().exactOptional(),
+  rounds: z.int().nonnegative().exactOptional(),
+  copiedStoppedBytes: z.number().exactOptional(),
   notes: z.array(z.string()),
 });
 

@@ -15,6 +15,7 @@ import { type Check, checksTable, hasFailed, jsonLines, type SectionReport, trou
 import { floor } from "./sections/floor.js";
 import { freeze } from "./sections/freeze.js";
 import { heatFirst } from "./sections/heat-first.js";
+import { heatPause } from "./sections/heat-pause.js";
 import { heatPolicy } from "./sections/heat-policy.js";
 import { http } from "./sections/http.js";
 import { memoryCold } from "./sections/memory-cold.js";
@@ -37,6 +38,7 @@ const SECTIONS: readonly Section[] = [
   warm,
   sustained,
   freeze,
+  heatPause,
   memoryCold,
   memoryWarm,
   memoryShare,

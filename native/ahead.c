@@ -1,0 +1,254 @@
+/*
+ * Copying ahead (part of the extractor): most of the memory is copied while the process runs, so that it is stopped only for what
+ * it wrote since (as live migration does: Clark et al., NSDI'05, pre-copy).
+ *
+ * A round asks the kernel which private pages were written since it last asked, which protects them again in the same step, and
+ * copies them. A page that is written while it is copied counts as written, and the next round, or the stop, copies it again. So
+ * what lies here may be torn or old, and still what counts is right: at the stop a page that was not written since is taken
+ * from here, every other one is copied then.
+ *
+ * Pieces are where memory was copied to: sorted, disjoint, each with bytes of its own. Memory that went away leaves its piece
+ * unused. What could not be read while the process ran (its mapping went away at that moment) is remembered as lost and copied at
+ * the stop, should it be there again.
+ *
+ * Stacks and memory of unusual kinds (vma.stays) are left to the stop, and so are changed pages in mappings of files.
+ */
+#include "ahead.h"
+#include "track.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define ROUNDS_MAX 12
+#define SMALL_BYTES (128ULL << 10)
+#define LOST_MAX 512
+#define IOVS 256
+#define BATCH_BYTES (1ULL << 20)
+
+struct piece {
+	uint64_t start, end;
+	uint8_t *bytes;
+};
+
+struct ahead {
+	struct target *target;
+	struct dump *dump;
+	int uffd, pagemap, mem;
+	char *maps;
+	struct vma *vmas;
+	size_t vma_count;
+	struct piece *pieces;
+	size_t piece_count, piece_room;
+	size_t sorted; /* the first so many are; what a round adds follows them until it ends */
+	uint64_t lost[LOST_MAX];
+	size_t lost_count;
+	/* of a round */
+	struct iovec local[IOVS], remote[IOVS];
+	size_t pending;
+	uint64_t pending_bytes, round_bytes, bytes;
+	int rounds;
+};
+
+static bool trackable(const struct vma *vma)
+{
+	return !vma->shared && !vma->wipe && !vma->stays && vma->kind != STACK && vma->kind != VDSO && vma->kind != FILE_SHARED;
+}
+
+static void see_mappings(struct ahead *ahead, enum vma_flags flags)
+{
+	char *maps = read_maps(ahead->target->pid);
+	if (ahead->maps && strcmp(maps, ahead->maps) == 0) {
+		free(maps);
+		return;
+	}
+	free(ahead->maps);
+	ahead->maps = maps;
+	/* The former list is not freed: regions point into it. It has grown by some mappings; this is a short life. */
+	ahead->vma_count = read_vmas(ahead->target->pid, &ahead->vmas, flags);
+	dump_identify(ahead->dump, ahead->target->pid, ahead->vmas, ahead->vma_count);
+}
+
+static void register_new(struct ahead *ahead)
+{
+	for (size_t i = 0; i < ahead->vma_count; i++) {
+		struct vma *vma = &ahead->vmas[i];
+		if (!vma->watched && trackable(vma) && dump_takes_pages(ahead->dump, vma))
+			vma->watched = track_mapping(ahead->uffd, vma);
+	}
+}
+
+struct ahead *ahead_arm(struct target *target, struct dump *dump)
+{
+	char path[64];
+	struct ahead *ahead = calloc(1, sizeof *ahead);
+	if (!ahead)
+		die("out of memory");
+	ahead->target = target;
+	ahead->dump = dump;
+	snprintf(path, sizeof path, "/proc/%d/pagemap", target->pid);
+	ahead->pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
+	ahead->mem = open(path, O_RDONLY | O_CLOEXEC);
+	if (ahead->pagemap < 0 || ahead->mem < 0)
+		die("cannot open the memory of the process: %s", strerror(errno));
+	ahead->uffd = track_make(target);
+	return ahead;
+}
+
+/* The piece that holds `address`, or the first behind it. */
+static size_t find(const struct ahead *ahead, uint64_t address)
+{
+	size_t low = 0, high = ahead->sorted;
+	while (low < high) {
+		size_t middle = (low + high) / 2;
+		if (ahead->pieces[middle].end <= address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* Page by page, for memory that must not be read or is going away. */
+static void read_slowly(struct ahead *ahead, struct iovec local, uint64_t address)
+{
+	for (uint64_t done = 0; done < local.iov_len; done += PAGE) {
+		if (pread(ahead->mem, (uint8_t *)local.iov_base + done, PAGE, (off_t)(address + done)) == (ssize_t)PAGE)
+			continue;
+		if (ahead->lost_count == LOST_MAX)
+			refuse("its memory changes too fast to be copied while it runs");
+		ahead->lost[ahead->lost_count++] = address + done;
+	}
+}
+
+static void flush(struct ahead *ahead)
+{
+	if (ahead->pending && process_vm_readv(ahead->target->pid, ahead->local, ahead->pending, ahead->remote, ahead->pending, 0) !=
+				      (ssize_t)ahead->pending_bytes)
+		for (size_t i = 0; i < ahead->pending; i++)
+			read_slowly(ahead, ahead->local[i], (uint64_t)ahead->remote[i].iov_base);
+	ahead->round_bytes += ahead->pending_bytes;
+	ahead->pending = 0;
+	ahead->pending_bytes = 0;
+}
+
+static void add_part(struct ahead *ahead, uint64_t start, uint64_t end, uint8_t *bytes)
+{
+	ahead->local[ahead->pending] = (struct iovec){ bytes, end - start };
+	ahead->remote[ahead->pending++] = (struct iovec){ (void *)start, end - start };
+	ahead->pending_bytes += end - start;
+	if (ahead->pending == IOVS || ahead->pending_bytes >= BATCH_BYTES)
+		flush(ahead);
+}
+
+static void copy_written(void *context, const struct scan_region *range)
+{
+	struct ahead *ahead = context;
+	size_t i = find(ahead, range->start);
+	for (uint64_t at = range->start; at < range->end;) {
+		const struct piece *piece = i < ahead->sorted ? &ahead->pieces[i] : NULL;
+		uint64_t until = range->end;
+		if (piece && piece->start <= at) {
+			until = piece->end < until ? piece->end : until;
+			add_part(ahead, at, until, piece->bytes + (at - piece->start));
+			i++;
+		} else {
+			if (piece && piece->start < until)
+				until = piece->start;
+			/* in parts, so that a request waits for none of them long */
+			if (until - at > BATCH_BYTES)
+				until = at + BATCH_BYTES;
+			uint8_t *bytes = dump_room(ahead->dump, until - at);
+			ahead->pieces = grow(ahead->pieces, ahead->piece_count, &ahead->piece_room, sizeof *ahead->pieces);
+			ahead->pieces[ahead->piece_count++] = (struct piece){ at, until, bytes };
+			add_part(ahead, at, until, bytes);
+		}
+		at = until;
+	}
+}
+
+static int by_start(const void *left, const void *right)
+{
+	const struct piece *a = left, *b = right;
+	return a->start < b->start ? -1 : a->start > b->start;
+}
+
+uint64_t ahead_round(struct ahead *ahead)
+{
+	see_mappings(ahead, ahead->rounds == 0 ? VMAS_REFUSING : VMAS_REFUSING_OTHERS);
+	register_new(ahead);
+	ahead->round_bytes = 0;
+	for (size_t i = 0; i < ahead->vma_count; i++) {
+		const struct vma *vma = &ahead->vmas[i];
+		if (vma->watched)
+			track_written(ahead->pagemap, vma, copy_written, ahead);
+	}
+	flush(ahead);
+	if (ahead->piece_count > ahead->sorted)
+		qsort(ahead->pieces, ahead->piece_count, sizeof *ahead->pieces, by_start);
+	ahead->sorted = ahead->piece_count;
+	ahead->rounds++;
+	ahead->bytes += ahead->round_bytes;
+	return ahead->round_bytes;
+}
+
+void ahead_rounds(struct ahead *ahead)
+{
+	uint64_t last = ahead_round(ahead);
+	for (int i = 1; i < ROUNDS_MAX && last > SMALL_BYTES; i++) {
+		uint64_t now = ahead_round(ahead);
+		if (i > 1 && now > last - last / 4)
+			break;
+		last = now;
+	}
+}
+
+size_t ahead_vmas(struct ahead *ahead, struct vma **list)
+{
+	see_mappings(ahead, VMAS_REFUSING_OTHERS);
+	*list = ahead->vmas;
+	return ahead->vma_count;
+}
+
+uint64_t ahead_part(const struct ahead *ahead, uint64_t at, uint64_t end, uint8_t **bytes, bool *current)
+{
+	size_t i = find(ahead, at);
+	const struct piece *piece = i < ahead->sorted ? &ahead->pieces[i] : NULL;
+	*bytes = NULL;
+	*current = false;
+	if (!piece || piece->start >= end)
+		return end;
+	if (piece->start > at)
+		return piece->start;
+	end = piece->end < end ? piece->end : end;
+	*bytes = piece->bytes + (at - piece->start);
+	*current = true;
+	for (size_t j = 0; j < ahead->lost_count; j++)
+		if (ahead->lost[j] >= at && ahead->lost[j] < end)
+			*current = false;
+	return end;
+}
+
+void ahead_end(struct ahead *ahead)
+{
+	/* One by one before all at once: each holds the process up for as long as its own pages take. */
+	for (size_t i = 0; i < ahead->vma_count; i++)
+		if (ahead->vmas[i].watched)
+			track_no_more(ahead->uffd, &ahead->vmas[i]);
+	close(ahead->uffd);
+	close(ahead->pagemap);
+	close(ahead->mem);
+}
+
+uint64_t ahead_bytes(const struct ahead *ahead)
+{
+	return ahead->bytes;
+}
+
+int ahead_round_count(const struct ahead *ahead)
+{
+	return ahead->rounds;
+}

@@ -1,0 +1,162 @@
+/**
+ * What clients see while a live instance is frozen. The load is an open loop: requests are due by a schedule that knows nothing of the
+ * instance, wait in order while it is busy or held, and are timed from the moment they were due. A closed loop would send nothing
+ * during a pause, and so would see one slow request where many clients saw one each ("coordinated omission").
+ */
+import { setTimeout as pause, setImmediate as turn } from "node:timers/promises";
+import { errorText } from "../base/errors.js";
+import type { Engine, FreezeReport, Instance } from "../engine/types.js";
+import { ask, checkAnswer, eventOf } from "./engine-under-test.js";
+import type { FailedRun } from "./interleave.js";
+import type { Lab } from "./lab.js";
+import { quantile } from "./statistics.js";
+import { specOf, WORKLOADS, type Workload } from "./workloads.js";
+
+export const LIVE_FREEZES_MIN = 100;
+export const LIVE_REQUESTS_PER_SECOND = 200;
+/** Between two freezes: requests that meet none. */
+const BETWEEN_MS = 250;
+/** Requests before the first freeze. */
+const WARM_REQUESTS = 100;
+/** setTimeout is exact to a millisecond; the rest is waited for in turns of the event loop. */
+const TIMER_MS = 1;
+const FAILURES_KEPT = 5;
+
+/** One live freeze. */
+export interface LiveFreeze extends FreezeReport {
+  /** Of the requests that were due or under way between its call and its end: the slowest, milliseconds. */
+  readonly worstMs: number;
+  readonly requests: number;
+}
+
+export interface Spread {
+  readonly count: number;
+  readonly p50: number;
+  readonly p99: number;
+  readonly max: number;
+}
+
+export interface LiveFreezes {
+  readonly method: string;
+  readonly freezes: readonly LiveFreeze[];
+  /** Of each freeze's slowest request, milliseconds. */
+  readonly worstMs: Spread;
+  /** Of requests that met no freeze, milliseconds. */
+  readonly outsideMs: Spread;
+  readonly failures: readonly FailedRun[];
+  readonly cutShort?: string;
+}
+
+interface Request {
+  readonly dueMs: number;
+  readonly answeredMs: number;
+}
+
+/** Requests by schedule, one at a time, until it is told to stop. */
+class OpenLoop {
+  readonly requests: Request[] = [];
+  readonly failures: FailedRun[] = [];
+  #stopped = false;
+  readonly #done: Promise<void>;
+
+  constructor(
+    private readonly instance: Instance,
+    private readonly workload: Workload,
+    private readonly intervalMs: number,
+  ) {
+    this.#done = this.#run();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await this.#done;
+  }
+
+  async #run(): Promise<void> {
+    const beganMs = performance.now();
+    for (let count = 0; !this.#stopped && this.failures.length < FAILURES_KEPT; count++) {
+      const dueMs = beganMs + count * this.intervalMs;
+      const early = dueMs - performance.now();
+      if (early > TIMER_MS) await pause(early - TIMER_MS);
+      while (performance.now() < dueMs) await turn();
+      try {
+        const answer = await this.instance.invoke(eventOf(this.workload, count));
+        this.requests.push({ dueMs, answeredMs: performance.now() });
+        checkAnswer(this.workload, count, answer);
+      } catch (error) {
+        this.failures.push({ round: count, error: errorText(error) });
+      }
+    }
+  }
+}
+
+/** Freezes one instance again and again while it serves. Every answer is checked, and so is a clone of the last image. */
+export async function measureLiveFreezes(
+  lab: Pick<Lab, "deadline" | "progress">,
+  engine: Engine,
+  options: { readonly freezes?: number; readonly perSecond?: number; readonly workload?: Workload } = {},
+): Promise<LiveFreezes> {
+  const { freezes: wanted = LIVE_FREEZES_MIN, perSecond = LIVE_REQUESTS_PER_SECOND, workload = WORKLOADS.node80 } = options;
+  const instance = await engine.boot(specOf(workload, engine.runtimes));
+  const freezes: { beganMs: number; endedMs: number; report: FreezeReport }[] = [];
+  const failures: FailedRun[] = [];
+  let requests: readonly Request[] = [];
+  try {
+    for (let seed = 0; seed < WARM_REQUESTS; seed++) await ask(instance, workload, seed);
+    const loop = new OpenLoop(instance, workload, 1000 / perSecond);
+    try {
+      for (let round = 0; round < wanted && !lab.deadline.passed && instance.alive; round++) {
+        lab.progress(`${workload.name}: live freeze ${round + 1} of ${wanted}`);
+        await pause(BETWEEN_MS);
+        const beganMs = performance.now();
+        try {
+          const image = await instance.freeze({ live: true });
+          freezes.push({ beganMs, endedMs: performance.now(), report: image.report });
+          if (round + 1 === wanted) await checkClone(engine, image, workload);
+          await engine.removeImage(image);
+        } catch (error) {
+          failures.push({ round, error: errorText(error) });
+        }
+      }
+    } finally {
+      await loop.stop();
+      ({ requests } = loop);
+      failures.push(...loop.failures);
+    }
+    await ask(instance, workload, WARM_REQUESTS);
+  } finally {
+    await instance.dispose();
+  }
+  const met = freezes.map(({ beganMs, endedMs, report }): LiveFreeze => {
+    const latencies = requests.filter(({ dueMs, answeredMs }) => answeredMs >= beganMs && dueMs <= endedMs).map(latency);
+    return { ...report, worstMs: quantile(latencies, 1), requests: latencies.length };
+  });
+  const outside = requests.filter(({ dueMs, answeredMs }) =>
+    freezes.every(({ beganMs, endedMs }) => answeredMs < beganMs || dueMs > endedMs),
+  );
+  return {
+    method: `one ${workload.name} instance; a request is due every ${1000 / perSecond} ms whatever the instance does, waits its turn, and is timed from when it was due (late timers of the client included); ${freezes.length} live freezes, ${BETWEEN_MS} ms between two; for each the slowest of all requests due or under way from its call to the published image; engine and client share one event loop`,
+    freezes: met,
+    worstMs: spread(met.map(({ worstMs }) => worstMs)),
+    outsideMs: spread(outside.map(latency)),
+    failures,
+    ...(freezes.length + failures.length < wanted ? { cutShort: "the section's time was over" } : {}),
+  };
+}
+
+async function checkClone(engine: Engine, image: Parameters<Engine["thaw"]>[0], workload: Workload): Promise<void> {
+  const clone = await engine.thaw(image);
+  try {
+    await ask(clone, workload, WARM_REQUESTS + 1);
+  } finally {
+    await clone.dispose();
+  }
+}
+
+function latency({ dueMs, answeredMs }: Request): number {
+  return answeredMs - dueMs;
+}
+
+function spread(samples: readonly number[]): Spread {
+  return { count: samples.length, p50: quantile(samples, 0.5), p99: quantile(samples, 0.99), max: quantile(samples, 1) };
+}

@@ -1,0 +1,332 @@
+/**
+ * Freezing an instance that goes on serving, on the real kernel: requests flow, none is lost or answered wrongly, the image is of one
+ * moment, and whatever comes in between (a refusal, an end, a killed extractor, a killed server) leaves the instance as it was, or
+ * ended and reported, and nothing else.
+ */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { join } from "node:path";
+import { setImmediate as turn } from "node:timers/promises";
+import { afterEach, describe, expect, it } from "vitest";
+import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
+import type { Image, Instance } from "../src/engine/index.js";
+import { descendants, isAlive, type Living, livingProcesses } from "./support/processes.js";
+import { ROOT, temporaryDir, until, useServers } from "./support/server.js";
+import { ask, errorOf, refusal, useBench, withInstance } from "./support-sandbox.js";
+
+const bench = useBench();
+afterEach(() => bench.quiet());
+
+/** Every request changes memory all over; its answer depends on all of it. */
+const NODE = `
+const { createHash } = require("node:crypto");
+const { execFileSync, spawn } = require("node:child_process");
+const rows = Array.from({ length: 40000 }, (_, i) => ({ i, text: "row " + i }));
+const blocks = Array.from({ length: 64 }, (_, i) => Buffer.alloc(65536, i));
+const hooks = [];
+awslambda.snapshot.registerBeforeSnapshot(() => { hooks.push("before"); if (hooks.refuse) throw new Error("not now"); });
+awslambda.snapshot.registerAfterRestore(() => { hooks.push("after"); });
+let count = 0, child;
+const steps = {
+  change() {
+    count++;
+    for (let i = count % 8; i < rows.length; i += 8) rows[i] = { i: rows[i].i + 1, text: "changed " + count };
+    for (const block of blocks) block[(count * 4099) % 65536] ^= count;
+    if (count % 4 === 0) blocks.push(Buffer.alloc(262144, count));
+    if (count % 5 === 0) blocks.splice(3, 1);
+    const hash = createHash("sha256");
+    for (const row of rows) hash.update(row.i + row.text);
+    for (const block of blocks) hash.update(block);
+    return [count, hash.digest("hex")];
+  },
+  hooks() { return hooks.splice(0); },
+  refuse() { hooks.refuse = true; },
+  draw() { return [Math.random(), require("node:crypto").randomUUID(), process.pid]; },
+  start() { child = spawn(process.execPath, ["-e", "process.stdin.resume()"], { stdio: ["pipe", "ignore", "ignore"] }); return child.pid; },
+  stop() { return new Promise((resolve) => { child.on("exit", () => resolve("stopped")); child.kill("SIGKILL"); }); },
+  wait(ms) { return new Promise((resolve) => setTimeout(resolve, ms, "waited")); },
+  exitLater(ms) { return new Promise(() => setTimeout(() => process.exit(3), ms)); },
+};
+exports.handler = async ({ step = "change", args = [] }) => steps[step](...args);
+`;
+const PYTHON = `
+import hashlib
+rows = [{"i": i, "text": "row %d" % i} for i in range(40000)]
+blocks = [bytearray([i]) * 65536 for i in range(64)]
+count = 0
+def handler(event, context):
+    global count
+    count += 1
+    for i in range(count % 8, len(rows), 8): rows[i] = {"i": rows[i]["i"] + 1, "text": "changed %d" % count}
+    for block in blocks: block[(count * 4099) % 65536] ^= count & 255
+    if count % 4 == 0: blocks.append(bytearray([count & 255]) * 262144)
+    if count % 5 == 0: del blocks[3]
+    digest = hashlib.sha256()
+    for row in rows: digest.update(("%d%s" % (row["i"], row["text"])).encode())
+    for block in blocks: digest.update(block)
+    return [count, digest.hexdigest()]
+`;
+
+const step = (instance: Instance, name: string, ...args: unknown[]): Promise<unknown> => ask(instance, { step: name, args });
+const pidOf = (instance: Instance): number => (instance as unknown as { hostPid: number }).hostPid;
+/** Half-made images. */
+const halves = (): string[] => readdirSync(join(bench.dataDir, "images")).filter((name) => name.startsWith(".tmp-"));
+
+/** What a freeze must not leave behind in a process: write protection, and the descriptor that it came from. */
+function traces(instance: Instance): string[] {
+  const pid = pidOf(instance);
+  const tracked = readFileSync(`/proc/${pid}/smaps`, "utf8")
+    .split("\n")
+    .filter((line) => /^VmFlags:.* (uw|um|ui)( |$)/.test(line));
+  const descriptors = readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`));
+  return [...tracked, ...descriptors.filter((link) => link.includes("userfaultfd"))];
+}
+
+function hasWord(pid: number, word: string): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "latin1").includes(word);
+  } catch {
+    return false;
+  }
+}
+
+/** The extractor that works for this process now. */
+function extractor(): Living | undefined {
+  return descendants(process.pid).find(({ pid, exe }) => exe.endsWith("/extractor") && hasWord(pid, "live="));
+}
+
+/** Requests one after the other until `until` is settled; their answers in order. */
+async function serveDuring(instance: Instance, done: Promise<unknown>): Promise<unknown[]> {
+  let over = false;
+  const settled = done.then(
+    () => undefined,
+    () => undefined,
+  );
+  void settled.then(() => {
+    over = true;
+  });
+  const answers: unknown[] = [];
+  while (!over) answers.push(await ask(instance));
+  await settled;
+  return answers;
+}
+
+describe.each(["node", "python"] as const)("a live %s instance", (language) => {
+  it("answers everything in order while it is frozen, again and again, and each image is of one moment", async () => {
+    await withInstance(bench.engine.boot(language === "node" ? bench.node(NODE) : bench.python(PYTHON)), async (instance) => {
+      const digests = new Map<number, string>();
+      const note = (answer: unknown): number => {
+        const [count, digest] = answer as [number, string];
+        expect(digests.has(count)).toBe(false);
+        digests.set(count, digest);
+        return count;
+      };
+      const images: Image[] = [];
+      let last = note(await ask(instance));
+      for (let round = 0; round < 4; round++) {
+        const freezing = instance.freeze({ live: true });
+        for (const answer of await serveDuring(instance, freezing)) expect(note(answer)).toBe(++last);
+        images.push(await freezing);
+        expect(traces(instance)).toEqual([]);
+      }
+      for (let more = 0; more < 3; more++) expect(note(await ask(instance))).toBe(++last);
+      let heat = 0;
+      for (const image of images) {
+        const { report } = image;
+        expect(report.heldMs).toBeGreaterThan(0);
+        expect([report.rounds, report.copiedAheadBytes]).not.toContain(0);
+        expect(image.heat).toBeGreaterThan(heat);
+        heat = image.heat;
+        await withInstance(bench.engine.thaw(image), async (clone) => {
+          const [count, digest] = (await ask(clone)) as [number, string];
+          expect([count, digest]).toEqual([image.heat + 1, digests.get(count)]);
+          expect((await bench.engine.inspect(image)).pages.stored).toBeGreaterThan(1000);
+        });
+        await bench.engine.removeImage(image);
+      }
+      expect(halves()).toEqual([]);
+    });
+  });
+});
+
+describe("a live freeze", () => {
+  it("waits for a request that takes long, and runs the hooks between two that it holds apart", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      const long = step(instance, "wait", 500);
+      const freezing = instance.freeze({ live: true });
+      expect(await long).toBe("waited");
+      let over = false;
+      void freezing.then(() => {
+        over = true;
+      });
+      const seen: unknown[] = [];
+      while (!over) seen.push(await step(instance, "hooks"));
+      seen.push(await step(instance, "hooks"));
+      expect(seen.filter((hooks) => (hooks as string[]).length > 0)).toEqual([["before", "after"]]);
+      await withInstance(bench.engine.thaw(await freezing), async (clone) => {
+        expect(await step(clone, "hooks")).toEqual(["before", "after"]);
+      });
+    });
+  });
+
+  it("leaves instance and clones different in all that must be unique", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      await step(instance, "draw");
+      const image = await instance.freeze({ live: true });
+      const drawn = [await step(instance, "draw")];
+      for (let clone = 0; clone < 3; clone++)
+        drawn.push(await withInstance(bench.engine.thaw(image), (thawed) => step(thawed, "draw")));
+      for (const column of [0, 1, 2]) expect(new Set(drawn.map((row) => (row as unknown[])[column])).size).toBe(4);
+    });
+  });
+
+  it("takes the generation that it is given, and a thawed instance whose image is gone", async () => {
+    const first = await bench.image(bench.node(NODE));
+    const second = await withInstance(bench.engine.thaw(first), async (instance) => {
+      await ask(instance);
+      await bench.engine.removeImage(first);
+      return instance.freeze({ live: true, generation: 7 });
+    });
+    expect([second.generation, second.heat]).toEqual([7, 2]);
+    await withInstance(bench.engine.thaw(second), async (clone) => expect(((await ask(clone)) as [number])[0]).toBe(3));
+    expect((await bench.engine.openImage(second.dir)).report).toEqual(second.report);
+  });
+
+  it("is refused by name, and the instance goes on", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      await step(instance, "start");
+      const refused = await refusal(instance.freeze({ live: true }));
+      expect([refused.code, refused.why]).toEqual(["FREEZE_REFUSED", expect.stringContaining("it has a live child process")]);
+      expect(traces(instance)).toEqual([]);
+      expect(halves()).toEqual([]);
+      expect(await step(instance, "stop")).toBe("stopped");
+      await bench.engine.removeImage(await instance.freeze({ live: true }));
+      await step(instance, "refuse");
+      expect((await refusal(instance.freeze({ live: true }))).why).toContain("not now");
+      expect(((await ask(instance)) as [number])[0]).toBe(1);
+      expect([traces(instance), halves()]).toEqual([[], []]);
+    });
+  });
+
+  it("is over when the function ends, and nothing stays", async () => {
+    for (const end of ["exit", "dispose"]) {
+      const instance = await bench.engine.boot(bench.node(NODE));
+      const running = instance.invoke(JSON.stringify({ step: end === "exit" ? "exitLater" : "wait", args: [500] }));
+      const freezing = refusal(instance.freeze({ live: true }));
+      if (end === "dispose") setTimeout(() => void instance.dispose(), 200);
+      expect((await freezing).code).toBe("INSTANCE_EXITED");
+      expect(errorOf(await running).errorMessage).toMatch(end === "exit" ? /exit status 3/ : /disposed/);
+      await instance.dispose();
+    }
+    expect(halves()).toEqual([]);
+  });
+
+  it("whose extractor is killed before it could begin costs the instance nothing", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      const long = step(instance, "wait", 1500);
+      const freezing = refusal(instance.freeze({ live: true }));
+      process.kill((await until("the extractor", extractor)).pid, "SIGKILL");
+      expect((await freezing).code).toBe("FREEZE_FAILED");
+      expect(await long).toBe("waited");
+      expect([await ask(instance), traces(instance), halves()]).toEqual([[1, expect.any(String)], [], []]);
+    });
+  });
+
+  it("whose extractor is killed while it copies costs the instance nothing", async () => {
+    for (let attempt = 0; attempt < 20; attempt++) {
+      const met = await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+        await ask(instance);
+        let over = false;
+        const freezing = instance.freeze({ live: true }).then(
+          () => undefined,
+          (error: unknown) => error,
+        );
+        void freezing.then(() => {
+          over = true;
+        });
+        // Writes are noted from the first round to the stop.
+        while (!over && traces(instance).length === 0) await turn();
+        const found = over ? undefined : extractor();
+        if (found !== undefined) process.kill(found.pid, "SIGKILL");
+        const error = await freezing;
+        if (error === undefined || !instance.alive) return false; // it was faster than we, or stood at the stop
+        expect(error).toMatchObject({ code: "FREEZE_FAILED" });
+        expect([await ask(instance), traces(instance), halves()]).toEqual([[2, expect.any(String)], [], []]);
+        await bench.engine.removeImage(await instance.freeze({ live: true }));
+        return true;
+      });
+      if (met) return;
+    }
+    throw new Error("never met the copying");
+  });
+
+  it("whose extractor is killed while the process is stopped ends the instance, and says so", async () => {
+    for (let attempt = 0; attempt < 20; attempt++) {
+      const instance = await bench.engine.boot(bench.node(NODE));
+      try {
+        await ask(instance);
+        const freezing = instance.freeze({ live: true }).then(
+          (image) => image,
+          (error: unknown) => error,
+        );
+        const stopped = (): boolean => {
+          // All threads: the main one alone is stopped for a moment at the beginning.
+          const tasks = readdirSync(`/proc/${pidOf(instance)}/task`);
+          return tasks.every((tid) => /^State:\tt/m.test(readFileSync(`/proc/${pidOf(instance)}/task/${tid}/status`, "latin1")));
+        };
+        let over = false;
+        void freezing.then(() => {
+          over = true;
+        });
+        while (!over && !stopped()) await turn();
+        const found = over ? undefined : extractor();
+        if (found !== undefined) process.kill(found.pid, "SIGKILL");
+        const outcome = await freezing;
+        if (instance.alive || !(outcome instanceof Error)) continue; // it was faster than we
+        expect(outcome).toMatchObject({ code: "INSTANCE_EXITED" });
+        expect(errorOf(await instance.invoke("{}")).errorMessage).toContain("signal 9");
+        expect(halves()).toEqual([]);
+        return;
+      } finally {
+        await instance.dispose();
+      }
+    }
+    throw new Error("never met the stop");
+  });
+});
+
+describe("a server killed with SIGKILL around a live freeze", () => {
+  useServers();
+  const points = (Object.keys(FAULT_POINTS) as FaultPoint[]).filter((name) => name.startsWith("freeze-live-"));
+
+  it.each(points)("at %s leaves no process, and no half image under its final name", async (point) => {
+    const dataDir = temporaryDir("live-crash");
+    const spec = bench.node(NODE);
+    const script = `
+      import { openEngine } from ${JSON.stringify(join(ROOT, "dist/engine/index.js"))};
+      const engine = await openEngine({ dataDir: ${JSON.stringify(dataDir)} });
+      const instance = await engine.boot(${JSON.stringify(spec)});
+      console.log("pid " + instance.hostPid);
+      await instance.invoke("{}");
+      await instance.freeze({ live: true });
+      console.log("nobody killed it");`;
+    const child = spawn(process.execPath, ["--input-type=module", "-e", script], {
+      env: { ...process.env, THAW_FAULT: point },
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    let out = "";
+    let living: Living[] = [];
+    child.stdout.setEncoding("utf8").on("data", (text: string) => {
+      out += text;
+      const pid = Number(/pid (\d+)/.exec(out)?.[1]);
+      if (pid > 0 && living.length === 0) living = [...livingProcesses().values()].filter((one) => one.pid === pid);
+    });
+    const [, signal] = (await once(child, "close")) as [number | null, string | null];
+    expect([signal, out]).toEqual(["SIGKILL", expect.not.stringContaining("nobody")]);
+    expect(living.length).toBe(1);
+    await until("its function to end", () => (living.some(isAlive) ? undefined : true));
+    // What a server sweeps when it starts (test/crash.test.ts); nothing that could be taken for an image.
+    for (const name of readdirSync(join(dataDir, "images"))) expect(name).toMatch(/^\.tmp-/);
+  });
+});
