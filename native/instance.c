@@ -61,18 +61,20 @@ static void flush_sending(struct instance *it) {
 	watch_events(&it->control, EPOLLIN);
 }
 
-void instance_send(struct instance *it, const uint8_t *payload, size_t count) {
-	if (it->control.fd < 0 || count == 0) return;
+int instance_send(struct instance *it, const uint8_t *payload, size_t count) {
+	if (it->control.fd < 0) return -EPIPE;
+	if (count == 0) return 0;
 	size_t sent = 0;
 	if (bytes_used(&it->sending) == 0) {
 		ssize_t result = send(it->control.fd, payload, count, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (result < 0 && errno != EAGAIN && errno != EINTR) return;
+		if (result < 0 && errno != EAGAIN && errno != EINTR) return -EPIPE;
 		if (result > 0) sent = (size_t)result;
-		if (sent == count) return;
+		if (sent == count) return 0;
 		watch_events(&it->control, EPOLLIN | EPOLLOUT);
 	}
 	memcpy(bytes_room(&it->sending, count - sent), payload + sent, count - sent);
 	it->sending.end += count - sent;
+	return 0;
 }
 
 /* ---- stages ---- */

@@ -68,7 +68,7 @@ interface Pending {
 }
 
 /** Requests that an instance which is over answers no more. */
-const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.MSG_TRACE];
+const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.MSG_SEND, ABI.MSG_TRACE];
 const HEAD_BYTES = structBytes("message");
 const STDERR_KEPT = 4096;
 const JOIN_BYTES_MAX = 16 * 1024;
@@ -206,6 +206,11 @@ export class Keeper {
   /** Writes to the function's control socket. The buffers must not change before the next turn. */
   send(instance: number, ...parts: readonly Buffer[]): void {
     this.#send(ABI.MSG_SEND, instance, 0, parts);
+  }
+
+  /** The same; resolves once it lies there, rejects when nobody is left to read it. */
+  async deliver(instance: number, parts: readonly Buffer[]): Promise<void> {
+    await this.#ask("request", ABI.MSG_SEND, instance, parts);
   }
 
   /** Failures reach the listener's `onFailure`. */
