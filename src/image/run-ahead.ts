@@ -6,7 +6,8 @@ import { CONTROL_FD } from "./launch.js";
 import type { Facts, ThreadFacts } from "./facts.js";
 import { register } from "./frame.js";
 
-const SYS_READ = 0n;
+/** Node's runtime reads with the first, Python's with the second. */
+const READS: readonly bigint[] = [0n, 19n];
 const SYS_FUTEX = 202n;
 const SYS_EPOLL_WAIT = 232n;
 const SYS_EPOLL_PWAIT = 281n;
@@ -28,7 +29,7 @@ export function sleepsUntilWoken(thread: ThreadFacts): boolean {
  */
 export function mayResumeAhead({ threads, itimers, descriptors }: Facts): boolean {
   const [main, ...others] = threads;
-  if (main === undefined || register(main, "rax") !== SYS_READ || register(main, "rdi") !== BigInt(CONTROL_FD)) return false;
+  if (main === undefined || !READS.includes(register(main, "rax")) || register(main, "rdi") !== BigInt(CONTROL_FD)) return false;
   const armed = descriptors.some(
     (one) => one.kind === "timerfd" && (one.ticks > 0 || one.value[0] !== 0 || one.value[1] !== 0),
   );
