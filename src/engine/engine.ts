@@ -260,7 +260,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.recorder.follow(instance, loaded, recording);
     const steps = this.remainingSteps(loaded, loader, husk, recording);
     if (paged !== undefined) this.reap.begin(instance, loaded, paged);
-    if (loader === "splice") instance.startsCold(this.prefetcher.start(loaded));
+    const prefetch = (): void => instance.startsCold(this.prefetcher.start(loaded));
+    // What a process waits for that was resumed ahead is mapped; the rest may be asked for behind its request.
+    if (loader === "splice" && husk.resumed) setImmediate(prefetch);
+    else if (loader === "splice") prefetch();
     // Memory of REAP's virtual machines holds the interpreter, too.
     else if (paged?.installs) instance.startsCold(this.prefetcher.start(loaded, loaded.prefetchFileRanges()));
     instance.onRequestSent = () => faultPoint("thaw-request-sent");
