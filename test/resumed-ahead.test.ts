@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
 import type { Image } from "../src/engine/index.js";
 import { descendants } from "./support/processes.js";
-import { call, LANGUAGES, useWorld } from "./support/world.js";
+import { call, hostPid, LANGUAGES, useWorld } from "./support/world.js";
 
 const SYS_READ = { node: "0", python: "19" } as const;
 const SYS_RECVMSG = "47";
@@ -47,7 +47,7 @@ describe.each(LANGUAGES)("a parked %s husk", (language) => {
       parked as Image,
       async (clone) => {
         expect(clone.start).toMatchObject({ kind: "parked", husk: "prefaulted" });
-        expect(clone.hostPid).toBe(pid);
+        expect(hostPid(clone)).toBe(pid);
         expect(await call(clone, "counter.next")).toBe(2);
         expect(await call(clone, "counter.next")).toBe(3);
       },
@@ -75,7 +75,7 @@ describe.each(LANGUAGES)("a parked %s husk", (language) => {
 
 describe("a husk whose function has a timer and a thread that waits for it", () => {
   it("is resumed with its request, and not before", async () => {
-    const pid = await park(await world.imageAfter("python", ["clocks.set", 0.05]));
+    const pid = await park(await world.imageAfter("python", ["clocks.set", 1]));
     await new Promise((resolve) => setTimeout(resolve, WATCHED_MS));
     expect(blockedIn(pid)[0]).toBe(SYS_RECVMSG);
     await world.thawed(

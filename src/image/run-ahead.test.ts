@@ -54,6 +54,15 @@ describe("a process that is resumed before there is a request for it", () => {
     ["a timer descriptor is armed", { descriptors: [timer(0, 5, 0)] }],
     ["a timer descriptor is about to fire", { descriptors: [timer(0, 0, 1)] }],
     ["a timer descriptor has fired", { descriptors: [timer(1, 0, 0)] }],
-    ["an interval timer runs", { itimers: [[0, 0, 3, 0], [0, 0, 0, 0], [0, 0, 0, 0]] }],
+    [
+      "an interval timer runs",
+      {
+        itimers: [
+          [0, 0, 3, 0],
+          [0, 0, 0, 0],
+          [0, 0, 0, 0],
+        ],
+      },
+    ],
   ])("does not exist when %s", (_why, overrides) => expect(may(overrides)).toBe(false));
 });

@@ -2,9 +2,10 @@
  * What of a frozen process may run before there is a request for it. Nothing of the function's code may: it would run unasked, at the
  * cost of nobody, and before the runtime has renewed what must be unique. But whoever only waits may wait ahead.
  */
-import { CONTROL_FD } from "./launch.js";
+
 import type { Facts, ThreadFacts } from "./facts.js";
 import { register } from "./frame.js";
+import { CONTROL_FD } from "./launch.js";
 
 /** Node's runtime reads with the first, Python's with the second. */
 const READS: readonly bigint[] = [0n, 19n];
@@ -30,9 +31,7 @@ export function sleepsUntilWoken(thread: ThreadFacts): boolean {
 export function mayResumeAhead({ threads, itimers, descriptors }: Facts): boolean {
   const [main, ...others] = threads;
   if (main === undefined || !READS.includes(register(main, "rax")) || register(main, "rdi") !== BigInt(CONTROL_FD)) return false;
-  const armed = descriptors.some(
-    (one) => one.kind === "timerfd" && (one.ticks > 0 || one.value[0] !== 0 || one.value[1] !== 0),
-  );
+  const armed = descriptors.some((one) => one.kind === "timerfd" && (one.ticks > 0 || one.value[0] !== 0 || one.value[1] !== 0));
   const ticking = itimers.some(([, , seconds, micros]) => seconds !== 0 || micros !== 0);
   return others.every(sleepsUntilWoken) && !armed && !ticking;
 }
