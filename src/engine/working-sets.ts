@@ -35,10 +35,11 @@ const OUTSIDE_PART = 0.1;
 const OUTSIDE_MIN = 64;
 /** The set is stale when half of this many starts do not fit. */
 const RECENT_STARTS = 8;
-/** One start in so many is scanned, which takes about 2 ms of processor time beside the instance; half as often after each that fits … */
+/** One start in so many is scanned, which takes about 2 ms of processor time beside the instance … */
 const SCAN_STARTS = 8;
-/** … down to this. */
-const SCAN_STARTS_MAX = 64;
+/** … and fewer once so many scans in a row fitted. */
+const SCANS_TRUSTED = 8;
+const SCAN_STARTS_TRUSTED = 64;
 /** A function whose pages change with every request would else be recorded all the time. */
 const BACKOFF_STARTS_MAX = 1024;
 
@@ -54,7 +55,7 @@ export class LiveWorkingSet {
   #claimed = false;
   #outside: number[] = [];
   #untilScan = 0;
-  #scanEvery = SCAN_STARTS;
+  #scansFit = 0;
   #startsSinceRenewal = 0;
   #renewAfterStarts = RECENT_STARTS;
   #renewals = 0;
@@ -125,7 +126,7 @@ export class LiveWorkingSet {
       this.#map = undefined;
       this.#copied = undefined;
       this.#outside = [];
-      this.#scanEvery = SCAN_STARTS;
+      this.#scansFit = 0;
       this.#untilScan = 0;
       this.changed();
     } finally {
@@ -139,7 +140,7 @@ export class LiveWorkingSet {
     return Math.max(0, faults.minor + faults.major - expectedFaults(this.#model, level === "prefaulted", faults.major > 0));
   }
 
-  /** Whether it is worth a scan what this start touched: one in eight, later in 64, and all while the starts do not fit. */
+  /** Whether it is worth a scan what this start touched: one in eight, later one in 64, and all while the starts do not fit. */
   scanDue(bound: number): boolean {
     const last = this.#outside.at(-1) ?? 0;
     return this.#untilScan === 0 || !this.#fits(bound) || !this.#fits(last);
@@ -157,13 +158,10 @@ export class LiveWorkingSet {
   note(outside: number): void {
     this.#outside = [...this.#outside.slice(1 - RECENT_STARTS), outside];
     if (!this.#fits(outside)) {
-      this.#scanEvery = SCAN_STARTS;
+      this.#scansFit = 0;
       this.#untilScan = 0;
     } else if (this.#untilScan > 0) this.#untilScan--;
-    else {
-      this.#untilScan = this.#scanEvery - 1;
-      this.#scanEvery = Math.min(SCAN_STARTS_MAX, this.#scanEvery * 2);
-    }
+    else this.#untilScan = (++this.#scansFit < SCANS_TRUSTED ? SCAN_STARTS : SCAN_STARTS_TRUSTED) - 1;
     this.#startsSinceRenewal++;
     if (this.wanting || !this.#stale()) return;
     this.#renewing = EMPTY_WORKING_SET;
