@@ -23,6 +23,7 @@ struct instance {
 	uint32_t id, husk_tag, slot;
 	enum instance_state state;
 	bool killed, failed, has_end;
+	bool unread; /* bytes for its control socket that nobody read */
 	pid_t init_pid;
 	uint32_t wait_status;
 	uint64_t started_ns, oom_base;

@@ -64,6 +64,7 @@ export class Husk implements InstanceListener {
   /** What it had taken when it was ready: what an instance takes is counted from there. */
   faultsBefore: ProcessFaults = NO_FAULTS;
   private readonly exitListeners: (() => void)[] = [];
+  private heard: (() => void) | undefined;
 
   constructor(
     readonly template: number,
@@ -78,6 +79,8 @@ export class Husk implements InstanceListener {
 
   onData(bytes: Buffer): void {
     this.heir?.onData(bytes);
+    this.heard?.();
+    this.heard = undefined;
   }
   onLog(bytes: Buffer): void {
     this.heir?.onLog(bytes);
@@ -95,6 +98,11 @@ export class Husk implements InstanceListener {
     this.exit = exit;
     this.heir?.onExit(exit);
     for (const listener of this.exitListeners.splice(0)) listener();
+    this.heard?.();
+  }
+  /** Resolves with what the process says next, or its end. */
+  sign(): Promise<void> {
+    return this.exit !== undefined ? Promise.resolve() : new Promise((resolve) => (this.heard = resolve));
   }
   /** Resolves when every process of it is gone. */
   gone(): Promise<void> {
@@ -118,15 +126,19 @@ export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Pro
 }
 
 /**
- * Hands the first request to a process that was resumed ahead of it. Rejects when it never came there, as a stage does whose husk is gone:
- * nothing of the function ran.
+ * Hands the first request to a process that was resumed ahead of it; pending until that answers or ends. Rejects when it ended before it
+ * had read the request, as a stage does whose husk is gone: nothing of the function ran.
  */
 export async function deliverFirst(keeper: Keeper, husk: Husk, parts: readonly Buffer[]): Promise<void> {
+  const sign = husk.sign();
   try {
     await keeper.deliver(husk.id, parts);
   } catch (error) {
     throw isHuskGone(error) ? huskLost("resume", error) : error;
   }
+  await sign;
+  // Where memory ran out, another one would fare no better.
+  if (husk.exit?.unread === true && husk.exit.oomKills === 0) throw huskLost("resume");
 }
 
 const ERRNO_NAMES: Readonly<Record<number, string>> = {

@@ -334,7 +334,7 @@ export class Keeper {
   }
 
   #receive(message: KeeperMessage): void {
-    const { type, id, payload } = message;
+    const { type, id, flags, payload } = message;
     switch (type) {
       case ABI.MSG_DATA:
         if (payload.length > 0) this.#listeners.get(id)?.onData(payload);
@@ -347,7 +347,7 @@ export class Keeper {
         this.#listeners.get(id)?.onPaged?.(decodePaged(payload));
         return;
       case ABI.MSG_EXIT:
-        this.#exited(id, payload);
+        this.#exited(id, payload, flags);
         return;
       case ABI.MSG_HELLO:
         this.#greeted(payload);
@@ -390,7 +390,7 @@ export class Keeper {
     else this.#listeners.get(id)?.onFailure?.(error);
   }
 
-  #exited(id: number, payload: Buffer): void {
+  #exited(id: number, payload: Buffer, flags: number): void {
     const listener = this.#listeners.get(id);
     this.#listeners.delete(id);
     for (const [tag, pending] of this.#pending) {
@@ -398,7 +398,7 @@ export class Keeper {
       this.#pending.delete(tag);
       pending.reject(new ThawError("SANDBOX_FAILED", { what: `The sandbox ended before its ${pending.what} was done` }));
     }
-    listener?.onExit(decodeExit(payload));
+    listener?.onExit(decodeExit(payload, flags));
   }
 
   #error(why: string, cause?: unknown): ThawError {
