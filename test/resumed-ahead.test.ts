@@ -4,7 +4,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import type { Image } from "../src/engine/index.js";
 import { decodeManifest, imageFiles, mayResumeAhead } from "../src/image/index.js";
 import { descendants } from "./support/processes.js";
-import { call, hostPid, type Language, LANGUAGES, useWorld } from "./support/world.js";
+import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
 
 const SYS_READ = { node: "0", python: "19" } as const;
 const SYS_RECVMSG = "47";
@@ -24,7 +24,7 @@ afterEach(async () => {
 async function quietImage(language: Language): Promise<Image> {
   for (let tries = 0; tries < FREEZES_MAX; tries++) {
     const image = await world.imageAfter(language, "counter.next");
-    if (mayResumeAhead(decodeManifest(readFileSync(imageFiles(image.dir).manifest)).facts)) return image;
+    if (mayResumeAhead(decodeManifest(readFileSync(imageFiles(image.dir).manifest), image.dir).facts)) return image;
     await world.engine.removeImage(image);
   }
   throw new Error(`of ${FREEZES_MAX} images none may be resumed ahead`);
