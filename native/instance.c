@@ -39,6 +39,8 @@ static bool read_control(struct instance *it) {
 	if (count > 0) {
 		frame_end(MSG_DATA, it->id, 0, 0, (size_t)count);
 	} else if (count == 0 || (errno != EAGAIN && errno != EINTR)) {
+		/* The kernel's word for a peer that left with bytes in its socket. */
+		if (count < 0 && errno == ECONNRESET) it->unread = true;
 		/* DATA without bytes: the function closed its end. */
 		frame_put(MSG_DATA, it->id, 0, NULL, 0);
 		watch_close(&it->control);
@@ -56,23 +58,26 @@ static void flush_sending(struct instance *it) {
 		if (count < 0 && errno == EINTR) continue;
 		if (count < 0 && errno == EAGAIN) return;
 		/* Whoever does not read any more does not get the rest; its end is seen by reading. */
+		if (count < 0) it->unread = true;
 		bytes_take(&it->sending, count < 0 ? bytes_used(&it->sending) : (size_t)count);
 	}
 	watch_events(&it->control, EPOLLIN);
 }
 
-void instance_send(struct instance *it, const uint8_t *payload, size_t count) {
-	if (it->control.fd < 0 || count == 0) return;
+int instance_send(struct instance *it, const uint8_t *payload, size_t count) {
+	if (it->control.fd < 0) return -EPIPE;
+	if (count == 0) return 0;
 	size_t sent = 0;
 	if (bytes_used(&it->sending) == 0) {
 		ssize_t result = send(it->control.fd, payload, count, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (result < 0 && errno != EAGAIN && errno != EINTR) return;
+		if (result < 0 && errno != EAGAIN && errno != EINTR) return -EPIPE;
 		if (result > 0) sent = (size_t)result;
-		if (sent == count) return;
+		if (sent == count) return 0;
 		watch_events(&it->control, EPOLLIN | EPOLLOUT);
 	}
 	memcpy(bytes_room(&it->sending, count - sent), payload + sent, count - sent);
 	it->sending.end += count - sent;
+	return 0;
 }
 
 /* ---- stages ---- */
@@ -372,7 +377,8 @@ static void instance_end(struct instance *it) {
 		.system_us = (uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec,
 		.peak_bytes = cgroups.on ? peak_bytes(it) : 0,
 	};
-	frame_put(MSG_EXIT, it->id, 0, &end, sizeof end);
+	memcpy(frame_room(sizeof end), &end, sizeof end);
+	frame_end(MSG_EXIT, it->id, 0, it->unread || bytes_used(&it->sending) > 0 ? EXIT_UNREAD : 0, sizeof end);
 	it->state = INSTANCE_ENDED;
 	if (it->peak >= 0) close(it->peak);
 	instance_uffd_close(it);

@@ -23,6 +23,7 @@ struct instance {
 	uint32_t id, husk_tag, slot;
 	enum instance_state state;
 	bool killed, failed, has_end;
+	bool unread; /* bytes for its control socket that nobody read */
 	pid_t init_pid;
 	uint32_t wait_status;
 	uint64_t started_ns, oom_base;
@@ -48,7 +49,7 @@ bool outbound_full(void);
 void instance_cloned(struct instance *it, const struct job_answer *answer, const int fds[3]);
 void instance_event(struct instance *it, enum watch_kind kind, uint32_t events);
 void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, size_t count);
-void instance_send(struct instance *it, const uint8_t *payload, size_t count);
+int instance_send(struct instance *it, const uint8_t *payload, size_t count);
 void instance_limits(struct instance *it, uint32_t tag, const char *payload, size_t count);
 void instance_kill(struct instance *it);
 /* A control socket and a log pipe are kept ready for the next stage that passes them. */

@@ -449,6 +449,14 @@ static bool instance_message(uint16_t type) {
 	return (type >= MSG_STAGE && type <= MSG_KILL) || type == MSG_UFFD_CLOSE || type == MSG_PAGED_BY || type == MSG_TRACE;
 }
 
+/* One with a tag is answered: whether it lies in the function's socket, or behind what does. */
+static void send_bytes(const struct message *head, struct instance *it, const uint8_t *payload) {
+	int result = it == NULL ? -EPIPE : instance_send(it, payload, head->bytes);
+	if (head->reserved == 0) return;
+	if (result == 0) frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
+	else frame_failed(MSG_SEND, head->id, head->reserved, -result, "nobody is left to read it");
+}
+
 static void dispatch(const struct message *head, const uint8_t *payload) {
 	struct instance *it = instance_message(head->type) ? table_get(&instances, head->id) : NULL;
 	switch (head->type) {
@@ -462,7 +470,7 @@ static void dispatch(const struct message *head, const uint8_t *payload) {
 	case MSG_HELPER: return start_helper(head, payload);
 	case MSG_HELPER_TERM: return helper_term(head->id);
 	case MSG_STAGE: if (it != NULL) instance_stage(it, head->reserved, payload, head->bytes); return;
-	case MSG_SEND: if (it != NULL) instance_send(it, payload, head->bytes); return;
+	case MSG_SEND: return send_bytes(head, it, payload);
 	case MSG_LIMITS: if (it != NULL) instance_limits(it, head->reserved, (const char *)payload, head->bytes); return;
 	case MSG_KILL: if (it != NULL) instance_kill(it); return;
 	case MSG_PREFETCH: return paging_prefetch(head, payload);

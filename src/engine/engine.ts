@@ -261,9 +261,18 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.recorder.follow(instance, loaded, recording);
     const steps = this.remainingSteps(loaded, loader, husk, recording);
     if (paged !== undefined) this.reap.begin(instance, loaded, paged);
-    if (loader === "splice") instance.startsCold(this.prefetcher.start(loaded));
+    const prefetch = (): void => instance.startsCold(this.prefetcher.start(loaded));
+    // What a process waits for that was resumed ahead is mapped; the rest may be asked for behind its request.
+    if (loader === "splice" && husk.resumed) setImmediate(prefetch);
+    else if (loader === "splice") prefetch();
     // Memory of REAP's virtual machines holds the interpreter, too.
     else if (paged?.installs) instance.startsCold(this.prefetcher.start(loaded, loaded.prefetchFileRanges()));
+    instance.onRequestSent = () => faultPoint("thaw-request-sent");
+    if (steps.length === 0) {
+      // Resumed when it was parked: its request is all that it waits for.
+      instance.start = { ...instance.start, us: usBetween(began, monotonicNs()) };
+      return instance;
+    }
     // All is queued at once.
     const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
@@ -287,7 +296,6 @@ export class LocalEngine implements Engine, InstanceOwner {
     });
     // The caller's request is queued behind the stages; what fails is told there too.
     instance.startsWith(started);
-    instance.onRequestSent = () => faultPoint("thaw-request-sent");
     if (options.early === true) return instance;
     try {
       await started;
@@ -299,7 +307,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
-    if (husk.level === "image" || husk.level === "prefaulted") return [loaded.resumeStep()];
+    if (husk.level === "image" || husk.level === "prefaulted") return husk.resumed ? [] : [loaded.resumeStep()];
     const time = loaded.timeStep(this.fingerprint);
     const thaw = loaded.thawStep(loader, husk.level === "generic", recording, this.recorder.device);
     return time === undefined ? [thaw] : [time, thaw];

@@ -59,9 +59,12 @@ export class Husk implements InstanceListener {
   madeUs = 0;
   /** What its image's pages are touched from here on can be told: it was parked to record. */
   tracked = false;
+  /** It is its image's process already, and waits for a request in the runtime's read. */
+  resumed = false;
   /** What it had taken when it was ready: what an instance takes is counted from there. */
   faultsBefore: ProcessFaults = NO_FAULTS;
   private readonly exitListeners: (() => void)[] = [];
+  private heard: (() => void) | undefined;
 
   constructor(
     readonly template: number,
@@ -69,8 +72,15 @@ export class Husk implements InstanceListener {
     readonly tmpMb: number,
   ) {}
 
+  /** Its last stage begins. */
+  resumesAhead(): void {
+    this.resumed = true;
+  }
+
   onData(bytes: Buffer): void {
     this.heir?.onData(bytes);
+    this.heard?.();
+    this.heard = undefined;
   }
   onLog(bytes: Buffer): void {
     this.heir?.onLog(bytes);
@@ -88,6 +98,11 @@ export class Husk implements InstanceListener {
     this.exit = exit;
     this.heir?.onExit(exit);
     for (const listener of this.exitListeners.splice(0)) listener();
+    this.heard?.();
+  }
+  /** Resolves with what the process says next, or its end. */
+  sign(): Promise<void> {
+    return this.exit !== undefined ? Promise.resolve() : new Promise((resolve) => (this.heard = resolve));
   }
   /** Resolves when every process of it is gone. */
   gone(): Promise<void> {
@@ -104,10 +119,26 @@ export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Pro
   try {
     report = await keeper.stage(husk.id, step.request());
   } catch (error) {
-    throw isHuskGone(error) ? huskLost(step, error) : error;
+    throw isHuskGone(error) ? huskLost(step.name, error) : error;
   }
   if (report.status === 0) return shift === 0 ? report.stamps : report.stamps.map((stamp) => (stamp > 0 ? stamp - shift : stamp));
   throw stageError(step, report.status, report.failedOp);
+}
+
+/**
+ * Hands the first request to a process that was resumed ahead of it; pending until that answers or ends. Rejects when it ended before it
+ * had read the request, as a stage does whose husk is gone: nothing of the function ran.
+ */
+export async function deliverFirst(keeper: Keeper, husk: Husk, parts: readonly Buffer[]): Promise<void> {
+  const sign = husk.sign();
+  try {
+    await keeper.deliver(husk.id, parts);
+  } catch (error) {
+    throw isHuskGone(error) ? huskLost("resume", error) : error;
+  }
+  await sign;
+  // Where memory ran out, another one would fare no better.
+  if (husk.exit?.unread === true && husk.exit.oomKills === 0) throw huskLost("resume");
 }
 
 const ERRNO_NAMES: Readonly<Record<number, string>> = {
@@ -139,18 +170,18 @@ function isHuskGone(error: unknown): boolean {
 }
 
 /** Nothing is known about the image: whoever started may take another husk. */
-function huskLost(step: StageStep, cause?: unknown): ThawError {
+function huskLost(stage: string, cause?: unknown): ThawError {
   return new ThawError("SANDBOX_FAILED", {
-    what: `a husk ended before its ${step.name} stage was done`,
+    what: `a husk ended before its ${stage} stage was done`,
     why: "it was killed, or it crashed",
-    details: { stage: step.name },
+    details: { stage },
     cause,
   });
 }
 
 function stageError(step: StageStep, status: number, failedOp: number): ThawError {
   const errno = -status;
-  if (errno === EPIPE) return huskLost(step);
+  if (errno === EPIPE) return huskLost(step.name);
   const label = step.labels()[failedOp] ?? `operation ${failedOp}`;
   const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
   const details = { stage: step.name, operation: failedOp, label, errno };

@@ -2,7 +2,6 @@
  * Images that this server has open: programs compiled, pages open in the keeper, bytes verified. Nothing here is needed again to
  * bring an image back after a restart; the manifest is the truth.
  */
-
 import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { removeTemporaries } from "../base/fsync.js";
@@ -34,6 +33,7 @@ import {
   isMappedFile,
   isRuntimeFile,
   joinRuns,
+  mayResumeAhead,
   PAGES,
   PARK_PASSES,
   type PageRun,
@@ -348,10 +348,11 @@ export class LoadedImage {
   private equipSteps(here: Fingerprint): StageStep[] {
     const time = this.timeStep(here);
     const equip = this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents)));
-    return time === undefined ? [equip] : [time, equip];
+    const resume: StageStep = { ...this.resumeStep(), before: (husk) => husk.resumesAhead() };
+    return [...(time === undefined ? [] : [time]), equip, ...(mayResumeAhead(this.facts) ? [resume] : [])];
   }
 
-  /** What remains for a parked husk. */
+  /** What remains for a parked husk; behind it already, where the process may wait for its request by itself. */
   resumeStep(): StageStep {
     const fds: PassedFd[] = [];
     fds[RESUME_PASSES.control] = { kind: "control" };

@@ -13,7 +13,7 @@ import { assert, ThawError } from "../base/errors.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
-import type { Husk } from "./husk-pool.js";
+import { deliverFirst, type Husk } from "./husk-pool.js";
 import { type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import { residentMemory } from "./resident.js";
@@ -230,7 +230,8 @@ export class LiveInstance implements Instance, InstanceListener {
       );
       this.announce = undefined;
       this.resumed = false;
-      this.keeper.send(this.id, ...frame);
+      if (this.husk.resumed && this.served === 0) this.startsWith(deliverFirst(this.keeper, this.husk, frame));
+      else this.keeper.send(this.id, ...frame);
       waking?.sent();
       this.onRequestSent?.();
       this.onRequestSent = undefined;

@@ -16,6 +16,8 @@ export interface InstanceExit {
   readonly userUs: number;
   readonly systemUs: number;
   readonly peakBytes: number;
+  /** It left bytes unread in its control socket: a request that the runtime did not read to its end. */
+  readonly unread?: boolean;
 }
 
 /** What the keeper tells about one instance. `onExit` is the last call. Buffers belong to the callee. */
@@ -222,7 +224,7 @@ export function decodeStatus(status: number): { code: number | undefined; signal
 }
 
 /** MSG_EXIT. */
-export function decodeExit(payload: Buffer): InstanceExit {
+export function decodeExit(payload: Buffer, flags = 0): InstanceExit {
   const number = (field: string): number => readStruct(payload, 0, "exit", field);
   return {
     ...decodeStatus(number("wait_status")),
@@ -231,6 +233,7 @@ export function decodeExit(payload: Buffer): InstanceExit {
     userUs: number("user_us"),
     systemUs: number("system_us"),
     peakBytes: number("peak_bytes"),
+    ...((flags & ABI.EXIT_UNREAD) === 0 ? {} : { unread: true }),
   };
 }
 

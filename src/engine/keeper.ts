@@ -68,7 +68,7 @@ interface Pending {
 }
 
 /** Requests that an instance which is over answers no more. */
-const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.MSG_TRACE];
+const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.MSG_SEND, ABI.MSG_TRACE];
 const HEAD_BYTES = structBytes("message");
 const STDERR_KEPT = 4096;
 const JOIN_BYTES_MAX = 16 * 1024;
@@ -223,6 +223,11 @@ export class Keeper {
     this.#send(ABI.MSG_SEND, instance, 0, parts);
   }
 
+  /** The same; resolves once it lies there, rejects when nobody is left to read it. */
+  async deliver(instance: number, parts: readonly Buffer[]): Promise<void> {
+    await this.#ask("request", ABI.MSG_SEND, instance, parts);
+  }
+
   /** Failures reach the listener's `onFailure`. */
   limits(instance: number, writes: readonly LimitWrite[]): void {
     this.#send(ABI.MSG_LIMITS, instance, 0, [encodeLimits(writes)]);
@@ -344,7 +349,7 @@ export class Keeper {
   }
 
   #receive(message: KeeperMessage): void {
-    const { type, id, payload } = message;
+    const { type, id, flags, payload } = message;
     switch (type) {
       case ABI.MSG_DATA:
         if (payload.length > 0) this.#listeners.get(id)?.onData(payload);
@@ -357,7 +362,7 @@ export class Keeper {
         this.#listeners.get(id)?.onPaged?.(decodePaged(payload));
         return;
       case ABI.MSG_EXIT:
-        this.#exited(id, payload);
+        this.#exited(id, payload, flags);
         return;
       case ABI.MSG_HELLO:
         this.#greeted(payload);
@@ -400,7 +405,7 @@ export class Keeper {
     else this.#listeners.get(id)?.onFailure?.(error);
   }
 
-  #exited(id: number, payload: Buffer): void {
+  #exited(id: number, payload: Buffer, flags: number): void {
     const listener = this.#listeners.get(id);
     this.#listeners.delete(id);
     for (const [tag, pending] of this.#pending) {
@@ -408,7 +413,7 @@ export class Keeper {
       this.#pending.delete(tag);
       pending.reject(new ThawError("SANDBOX_FAILED", { what: `The sandbox ended before its ${pending.what} was done` }));
     }
-    listener?.onExit(decodeExit(payload));
+    listener?.onExit(decodeExit(payload, flags));
   }
 
   #error(why: string, cause?: unknown): ThawError {

@@ -5,6 +5,7 @@
  */
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
+import { nowMs } from "../base/clock.js";
 import type { Logger } from "../base/log.js";
 import { BASE, type FileIdentity, type FileRange, isRuntimeFile, PAGES } from "../image/index.js";
 import type { LoadedImage } from "./images.js";
@@ -23,6 +24,8 @@ interface Prepared {
   payloads: readonly Buffer[];
   /** Pending while its files are looked at; resolves with the ranges that were left out of the first payloads. */
   later: Promise<readonly PrefetchRange[]> | undefined;
+  /** When it was last found in the page cache whole. */
+  cachedMs: number;
 }
 
 /** Where the host has a file that a function sees under this path. */
@@ -46,6 +49,10 @@ async function isStill(path: string, identity: FileIdentity): Promise<boolean> {
   }
 }
 
+/** A set that was in the page cache whole is there for so long: asking again takes as long as a tenth of a start. */
+const KNOWN_CACHED_MS = 50;
+const NONE_COLD = Promise.resolve(0);
+
 export class Prefetcher {
   /** Of interpreters and their libraries: shared by all images, a few dozen, open as long as the engine. */
   readonly #shared: OpenFiles = new Map();
@@ -60,7 +67,7 @@ export class Prefetcher {
 
   /**
    * Starts reading what the image's working set needs. Resolves with how many of the pages the page cache did not have (-1: nobody
-   * can say), undefined while no set is known. Never rejects. @param ranges of that image, the same array each time
+   * can say), undefined while no set is known. Not asked again, and none, when all were there a moment ago. Never rejects. @param ranges of that image, the same array each time
    */
   start(loaded: LoadedImage, ranges = loaded.prefetchRanges()): Promise<number> | undefined {
     if (ranges.length === 0) return undefined;
@@ -69,11 +76,17 @@ export class Prefetcher {
       prepared = this.#prepare(loaded, ranges);
       this.#prepared.set(ranges, prepared);
     }
-    const now = this.keeper.prefetchEncoded(prepared.payloads);
-    const later = prepared.later?.then((rest) => this.keeper.prefetch(rest));
+    const known = prepared;
+    const askedMs = nowMs();
+    if (askedMs - known.cachedMs < KNOWN_CACHED_MS) return NONE_COLD;
+    const now = this.keeper.prefetchEncoded(known.payloads);
+    const complete = known.later === undefined;
+    const later = known.later?.then((rest) => this.keeper.prefetch(rest));
     return Promise.all([now, later]).then(([first, second]) => {
       const parts = [first.pages, second?.pages ?? 0];
-      return parts.some((pages) => pages < 0) ? -1 : parts.reduce((sum, pages) => sum + pages, 0);
+      const cold = parts.some((pages) => pages < 0) ? -1 : parts.reduce((sum, pages) => sum + pages, 0);
+      if (complete && cold === 0) known.cachedMs = askedMs;
+      return cold;
     });
   }
 
@@ -97,7 +110,7 @@ export class Prefetcher {
         const id = files.get(file);
         return id === undefined ? [] : [{ file: id, offset, bytes }];
       });
-    const prepared: Prepared = { payloads: encodePrefetch(known()), later: undefined };
+    const prepared: Prepared = { payloads: encodePrefetch(known()), later: undefined, cachedMs: Number.NEGATIVE_INFINITY };
     const paths = [...new Set(ranges.map(({ file }) => file))].filter((file) => file !== PAGES && file !== BASE);
     prepared.later = Promise.all(paths.map(async (path) => files.set(path, await this.#open(loaded, path)))).then(() => {
       const all = known();

@@ -118,6 +118,22 @@ describe("the working set of an open image", () => {
     expect(sets.scanDue(0)).toBe(true);
   });
 
+  it("is looked at in one start of 64 once eight looks in a row fitted, until one does not", async () => {
+    const sets = await stable();
+    const gaps = (count: number): number[] =>
+      Array.from({ length: count }, () => {
+        sets.note(0);
+        for (let starts = 1; ; starts++) {
+          if (sets.scanDue(0)) return starts;
+          sets.note(0);
+        }
+      });
+    expect(gaps(9)).toEqual([8, 8, 8, 8, 8, 8, 8, 64, 64]);
+    sets.note(500);
+    expect(sets.scanDue(0)).toBe(true);
+    expect(gaps(2)).toEqual([8, 8]);
+  });
+
   it("counts what is present outside: pages written, 64 KiB read, 2 MiB in one piece", async () => {
     const sets = await stable();
     expect(sets.outsideOf(NOTHING, false)).toBe(0);

@@ -35,8 +35,11 @@ const OUTSIDE_PART = 0.1;
 const OUTSIDE_MIN = 64;
 /** The set is stale when half of this many starts do not fit. */
 const RECENT_STARTS = 8;
-/** One start in so many is scanned, which takes about 1 ms of processor time beside the instance. */
+/** One start in so many is scanned, which takes about 2 ms of processor time beside the instance … */
 const SCAN_STARTS = 8;
+/** … and fewer once so many scans in a row fitted. */
+const SCANS_TRUSTED = 8;
+const SCAN_STARTS_TRUSTED = 64;
 /** A function whose pages change with every request would else be recorded all the time. */
 const BACKOFF_STARTS_MAX = 1024;
 
@@ -51,7 +54,8 @@ export class LiveWorkingSet {
   #copied: readonly PageRun[] | undefined;
   #claimed = false;
   #outside: number[] = [];
-  #counted = 0;
+  #untilScan = 0;
+  #scansFit = 0;
   #startsSinceRenewal = 0;
   #renewAfterStarts = RECENT_STARTS;
   #renewals = 0;
@@ -122,6 +126,8 @@ export class LiveWorkingSet {
       this.#map = undefined;
       this.#copied = undefined;
       this.#outside = [];
+      this.#scansFit = 0;
+      this.#untilScan = 0;
       this.changed();
     } finally {
       this.#claimed = false;
@@ -134,10 +140,10 @@ export class LiveWorkingSet {
     return Math.max(0, faults.minor + faults.major - expectedFaults(this.#model, level === "prefaulted", faults.major > 0));
   }
 
-  /** Whether it is worth a scan what this start touched: one in eight, and all while the starts do not fit. */
+  /** Whether it is worth a scan what this start touched: one in eight, later one in 64, and all while the starts do not fit. */
   scanDue(bound: number): boolean {
     const last = this.#outside.at(-1) ?? 0;
-    return this.#counted % SCAN_STARTS === 0 || !this.#fits(bound) || !this.#fits(last);
+    return this.#untilScan === 0 || !this.#fits(bound) || !this.#fits(last);
   }
 
   /** Faults that at least lay outside the set, by what is present. `ahead`: a pooled husk had pages of files mapped already. */
@@ -151,7 +157,11 @@ export class LiveWorkingSet {
   /** Takes note of a start's faults outside the set. When too many starts have too many, the next ones record. */
   note(outside: number): void {
     this.#outside = [...this.#outside.slice(1 - RECENT_STARTS), outside];
-    this.#counted++;
+    if (!this.#fits(outside)) {
+      this.#scansFit = 0;
+      this.#untilScan = 0;
+    } else if (this.#untilScan > 0) this.#untilScan--;
+    else this.#untilScan = (++this.#scansFit < SCANS_TRUSTED ? SCAN_STARTS : SCAN_STARTS_TRUSTED) - 1;
     this.#startsSinceRenewal++;
     if (this.wanting || !this.#stale()) return;
     this.#renewing = EMPTY_WORKING_SET;

@@ -23,6 +23,7 @@ import { restoreTmp } from "./compile-tmp.js";
 import type { Facts, Region, ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
+import { sleepsUntilWoken } from "./run-ahead.js";
 import type { PageRun } from "./working-set.js";
 
 const CAPABILITY_VERSION_3 = 0x20080522;
@@ -192,21 +193,6 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
   restoreSignals(program, facts);
   dropCapabilities(program);
   program.stamp(STAMPS.process);
-}
-
-const SYS_FUTEX = 202n;
-const SYS_EPOLL_WAIT = 232n;
-const SYS_EPOLL_PWAIT = 281n;
-
-/**
- * Whether a thread stands before a call that ends only when another thread wants it: a futex or epoll wait without a time
- * limit. It may go to sleep ahead of the resume, for nothing of the function runs before that which could wake it.
- */
-function sleepsUntilWoken(thread: ThreadFacts): boolean {
-  const call = register(thread, "rax");
-  const limit = register(thread, "r10");
-  if (call === SYS_FUTEX) return limit === 0n;
-  return (call === SYS_EPOLL_WAIT || call === SYS_EPOLL_PWAIT) && BigInt.asIntN(32, limit) < 0n;
 }
 
 /** @param ahead of the resume: those that would run code of the function wait for it */

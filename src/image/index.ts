@@ -24,6 +24,7 @@ export * from "./merge.js";
 export { BASE, classify, type FileRange, PAGES, type PageClasses, prefetchRanges } from "./prefetch.js";
 export { type Program, type ProgramBuilder, passed } from "./program.js";
 export * from "./reap-set.js";
+export { mayResumeAhead } from "./run-ahead.js";
 export * from "./store.js";
 export { compileTime } from "./time.js";
 export * from "./working-set.js";

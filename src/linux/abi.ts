@@ -103,6 +103,8 @@ export const ABI_CONSTANTS = {
 
   FILE_READ: 0,
   FILE_PATH: 1,
+  /** In `flags` of an EXIT. */
+  EXIT_UNREAD: 1,
 
   /** What a husk gives (OP_GIVE): a userfaultfd to be kept, one to be served by the pager, what the husk waits at until its pages are there. */
   GIFT_KEPT: 0,

@@ -7,7 +7,9 @@
  * It is installed when a husk is made, off the path of a request; the few privileged calls of later programs (move_mount, a time
  * namespace) are let through, because without capabilities they fail by themselves.
  */
+import { assert } from "../base/errors.js";
 
+const JUMP_MAX = 255;
 const BPF_LOAD = 0x20;
 const BPF_JEQ = 0x15;
 const BPF_JGE = 0x35;
@@ -120,7 +122,6 @@ const allow: Instruction = [BPF_RETURN, 0, 0, ALLOW];
  * makes the host load a kernel module. They answer as a kernel without them.
  */
 const SOCKETS: readonly Instruction[] = [
-  [BPF_JEQ, 0, 16, SOCKET],
   [BPF_LOAD, 0, 0, AT_ARG0],
   [BPF_JEQ, 13, 0, AF_UNIX],
   [BPF_JEQ, 5, 0, AF_INET],
@@ -140,6 +141,58 @@ const SOCKETS: readonly Instruction[] = [
   allow,
 ];
 
+type Verdict = readonly Instruction[];
+
+const looksAt = (argument: number, test: Instruction): Verdict => [[BPF_LOAD, 0, 0, argument], test, refuse(EPERM), allow];
+
+/** Each of these looks at one argument (its low half) and returns; sockets at two. */
+const BY_ARGUMENT: readonly (readonly [nr: number, verdict: Verdict])[] = [
+  [CLONE, looksAt(AT_ARG0, [BPF_JSET, 0, 1, CLONE_NAMESPACES])],
+  [UNSHARE, looksAt(AT_ARG0, [BPF_JEQ, 1, 0, CLONE_NEWTIME])],
+  [SETNS, looksAt(AT_ARG1, [BPF_JEQ, 1, 0, CLONE_NEWTIME])],
+  [PERSONALITY, looksAt(AT_ARG0, [BPF_JEQ, 1, 0, PERSONALITY_QUERY])],
+  [IOCTL, looksAt(AT_ARG1, [BPF_JEQ, 0, 1, TIOCSTI])],
+  [SOCKET, SOCKETS],
+];
+
+/** From `first` to the one before the next stretch, all have the same verdict. */
+interface Stretch {
+  readonly first: number;
+  readonly verdict: Verdict;
+}
+
+const ALLOWED: Verdict = [allow];
+
+function stretches(): readonly Stretch[] {
+  const [refused, absent]: Verdict[] = [[refuse(EPERM)], [refuse(ENOSYS)]];
+  const verdicts = new Map<number, Verdict>(BY_ARGUMENT);
+  for (const nr of Object.values(REFUSED)) verdicts.set(nr, refused ?? ALLOWED);
+  for (const nr of Object.values(ABSENT)) verdicts.set(nr, absent ?? ALLOWED);
+  const list: Stretch[] = [{ first: 0, verdict: ALLOWED }];
+  const add = (first: number, verdict: Verdict): void => {
+    if (list.at(-1)?.verdict !== verdict) list.push({ first, verdict });
+  };
+  for (const nr of [...verdicts.keys()].sort((a, b) => a - b)) {
+    add(nr, verdicts.get(nr) ?? ALLOWED);
+    if (!verdicts.has(nr + 1)) add(nr + 1, ALLOWED);
+  }
+  return list;
+}
+
+/**
+ * A search by halves over call numbers: eight comparisons where one after another took seventy. The kernel runs a new filter once
+ * for each call there is, to learn which are allowed whatever their arguments, so this counts in every husk that is made.
+ */
+function decide(among: readonly Stretch[]): readonly Instruction[] {
+  const half = among.length >> 1;
+  const middle = among[half];
+  assert(middle !== undefined, "no call has a verdict");
+  if (half === 0) return middle.verdict;
+  const [below, above] = [decide(among.slice(0, half)), decide(among.slice(half))];
+  assert(below.length <= JUMP_MAX, "a jump of the filter is too long");
+  return [[BPF_JGE, below.length, 0, middle.first], ...below, ...above];
+}
+
 /** The filter as an array of `struct sock_filter` (8 bytes each). */
 export function seccompFilter(): Buffer {
   const code: Instruction[] = [
@@ -150,15 +203,7 @@ export function seccompFilter(): Buffer {
     [BPF_JGE, 0, 1, X32_BIT],
     refuse(ENOSYS),
   ];
-  for (const nr of Object.values(REFUSED)) code.push([BPF_JEQ, 0, 1, nr], refuse(EPERM));
-  for (const nr of Object.values(ABSENT)) code.push([BPF_JEQ, 0, 1, nr], refuse(ENOSYS));
-  // Each of these looks at one argument (its low half) and returns.
-  code.push([BPF_JEQ, 0, 4, CLONE], [BPF_LOAD, 0, 0, AT_ARG0], [BPF_JSET, 0, 1, CLONE_NAMESPACES], refuse(EPERM), allow);
-  code.push([BPF_JEQ, 0, 4, UNSHARE], [BPF_LOAD, 0, 0, AT_ARG0], [BPF_JEQ, 1, 0, CLONE_NEWTIME], refuse(EPERM), allow);
-  code.push([BPF_JEQ, 0, 4, SETNS], [BPF_LOAD, 0, 0, AT_ARG1], [BPF_JEQ, 1, 0, CLONE_NEWTIME], refuse(EPERM), allow);
-  code.push([BPF_JEQ, 0, 4, PERSONALITY], [BPF_LOAD, 0, 0, AT_ARG0], [BPF_JEQ, 1, 0, PERSONALITY_QUERY], refuse(EPERM), allow);
-  code.push([BPF_JEQ, 0, 4, IOCTL], [BPF_LOAD, 0, 0, AT_ARG1], [BPF_JEQ, 0, 1, TIOCSTI], refuse(EPERM), allow);
-  code.push(...SOCKETS, allow);
+  code.push(...decide(stretches()));
   const bytes = Buffer.alloc(code.length * 8);
   for (const [index, [operation, ifTrue, ifFalse, k]] of code.entries()) {
     bytes.writeUInt16LE(operation, index * 8);

@@ -1,0 +1,99 @@
+/** Parked husks that are their function's process already: they wait for a request, and nothing of the function runs before it. */
+import { readdirSync, readFileSync } from "node:fs";
+import { afterEach, describe, expect, it } from "vitest";
+import type { Image } from "../src/engine/index.js";
+import { decodeManifest, imageFiles, mayResumeAhead } from "../src/image/index.js";
+import { descendants } from "./support/processes.js";
+import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
+
+const SYS_READ = { node: "0", python: "19" } as const;
+const SYS_RECVMSG = "47";
+const CONTROL = "0x3";
+const WATCHED_MS = 300;
+const FREEZES_MAX = 8;
+const PARKED = { husk: "parked" } as const;
+const world = useWorld();
+let parked: Image | undefined;
+
+afterEach(async () => {
+  if (parked !== undefined) await world.engine.removeImage(parked);
+  parked = undefined;
+});
+
+/** Frozen while none of V8's threads was at work, which it may be, for a moment. */
+async function quietImage(language: Language): Promise<Image> {
+  for (let tries = 0; tries < FREEZES_MAX; tries++) {
+    const image = await world.imageAfter(language, "counter.next");
+    if (mayResumeAhead(decodeManifest(readFileSync(imageFiles(image.dir).manifest), image.dir).facts)) return image;
+    await world.engine.removeImage(image);
+  }
+  throw new Error(`of ${FREEZES_MAX} images none may be resumed ahead`);
+}
+
+/** Parks one husk and returns the pid of its process. */
+async function park(image: Image): Promise<number> {
+  parked = image;
+  world.engine.pool({ generic: 0 });
+  world.engine.park(image, "prefaulted", 1);
+  await world.engine.poolsFull(20_000);
+  const husks = descendants(process.pid).filter(({ exe }) => exe.endsWith("/husk"));
+  expect(husks).toHaveLength(1);
+  return husks[0]?.pid ?? 0;
+}
+
+/** System call and arguments that the main thread is blocked in. */
+const blockedIn = (pid: number): string[] => readFileSync(`/proc/${pid}/syscall`, "utf8").split(" ");
+
+/** Of all threads, nanoseconds on a processor. */
+const ran = (pid: number): number[] =>
+  readdirSync(`/proc/${pid}/task`).map((tid) => Number(readFileSync(`/proc/${pid}/task/${tid}/schedstat`, "utf8").split(" ")[0]));
+
+describe.each(LANGUAGES)("a parked %s husk", (language) => {
+  it("waits in the runtime's read, and none of its threads runs until a request comes", async () => {
+    const pid = await park(await quietImage(language));
+    await expect.poll(() => blockedIn(pid).slice(0, 2)).toEqual([SYS_READ[language], CONTROL]);
+    const before = ran(pid);
+    await new Promise((resolve) => setTimeout(resolve, WATCHED_MS));
+    expect(ran(pid)).toEqual(before);
+    await world.thawed(
+      parked as Image,
+      async (clone) => {
+        expect(clone.start).toMatchObject({ kind: "parked", husk: "prefaulted" });
+        expect(hostPid(clone)).toBe(pid);
+        expect(await call(clone, "counter.next")).toBe(2);
+        expect(await call(clone, "counter.next")).toBe(3);
+      },
+      PARKED,
+    );
+  });
+
+  it("that was killed as it was taken is told from a function that ended", async () => {
+    const pid = await park(await quietImage(language));
+    process.kill(pid, "SIGKILL");
+    // Its end is noticed only in a later turn.
+    const clone = await world.engine.thaw(parked as Image, { ...PARKED, early: true });
+    await expect(call(clone, "counter.next")).rejects.toMatchObject({ code: "SANDBOX_FAILED" });
+    await clone.dispose();
+  });
+
+  it("can be frozen before its first request", async () => {
+    await park(await quietImage(language));
+    const clone = await world.engine.thaw(parked as Image, PARKED);
+    const next = await clone.freeze({ then: "end" });
+    await world.thawed(next, async (later) => expect(await call(later, "counter.next")).toBe(2));
+    await world.engine.removeImage(next);
+  });
+});
+
+describe("a husk whose function has a timer and a thread that waits for it", () => {
+  it("is resumed with its request, and not before", async () => {
+    const pid = await park(await world.imageAfter("python", ["clocks.set", 1]));
+    await new Promise((resolve) => setTimeout(resolve, WATCHED_MS));
+    expect(blockedIn(pid)[0]).toBe(SYS_RECVMSG);
+    await world.thawed(
+      parked as Image,
+      async (clone) => expect(await call(clone, "clocks.wait", 1)).toMatchObject({ fired: true, alarms: true }),
+      PARKED,
+    );
+  });
+});
