@@ -50,7 +50,8 @@ export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
 /**
  * What a start reads: the stack (read by the husk itself), then what is written, then what is only read, first what most
  * recordings touched and last what depends on the input, as far as it is likely enough (likelihood.ts). Within each part in the order of access when the set has it, else by
- * file and offset; ranges of one file that are at most four pages apart are one.
+ * file and offset; ranges of one file that are at most four pages apart are one. Not so in a page space that is packed: there the pages
+ * between them lie elsewhere on the disk.
  */
 export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   const parts = [stackRuns(facts), set.written, set.readOften, forecast(set).likely];
@@ -58,7 +59,7 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   return parts.flatMap((runs) => {
     const ranges = placed(facts, runs).flatMap(({ run, region }) => rangesOf(space, region, run));
     if (set.order === "address") ranges.sort(byPlace);
-    return joinRanges(ranges);
+    return joinRanges(ranges, ({ file }) => (set.packed === true && file === PAGES ? 0 : GAP_BYTES));
   });
 }
 
@@ -168,7 +169,12 @@ function byPlace(a: FileRange, b: FileRange): number {
   return a.offset < b.offset ? -1 : a.offset > b.offset ? 1 : 0;
 }
 
-function joinRanges(ranges: readonly FileRange[]): FileRange[] {
+/** What packing moves, in the order in which starts will read it; see engine/packing.ts. */
+export function packedRanges(facts: Facts, set: WorkingSet): FileRange[] {
+  return prefetchRanges(facts, { ...set, packed: true }).filter(({ file }) => file === PAGES);
+}
+
+function joinRanges(ranges: readonly FileRange[], gapOf: (range: FileRange) => number): FileRange[] {
   const joined: FileRange[] = [];
   for (const range of ranges) {
     const last = joined.at(-1);
@@ -177,7 +183,7 @@ function joinRanges(ranges: readonly FileRange[]): FileRange[] {
       last !== undefined &&
       last.file === range.file &&
       range.offset >= last.offset &&
-      range.offset <= end + BigInt(GAP_BYTES)
+      range.offset <= end + BigInt(gapOf(range))
     ) {
       const rangeEnd = range.offset + BigInt(range.bytes);
       if (rangeEnd > end) joined[joined.length - 1] = { ...last, bytes: Number(rangeEnd - last.offset) };
