@@ -7,8 +7,9 @@
  *
  * Theory of operation. A file without a name gets as many bytes in a row as the parts have together; each part then changes places with
  * its share of them (EXT4_IOC_MOVE_EXT, made for online defragmentation). The kernel copies under the pages' locks and in a transaction of the journal,
- * whoever maps or reads the file meanwhile sees no change, and no time of the file changes. A part whose pages are busy stays where it was:
- * it costs a start what it cost before.
+ * whoever maps or reads the file meanwhile sees no change, and no time of the file changes. Pages that the page cache has in pieces of
+ * several it calls busy (EBUSY). So the file is dropped from the page cache, and its parts are read again, one page a piece; what somebody maps is
+ * not dropped. A part that is busy stays where it was, and costs a start what it cost before.
  */
 #include "extractor.h"
 #include <errno.h>
@@ -24,7 +25,8 @@
 #include <unistd.h>
 
 #define PARTS_FD 3
-#define TRIES 3
+/* The kernel itself tries busy parts again, with a commit of the journal for each try: too many of them, and all of it is left. */
+#define BUSY_MAX 32
 
 /* Not among the headers for programs (fs/ext4/ext4.h). In blocks of the file system. */
 struct move_extent {
@@ -47,21 +49,14 @@ static int cannot_pack(const char *code, const char *what)
 /* 0, or errno. `moved` bytes are in their new place in any case. */
 static int move(int fd, int donor, const struct part *part, uint64_t to, uint64_t block, uint64_t *moved)
 {
-	int error = 0;
-	uint64_t done = 0, length = part->bytes / block;
-	for (int tries = 0; tries < TRIES && done < length; tries++) {
-		struct move_extent ask = {
-			.donor_fd = (uint32_t)donor,
-			.orig_start = part->offset / block + done,
-			.donor_start = to / block + done,
-			.len = length - done,
-		};
-		error = ioctl(fd, EXT4_IOC_MOVE_EXT, &ask) == 0 ? 0 : errno;
-		done += ask.moved_len;
-		if (error != 0 && error != EBUSY)
-			break;
-	}
-	*moved = done * block;
+	struct move_extent ask = {
+		.donor_fd = (uint32_t)donor,
+		.orig_start = part->offset / block,
+		.donor_start = to / block,
+		.len = part->bytes / block,
+	};
+	int error = ioctl(fd, EXT4_IOC_MOVE_EXT, &ask) == 0 ? 0 : errno;
+	*moved = ask.moved_len * block;
 	return error;
 }
 
@@ -88,16 +83,20 @@ int pack_file(const char *path)
 		return cannot_pack("unsupported", "the file system has no files without a name");
 	if (fallocate(donor, 0, 0, (off_t)bytes) != 0)
 		return cannot_pack(errno == ENOSPC || errno == EDQUOT ? "exhausted" : "unsupported", "no room in a row on the disk");
-	/* Busy are pages that wait to be written, and those that the page cache has in larger pieces than one page. */
+	/* Pages that wait to be written are busy, and cannot be dropped. */
 	if (fdatasync(fd) != 0 || fdatasync(donor) != 0)
 		die("cannot flush %s: %s", path, strerror(errno));
 	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-	for (size_t i = 0; i < count; i++) {
+	for (size_t i = 0; i < count; i++)
+		posix_fadvise(fd, (off_t)parts[i].offset, (off_t)parts[i].bytes, POSIX_FADV_WILLNEED);
+	unsigned busy = 0;
+	for (size_t i = 0; i < count && busy < BUSY_MAX; i++) {
 		uint64_t moved;
 		int error = move(fd, donor, &parts[i], at, (uint64_t)block, &moved);
 		errno = error;
 		if (error == ENOTTY || error == EOPNOTSUPP)
 			return cannot_pack("unsupported", "the file system cannot move parts of a file (ext4 can)");
+		busy += moved < parts[i].bytes;
 		moved_bytes += moved;
 		at += parts[i].bytes;
 	}

@@ -26,6 +26,7 @@ export class Packer {
   readonly #living = new Map<LoadedImage, number>();
   readonly #tries = new WeakMap<WorkingSet, number>();
   #closed = false;
+  #unsupported = false;
 
   constructor(
     private readonly keeper: Keeper,
@@ -62,7 +63,15 @@ export class Packer {
     const { set } = loaded.sets;
     const tries = this.#tries.get(set) ?? 0;
     // Who reads the whole image, in order, wants it to lie in order.
-    if (this.#closed || loaded.closed || !set.stable || set.packed === true || tries >= TRIES || readsScattered(loaded.facts, set)) return;
+    if (
+      this.#closed ||
+      loaded.closed ||
+      !set.stable ||
+      set.packed === true ||
+      tries >= TRIES ||
+      readsScattered(loaded.facts, set)
+    )
+      return;
     this.#tries.set(set, tries + 1);
     const ranges = packedRanges(loaded.facts, set);
     if (ranges.length < RANGES_MIN) return;
@@ -87,7 +96,7 @@ export class Packer {
     const reply = parseReply(stdout);
     const moved = Number(reply.movedBytes ?? 0) / Number(reply.bytes ?? 1);
     if (reply.ok) return moved >= MOVED_MIN ? undefined : `others use it: ${Math.round(moved * 100)} % could be moved`;
-    if (reply.code === "unsupported") this.#tries.set(loaded.sets.set, TRIES);
+    if (reply.code === "unsupported") this.#unsupported = true;
     return String(reply.why);
   }
 }

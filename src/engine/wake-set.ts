@@ -101,7 +101,16 @@ export class WakeSet {
       const mapping = each.at(-1)?.mapping ?? "";
       // To miss a page of code costs most.
       const needed = key !== OWN_FILE || this.#watched.length < WATCHED ? 1 : WATCHED_NEEDED;
-      often.set(key, { mapping, ranges: join(seenBy(each.map(({ ranges }) => ranges), needed), GAP_BYTES) });
+      often.set(key, {
+        mapping,
+        ranges: join(
+          seenBy(
+            each.map(({ ranges }) => ranges),
+            needed,
+          ),
+          GAP_BYTES,
+        ),
+      });
     }
     this.ranges = await rangesToRead(often, file, files, pid);
   }

@@ -46,7 +46,11 @@ export class WakeWatch {
     return told !== undefined && wokenNs !== undefined && told.armedNs <= wokenNs ? told : undefined;
   }
 
-  async #run({ keeper, extractor, log }: WatchTools, pid: number, file: number): Promise<(Touches & { readonly armedNs: bigint }) | undefined> {
+  async #run(
+    { keeper, extractor, log }: WatchTools,
+    pid: number,
+    file: number,
+  ): Promise<(Touches & { readonly armedNs: bigint }) | undefined> {
     running.set(keeper, (running.get(keeper) ?? 0) + 1);
     try {
       const argv = [extractor, "watch", String(pid), String(CONTROL_FD)];

@@ -56,11 +56,12 @@ export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
 export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   const space = new Stored();
   const often = placed(facts, set.readOften);
+  const early = ({ region }: { region: Region }): boolean => set.order === "address" && isCode(region);
   const parts = [
     placed(facts, stackRuns(facts)),
-    often.filter(({ region }) => isCode(region)),
+    often.filter(early),
     placed(facts, set.written),
-    often.filter(({ region }) => !isCode(region)),
+    often.filter((one) => !early(one)),
     placed(facts, forecast(set).likely),
   ];
   return parts.flatMap((part) => {
