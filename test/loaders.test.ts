@@ -63,7 +63,7 @@ describe.each(LANGUAGES)("a %s function", (language) => {
     for (let round = 0; round < STARTS; round++) await started(image, "splice");
     const start = async (): Promise<number | undefined> => {
       // Beside that, some of it is not cached for a moment.
-      await packed(world.engine, image);
+      await packed(image);
       return world.thawed(image, async (clone) => {
         expect(await call(clone, "counter.next")).toBe(4);
         await clone.faults();

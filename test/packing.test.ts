@@ -109,7 +109,7 @@ describe.each(LANGUAGES)("the image of a %s function", (language) => {
       expect(starts).toBeLessThan(6);
       expect(await start()).toEqual(state);
     }
-    await packed(world.engine, image);
+    await packed(image);
     // Reads and checks every byte.
     const { workingSet } = await world.engine.inspect(image);
     expect(workingSet?.packed).toBe(canPack(image.dir));

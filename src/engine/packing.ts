@@ -65,6 +65,7 @@ export class Packer {
     // Who reads the whole image, in order, wants it to lie in order.
     if (
       this.#closed ||
+      this.#unsupported ||
       loaded.closed ||
       !set.stable ||
       set.packed === true ||
