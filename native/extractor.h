@@ -141,5 +141,11 @@ enum cache_change { CACHE_AS_IS, CACHE_EVICT, CACHE_FETCH };
 int resident_files(int count, char **paths, enum cache_change change);
 int read_bandwidth(const char *path);
 
+/* watch.c */
+int watch_wake(struct target *target, pid_t pid, int control_fd);
+
+/* pack.c */
+int pack_file(const char *path);
+
 /* blocked.c */
 int print_blocked(pid_t pid);

@@ -4,12 +4,13 @@
  */
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, readdirSync, readlinkSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it, onTestFinished } from "vitest";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import { type Engine, type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
+import { evict, fetchAll, mappedFilesOf } from "../src/lab/page-cache.js";
 import { isAlive, livingProcesses } from "./support/processes.js";
 import { ROOT, temporaryDir, until, useServers } from "./support/server.js";
 import { ask, errorOf, eventually, refusal, useBench, withInstance } from "./support-sandbox.js";
@@ -143,6 +144,21 @@ function unnamed(): string[] {
     });
 }
 
+/** What a hibernated process keeps mapped: pages by which it returned into its read. */
+const PAGES_KEPT = 256;
+
+/** Helpers that watch a process. */
+const watchersOf = (pid: number): number =>
+  readdirSync("/proc").filter((name) => {
+    if (!/^\d+$/.test(name)) return false;
+    try {
+      return readFileSync(`/proc/${name}/cmdline`, "utf8").includes(`\0watch\0${pid}\0`);
+    } catch {
+      return false;
+    }
+  }).length;
+const watchers = (instance: Instance): number => watchersOf(hostPid(instance));
+
 const hostPid = (instance: Instance): number => (instance as Instance & { hostPid: number }).hostPid;
 
 describe.each(["node", "python"] as const)("a hibernated %s function", (language) => {
@@ -178,6 +194,45 @@ describe.each(["node", "python"] as const)("a hibernated %s function", (language
       digest = ((await step(instance, "state")) as [number, string])[1];
       await instance.hibernate();
       expect(((await step(instance, "state")) as [number, string])[1]).toBe(digest);
+    });
+  });
+
+  it("reads ahead exactly what three wakes touched, though all of it lies in the page cache", async () => {
+    await withInstance(bench.engine.boot(spec()), async (instance) => {
+      const prefetched: number[] = [];
+      for (let cycle = 0; cycle < 5; cycle++) {
+        await instance.hibernate();
+        const memory = mappedFilesOf(hostPid(instance), [bench.dataDir]);
+        expect(memory.length).toBeGreaterThan(0);
+        // Neighbours of a page that are cached are mapped with it, and would count; what is not cached is counted when it is asked for.
+        if (cycle < 4) await fetchAll(memory);
+        else await evict(memory, PAGES_KEPT);
+        await instance.wake();
+        await until("the wake's reads", () => instance.start.phases.some(({ name }) => name === "prefetch") || undefined);
+        await step(instance, "touch");
+        await until("the end of watching", () => watchers(instance) === 0 || undefined);
+        prefetched.push(instance.start.prefetchedPages);
+      }
+      // Its heap has more than ten thousand pages. Fault-around would make it several thousand.
+      expect(prefetched.at(-1)).toBeGreaterThan(20);
+      expect(prefetched.at(-1)).toBeLessThan(1500);
+      await instance.hibernate();
+      expect(watchers(instance)).toBe(0);
+    });
+  });
+
+  it("is watched by nobody when it ends in its sleep, or is frozen", async () => {
+    await withInstance(bench.engine.boot(spec()), async (instance) => {
+      await instance.hibernate();
+      await until("the watch", () => watchers(instance) === 1 || undefined);
+      const image = await instance.freeze();
+      expect(watchers(instance)).toBe(0);
+      await bench.engine.removeImage(image);
+      await instance.hibernate();
+      await until("the watch", () => watchers(instance) === 1 || undefined);
+      const pid = hostPid(instance);
+      await instance.dispose();
+      expect(watchersOf(pid)).toBe(0);
     });
   });
 

@@ -34,6 +34,7 @@ import { Keeper } from "./keeper.js";
 import { Limits } from "./limits.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
+import { Packer } from "./packing.js";
 import { bootOnly, inOrder, nextLabel, notOpen, usBetween } from "./parts.js";
 import { phasesOf } from "./phases.js";
 import { Prefetcher } from "./prefetcher.js";
@@ -89,6 +90,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly husks: HuskPool;
   private readonly prefetcher: Prefetcher;
   private readonly reap: ReapStarts;
+  private readonly packer: Packer;
   private readonly imagesDir: string;
   private readonly log: Logger;
   private readonly limits: Limits;
@@ -120,6 +122,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     );
     this.prefetcher = new Prefetcher(keeper, paths.runtimeDir, this.log);
     this.reap = new ReapStarts(keeper, this.log);
+    this.packer = new Packer(keeper, paths.extractor, this.log);
     const base = compileBase();
     const file = keeper.fileBytes(base.bytes);
     this.husks = new HuskPool(
@@ -259,6 +262,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     instance.lineagePids = [...loaded.lineagePids, husk.pid];
     instance.announceThaw(generation);
     this.recorder.follow(instance, loaded, recording);
+    this.packer.began(instance, loaded);
     const steps = this.remainingSteps(loaded, loader, husk, recording);
     if (paged !== undefined) this.reap.begin(instance, loaded, paged);
     const prefetch = (): void => instance.startsCold(this.prefetcher.start(loaded));
@@ -449,6 +453,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.instances.delete(instance);
     this.recorder.ended(instance);
     this.reap.ended(instance);
+    this.packer.ended(instance);
   }
 
   stats(): EngineStats {
@@ -469,6 +474,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   private async closeNow(): Promise<void> {
     this.husks.close();
+    this.packer.close();
     await this.keeper.close();
     await removeParents(this.parents);
   }

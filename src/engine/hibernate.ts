@@ -21,6 +21,7 @@ import type { HelperResult, Keeper } from "./keeper.js";
 import { parseReply } from "./native.js";
 import type { HibernateReport, InstanceState, StartResult } from "./types.js";
 import { type MappedFiles, WakeSet } from "./wake-set.js";
+import { WakeWatch } from "./wake-watch.js";
 
 const SIGTERM = 15;
 
@@ -42,6 +43,9 @@ export class Hibernation {
   /** The keeper's name for the file; it lives as long as the instance. */
   #file: number | undefined;
   readonly #wakeSet = new WakeSet();
+  #watch: WakeWatch | undefined;
+  #unwatching = Promise.resolve();
+  #wokenNs: bigint | undefined;
   /** Of the process when it was woken; the answer to the first request after that tells how many it took. */
   #faultsBefore: ProcessFaults | undefined;
   #report: HibernateReport | undefined;
@@ -79,9 +83,10 @@ export class Hibernation {
     return this.#work;
   }
 
-  /** Resolves when no hibernation is under way; never rejects. */
+  /** Resolves when no hibernation is under way, and nothing watches its memory; never rejects. */
   async settled(): Promise<void> {
     await this.#work?.catch(() => undefined);
+    await this.#unwatch();
   }
 
   /** Called before a request is handed over. What is returned must be told when it was. */
@@ -109,7 +114,11 @@ export class Hibernation {
     setImmediate(() => {
       const now = instance.start.kind === "wake" ? processFaults(instance.hostPid) : undefined;
       // What had to be waited for was in no recording: a page that is on its way counts as a minor fault.
-      if (now !== undefined) instance.start = { ...instance.start, faultsOutside: now.major - before.major };
+      if (now !== undefined) {
+        instance.start = { ...instance.start, faultsOutside: now.major - before.major };
+        this.#wakeSet.note(now.major - before.major);
+      }
+      void this.#unwatch();
     });
   }
 
@@ -117,6 +126,7 @@ export class Hibernation {
   close(): void {
     this.#closed = true;
     this.#cancel.abort();
+    void this.#watch?.end(undefined);
     if (this.#file !== undefined) this.tools.keeper.closeFile(this.#file);
     this.#file = undefined;
     this.hibernatedBytes = 0;
@@ -129,6 +139,7 @@ export class Hibernation {
     let after: InstanceState = before;
     try {
       if (blocked !== undefined) await blocked;
+      await this.#unwatch();
       const hygieneMs = this.#cancelled ? 0 : await this.#prepare(before);
       faultPoint("hibernate-prepared");
       if (!this.#cancelled) this.#file ??= await this.#makeFile();
@@ -161,8 +172,30 @@ export class Hibernation {
       throw error;
     } finally {
       this.state = after;
+      if (after === "hibernated") this.#watchNext();
       tools.log.debug({ instance: instance.id, state: after }, "hibernation is over");
     }
+  }
+
+  #watchNext(): void {
+    this.#wokenNs = undefined;
+    if (this.#file !== undefined && this.#wakeSet.wanting && !this.#closed)
+      this.#watch = WakeWatch.begin(this.tools, this.instance.hostPid, this.#file);
+  }
+
+  /** The next request does not wait for it; the next hibernation, which a watched process could not have, does. */
+  #unwatch(): Promise<void> {
+    const watch = this.#watch;
+    this.#watch = undefined;
+    if (watch !== undefined) this.#unwatching = this.#recordWatched(watch);
+    return this.#unwatching;
+  }
+
+  async #recordWatched(watch: WakeWatch): Promise<void> {
+    const touches = await watch.end(this.#wokenNs);
+    if (touches === undefined || this.#closed || this.#file === undefined) return;
+    const { touched, files } = touches;
+    await this.#wakeSet.recordWatched(this.#file, this.tools.mapped, this.instance.hostPid, touched, files);
   }
 
   async #prepare(before: InstanceState): Promise<number> {
@@ -216,6 +249,7 @@ export class Hibernation {
     const began = monotonicNs();
     const { instance, tools } = this;
     this.state = "woken";
+    this.#wokenNs = began;
     this.#faultsBefore = processFaults(instance.hostPid);
     const { ranges } = this.#wakeSet;
     const { generation, heat } = instance.start;

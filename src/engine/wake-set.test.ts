@@ -42,3 +42,62 @@ describe("what a wake reads ahead", () => {
     expect(await offsets(4)).toEqual([40, 5]);
   });
 });
+
+describe("what watched wakes touched", () => {
+  async function watched(...recordings: readonly (readonly [own: readonly number[], others: unknown])[]): Promise<WakeSet> {
+    const set = await recorded([page(0, 500), code(page(0, 500))]);
+    for (const [own, others] of recordings) await set.recordWatched(OWN, files, 1, own, others);
+    return set;
+  }
+  const pagesOf = ({ ranges }: WakeSet): number[][] => ranges.map(({ offset, bytes }) => [Number(offset) / 4096, bytes / 4096]);
+
+  it("takes the place of what was present, gaps of four pages joined", async () => {
+    const set = await watched([[...page(1), ...page(6), ...page(100)], code(page(20))]);
+    expect(pagesOf(set)).toEqual([
+      [20, 1],
+      [1, 6],
+      [100, 1],
+    ]);
+    await set.record(OWN, files, 1, page(0, 500), code(page(0, 500)));
+    expect(pagesOf(set)).toHaveLength(3);
+  });
+
+  it("is all of it at first; of three wakes, what two touched of the instance's own memory, and all that any touched of other files", async () => {
+    const wake = (own: number, other: number) => [[...page(0), ...page(own), ...page(own, 2)], code(page(other))] as const;
+    const set = await watched(wake(50, 20), wake(100, 40));
+    expect(pagesOf(set)).toEqual([
+      [20, 1],
+      [40, 1],
+      [0, 1],
+      [50, 2],
+      [100, 2],
+    ]);
+    expect(set.wanting).toBe(true);
+    await set.recordWatched(OWN, files, 1, [...page(0), ...page(101)], code(page(60)));
+    expect(pagesOf(set)).toEqual([
+      [20, 1],
+      [40, 1],
+      [60, 1],
+      [0, 1],
+      [101, 1],
+    ]);
+    expect(set.wanting).toBe(false);
+  });
+
+  it("is watched anew when four wakes had to wait for many other pages, then only after eight", async () => {
+    const set = await watched([page(1), []], [page(1), []], [page(1), []]);
+    const misfits = (count: number): void => {
+      for (let index = 0; index < count; index++) set.note(65);
+    };
+    set.note(64);
+    misfits(3);
+    expect(set.wanting).toBe(false);
+    misfits(1);
+    expect(set.wanting).toBe(true);
+    await set.recordWatched(OWN, files, 1, page(1), []);
+    misfits(7);
+    expect(set.wanting).toBe(false);
+    misfits(1);
+    expect(set.wanting).toBe(true);
+  });
+});

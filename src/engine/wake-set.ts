@@ -1,8 +1,11 @@
 /**
- * What a wake will need: the pages that were present when a woken instance was hibernated again, so touched since its wake (REAP, 2021,
- * §5.2, and Hibernate Container, 2023, §3.4: the working set of the last requests is that of the next). It is larger than what was
- * touched where the kernel mapped neighbours that lay in the page cache. Two recordings are kept, of files that others map, too, four: what
- * no wake touched meanwhile is forgotten.
+ * What a wake will need: the pages that earlier wakes touched (REAP, 2021, §5.2, and Hibernate Container, 2023, §3.4: the working set of the
+ * last requests is that of the next).
+ *
+ * Three wakes are watched (wake-watch.ts), which tells exactly what each touched. Of its own memory, what two of them touched is read ahead, of
+ * files that others map, too, what any touched. Where none was
+ * watched yet, the pages that were present when a woken instance was hibernated again stand in: more than was touched, for the kernel
+ * maps neighbours that lie in the page cache. Of these two recordings are kept, of files that others map, too, four.
  */
 import type { Keeper, PrefetchRange } from "./keeper.js";
 
@@ -13,6 +16,16 @@ const RECORDINGS = 2;
 /** Which of the cached neighbours of a page of code were mapped with it changes from wake to wake; to miss one costs most. */
 const SHARED_RECORDINGS = 4;
 const OWN_FILE = "";
+const WATCHED = 3;
+const WATCHED_NEEDED = 2;
+/** Pages of a range that nobody asked for cost less than another read (image/prefetch.ts). */
+const GAP_BYTES = 4 * PAGE_BYTES;
+/** A wake does not fit when more faults than this, and than this part of the set's pages, had to wait for a disk. */
+const OUTSIDE_MIN = 64;
+const OUTSIDE_PART = 0.25;
+/** After so many of those another wake is watched; after twice as many the next, for some functions never touch the same pages. */
+const MISFITS = 4;
+const MISFITS_MAX = 1024;
 
 interface Range {
   readonly offset: number;
@@ -40,9 +53,16 @@ export class MappedFiles {
 /** Ranges of one file; the last recording is the first. */
 type Recordings = readonly (readonly Range[])[];
 
+/** What was present or touched, by device and inode; the file that holds the instance's memory is {@link OWN_FILE}. */
+type Recording = ReadonlyMap<string, { readonly mapping: string; readonly ranges: readonly Range[] }>;
+
 export class WakeSet {
   /** By device and inode; the file that holds the instance's memory has no such name here. */
   readonly #recordings = new Map<string, Recordings>();
+  /** Wakes that were watched, newest last. */
+  #watched: readonly Recording[] = [];
+  #misfits = 0;
+  #misfitsMax = MISFITS;
   /** What to read ahead, in order; ready, because nothing may be worked out when a request waits. */
   ranges: readonly PrefetchRange[] = [];
 
@@ -51,24 +71,77 @@ export class WakeSet {
     return this.ranges.reduce((sum, { bytes }) => sum + bytes, 0) / PAGE_BYTES;
   }
 
-  /** Takes what the extractor found touched in a woken instance. `file`: the keeper's id of the file that holds its memory. */
+  /** Whether the next wake shall be watched. */
+  get wanting(): boolean {
+    return this.#watched.length < WATCHED || this.#misfits >= this.#misfitsMax;
+  }
+
+  /**
+   * Takes what the extractor found present in a woken instance: too much, so it counts only until a wake was watched. `file`: the
+   * keeper's id of the file that holds its memory.
+   */
   async record(file: number, files: MappedFiles, pid: number, touched: unknown, others: unknown): Promise<void> {
-    // Code first: a fault that comes before its read was asked for brings megabytes behind it (image/compile-advice.ts).
-    const found: PrefetchRange[] = [];
-    for (const [key, { mapping, ranges }] of byFile(others as readonly Touched[])) {
-      const list = this.#merged(key, ranges, SHARED_RECORDINGS);
-      const id = list.length === 0 ? undefined : await files.open(pid, key, mapping);
-      if (id !== undefined) found.push(...list.map((range) => prefetchOf(id, range)));
+    if (this.#watched.length > 0) return;
+    const merged = new Map<string, { mapping: string; ranges: Range[] }>();
+    for (const [key, { mapping, ranges }] of recordingOf(touched, others))
+      merged.set(key, { mapping, ranges: this.#merged(key, ranges, key === OWN_FILE ? RECORDINGS : SHARED_RECORDINGS) });
+    this.ranges = await rangesToRead(merged, file, files, pid);
+  }
+
+  /** Takes exactly what a wake and its first request touched. */
+  async recordWatched(file: number, files: MappedFiles, pid: number, touched: unknown, others: unknown): Promise<void> {
+    if (this.#misfits >= this.#misfitsMax) {
+      this.#misfits = 0;
+      this.#misfitsMax = Math.min(this.#misfitsMax * 2, MISFITS_MAX);
     }
-    found.push(...this.#merged(OWN_FILE, rangesOf(touched), RECORDINGS).map((range) => prefetchOf(file, range)));
-    this.ranges = found.slice(0, RANGES_MAX);
+    this.#watched = [...this.#watched, recordingOf(touched, others)].slice(-WATCHED);
+    const often = new Map<string, { mapping: string; ranges: Range[] }>();
+    for (const key of new Set(this.#watched.flatMap((one) => [...one.keys()]))) {
+      const each = this.#watched.flatMap((one) => one.get(key) ?? []);
+      const mapping = each.at(-1)?.mapping ?? "";
+      // To miss a page of code costs most.
+      const needed = key !== OWN_FILE || this.#watched.length < WATCHED ? 1 : WATCHED_NEEDED;
+      often.set(key, {
+        mapping,
+        ranges: join(
+          seenBy(
+            each.map(({ ranges }) => ranges),
+            needed,
+          ),
+          GAP_BYTES,
+        ),
+      });
+    }
+    this.ranges = await rangesToRead(often, file, files, pid);
+  }
+
+  /** Takes note of the first request after a wake: faults that had to wait for a disk. */
+  note(faultsOutside: number): void {
+    if (this.#watched.length === WATCHED && faultsOutside > Math.max(OUTSIDE_MIN, this.pages * OUTSIDE_PART)) this.#misfits++;
   }
 
   #merged(file: string, touched: readonly Range[], count: number): Range[] {
     const recordings = [touched, ...(this.#recordings.get(file) ?? [])].slice(0, count);
     this.#recordings.set(file, recordings);
-    return merge(recordings.flat());
+    return join(recordings.flat(), 0);
   }
+}
+
+/** Files of others first: code is among them, and a fault in it that comes before its read was asked for brings megabytes (image/compile-advice.ts). */
+async function rangesToRead(recording: Recording, own: number, files: MappedFiles, pid: number): Promise<PrefetchRange[]> {
+  const found: PrefetchRange[] = [];
+  for (const [key, { mapping, ranges }] of recording) {
+    const id = ranges.length === 0 || key === OWN_FILE ? undefined : await files.open(pid, key, mapping);
+    if (id !== undefined) found.push(...ranges.map((range) => prefetchOf(id, range)));
+  }
+  found.push(...(recording.get(OWN_FILE)?.ranges ?? []).map((range) => prefetchOf(own, range)));
+  return found.slice(0, RANGES_MAX);
+}
+
+function recordingOf(touched: unknown, others: unknown): Recording {
+  const recording = byFile(others as readonly Touched[]);
+  recording.set(OWN_FILE, { mapping: "", ranges: rangesOf(touched) });
+  return recording;
 }
 
 /** What was touched of one mapping of a file, as the extractor tells it. */
@@ -103,13 +176,34 @@ function rangesOf(value: unknown): Range[] {
   return ranges;
 }
 
-/** Without the gaps between them: those would be mapped with their neighbours, count as touched, and the set would grow each time. */
-function merge(ranges: readonly Range[]): Range[] {
-  const merged: { offset: number; end: number }[] = [];
-  for (const { offset, end } of [...ranges].sort((a, b) => a.offset - b.offset)) {
-    const last = merged.at(-1);
-    if (last !== undefined && offset <= last.end) last.end = Math.max(last.end, end);
-    else merged.push({ offset, end });
+/** Parts that at least so many of the lists have. */
+function seenBy(lists: readonly (readonly Range[])[], needed: number): Range[] {
+  // What one list has twice counts once.
+  const edges = lists.flatMap((ranges) =>
+    join(ranges, 0).flatMap(({ offset, end }) => [
+      { at: offset, change: 1 },
+      { at: end, change: -1 },
+    ]),
+  );
+  edges.sort((a, b) => a.at - b.at || b.change - a.change);
+  const seen: Range[] = [];
+  let inside = 0;
+  let from = 0;
+  for (const { at, change } of edges) {
+    if (change < 0 && inside === needed && at > from) seen.push({ offset: from, end: at });
+    inside += change;
+    if (change > 0 && inside === needed) from = at;
   }
-  return merged;
+  return seen;
+}
+
+/** In order, and one where no more than `gapBytes` lie between two. */
+function join(ranges: readonly Range[], gapBytes: number): Range[] {
+  const joined: { offset: number; end: number }[] = [];
+  for (const { offset, end } of [...ranges].sort((a, b) => a.offset - b.offset)) {
+    const last = joined.at(-1);
+    if (last !== undefined && offset <= last.end + gapBytes) last.end = Math.max(last.end, end);
+    else joined.push({ offset, end });
+  }
+  return joined;
 }

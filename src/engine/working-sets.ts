@@ -134,6 +134,16 @@ export class LiveWorkingSet {
     }
   }
 
+  /** What starts read lies together on the disk now. `of`: the set by which it was moved. Does nothing when that was replaced meanwhile. */
+  async markPacked(of: WorkingSet): Promise<void> {
+    if (this.set !== of) return;
+    const packed: WorkingSet = { ...of, packed: true };
+    await writeWorkingSet(this.dir, packed);
+    if (this.set !== of) return;
+    this.set = packed;
+    this.changed();
+  }
+
   /** Faults of a start that at least lay outside the set, by their number alone. Undefined while nothing is known. */
   bound(faults: { readonly minor: number; readonly major: number }, level: HuskLevel | "fresh"): number | undefined {
     if (this.set.recordings === 0) return undefined;

@@ -51,6 +51,8 @@ export interface WorkingSetInspection {
   /** Parts of files that a start reads from a cold disk. */
   readonly ranges: number;
   readonly rangeBytes: number;
+  /** Those of them that lie in the page space are neighbours on the disk (engine/packing.ts). */
+  readonly packed: boolean;
   /** Of the last recorded start, all by demand. */
   readonly faults: number;
   /** Faults outside the set of the last starts since the server opened the image, newest last. */
@@ -77,6 +79,7 @@ function inspectWorkingSet(facts: Facts, set: WorkingSet, recent: RecentStarts):
     read: classify(facts, set.read),
     ranges: ranges.length,
     rangeBytes: ranges.reduce((sum, { bytes }) => sum + bytes, 0),
+    packed: set.packed === true,
     faults,
     ...recent,
   };

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { expectedFaults, faultModel } from "./fault-model.js";
-import { classify, prefetchRanges } from "./prefetch.js";
+import { classify, packedRanges, prefetchRanges } from "./prefetch.js";
 import { parsedFacts } from "./testing.js";
 import { type CountedRun, EMPTY_WORKING_SET, type WorkingSet, workingSet } from "./working-set.js";
 
@@ -20,7 +20,7 @@ function setOf(
 const STACK = { file: "pages", offset: 0x20001000n, bytes: 4096 };
 
 describe("what a start reads from disk", () => {
-  it("is the stack, then what is written, then what is read, from the page space or from files", () => {
+  it("is the stack, then code, then what is written, then what is read, from the page space or from files", () => {
     const set = setOf([
       [0x400000n, 1, 0],
       [0x500000n, 1, 2],
@@ -28,8 +28,8 @@ describe("what a start reads from disk", () => {
     ]);
     expect(prefetchRanges(facts, set)).toEqual([
       STACK,
-      { file: "pages", offset: 0x10000000n, bytes: 4096 },
       { file: "/usr/bin/node", offset: 0n, bytes: 4096 },
+      { file: "pages", offset: 0x10000000n, bytes: 4096 },
       { file: "pages", offset: 0x10001000n, bytes: 4096 },
     ]);
   });
@@ -79,6 +79,23 @@ describe("what a start reads from disk", () => {
     const set = setOf([[0x500000n, 6, 0]]);
     expect(prefetchRanges(facts, set)).toEqual([STACK, { file: "pages", offset: 0x10000000n, bytes: 6 * 4096 }]);
     expect(classify(facts, set.read)).toEqual({ image: 3, file: 0, zero: 3 });
+  });
+
+  it("has no gap in a page space that is packed, whose parts lie elsewhere than what is between them", () => {
+    const set = setOf([
+      [0x400000n, 1, 0],
+      [0x500000n, 6, 0],
+    ]);
+    const stored = [
+      { file: "pages", offset: 0x10000000n, bytes: 2 * 4096 },
+      { file: "pages", offset: 0x10005000n, bytes: 4096 },
+    ];
+    expect(prefetchRanges(facts, { ...set, packed: true })).toEqual([
+      STACK,
+      { file: "/usr/bin/node", offset: 0n, bytes: 4096 },
+      ...stored,
+    ]);
+    expect(packedRanges(facts, set)).toEqual([STACK, ...stored]);
   });
 
   it("keeps the order of access where the set has it", () => {

@@ -48,17 +48,26 @@ export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
 }
 
 /**
- * What a start reads: the stack (read by the husk itself), then what is written, then what is only read, first what most
+ * What a start reads: the stack (read by the husk itself), then code, then what is written, then what is only read, first what most
  * recordings touched and last what depends on the input, as far as it is likely enough (likelihood.ts). Within each part in the order of access when the set has it, else by
- * file and offset; ranges of one file that are at most four pages apart are one.
+ * file and offset; ranges of one file that are at most four pages apart are one. Not so in a page space that is packed: there the pages
+ * between them lie elsewhere on the disk.
  */
 export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
-  const parts = [stackRuns(facts), set.written, set.readOften, forecast(set).likely];
   const space = new Stored();
-  return parts.flatMap((runs) => {
-    const ranges = placed(facts, runs).flatMap(({ run, region }) => rangesOf(space, region, run));
+  const often = placed(facts, set.readOften);
+  const early = ({ region }: { region: Region }): boolean => set.order === "address" && isCode(region);
+  const parts = [
+    placed(facts, stackRuns(facts)),
+    often.filter(early),
+    placed(facts, set.written),
+    often.filter((one) => !early(one)),
+    placed(facts, forecast(set).likely),
+  ];
+  return parts.flatMap((part) => {
+    const ranges = part.flatMap(({ run, region }) => rangesOf(space, region, run));
     if (set.order === "address") ranges.sort(byPlace);
-    return joinRanges(ranges);
+    return joinRanges(ranges, ({ file }) => (set.packed === true && file === PAGES ? 0 : GAP_BYTES));
   });
 }
 
@@ -66,6 +75,13 @@ function stackRuns(facts: Facts): PageRun[] {
   return facts.regions
     .filter(({ kind }) => kind === "stack")
     .flatMap((region) => [...storedRuns(region)].map(({ address, bytes }) => ({ address, pages: bytes / 4096 })));
+}
+
+const PROT_EXEC = 4;
+
+/** A fault in code that comes before its read was asked for reads as much as the device reads ahead (compile-advice.ts). */
+function isCode(region: Region): boolean {
+  return isFile(region) && (region.prot & PROT_EXEC) !== 0;
 }
 
 function isFile(region: Region): boolean {
@@ -168,7 +184,12 @@ function byPlace(a: FileRange, b: FileRange): number {
   return a.offset < b.offset ? -1 : a.offset > b.offset ? 1 : 0;
 }
 
-function joinRanges(ranges: readonly FileRange[]): FileRange[] {
+/** What packing moves, in the order in which starts will read it; see engine/packing.ts. */
+export function packedRanges(facts: Facts, set: WorkingSet): FileRange[] {
+  return prefetchRanges(facts, { ...set, packed: true }).filter(({ file }) => file === PAGES);
+}
+
+function joinRanges(ranges: readonly FileRange[], gapOf: (range: FileRange) => number): FileRange[] {
   const joined: FileRange[] = [];
   for (const range of ranges) {
     const last = joined.at(-1);
@@ -177,7 +198,7 @@ function joinRanges(ranges: readonly FileRange[]): FileRange[] {
       last !== undefined &&
       last.file === range.file &&
       range.offset >= last.offset &&
-      range.offset <= end + BigInt(GAP_BYTES)
+      range.offset <= end + BigInt(gapOf(range))
     ) {
       const rangeEnd = range.offset + BigInt(range.bytes);
       if (rangeEnd > end) joined[joined.length - 1] = { ...last, bytes: Number(rangeEnd - last.offset) };

@@ -40,6 +40,8 @@ export interface WorkingSetFacts {
   /** Those of them that brought no page of the set: the husk's own, second faults of pages that were read and then written. */
   readonly overhead: number;
   readonly runs: readonly CountedRun[];
+  /** What starts read of the page space lies together on the disk (engine/packing.ts): gaps between its parts are elsewhere. */
+  readonly packed?: boolean | undefined;
 }
 
 /** As stored, and what is made of it. */
@@ -197,11 +199,12 @@ const bodySchema = z.object({
   faults: z.int().nonnegative(),
   overhead: z.int().nonnegative(),
   runs: z.array(z.int()),
+  packed: z.boolean().optional(),
 });
 
 /** The bytes of a working-set file. */
 export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
-  const { recordings, stable, exact, order, faults, overhead } = set;
+  const { recordings, stable, exact, order, faults, overhead, packed } = set;
   const runs: number[] = [];
   let end = 0;
   for (const run of set.runs) {
@@ -209,7 +212,7 @@ export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
     runs.push(page - end, run.pages, run.written, run.read);
     end = page + run.pages;
   }
-  return encodeSealed(FILE_NAME, FILE_VERSION, { recordings, stable, exact, order, faults, overhead, runs });
+  return encodeSealed(FILE_NAME, FILE_VERSION, { recordings, stable, exact, order, faults, overhead, runs, packed });
 }
 
 /** Parses a working-set file; undefined when it is damaged in any way or of another version (it is then recorded anew). */

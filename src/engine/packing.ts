@@ -1,0 +1,113 @@
+/**
+ * What starts read of a page space is moved together on the disk, once its working set is stable (native/pack.c, docs/design/working-set.md):
+ * a start that reads thousands of scattered pages then takes the disk as long as one that reads a single part of that length. The file
+ * itself does not change. Only ext4 can do that; elsewhere pages stay where they are.
+ *
+ * It is done when the last instance of an image has ended: what was written in one go lies in the page cache in large pieces, which the
+ * kernel cannot move while somebody maps them, and only an image that nobody runs is started from disk.
+ */
+import type { Logger } from "../base/log.js";
+import { type FileRange, imageFiles, packedRanges, readsScattered, type WorkingSet } from "../image/index.js";
+import type { LoadedImage } from "./images.js";
+import type { LiveInstance } from "./instance.js";
+import type { Keeper } from "./keeper.js";
+import { parseReply } from "./native.js";
+
+/** A part whose pages were busy stays where it was. With fewer than this moved, gaps between ranges are worth reading as before. */
+const MOVED_MIN = 0.9;
+/** Fewer ranges are read before the start gets to them. */
+const RANGES_MIN = 16;
+/** Starts may come again and again while it is tried. */
+const TRIES = 4;
+
+/** See above. */
+export class Packer {
+  readonly #images = new Map<LiveInstance, LoadedImage>();
+  readonly #living = new Map<LoadedImage, number>();
+  readonly #tries = new WeakMap<WorkingSet, number>();
+  #closed = false;
+  #unsupported = false;
+
+  constructor(
+    private readonly keeper: Keeper,
+    private readonly extractor: string,
+    private readonly log: Logger,
+  ) {}
+
+  /** An instance of that image begins. */
+  began(instance: LiveInstance, loaded: LoadedImage): void {
+    this.#images.set(instance, loaded);
+    this.#living.set(loaded, (this.#living.get(loaded) ?? 0) + 1);
+  }
+
+  /** Any instance ended. */
+  ended(instance: LiveInstance): void {
+    const loaded = this.#images.get(instance);
+    if (loaded === undefined) return;
+    this.#images.delete(instance);
+    const living = (this.#living.get(loaded) ?? 1) - 1;
+    if (living > 0) {
+      this.#living.set(loaded, living);
+      return;
+    }
+    this.#living.delete(loaded);
+    void this.#pack(loaded);
+  }
+
+  /** The engine closes: nothing more is begun, and what is under way comes to nothing. */
+  close(): void {
+    this.#closed = true;
+  }
+
+  async #pack(loaded: LoadedImage): Promise<void> {
+    const { set } = loaded.sets;
+    const tries = this.#tries.get(set) ?? 0;
+    // Who reads the whole image, in order, wants it to lie in order.
+    if (
+      this.#closed ||
+      this.#unsupported ||
+      loaded.closed ||
+      !set.stable ||
+      set.packed === true ||
+      tries >= TRIES ||
+      readsScattered(loaded.facts, set)
+    )
+      return;
+    this.#tries.set(set, tries + 1);
+    const ranges = packedRanges(loaded.facts, set);
+    if (ranges.length < RANGES_MIN) return;
+    const parts = this.keeper.fileBytes(encodeParts(ranges));
+    try {
+      const why = await this.#move(loaded, parts);
+      if (this.#closed || loaded.closed) return;
+      if (why === undefined) await loaded.sets.markPacked(set);
+      else this.log.info({ image: loaded.image.id, why }, "the working set stays scattered on the disk");
+    } catch (error) {
+      if (!this.#closed && !loaded.closed)
+        this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be moved together");
+    } finally {
+      this.keeper.closeFile(parts);
+    }
+  }
+
+  /** Why it stays where it is; undefined when it was moved. */
+  async #move(loaded: LoadedImage, parts: number): Promise<string | undefined> {
+    const argv = [this.extractor, "pack", imageFiles(loaded.image.dir).pages];
+    const { stdout } = await this.keeper.helper(argv, { files: [parts] });
+    const reply = parseReply(stdout);
+    const moved = Number(reply.movedBytes ?? 0) / Number(reply.bytes ?? 1);
+    if (reply.ok) return moved >= MOVED_MIN ? undefined : `others use it: ${Math.round(moved * 100)} % could be moved`;
+    if (reply.code === "unsupported") this.#unsupported = true;
+    return String(reply.why);
+  }
+}
+
+/** As native/pack.c reads them. */
+function encodeParts(ranges: readonly FileRange[]): Buffer {
+  const bytes = Buffer.alloc(ranges.length * 16);
+  for (const [index, range] of ranges.entries()) {
+    bytes.writeBigUInt64LE(range.offset, index * 16);
+    bytes.writeBigUInt64LE(BigInt(range.bytes), index * 16 + 8);
+  }
+  return bytes;
+}

@@ -1,0 +1,122 @@
+/** Parts of a file are moved together on the disk, and neither the file nor who uses it notices. */
+import { execFileSync, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { decodeWorkingSet, imageFiles } from "../src/image/index.js";
+import { evict } from "../src/lab/page-cache.js";
+import { canPack, packed } from "./support/packing.js";
+import { ROOT } from "./support/server.js";
+import { call, LANGUAGES, useWorld } from "./support/world.js";
+
+const EXTRACTOR = join(ROOT, "native/build/extractor");
+/** Not the system's temporary directory, which may have no disk below it. */
+const dir = mkdtempSync("/var/tmp/thaw-packing-");
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+
+const PAGE = 4096;
+const PAGES = 2000;
+/** Every fifth page, from the end to the beginning. */
+const PARTS = Array.from({ length: PAGES / 5 }, (_, index) => PAGES - 5 - index * 5);
+
+function makeFile(where: string): string {
+  const path = join(where, `pages-${process.pid}`);
+  writeFileSync(path, Buffer.concat(Array.from({ length: PAGES }, (_, index) => Buffer.alloc(PAGE, `page ${index} `))));
+  return path;
+}
+
+function pack(path: string, parts: readonly number[]): Record<string, unknown> {
+  const bytes = Buffer.alloc(parts.length * 16);
+  for (const [index, page] of parts.entries()) {
+    bytes.writeBigUInt64LE(BigInt(page * PAGE), index * 16);
+    bytes.writeBigUInt64LE(BigInt(PAGE), index * 16 + 8);
+  }
+  const partsPath = join(dir, "parts");
+  writeFileSync(partsPath, bytes);
+  const fd = openSync(partsPath, "r");
+  try {
+    const { stdout } = spawnSync(EXTRACTOR, ["pack", path], { stdio: ["ignore", "pipe", "inherit", fd] });
+    return JSON.parse(stdout.toString());
+  } finally {
+    closeSync(fd);
+  }
+}
+
+const digest = (path: string): string => createHash("sha256").update(readFileSync(path)).digest("hex");
+/** Not the number of its blocks: its map may need more of them. */
+const identity = (path: string): unknown[] => {
+  const { ino, size, mtimeNs, ctimeNs } = statSync(path, { bigint: true });
+  return [ino, size, mtimeNs, ctimeNs];
+};
+
+/** First block of each page, by FIBMAP's successor; empty where filefrag is not installed. */
+function places(path: string): number[] {
+  const out = spawnSync("filefrag", ["-v", "-b4096", path]);
+  if (out.error !== undefined) return [];
+  const place: number[] = [];
+  for (const [, logical, end, physical] of out.stdout.toString().matchAll(/^\s*\d+:\s+(\d+)\.\.\s*(\d+):\s+(\d+)\.\./gm))
+    for (let page = Number(logical); page <= Number(end); page++) place[page] = Number(physical) + page - Number(logical);
+  return place;
+}
+
+describe("packing a file", () => {
+  it.runIf(canPack(dir))("puts its parts side by side, in their order, and changes nothing that can be read of it", async () => {
+    const path = makeFile(dir);
+    execFileSync("sync", [path]);
+    const [before, was] = [digest(path), identity(path)];
+    expect(pack(path, PARTS)).toEqual({
+      ok: true,
+      parts: PARTS.length,
+      bytes: PARTS.length * PAGE,
+      movedBytes: PARTS.length * PAGE,
+    });
+    expect(digest(path)).toBe(before);
+    expect(identity(path)).toEqual(was);
+    const place = places(path);
+    if (place.length > 0) {
+      const neighbours = PARTS.slice(1).filter((page, index) => place[page] === (place[PARTS[index] as number] as number) + 1);
+      // The free space may be in a few pieces itself.
+      expect(neighbours.length).toBeGreaterThan(PARTS.length * 0.9);
+    }
+    // From the disk, too.
+    await evict([path]);
+    expect(digest(path)).toBe(before);
+  });
+
+  it("says so where a file system cannot", () => {
+    const path = makeFile("/dev/shm");
+    try {
+      const before = digest(path);
+      expect(pack(path, PARTS)).toMatchObject({ ok: false, code: "unsupported" });
+      expect(digest(path)).toBe(before);
+    } finally {
+      rmSync(path);
+    }
+  });
+});
+
+const world = useWorld();
+
+describe.each(LANGUAGES)("the image of a %s function", (language) => {
+  it("is packed when its set is stable and its last instance has ended; it stays whole, and its starts have all their state", async () => {
+    const image = await world.imageAfter(language, ["counter.fill", 5000], "counter.next");
+    const was = identity(imageFiles(image.dir).pages);
+    const start = (): Promise<unknown> =>
+      world.thawed(image, async (clone) => ({ ...(await call<object>(clone, "counter.read")), pid: undefined }));
+    const state = await start();
+    for (let starts = 1; (await world.engine.inspect(image)).workingSet?.stable !== true; starts++) {
+      expect(starts).toBeLessThan(6);
+      expect(await start()).toEqual(state);
+    }
+    await packed(image);
+    // Reads and checks every byte.
+    const { workingSet } = await world.engine.inspect(image);
+    expect(workingSet?.packed).toBe(canPack(image.dir));
+    expect(decodeWorkingSet(readFileSync(imageFiles(image.dir).workingSet))?.packed === true).toBe(canPack(image.dir));
+    expect(identity(imageFiles(image.dir).pages)).toEqual(was);
+    await evict([imageFiles(image.dir).pages]);
+    expect(await start()).toEqual(state);
+    await world.engine.removeImage(image);
+  });
+});
