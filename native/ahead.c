@@ -94,7 +94,7 @@ struct ahead *ahead_arm(struct target *target, struct dump *dump)
 	ahead->mem = open(path, O_RDONLY | O_CLOEXEC);
 	if (ahead->pagemap < 0 || ahead->mem < 0)
 		die("cannot open the memory of the process: %s", strerror(errno));
-	ahead->uffd = track_make(target);
+	ahead->uffd = track_make(target, 0);
 	return ahead;
 }
 

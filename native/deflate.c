@@ -539,7 +539,7 @@ static bool arm(struct deflation *d, const struct view *view)
 {
 	if (!stop(d, false))
 		return false;
-	d->uffd = track_make(d->target);
+	d->uffd = track_make(d->target, 0);
 	go_on(d);
 	for (size_t i = 0; i < view->vma_count; i++) {
 		const struct vma *vma = &view->vmas[i];

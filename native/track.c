@@ -20,7 +20,6 @@
 #endif
 /* Not in the headers of older distributions. */
 #define USERFAULTFD_IOC_NEW_ _IO(0xAA, 0x00)
-#define WP_UNPOPULATED (1ULL << 13) /* UFFD_FEATURE_WP_UNPOPULATED */
 #define WP_ASYNC (1ULL << 15) /* UFFD_FEATURE_WP_ASYNC */
 
 int take_descriptor(pid_t pid, int theirs)
@@ -34,7 +33,7 @@ int take_descriptor(pid_t pid, int theirs)
 	return fd;
 }
 
-int track_make(struct target *target)
+int track_make(struct target *target, uint64_t features)
 {
 	struct thread *main_thread = &target->threads[0];
 	long made = inject(target, main_thread, SYS_userfaultfd, (uint64_t[6]){ O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0 });
@@ -45,7 +44,7 @@ int track_make(struct target *target)
 	inject(target, main_thread, SYS_close, (uint64_t[6]){ (uint64_t)made, 0, 0, 0, 0, 0 });
 	if (uffd < 0)
 		die("cannot take over a descriptor: %s", strerror(error));
-	struct uffdio_api api = { .api = UFFD_API, .features = WP_ASYNC };
+	struct uffdio_api api = { .api = UFFD_API, .features = WP_ASYNC | features };
 	if (ioctl(uffd, UFFDIO_API, &api) != 0)
 		die("cannot note writes: %s (UFFD_FEATURE_WP_ASYNC needs Linux 6.7)", strerror(errno));
 	return uffd;

@@ -2,11 +2,14 @@
 #pragma once
 #include "memory.h"
 
+#define WP_UNPOPULATED (1ULL << 13) /* UFFD_FEATURE_WP_UNPOPULATED: not in the headers of older distributions */
+
 /*
  * Makes a userfaultfd in a process whose main thread is stopped, and takes it over: nothing of it stays in the process. It notes
- * writes (WP_ASYNC) and nobody ever waits for it. Refuses where the kernel cannot. Closing it ends all tracking.
+ * writes (WP_ASYNC) and nobody ever waits for it. `features`: further ones. Refuses where the kernel cannot. Closing it ends all
+ * tracking.
  */
-int track_make(struct target *target);
+int track_make(struct target *target, uint64_t features);
 /* From now on writes to this mapping are noted, once its pages were protected. False: it is gone, or was never of that kind. */
 bool track_mapping(int uffd, const struct vma *vma);
 /* Takes protection and tracking from it again; what is gone is passed over. */

@@ -11,7 +11,7 @@
  * Answer: when it was armed, CLOCK_MONOTONIC nanoseconds; then as a hibernation tells it, offsets and lengths of what is present
  * in the file of its memory, and in others.
  */
-#include "memory.h"
+#include "track.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -29,12 +29,6 @@
 #define MEMORY_FD 3
 #define TRIES 200
 #define TRY_US 500
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-/* Not in the headers of older distributions. */
-#define FEATURE_WP_UNPOPULATED (1ULL << 13)
-#define FEATURE_WP_ASYNC (1ULL << 15)
 
 /* One mapping of a file. */
 struct mapped {
@@ -82,17 +76,8 @@ static int make_userfaultfd(struct target *target)
 			refuse("it does not wait for a request");
 		usleep(TRY_US);
 	}
-	long made = inject(target, &target->threads[0], SYS_userfaultfd, (uint64_t[6]){ O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0 });
-	int pidfd = (int)syscall(SYS_pidfd_open, target->pid, 0);
-	int uffd = made < 0 || pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)made, 0);
-	int error = made < 0 ? (int)-made : errno;
-	if (made >= 0)
-		inject(target, &target->threads[0], SYS_close, (uint64_t[6]){ (uint64_t)made, 0, 0, 0, 0, 0 });
+	int uffd = track_make(target, WP_UNPOPULATED);
 	release_all(target);
-	if (pidfd >= 0)
-		close(pidfd);
-	if (uffd < 0)
-		die("cannot watch its memory: %s", strerror(error));
 	return uffd;
 }
 
@@ -164,9 +149,6 @@ int watch_wake(struct target *target, pid_t pid, int control_fd)
 	target->pid = pid;
 	target->control_fd = control_fd;
 	int uffd = make_userfaultfd(target);
-	struct uffdio_api api = { .api = UFFD_API, .features = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED };
-	if (ioctl(uffd, UFFDIO_API, &api) != 0)
-		die("cannot watch its memory: %s (UFFD_FEATURE_WP_ASYNC needs Linux 6.7)", strerror(errno));
 	struct mapped *list;
 	size_t count = read_mapped(pid, &list);
 	for (size_t i = 0; i < count; i++) {

@@ -25,7 +25,7 @@ import { bootBegins, bootInstance } from "./boot.js";
 import { chooseHusk, parkedKey, runtimePoolKey } from "./choose-husk.js";
 import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
-import { freezeInstance, generationOf } from "./freeze.js";
+import { type FreezeTools, freezeInstance, generationOf } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
 import { genericKey, type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage, type Tracking } from "./images.js";
@@ -145,7 +145,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       fingerprint,
       log,
       boot: (spec) => this.bootFresh(spec, {}, true),
-      freeze: (instance, dir) => freezeInstance({ keeper, extractor, fingerprint, imagesDir: this.imagesDir }, instance, { dir }),
+      freeze: (instance, dir) => freezeInstance(this.freezeTools, instance, { dir }),
       husk: (template, avoid, tmpMb) => this.husks.generic(template.id, avoid, tmpMb, true),
       adopt: (husk, spec, start) => {
         this.limits.set(husk, spec);
@@ -282,21 +282,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
     if (!chosen.parked) this.limits.set(husk, image.spec);
     faultPoint("thaw-stage-sent");
+    const names = steps.map((step) => step.name);
     const started = stages.then((stamps) => {
-      instance.start = {
-        ...instance.start,
-        ...phasesOf(
-          began,
-          chosen.madeNs,
-          steps.map((step) => step.name),
-          stamps,
-        ),
-      };
-      if (verifying !== undefined)
-        instance.start = {
-          ...instance.start,
-          phases: [{ name: "verify", us: usBetween(asked, began) }, ...instance.start.phases],
-        };
+      const { phases, ...rest } = phasesOf(began, chosen.madeNs, names, stamps);
+      const verified = verifying === undefined ? [] : [{ name: "verify", us: usBetween(asked, began) }];
+      instance.start = { ...instance.start, ...rest, phases: [...verified, ...phases] };
     });
     // The caller's request is queued behind the stages; what fails is told there too.
     instance.startsWith(started);
@@ -321,11 +311,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.assertCanFreeze();
     if (instance.paged) throw pagesElsewhere(instance.start.loader);
     try {
-      const dir = await freezeInstance(
-        { keeper: this.keeper, extractor: this.paths.extractor, fingerprint: this.fingerprint, imagesDir: this.imagesDir },
-        instance,
-        options,
-      );
+      const dir = await freezeInstance(this.freezeTools, instance, options);
       const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
       this.images.add(loaded);
       return loaded.image;
@@ -477,6 +463,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.packer.close();
     await this.keeper.close();
     await removeParents(this.parents);
+  }
+
+  private get freezeTools(): FreezeTools {
+    const { keeper, fingerprint, imagesDir } = this;
+    return { keeper, extractor: this.paths.extractor, fingerprint, imagesDir };
   }
 
   private adopt(instance: LiveInstance): LiveInstance {

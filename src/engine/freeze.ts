@@ -151,9 +151,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     };
     const renew = (): void => instance.announceThaw(generationOf(instance, options));
     let { served } = instance;
-    const stop: LiveStop = live
-      ? await extractLive(instance, temporary, extract, { hooks, renew })
-      : { ended: await extract() };
+    const stop: LiveStop = live ? await extractLive(instance, temporary, extract, { hooks, renew }) : { ended: await extract() };
     const { heldMs } = stop;
     const reply = parseReply(stop.ended.stdout);
     if (!reply.ok && (await hasEnded(instance, reply))) throw instance.exitError();

@@ -3,15 +3,11 @@
  * bring an image back after a restart; the manifest is the truth.
  */
 import { monotonicNs } from "../base/clock.js";
-import { ThawError } from "../base/errors.js";
 import { removeTemporaries } from "../base/fsync.js";
 import {
   BASE,
-  baseIdentity,
   basePath,
   bytesOnDisk,
-  checkBase,
-  checkPages,
   clipRuns,
   compileEquip,
   compileFloor,
@@ -27,7 +23,6 @@ import {
   IMAGE_VERSION,
   type ImageInspection,
   imageFiles,
-  inodeOf,
   inspectImage,
   isMapped,
   isMappedFile,
@@ -39,7 +34,6 @@ import {
   type PageRun,
   type Program,
   type ProgramBuilder,
-  pagesIdentity,
   passed,
   prefetchRanges,
   RESUME_PASSES,
@@ -56,8 +50,8 @@ import {
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Husk, StageStep } from "./husk-pool.js";
+import { ImageCheck } from "./image-check.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
-import { parseReply } from "./native.js";
 import { isPaged } from "./reap.js";
 import { checkFingerprint, type SharedBase, sharedBase } from "./shared-base.js";
 import type { Image, Loader } from "./types.js";
@@ -66,9 +60,6 @@ import { LiveWorkingSet } from "./working-sets.js";
 /** Runs of read pages closer than this are mapped by one call: file pages cost nothing but their table entries. */
 const READ_GAP_PAGES = 16;
 const NS_PER_MS = 1_000_000n;
-
-/** Page spaces of bases that a server found whole; by keeper, because they are found anew by each server. */
-const wholeBases = new WeakMap<Keeper, Set<string>>();
 
 interface Compiled {
   readonly program: Program;
@@ -98,20 +89,16 @@ export class LoadedImage {
   private ranges: readonly FileRange[] | undefined;
   private shared: SharedBase | undefined;
   private fileRanges: readonly FileRange[] | undefined;
-  private verified: string | undefined;
-  private verifying: Promise<void> | undefined;
 
   private constructor(
     private readonly keeper: Keeper,
-    private readonly extractor: string,
     readonly image: Image,
     private readonly stored: StoredImage,
     readonly pagesFile: number,
     private readonly taskFile: number,
     /** The base's page space. */
     readonly baseFile: number | undefined,
-    private readonly identity: () => string,
-    private readonly inode: string,
+    private readonly check: ImageCheck,
   ) {
     this.facts = stored.manifest.facts;
     this.pagesPath = imageFiles(image.dir).pages;
@@ -152,14 +139,7 @@ export class LoadedImage {
       bytesOnDisk: await bytesOnDisk(dir),
       report: manifest.report,
     };
-    // Links to a base's pages change their change time.
-    const own = imageFiles(dir).pages;
-    const identity = isBase
-      ? (): string => baseIdentity(own)
-      : manifest.base === undefined
-        ? (): string => pagesIdentity(own)
-        : (): string => `${pagesIdentity(own)} ${baseIdentity(basePath(dir))}`;
-    const inode = inodeOf(pagesIdentity(own));
+    const check = new ImageCheck(keeper, extractor, stored, dir, isBase);
     const pages = await keeper.openFile(imageFiles(dir).pages);
     let task: number | undefined;
     let base: number | undefined;
@@ -171,9 +151,8 @@ export class LoadedImage {
       if (task !== undefined) keeper.closeFile(task);
       throw error;
     }
-    const loaded = new LoadedImage(keeper, extractor, image, stored, pages, task, base, identity, inode);
-    if (written) loaded.verified = identity();
-    return loaded;
+    if (written) check.trust();
+    return new LoadedImage(keeper, image, stored, pages, task, base, check);
   }
 
   /** The runtime that an image on disk was made for. IMAGE_DAMAGED, IMAGE_MISMATCH. */
@@ -207,53 +186,7 @@ export class LoadedImage {
 
   /** Makes sure that the page space is the one that was written: at first use, and whenever its file changed since. */
   verify(): Promise<void> | undefined {
-    if (this.verified !== undefined && this.verified === this.identity()) return undefined;
-    this.verifying ??= this.verifyNow().finally(() => {
-      this.verifying = undefined;
-    });
-    return this.verifying;
-  }
-
-  private async verifyNow(): Promise<void> {
-    const before = this.identity();
-    // What is mapped is the file that was opened; another one under its name, even a whole one, says nothing about that.
-    const why = before.startsWith("missing")
-      ? "it is missing"
-      : inodeOf(before) === this.inode
-        ? undefined
-        : "another file took its place since it was opened";
-    if (why !== undefined)
-      throw new ThawError("IMAGE_DAMAGED", {
-        what: `the image file ${imageFiles(this.image.dir).pages} cannot be used`,
-        why,
-        fix: "the function boots and is frozen anew",
-      });
-    checkPages(this.stored.manifest, await this.digestOf(imageFiles(this.image.dir).pages), this.image.dir);
-    await this.verifyBase();
-    this.verified = before;
-  }
-
-  /** Once for all images that share it. */
-  private async verifyBase(): Promise<void> {
-    if (this.baseFile === undefined) return;
-    const whole = wholeBases.get(this.keeper) ?? new Set();
-    wholeBases.set(this.keeper, whole);
-    const base = basePath(this.image.dir);
-    const identity = baseIdentity(base);
-    if (whole.has(identity)) return;
-    checkBase(this.stored.manifest, await this.digestOf(base), this.image.dir);
-    whole.add(identity);
-  }
-
-  private async digestOf(path: string): Promise<{ digest: string; bytes: string }> {
-    const { stdout } = await this.keeper.helper([this.extractor, "verify", path]);
-    const reply = parseReply(stdout);
-    if (reply.ok) return { digest: String(reply.digest), bytes: String(reply.bytes) };
-    throw new ThawError("IMAGE_DAMAGED", {
-      what: `the pages of image ${this.image.id} cannot be read`,
-      why: String(reply.why),
-      fix: "the function boots and is frozen anew",
-    });
+    return this.check.verify();
   }
 
   /** What comes with a program that maps memory. An image without a base passes its own pages in its place. */
@@ -268,7 +201,7 @@ export class LoadedImage {
   /** Reads and checks everything again, the pages too. */
   async inspect(): Promise<ImageInspection> {
     const stored = await readImage(this.image.dir);
-    await this.verifyNow();
+    await this.check.again();
     return inspectImage(stored, IMAGE_VERSION, { outside: this.sets.outside, renewals: this.sets.renewals });
   }
 
