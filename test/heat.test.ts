@@ -144,7 +144,9 @@ describe("learning from traffic", () => {
     const heat = hot?.heat ?? 0;
     await platform.invoke("learns", "{}", { dispose: true });
     const { count, start: started } = await start("learns");
-    expect(started).toMatchObject({ kind: "thaw", generation: platform.images("learns").at(-1)?.generation });
+    // Another image may have come meanwhile: any of those from traffic will do.
+    expect(started.kind).toBe("thaw");
+    expect(learnt().map(({ generation }) => generation)).toContain(started.generation);
     expect(count).toBe((started.heat ?? 0) + 1);
     expect(started.heat).toBeGreaterThanOrEqual(heat);
     await platform.remove("learns");

@@ -72,7 +72,7 @@ describe("a server", () => {
       expect(reply.start).toMatchObject({ kind: "thaw", loader: "splice", generation: 0, us: expect.any(Number) });
       const again = await server.invoke(language);
       expect(again.json.count).toBe(2);
-      expect(again.start).toEqual({ kind: "reuse", generation: 0, us: 0 });
+      expect(again.start).toEqual({ kind: "reuse", generation: 0, heat: 0, us: 0 });
     });
 
     it("takes an empty body as {}, and a qualifier or an ARN for its name", async () => {
@@ -309,7 +309,7 @@ describe("a server", () => {
     await until("the instance to run", async () => ((await server.view("shared")).counts.running > 0 ? true : undefined));
     const reuse = await server.invoke("shared", {}, { "x-thaw-prefer": "reuse" });
     expect(reuse.json.count).toBe(2);
-    expect(reuse.start).toEqual({ kind: "reuse", generation: 0, us: 0, wait: expect.any(Number) });
+    expect(reuse.start).toEqual({ kind: "reuse", generation: 0, heat: 0, us: 0, wait: expect.any(Number) });
     expect((await busy).json.tag).toBe("busy");
   });
 

@@ -170,7 +170,7 @@ describe("images by heat", () => {
     const heated = await thaw(["heat", "hello", "--requests", "20", "--payload", '{"n":1}']);
     expect(heated).toMatchObject({ code: 0, err: "" });
     expect(heated.out).toMatch(
-      /^hello has a new image: generation 1, heat 20, 4 KiB\nhandler: [\d.]+ [mu]s for the first of 20 requests, [\d.]+ [mu]s for the last: [\d.]+ times as fast\n$/,
+      /^hello has a new image: generation 1, heat 20, 4 KiB, 3 of 3 functions interpreted\nhandler: [\d.]+ [mu]s for the first of 20 requests, [\d.]+ [mu]s for the last: [\d.]+ times as fast\n$/,
     );
     expect(seen).toEqual(Array.from({ length: 20 }, () => ({ n: 1 })));
     await writeFile(join(cwd, "event.json"), '"file"');
@@ -179,9 +179,9 @@ describe("images by heat", () => {
 
     const listed = (await thaw(["image", "ls", "hello"])).out.split("\n");
     expect(listed[0]).toMatch(/^GENERATION +HEAT +SIZE +CODE +FROM +MADE +USED FOR$/);
-    expect(listed[1]).toMatch(/^0 +0 +4 KiB +- +deploy +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +-$/);
-    expect(listed[2]).toMatch(/^2 +1 +4 KiB +- +by-hand +\S+Z +-$/);
-    expect(listed[3]).toMatch(/^1 +20 +4 KiB +- +by-hand +\S+Z +next start$/);
+    expect(listed[1]).toMatch(/^0 +0 +4 KiB +3 of 3 functions interpreted +deploy +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +-$/);
+    expect(listed[2]).toMatch(/^2 +1 +4 KiB +3 of 3 functions interpreted +by-hand +\S+Z +-$/);
+    expect(listed[3]).toMatch(/^1 +20 +4 KiB +3 of 3 functions interpreted +by-hand +\S+Z +next start$/);
     expect(await images()).toMatchObject([
       { generation: 0, heat: 0, bytes: 4096, chosen: false },
       { generation: 2, heat: 1, chosen: false },

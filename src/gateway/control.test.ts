@@ -222,7 +222,16 @@ describe("images by heat", () => {
     expect((await heat("?requests=1")).json().error).toMatchObject({ code: "IMAGE_NOT_READY" });
     await test.platform.waitReady("hello");
     expect(await images()).toEqual([
-      { generation: 0, heat: 0, bytes: 4096, id: "fake-1", createdMs: expect.any(Number), source: "deploy", chosen: true },
+      {
+        generation: 0,
+        heat: 0,
+        bytes: 4096,
+        id: "fake-1",
+        createdMs: expect.any(Number),
+        source: "deploy",
+        chosen: true,
+        code: { functions: 3, tiers: { interpreted: 3 } },
+      },
     ]);
   });
 

@@ -35,8 +35,15 @@ const dirOf = (generation: number): string => {
   const id = bed.platform.images("a").find((image) => image.generation === generation)?.id;
   return stored.find((dir) => readManifestId(dir) === id) ?? "";
 };
-const readManifestId = (dir: string): string =>
-  (JSON.parse(readFileSync(join(dir, "manifest.json"), "utf8")) as { id: string }).id;
+/** Undefined for one that is just being removed. */
+const readManifestId = (dir: string): string | undefined => {
+  try {
+    return (JSON.parse(readFileSync(join(dir, "manifest.json"), "utf8")) as { id: string }).id;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
+  }
+};
 
 const broken = (code: "THAW_FAILED" | "IMAGE_DAMAGED" = "THAW_FAILED") => new ThawError(code, { what: "The pages are cut off" });
 
