@@ -50,6 +50,7 @@ let onIdle = null;
 let traced = env._X_AMZN_TRACE_ID !== undefined;
 let callbackWarned = false;
 let rehearsing = false;
+let rehearsed = false;
 /** Whether a request was ever answered. */
 let served = false;
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
@@ -256,8 +257,7 @@ function prepare({ collect: collects = true, heat: measures = false }) {
       return undefined;
     }
     onIdle = () => refuse(new Error("bug: the rehearsal did not end"));
-    rehearseConsole();
-    return rehearse().then(() => {
+    return rehearseOnce().then(() => {
       onIdle = null;
       // Ahead of the collections, which also take what looking at functions leaves behind.
       const heat = measures ? codeHeat(loaded(), { served, bootstrap: serve }) : undefined;
@@ -282,6 +282,17 @@ function serve() {
     logLine(`thaw: the server sent a frame of unknown type ${textOf(header.type)}`);
     exit(1);
   }
+}
+
+/**
+ * Once in a lineage: what it brought is in every image since. A second one, with values of its own, would bring streams and events that the
+ * function has made hot back into the interpreter.
+ */
+async function rehearseOnce() {
+  if (rehearsed) return;
+  rehearseConsole();
+  await rehearse();
+  rehearsed = true;
 }
 
 /** The first console.log loads half of net and stream, and compiles its way to the pipe: 1.5 ms of a first request. Writes nothing. */
