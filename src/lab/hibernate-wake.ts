@@ -9,6 +9,7 @@ import type { Lab } from "./lab.js";
 import { fetchAll, filesBelow, mappedFilesOf } from "./page-cache.js";
 import { hostPid } from "./process-memory.js";
 import { seedOf } from "./start-arms.js";
+import { seededRandom } from "./statistics.js";
 import { specOf } from "./workloads.js";
 
 export interface WakeSample {
@@ -112,7 +113,12 @@ export async function wakes(lab: Lab, subject: HibernateSubject): Promise<WakeRe
     return {
       workload: workload.name,
       kind,
-      arms: await interleave(arms, { rounds: lab.rounds, deadline: lab.deadline, onRound }),
+      arms: await interleave(arms, {
+        rounds: lab.rounds,
+        deadline: lab.deadline,
+        onRound,
+        shuffle: seededRandom(workload.name.length),
+      }),
     };
   } finally {
     await sleeper?.dispose();

@@ -9,7 +9,7 @@ import type { Lab, Section } from "../lab.js";
 import { check } from "../report.js";
 import { type StartSample, startArms } from "../start-arms.js";
 import { startMeasurements, startsTable, timesOf } from "../start-report.js";
-import { median, ratioOfMedians } from "../statistics.js";
+import { median, ratioOfMedians, seededRandom } from "../statistics.js";
 import { WORKLOADS, type Workload } from "../workloads.js";
 
 /** What an engine offers that can measure it. */
@@ -58,7 +58,12 @@ async function measure(lab: Lab, engine: Engine, workload: Workload) {
     const onRound = (round: number, rounds: number) => lab.progress(`${workload.name}: round ${round + 1} of ${rounds}`);
     const result = {
       workload: workload.name,
-      arms: await interleave(all, { rounds: lab.rounds, deadline: lab.deadline, onRound }),
+      arms: await interleave(all, {
+        rounds: lab.rounds,
+        deadline: lab.deadline,
+        onRound,
+        shuffle: seededRandom(workload.name.length),
+      }),
     };
     const middle = (read: (sample: FloorSample) => number) => median(counts.map(read));
     return { result, facts: { mappings: middle(({ mappings }) => mappings), faults: middle(({ faults }) => faults) } };

@@ -8,7 +8,7 @@ import { type Check, check, type Measurement } from "../report.js";
 import { type Server, startServer } from "../server-under-test.js";
 import { seedOf } from "../start-arms.js";
 import { type StartResults, startMeasurements, startsTable, timesOf } from "../start-report.js";
-import { differenceOfMedians, ratioOfMedians } from "../statistics.js";
+import { differenceOfMedians, ratioOfMedians, seededRandom } from "../statistics.js";
 import { checkReply, WORKLOADS, type Workload } from "../workloads.js";
 
 const SUBJECTS: readonly { readonly workload: Workload; readonly bootOverThawMin?: number }[] = [
@@ -75,7 +75,10 @@ async function measure(lab: Lab, server: Server, workload: Workload, deadline: D
       }),
     );
     const onRound = (round: number, rounds: number) => lab.progress(`${workload.name}: round ${round + 1} of ${rounds}`);
-    return { workload: workload.name, arms: await interleave(arms, { rounds: lab.rounds, deadline, onRound }) };
+    return {
+      workload: workload.name,
+      arms: await interleave(arms, { rounds: lab.rounds, deadline, onRound, shuffle: seededRandom(workload.name.length) }),
+    };
   } finally {
     connection.close();
   }

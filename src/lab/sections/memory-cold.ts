@@ -15,7 +15,7 @@ import { chosenOf, MEMORY_WORKLOADS, type MemoryWorkload, packageVersions, withP
 import { type Bandwidth, countDelays, readAheadKb, readBandwidth } from "../page-cache.js";
 import { type PrivateInterpreters, withInterpreters } from "../private-interpreters.js";
 import { seedOf } from "../start-arms.js";
-import { median } from "../statistics.js";
+import { median, seededRandom } from "../statistics.js";
 
 const { helloNode, helloPython, node80, big, bigOther, writes, template, parse, image, decimal } = MEMORY_WORKLOADS;
 const SUBJECTS: readonly MemoryWorkload[] = [
@@ -81,7 +81,12 @@ async function measure(
     const subject = { engine, workload, image: made, interpreterDir: interpreters.dirs[workload.language] };
     const arms = coldWays(waysOf(workload.name)).map((way) => coldArm(subject, way));
     const onRound = (round: number, rounds: number) => lab.progress(`${workload.name}: round ${round + 1} of ${rounds}`);
-    const results = await interleave(arms, { rounds: lab.rounds, deadline, onRound });
+    const results = await interleave(arms, {
+      rounds: lab.rounds,
+      deadline,
+      onRound,
+      shuffle: seededRandom(workload.name.length),
+    });
     // Afterwards: an image that is packed meanwhile is read without the gaps, and what is promised is measured by what is read.
     const { workingSet } = await engine.inspect(made);
     return {

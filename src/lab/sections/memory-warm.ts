@@ -9,7 +9,7 @@ import { MEMORY_WORKLOADS, type MemoryWorkload, withPackages } from "../memory-w
 import { type Check, check } from "../report.js";
 import { thawArm, warmArms } from "../start-arms.js";
 import { type StartResults, startMeasurements, startsTable, timesOf } from "../start-report.js";
-import { noiseOf, ratioOfMedians } from "../statistics.js";
+import { noiseOf, ratioOfMedians, seededRandom } from "../statistics.js";
 
 /** Writes more than 2,000 pages in each request. */
 const WRITER = MEMORY_WORKLOADS.writes;
@@ -54,7 +54,10 @@ async function measure(lab: Lab, engine: Engine, workload: MemoryWorkload, deadl
       ...warmArms(warm, workload),
     ];
     const onRound = (round: number, rounds: number) => lab.progress(`${workload.name}: round ${round + 1} of ${rounds}`);
-    return { workload: workload.name, arms: await interleave(arms, { rounds: lab.rounds, deadline, onRound }) };
+    return {
+      workload: workload.name,
+      arms: await interleave(arms, { rounds: lab.rounds, deadline, onRound, shuffle: seededRandom(workload.name.length) }),
+    };
   } finally {
     await warm.dispose();
     await preparePools(engine, image, EMPTY_POOLS);

@@ -8,7 +8,7 @@ import { plainArm } from "../plain.js";
 import { type Check, check, type Measurement } from "../report.js";
 import { startArms } from "../start-arms.js";
 import { type StartResults, startMeasurements, startsTable, timesOf } from "../start-report.js";
-import { awayFromOne, differenceOfMedians, type Estimate, ratioOfMedians } from "../statistics.js";
+import { awayFromOne, differenceOfMedians, type Estimate, ratioOfMedians, seededRandom } from "../statistics.js";
 import { runtimeFor, WORKLOADS, type Workload } from "../workloads.js";
 
 /** Each workload with the ratio of boot to thaw that is promised for it, if one is. */
@@ -55,7 +55,10 @@ async function measure(lab: Lab, engine: Engine, workload: Workload, deadline: D
       ...startArms(engine, workload, image, warm),
     ];
     const onRound = (round: number, rounds: number) => lab.progress(`${workload.name}: round ${round + 1} of ${rounds}`);
-    const result = { workload: workload.name, arms: await interleave(arms, { rounds: lab.rounds, deadline, onRound }) };
+    const result = {
+      workload: workload.name,
+      arms: await interleave(arms, { rounds: lab.rounds, deadline, onRound, shuffle: seededRandom(workload.name.length) }),
+    };
     return { result, heat: image.heat };
   } finally {
     await warm.dispose();

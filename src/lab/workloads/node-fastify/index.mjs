@@ -39,7 +39,7 @@ app.addHook("onRequest", async (request) => {
 });
 app.get("/health", async () => ({ ok: true }));
 app.register(
-  async (shop) => {
+  (shop, _options, done) => {
     shop.get("/products/:sku", async ({ params }) => ({ sku: params.sku }));
     shop.post("/orders/:id", { schema: order }, async (request, reply) => {
       const lines = request.body.items.map(({ sku, cents, quantity }) => ({ sku, cents: cents * quantity }));
@@ -47,6 +47,7 @@ app.register(
       reply.code(201).header("x-tenant", request.tenant);
       return { id: request.params.id, customer: request.body.customer, currency: request.query.currency, cents, lines };
     });
+    done();
   },
   { prefix: "/shop" },
 );
