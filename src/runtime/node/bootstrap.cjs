@@ -27,7 +27,9 @@ const { collectGarbage } = require("./collector.cjs");
 const { codeHeat } = require("./heat.cjs");
 
 const { parse, stringify } = JSON;
-const { setImmediate } = globalThis;
+const { setImmediate, setTimeout, clearTimeout } = globalThis;
+/** As `object.name`, but optimised code that has met other shapes only does not fall back. */
+const { get } = Reflect;
 const { env } = process;
 const exit = process.exit.bind(process);
 const now = performance.now.bind(performance);
@@ -50,9 +52,8 @@ let onIdle = null;
 let traced = env._X_AMZN_TRACE_ID !== undefined;
 let callbackWarned = false;
 let rehearsing = false;
-let rehearsed = false;
-/** Whether a request was ever answered. */
-let served = false;
+/** Headers as the rehearsal made them: V8 forgets shapes of which no object is left, and what it then optimises does not know them. */
+let rehearsed;
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
 let loading = true;
 
@@ -95,7 +96,6 @@ function answer(request, header, body) {
   header.maxMemoryMb = Math.ceil(resourceUsage().maxRSS / 1024);
   send(header, body, rehearsing);
   if (rehearsing) return;
-  served = true;
   setImmediate(serve);
 }
 
@@ -221,7 +221,7 @@ function invoke(header) {
   }
   if (header.thaw !== undefined || header.resumed) {
     if (header.thaw !== undefined) unique.renew(header.thaw);
-    const hooks = rehearsing ? undefined : runAfter();
+    const hooks = runAfter(rehearsing);
     if (hooks !== undefined) {
       onIdle = () => failRestore(request, new Error("an after-restore hook never finished"));
       hooks.then(
@@ -241,6 +241,7 @@ function prepared(startedAt, heat) {
 }
 
 function prepare({ collect: collects = true, heat: measures = false }) {
+  if (rehearsing) return;
   const startedAt = now();
   const refuse = (error) => {
     if (onIdle === null) return;
@@ -253,15 +254,15 @@ function prepare({ collect: collects = true, heat: measures = false }) {
     if (onIdle === null) return undefined;
     if (!collects) {
       onIdle = null;
-      setImmediate(prepared, startedAt);
+      setImmediate(() => prepared(startedAt));
       return undefined;
     }
     onIdle = () => refuse(new Error("bug: the rehearsal did not end"));
     return rehearseOnce().then(() => {
       onIdle = null;
       // Ahead of the collections, which also take what looking at functions leaves behind.
-      const heat = measures ? codeHeat(loaded(), { served, bootstrap: serve }) : undefined;
-      setImmediate(collectGarbage, COLLECTIONS, () => prepared(startedAt, heat));
+      const heat = measures ? codeHeat(loaded(), serve) : undefined;
+      setImmediate(() => collectGarbage(COLLECTIONS, () => prepared(startedAt, heat)));
     });
   };
   runBefore().then(hooksRun).catch(refuse);
@@ -275,11 +276,16 @@ function serve() {
     if (!(error instanceof ServerGone)) logLine(`thaw: ${textOf(error)}`);
     exit(error instanceof ServerGone ? 0 : 1);
   }
-  if (header.type === "invoke") invoke(header);
-  else if (header.type === "prepare") prepare(header);
-  else if (header.type === "load") load(header);
+  take(header);
+}
+
+function take(header) {
+  const type = get(header, "type");
+  if (type === "invoke") invoke(header);
+  else if (type === "prepare") prepare(header);
+  else if (type === "load") load(header);
   else {
-    logLine(`thaw: the server sent a frame of unknown type ${textOf(header.type)}`);
+    logLine(`thaw: the server sent a frame of unknown type ${textOf(type)}`);
     exit(1);
   }
 }
@@ -289,10 +295,10 @@ function serve() {
  * function has made hot back into the interpreter.
  */
 async function rehearseOnce() {
-  if (rehearsed) return;
+  if (rehearsed !== undefined) return;
   rehearseConsole();
-  await rehearse();
-  rehearsed = true;
+  await rehearseTimers();
+  rehearsed = await rehearse();
 }
 
 /** The first console.log loads half of net and stream, and compiles its way to the pipe: 1.5 ms of a first request. Writes nothing. */
@@ -313,8 +319,23 @@ function rehearseConsole() {
 }
 
 /**
+ * Preparing takes a timer and immediates of its own. What V8 has optimised in Node for a function's requests alone (one immediate each,
+ * always the same) would fall back at that.
+ */
+async function rehearseTimers() {
+  for (let i = 0; i < REHEARSALS; i++) {
+    clearTimeout(setTimeout(() => {}, 1));
+    setImmediate(() => {});
+  }
+  await new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}
+
+/**
  * Requests and errors of our own making go the whole way, with a thaw and without, except into the descriptor and the after-hooks. As
- * often as V8 needs to remember shapes: what it has not seen when it optimises makes it throw the code away at the first request.
+ * often as V8 needs to remember shapes: what it has not seen when it optimises makes it throw the code away at the first request. A frame
+ * that prepares ends where it begins: telling it from a request is part of what is optimised.
  */
 async function rehearse() {
   const plain = {
@@ -334,9 +355,10 @@ async function rehearse() {
   try {
     for (let i = 0; i < REHEARSALS; i++) {
       handler = async (event, context) => context.getRemainingTimeInMillis() > 0 && event;
-      invoke(headerOf(i % 2 === 0 ? { thaw } : {}));
+      take(headerOf(i % 2 === 0 ? { thaw } : {}));
       await null;
       await null;
+      take({ type: "prepare" });
     }
     handler = async () => {
       throw new Error("rehearsal");
@@ -345,6 +367,7 @@ async function rehearse() {
     await null;
     await null;
     if (open !== null) throw new Error("bug: the rehearsal did not answer");
+    return [headerOf({ thaw }), headerOf({})];
   } finally {
     open = null;
     [handler, onIdle] = [ownHandler, ownIdle];

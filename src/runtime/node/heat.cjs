@@ -2,18 +2,21 @@
 /*
  * How far V8 has optimised the function's own code (Ignite, HotOS'21: what a hot instance has and a new one has not).
  *
- *   objects    ◀── a walk: the handler, what modules export, and from there members, classes, prototypes, elements of collections,
- *                  and the variables that functions enclose
+ *   objects    ◀── a walk: the handler, what modules export, and from there members, classes, prototypes, elements of collections
  *   functions  ◀── those of the user's scripts
  *   tiers      ◀── %GetOptimizationStatus
  *
- * A module's private functions are members of nothing; what finds them is the scope of those that use them, which only the
- * inspector shows. It is asked in-process (no port, no thread), with neither the debugger nor the profiler switched on, both of which would
- * throw optimised code away. Bounded in number and time. Nothing of the function runs: members are read by descriptor, so no getter is
- * called, and proxies are passed by. Nothing is kept afterwards.
+ * Bounded in number and time. Nothing of the function runs: members are read by descriptor, so no getter is called, and proxies are
+ * passed by. Nothing is kept afterwards, and no code falls back for having been looked at.
  *
- * Not seen: functions that nothing living refers to (an inlined helper of a finished call), those behind WeakMaps and private
- * members (#x) alone, and those of workers and other contexts.
+ * Not seen: a module's private functions that nothing exported refers to (its helpers, what closures enclose, private members (#x)),
+ * ESM modules but the handler's own, what is behind WeakMaps, workers and other contexts. So the counts are a sample, to be compared with
+ * those of the same function's other images.
+ *
+ * The inspector would show the scopes in which private functions are. But asking it, though in-process and with neither debugger nor
+ * profiler switched on, takes back what V8 had optimised of Node itself (nextTick, processImmediate, async contexts, EventEmitter: "code
+ * dependencies", "wrong map"). The first request of a hot Fastify application took 2.1 ms after it, 1.3 to 1.7 without; preparing 55 ms
+ * and 14. With more rounds on a busy machine (docs/design/runtime.md): 2.0 to 2.2 ms and 1.8 to 2.0; 52 ms and 27.
  */
 const Module = require("node:module");
 const path = require("node:path");
@@ -33,7 +36,7 @@ const FUNCTIONS_MAX = 5000;
 const OBJECTS_MAX = 50_000;
 /** Of a list or a collection. */
 const ELEMENTS_MAX = 1000;
-/** Looking at a scope takes 0.15 ms, at everything else of a function 2 us. */
+/** Looking at a function takes about 2 us. */
 const WALK_MS_MAX = 30;
 
 /** Bits of %GetOptimizationStatus, the same since V8 11. */
@@ -42,9 +45,6 @@ const MAGLEVVED = 1 << 5;
 const BASELINE = 1 << 15;
 /** Never compiled, so never called; or so long ago that its bytecode was dropped. */
 const LAZY = 1 << 18;
-
-/** The key under which the inspector's expressions find what is meant; there while they run. */
-const KEY = "thaw:heat";
 
 /** Must be compiled while V8 knows the syntax, so it is called once at once. */
 function natives() {
@@ -56,22 +56,6 @@ function natives() {
     for (const native of Object.values(made)) native(natives);
     return made;
   });
-}
-
-/** An in-process inspector session; its calls are synchronous. */
-function openSession() {
-  const { Session } = require("node:inspector");
-  const session = new Session();
-  session.connect();
-  const post = (method, parameters) => {
-    let result;
-    session.post(method, parameters, (error, value) => {
-      if (error) throw Object.assign(new Error(`${method}: ${error.message}`), error);
-      result = value;
-    });
-    return result;
-  };
-  return { post, close: () => session.disconnect() };
 }
 
 /** What Node's own modules say near their top, one or the other. Comparing with their sources would be exact, and add 0.4 MB to an image. */
@@ -100,38 +84,12 @@ function makeIsOwn({ scriptId, source }, bootstrap) {
   };
 }
 
-/** What a function encloses: calls `take` with each variable's value. Global scope is left out. */
-function makeScopes(post) {
-  const slot = { function: undefined, take: undefined };
-  Object.defineProperty(globalThis, KEY, { value: slot, configurable: true });
-  const group = { objectGroup: KEY };
-  return {
-    look(fn, take) {
-      slot.function = fn;
-      slot.take = (scopes) => {
-        for (let i = 0; i < scopes.length; i++) if (scopes[i] !== globalThis) take(scopes[i]);
-      };
-      const { objectId } = post("Runtime.evaluate", { expression: `globalThis["${KEY}"].function`, ...group }).result;
-      const { internalProperties = [] } = post("Runtime.getProperties", { objectId, ownProperties: true });
-      const scopes = internalProperties.find(({ name }) => name === "[[Scopes]]")?.value?.objectId;
-      if (scopes === undefined) return;
-      const functionDeclaration = `function () { globalThis["${KEY}"].take(this); }`;
-      post("Runtime.callFunctionOn", { objectId: scopes, functionDeclaration, ...group });
-    },
-    close() {
-      delete globalThis[KEY];
-      post("Runtime.releaseObjectGroup", group);
-    },
-  };
-}
-
-/** Breadth first from `roots`; `isOwn` tells functions whose scopes are worth a look. */
-function walk(roots, isOwn, look) {
+/** The user's functions that can be found from `roots`, breadth first. */
+function walk(roots, isOwn) {
   const deadline = now() + WALK_MS_MAX;
   const seen = new Set();
   const functions = [];
   const objects = [];
-  const enclosing = [];
   const take = (value) => {
     const kind = typeof value;
     if (value === null || (kind !== "function" && kind !== "object") || seen.size >= OBJECTS_MAX || seen.has(value)) return;
@@ -141,7 +99,6 @@ function walk(roots, isOwn, look) {
       // What belongs to others leads to everything, and some of it is made when looked at.
       if (functions.length >= FUNCTIONS_MAX || !isOwn(value)) return;
       functions.push(value);
-      enclosing.push(value);
     }
     objects.push(value);
   };
@@ -179,19 +136,13 @@ function walk(roots, isOwn, look) {
     }
   };
   for (const root of roots) take(root);
-  while (now() < deadline) {
+  while (objects.length > 0 && now() < deadline) {
     const object = objects.shift();
-    if (object !== undefined) {
-      // A module's namespace throws where a variable has no value yet.
-      try {
-        takeMembers(object);
-        take(getPrototypeOf(object));
-      } catch {}
-      continue;
-    }
-    const fn = enclosing.shift();
-    if (fn === undefined) break;
-    look(fn, take);
+    // A module's namespace throws where a variable has no value yet.
+    try {
+      takeMembers(object);
+      take(getPrototypeOf(object));
+    } catch {}
   }
   return functions;
 }
@@ -202,25 +153,9 @@ function modulesBelow(root) {
   return below;
 }
 
-/** The user's functions that can be found from `roots`; `deep`: in what they enclose, too. */
-function find(roots, isOwn, deep) {
-  if (!deep) return walk(roots, isOwn, () => {});
-  const session = openSession();
-  try {
-    const scopes = makeScopes(session.post);
-    try {
-      return walk(roots, isOwn, scopes.look);
-    } finally {
-      scopes.close();
-    }
-  } finally {
-    session.close();
-  }
-}
-
-function measure({ root, handler, exports }, { served, bootstrap }) {
+function measure({ root, handler, exports }, bootstrap) {
   const native = natives();
-  const functions = find([handler, exports, ...modulesBelow(root)], makeIsOwn(native, bootstrap), served);
+  const functions = walk([handler, exports, ...modulesBelow(root)], makeIsOwn(native, bootstrap));
   const tiers = { interpreted: 0, baseline: 0, optimised: 0 };
   for (const fn of functions) {
     const bits = Number(native.status(fn));
@@ -233,15 +168,14 @@ function measure({ root, handler, exports }, { served, bootstrap }) {
 
 /**
  * `{functions, tiers: {interpreted, baseline, optimised}, codeBytes}`; functions that are in no tier were never called. Undefined
- * when nothing was loaded, and on a Node that cannot tell (built without inspector, other names inside V8).
+ * when nothing was loaded, and on a Node that cannot tell (other names inside V8).
  * @param loaded what handler.cjs knows of the handler, or undefined
- * @param about `served`: whether there were requests. Before the first one little has run, and the inspector (0.6 MB of an image, 5 ms) is
- *   not asked: functions that others enclose are not counted then. `bootstrap`: any function of bootstrap.cjs.
+ * @param bootstrap any function of bootstrap.cjs
  */
-function codeHeat(loaded, about) {
+function codeHeat(loaded, bootstrap) {
   if (loaded === undefined) return undefined;
   try {
-    return measure(loaded, about);
+    return measure(loaded, bootstrap);
   } catch {
     return undefined;
   }

@@ -29,9 +29,9 @@ async function runBefore() {
   for (const hook of before.slice().reverse()) await hook();
 }
 
-/** Nothing to wait for, and so no promise, when there are no hooks. */
-function runAfter() {
-  return after.length === 0 ? undefined : runAfterAll();
+/** Nothing to wait for, and so no promise, when there are no hooks, or in a rehearsal. */
+function runAfter(rehearsing) {
+  return rehearsing || after.length === 0 ? undefined : runAfterAll();
 }
 
 async function runAfterAll() {
