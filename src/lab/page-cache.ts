@@ -65,10 +65,12 @@ export function mappedFilesOf(pid: number, prefixes: readonly string[]): string[
   return [...found.values()];
 }
 
-/** All regular files below a directory. */
+/** All regular files below a directory, but for those that are being written: they are renamed when they are whole. */
 export async function filesBelow(dir: string): Promise<string[]> {
   const entries = await readdir(dir, { withFileTypes: true, recursive: true });
-  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  return entries
+    .filter((entry) => entry.isFile() && !entry.name.startsWith(".tmp-"))
+    .map((entry) => join(entry.parentPath, entry.name));
 }
 
 /** Bytes a second that the device gives when one file is read in order, without and with the page cache. */
