@@ -2,10 +2,12 @@
 import type { CodeHeat } from "../engine/types.js";
 import type { FunctionView } from "../gateway/index.js";
 
-/** `43 of 60 functions optimised`: those in the fastest tier. */
+/** `43 of 60 functions optimised`: those in the fastest tier that any has reached. */
 export function codeHeatText({ functions, tiers }: CodeHeat): string {
-  const fastest = Object.entries(tiers).at(-1);
-  if (functions === 0 || fastest === undefined) return "no functions to look at";
+  if (functions === 0) return "no functions to look at";
+  const reached = Object.entries(tiers).filter(([, count]) => count > 0);
+  const fastest = reached.at(-1);
+  if (fastest === undefined) return `none of ${functions} functions called`;
   const [tier, count] = fastest;
   return `${count} of ${functions} functions ${tier}`;
 }

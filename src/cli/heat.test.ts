@@ -264,7 +264,8 @@ describe("heat in words", () => {
     expect(codeHeatText({ functions: 60, tiers: { interpreted: 10, baseline: 7, optimised: 43 } })).toBe(
       "43 of 60 functions optimised",
     );
-    expect(codeHeatText({ functions: 8, tiers: { plain: 8, specialised: 0 } })).toBe("0 of 8 functions specialised");
+    expect(codeHeatText({ functions: 8, tiers: { plain: 8, specialised: 0 } })).toBe("8 of 8 functions plain");
+    expect(codeHeatText({ functions: 2, tiers: { interpreted: 0, optimised: 0 } })).toBe("none of 2 functions called");
     expect(codeHeatText({ functions: 0, tiers: {} })).toBe("no functions to look at");
   });
 

@@ -75,9 +75,9 @@ describe("promises of hot starts", () => {
   it("are missed by a function whose whole interval lies below 1", () => {
     const slower = result("node-a", { load: 900, hot: 1_000, steady: 900 });
     expect(loadOverHot(slower).high).toBeLessThan(1);
-    expect(verdicts([slower])).toContain("node-a: first request: load / hot, interval not below 1: FAIL");
+    expect(verdicts([slower])).toContain("node-a: first request: load / hot, upper end of its interval: FAIL");
     const same = result("node-a", { load: 1_000, hot: 1_000, steady: 900 });
-    expect(verdicts([same])).toContain("node-a: first request: load / hot, interval not below 1: PASS");
+    expect(verdicts([same])).toContain("node-a: first request: load / hot, upper end of its interval: PASS");
   });
 
   it("hold near the steady state by ratio or by difference, for six of eight", () => {

@@ -128,7 +128,7 @@ export function heatChecks(results: readonly HeatResult[]): Check[] {
       const ratio = loadOverHot(result);
       const { workload } = result;
       return [
-        check(workload, "first request: load / hot, interval not below 1", { ...ratio, value: ratio.high }, ">=", 1, ""),
+        check(workload, "first request: load / hot, upper end of its interval", { ...ratio, value: ratio.high }, ">=", 1, ""),
         check(workload, "before the handler: hot / load, first generation", thawRatio(result, HOT_WAY), "<=", THAW_RATIO_MAX, ""),
         check(workload, "before the handler: hot / load, third generation", thawRatio(result, THIRD), "<=", THAW_RATIO_MAX, ""),
         check(

@@ -215,7 +215,10 @@ async function inspect(io: Io, name: string, options: ClientOptions): Promise<vo
       ["generation", String(image.generation)],
       ["heat", `${image.heat} requests before the freeze`],
       ["on disk", formatBytes(image.bytesOnDisk)],
-      ["anonymous", `${formatBytes(report.anonymousBytes)}, ${formatBytes(report.storedBytes)} of it stored`],
+      [
+        "anonymous",
+        `${formatBytes(report.anonymousBytes)} private to the instance; ${formatBytes(report.storedBytes)} stored, what came from its own image included`,
+      ],
       ["hygiene", `${report.hygieneMs.toFixed(1)} ms`],
       ["stopped", `${report.stoppedMs.toFixed(1)} ms`],
       ["freezing", `${report.totalMs.toFixed(1)} ms in all`],
