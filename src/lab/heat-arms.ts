@@ -3,7 +3,7 @@ import { nowUs, sleep } from "../base/clock.js";
 import type { Engine, Image, Instance, InvokeResult, Phase, StartResult } from "../engine/types.js";
 import { ask, checkAnswer, EMPTY_POOLS, eventOf, POOL_MS_MAX, preparePools, SETTLE_MS } from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
-import { seedOf } from "./start-arms.js";
+import { seedOf, timeRequest } from "./start-arms.js";
 import { specOf, type Workload } from "./workloads.js";
 
 /** One request. Microseconds. */
@@ -101,12 +101,7 @@ function timesOf({ handlerMs }: InvokeResult, us: number): HeatSample {
  */
 export function steadyArms(instance: Instance, workload: Workload): Arm<HeatSample>[] {
   const run = async (round: number) => {
-    const seed = seedOf(round) + 1;
-    const event = eventOf(workload, seed);
-    const began = nowUs();
-    const result = await instance.invoke(event);
-    const us = nowUs() - began;
-    checkAnswer(workload, seed, result);
+    const { us, result } = await timeRequest(instance, workload, round);
     return timesOf(result, us);
   };
   const askOften = async (round: number) => {

@@ -5,20 +5,12 @@ import { afterAll, describe, expect, it } from "vitest";
 import { FakeEngine } from "../engine/fake.js";
 import { Deadline } from "./bounded.js";
 import { HEATS, remembered, withHeatImages } from "./heat-images.js";
-import type { Workload } from "./workloads.js";
+import { echoWorkload } from "./testing.js";
 
 const temporary = mkdtempSync(join(tmpdir(), "thaw-heat-images-"));
 afterAll(() => rmSync(temporary, { recursive: true, force: true }));
 
-const workload: Workload = {
-  name: "echo",
-  language: "node",
-  dir: temporary,
-  handler: "index.handler",
-  memoryMb: 128,
-  event: (seed) => ({ seed }),
-  reply: (seed) => ({ seed }),
-};
+const workload = echoWorkload(temporary);
 const options = () => ({ deadline: new Deadline(30_000), progress: () => {}, third: true });
 
 /** Answers with its event. */

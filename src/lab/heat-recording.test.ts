@@ -6,20 +6,12 @@ import { FakeEngine } from "../engine/fake.js";
 import { Deadline } from "./bounded.js";
 import { notRecorded, REQUESTS_RECORDED, recordingMeasurements, recordLatencies } from "./heat-recording.js";
 import { hasFailed } from "./report.js";
-import type { Workload } from "./workloads.js";
+import { echoWorkload } from "./testing.js";
 
 const temporary = mkdtempSync(join(tmpdir(), "thaw-heat-recording-"));
 afterAll(() => rmSync(temporary, { recursive: true, force: true }));
 
-const workload: Workload = {
-  name: "echo",
-  language: "node",
-  dir: temporary,
-  handler: "index.handler",
-  memoryMb: 128,
-  event: (seed) => ({ seed }),
-  reply: (seed) => ({ seed }),
-};
+const workload = echoWorkload(temporary);
 
 /** Thaws from a husk that has its runtime mapped, as the laboratory asks of a real one; the fake has only generic ones. */
 class EngineWithRuntimes extends FakeEngine {

@@ -10,6 +10,7 @@ import type {
   HuskLevel,
   Image,
   Instance,
+  InvokeResult,
   Loader,
   Phase,
   StartKind,
@@ -131,19 +132,26 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
  * after another one, with every cache still filled by it. The other comes after the pause that all starts come after.
  */
 export function warmArms(instance: Instance, workload: Workload): Arm<StartSample>[] {
-  const run = async (round: number) => {
-    const seed = seedOf(round) + 1;
-    const event = eventOf(workload, seed);
-    const began = nowUs();
-    const result = await instance.invoke(event);
-    const us = nowUs() - began;
-    checkAnswer(workload, seed, result);
-    return { us, phases: [], poolUs: 0 };
-  };
+  const run = async (round: number) => ({ us: (await timeRequest(instance, workload, round)).us, phases: [], poolUs: 0 });
   return [
     { name: "warm, after a pause", prepare: () => sleep(SETTLE_MS), run },
     { name: "warm", prepare: (round) => ask(instance, workload, seedOf(round)), run },
   ];
+}
+
+/** One request to an instance that has answered before: the request in hand to its answer, which is checked. */
+export async function timeRequest(
+  instance: Instance,
+  workload: Workload,
+  round: number,
+): Promise<{ readonly us: number; readonly result: InvokeResult }> {
+  const seed = seedOf(round) + 1;
+  const event = eventOf(workload, seed);
+  const began = nowUs();
+  const result = await instance.invoke(event);
+  const us = nowUs() - began;
+  checkAnswer(workload, seed, result);
+  return { us, result };
 }
 
 /** Rounds of the warm-up are negative. */

@@ -1,8 +1,8 @@
-/** Calls workloads without thaw: for the tests of what they answer. */
+/** For tests of the laboratory: workloads called without thaw, and one that any engine can answer. */
 import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import type { Language } from "./workloads.js";
+import type { Language, Workload } from "./workloads.js";
 
 /** Calls a workload's handler with each event in one plain interpreter; its replies, one JSON text for each. */
 export async function callPlain(
@@ -22,4 +22,17 @@ export async function callPlain(
       : ["python3.11", ["-B", "-c", script, dir, text]];
   const { stdout } = await promisify(execFile)(program, args as string[], { timeout: 60_000, env });
   return stdout.trim().split("\n");
+}
+
+/** A function that must answer with its event. */
+export function echoWorkload(dir: string): Workload {
+  return {
+    name: "echo",
+    language: "node",
+    dir,
+    handler: "index.handler",
+    memoryMb: 128,
+    event: (seed) => ({ seed }),
+    reply: (seed) => ({ seed }),
+  };
 }
