@@ -675,11 +675,13 @@ int main(int argc, char **argv)
 		return resident_files(argc - 2, argv + 2, CACHE_FETCH);
 	if (argc == 3 && strcmp(argv[1], "bandwidth") == 0)
 		return read_bandwidth(argv[2]);
+	if (argc == 3 && strcmp(argv[1], "gather") == 0)
+		return gather_blocks(argv[2]);
 	if (argc == 4 && strcmp(argv[1], "watch") == 0)
 		return watch_wake(&target, atoi(argv[2]), atoi(argv[3]));
 	if (argc == 3 && strcmp(argv[1], "pack") == 0)
 		return pack_file(argv[2]);
 	if (argc == 3 && strcmp(argv[1], "blocked") == 0)
 		return print_blocked(atoi(argv[2]));
-	die("usage: extractor freeze|deflate|verify|scan|tracking|resident|evict|fetch|bandwidth|pack|watch|blocked …");
+	die("usage: extractor freeze|deflate|verify|scan|tracking|resident|evict|fetch|bandwidth|gather|pack|watch|blocked …");
 }

@@ -265,7 +265,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.packer.began(instance, loaded);
     const steps = this.remainingSteps(loaded, loader, husk, recording);
     if (paged !== undefined) this.reap.begin(instance, loaded, paged);
-    const prefetch = (): void => instance.startsCold(this.prefetcher.start(loaded));
+    const prefetch = (): void => {
+      const cold = this.prefetcher.start(loaded);
+      instance.startsCold(cold);
+      void cold?.then((pages) => this.packer.found(loaded, pages));
+    };
     // What a process waits for that was resumed ahead is mapped; the rest may be asked for behind its request.
     if (loader === "splice" && husk.resumed) setImmediate(prefetch);
     else if (loader === "splice") prefetch();
@@ -314,6 +318,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       const dir = await freezeInstance(this.freezeTools, instance, options);
       const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
       this.images.add(loaded);
+      this.packer.frozen(loaded);
       return loaded.image;
     } finally {
       if (options.then === "end") await instance.dispose();

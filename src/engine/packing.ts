@@ -1,13 +1,16 @@
 /**
- * What starts read of a page space is moved together on the disk, once its working set is stable (native/pack.c, docs/design/working-set.md):
+ * How an image lies on the disk and in the page cache. Both are put right when its last instance has ended: what somebody maps can be neither moved nor dropped.
+ *
+ * **Packed.** What starts read of a page space is moved together on the disk, once its working set is stable (native/pack.c, docs/design/working-set.md):
  * a start that reads thousands of scattered pages then takes the disk as long as one that reads a single part of that length. The file
  * itself does not change. Only ext4 can do that; elsewhere pages stay where they are.
  *
- * It is done when the last instance of an image has ended: what was written in one go lies in the page cache in large pieces, which the
- * kernel cannot move while somebody maps them, and only an image that nobody runs is started from disk.
+ * **Gathered.** Blocks of 2 MiB in one piece in the page cache are mapped by one entry (gather.ts). A freeze leaves them so; packing, a start that
+ * read from disk, or memory pressure leave single pages. An image that is started again and again from those is gathered anew.
  */
 import type { Logger } from "../base/log.js";
 import { type FileRange, imageFiles, packedRanges, readsScattered, type WorkingSet } from "../image/index.js";
+import { gather } from "./gather.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
@@ -19,12 +22,17 @@ const MOVED_MIN = 0.9;
 const RANGES_MIN = 16;
 /** Starts may come again and again while it is tried. */
 const TRIES = 4;
+/** So many starts in a row found everything cached: the image is in use, and memory is there for it. */
+const WARM_STARTS = 2;
+const GATHERED = -1;
 
 /** See above. */
 export class Packer {
   readonly #images = new Map<LiveInstance, LoadedImage>();
   readonly #living = new Map<LoadedImage, number>();
   readonly #tries = new WeakMap<WorkingSet, number>();
+  /** Starts in a row that found everything cached; -1: lies there in pieces. Absent: nobody knows. */
+  readonly #warm = new WeakMap<LoadedImage, number>();
   #closed = false;
   #unsupported = false;
 
@@ -40,6 +48,18 @@ export class Packer {
     this.#living.set(loaded, (this.#living.get(loaded) ?? 0) + 1);
   }
 
+  /** It was frozen a moment ago. */
+  frozen(loaded: LoadedImage): void {
+    this.#warm.set(loaded, GATHERED);
+  }
+
+  /** A start of that image found all but `cold` pages of its set in the page cache; -1: nobody can say. */
+  found(loaded: LoadedImage, cold: number): void {
+    const warm = this.#warm.get(loaded) ?? 0;
+    if (cold !== 0) this.#warm.set(loaded, 0);
+    else if (warm !== GATHERED) this.#warm.set(loaded, warm + 1);
+  }
+
   /** Any instance ended. */
   ended(instance: LiveInstance): void {
     const loaded = this.#images.get(instance);
@@ -51,12 +71,18 @@ export class Packer {
       return;
     }
     this.#living.delete(loaded);
-    void this.#pack(loaded);
+    void this.#pack(loaded).then(() => this.#gather(loaded));
   }
 
   /** The engine closes: nothing more is begun, and what is under way comes to nothing. */
   close(): void {
     this.#closed = true;
+  }
+
+  async #gather(loaded: LoadedImage): Promise<void> {
+    if (this.#closed || loaded.closed || this.#living.has(loaded) || (this.#warm.get(loaded) ?? 0) < WARM_STARTS) return;
+    this.#warm.set(loaded, GATHERED);
+    await gather(this.keeper, this.extractor, loaded.facts, loaded.pagesPath);
   }
 
   async #pack(loaded: LoadedImage): Promise<void> {
@@ -79,6 +105,7 @@ export class Packer {
     const parts = this.keeper.fileBytes(encodeParts(ranges));
     try {
       const why = await this.#move(loaded, parts);
+      this.#warm.set(loaded, WARM_STARTS);
       if (this.#closed || loaded.closed) return;
       if (why === undefined) await loaded.sets.markPacked(set);
       else this.log.info({ image: loaded.image.id, why }, "the working set stays scattered on the disk");

@@ -16,9 +16,10 @@ import {
   type Facts,
   type FaultModel,
   faultModel,
-  isMemory,
   type PageRun,
+  type Piece,
   type PresentRuns,
+  pieces,
   RECORDINGS_MIN,
   type Recording,
   type Region,
@@ -50,6 +51,7 @@ export class LiveWorkingSet {
   #map: SetMap | undefined;
   /** Overlays lie on their file, and would count twice. */
   readonly #ownRegions: readonly Region[];
+  readonly #pieces: readonly Piece[];
   #renewing: WorkingSet | undefined;
   #copied: readonly PageRun[] | undefined;
   #claimed = false;
@@ -70,6 +72,7 @@ export class LiveWorkingSet {
     this.set = stored ?? EMPTY_WORKING_SET;
     this.#model = faultModel(this.set);
     this.#ownRegions = facts.regions.filter(({ kind }) => kind !== "vdso" && kind !== "stack" && kind !== "overlay");
+    this.#pieces = pieces(facts.regions);
   }
 
   /** Whether enough was recorded to copy by. */
@@ -79,7 +82,7 @@ export class LiveWorkingSet {
 
   /** What a thaw copies before the function runs. */
   get copiedAhead(): readonly PageRun[] {
-    this.#copied ??= copyWorthy(this.set.written, this.#ownRegions.filter(isMemory));
+    this.#copied ??= copyWorthy(this.set.written, this.#pieces);
     return this.#copied;
   }
 

@@ -4,7 +4,6 @@ import { addRecording, RECORDINGS_MAX } from "./merge.js";
 import {
   type CountedRun,
   clipRuns,
-  copyWorthy,
   decodeWorkingSet,
   EMPTY_WORKING_SET,
   encodeWorkingSet,
@@ -126,27 +125,6 @@ describe("joined runs", () => {
         expect(joinRuns([...runs].reverse(), gap)).toEqual(joined);
       }),
     );
-  });
-});
-
-describe("pages worth copying ahead", () => {
-  const MIB = 2n ** 20n;
-  const written = [
-    { address: 2n * MIB - 2n * PAGE, pages: 4 },
-    { address: 7n * MIB, pages: 1 },
-  ];
-
-  it("are all where no aligned block of 2 MiB lies in one mapping", () => {
-    expect(runPages(copyWorthy(written, []))).toBe(5);
-    expect(runPages(copyWorthy(written, [{ start: MIB, end: 3n * MIB }]))).toBe(5);
-  });
-
-  it("are none in such a block: what is read there is mapped by one entry", () => {
-    expect(copyWorthy(written, [{ start: MIB, end: 5n * MIB }])).toEqual([
-      { address: 2n * MIB - 2n * PAGE, pages: 2 },
-      { address: 7n * MIB, pages: 1 },
-    ]);
-    expect(copyWorthy(written, [{ start: 0n, end: 8n * MIB }])).toEqual([]);
   });
 });
 

@@ -85,34 +85,6 @@ function touching(runs: readonly PageRun[]): PageRun[] {
   return joined;
 }
 
-const BLOCK_BYTES = 2n * 1024n * 1024n;
-
-/**
- * Of pages that will be written, those that are worth copying before the function runs: all but those in aligned blocks of 2 MiB that
- * lie in one mapping of the page space. Such a block the kernel can map by one entry when it is first read; the first private copy in
- * it keeps it from that, and each 64 KiB that is read there then takes a fault of its own (docs/design/thaw.md#loaders).
- */
-export function copyWorthy(runs: readonly PageRun[], mappings: readonly { start: bigint; end: bigint }[]): PageRun[] {
-  const blocks = new Set<bigint>();
-  for (const { start, end } of mappings) {
-    const first = (start + BLOCK_BYTES - 1n) / BLOCK_BYTES;
-    for (let block = first; (block + 1n) * BLOCK_BYTES <= end; block++) blocks.add(block);
-  }
-  return runs.flatMap(splitByBlock).flatMap(({ block, run }) => (blocks.has(block) ? [] : [run]));
-}
-
-function splitByBlock(run: PageRun): { block: bigint; run: PageRun }[] {
-  const parts: { block: bigint; run: PageRun }[] = [];
-  const end = run.address + BigInt(run.pages) * 4096n;
-  for (let at = run.address; at < end; ) {
-    const block = at / BLOCK_BYTES;
-    const until = (block + 1n) * BLOCK_BYTES < end ? (block + 1n) * BLOCK_BYTES : end;
-    parts.push({ block, run: { address: at, pages: Number((until - at) / 4096n) } });
-    at = until;
-  }
-  return parts;
-}
-
 /** Nothing was recorded yet. */
 export const EMPTY_WORKING_SET: WorkingSet = workingSet({
   recordings: 0,
