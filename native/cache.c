@@ -6,7 +6,8 @@
  *   extractor evict FILE…       the same, after writing back and dropping what can be dropped
  *   extractor fetch FILE…       the same, after reading all that holds data
  *   extractor bandwidth FILE    drops the file, reads it once with O_DIRECT; drops it again, reads it once through the cache
- *   extractor gather FILE       descriptor 3: 64-bit offsets of blocks of 2 MiB, ascending; has the page cache hold each in one piece
+ *   extractor gather FILE [all]  descriptor 3: 64-bit offsets of blocks of 2 MiB, ascending; has the page cache hold each in one piece,
+ *                               and then all else that holds data
  *
  * Theory of operation. POSIX_FADV_DONTNEED drops neither dirty pages nor pages that some process maps, and says nothing about
  * either. So files are flushed first, and what is left is counted: the caller decides whether it is really cold. cachestat(2) (Linux
@@ -171,6 +172,7 @@ int read_bandwidth(const char *path)
 #define BLOCK ((uint64_t)2 << 20)
 #define BLOCKS_FD 3
 #define GATHER_NICE 10
+#define READ_AHEAD ((off_t)128 << 10)
 
 static void read_piece(int fd, const char *path, uint8_t *at, uint64_t offset)
 {
@@ -182,16 +184,27 @@ static void read_piece(int fd, const char *path, uint8_t *at, uint64_t offset)
 	(void)*(volatile uint8_t *)at;
 }
 
-int gather_blocks(const char *path)
+static void read_rest(int fd)
+{
+	off_t hole = 0;
+	for (off_t at; (at = lseek(fd, hole, SEEK_DATA)) >= 0;) {
+		hole = lseek(fd, at, SEEK_HOLE);
+		/* In one call the kernel takes no more than the device reads ahead. */
+		for (; at < hole; at += READ_AHEAD)
+			posix_fadvise(fd, at, hole - at < READ_AHEAD ? hole - at : READ_AHEAD, POSIX_FADV_WILLNEED);
+	}
+}
+
+int gather_blocks(const char *path, bool all)
 {
 	/* Nobody waits for it who could not go on without. */
 	setpriority(PRIO_PROCESS, 0, GATHER_NICE);
 	int fd = open_file(path, 0);
 	struct stat file, list;
-	if (fstat(fd, &file) != 0 || fstat(BLOCKS_FD, &list) != 0 || list.st_size == 0 || list.st_size % (off_t)sizeof(uint64_t) != 0)
+	if (fstat(fd, &file) != 0 || fstat(BLOCKS_FD, &list) != 0 || (list.st_size == 0 && !all) || list.st_size % (off_t)sizeof(uint64_t) != 0)
 		die("descriptor %d holds no blocks", BLOCKS_FD);
 	size_t count = (size_t)list.st_size / sizeof(uint64_t);
-	const uint64_t *blocks = mmap(NULL, (size_t)list.st_size, PROT_READ, MAP_PRIVATE, BLOCKS_FD, 0);
+	const uint64_t *blocks = count == 0 ? NULL : mmap(NULL, (size_t)list.st_size, PROT_READ, MAP_PRIVATE, BLOCKS_FD, 0);
 	uint8_t *room = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (blocks == MAP_FAILED || room == MAP_FAILED)
 		die("no memory for %zu blocks", count);
@@ -210,6 +223,8 @@ int gather_blocks(const char *path)
 		if ((i + 1 == count || blocks[i + 1] != next) && (data < 0 || (uint64_t)data >= next + BLOCK))
 			posix_fadvise(fd, (off_t)next, (off_t)BLOCK, POSIX_FADV_DONTNEED);
 	}
+	if (all)
+		read_rest(fd);
 	printf("{\"ok\":true,\"blocks\":%zu}\n", count);
 	return 0;
 }

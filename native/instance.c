@@ -4,7 +4,7 @@
  *   QUEUED ──builder──▶ CLONED ──init: READY──▶ READY ──pidfd of init──▶ ENDED
  *
  * Order that the server may rely on: a log byte that was written before a reply arrives before it (the pipe is drained before
- * DATA is sent on); STAGE_DONEs come in the order of their STAGEs; EXIT is the last message.
+ * DATA is sent on); STAGE_DONEs come in the order of their STAGEs, and before what the function sends; EXIT is the last message.
  * Nothing here waits, and every read is bounded: what is left is found again by epoll, which is level-triggered.
  */
 #include "instance.h"
@@ -255,6 +255,8 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 		return stage_failed(it, tag, -result, what, index);
 	}
 	it->stage_tags[(it->stage_first + it->stage_count++) % STAGES_MAX] = tag;
+	/* Its report, and the close behind it, would take the processor from the function that has just got going. */
+	if (stage.flags & STAGE_QUIET) watch_pause(&it->channel);
 	if (passing.control >= 0) {
 		watch_close(&it->control);
 		bytes_free(&it->sending);
@@ -403,6 +405,7 @@ void instance_event(struct instance *it, enum watch_kind kind, uint32_t events) 
 	if (kind == WATCH_CONTROL && (events & EPOLLOUT)) flush_sending(it);
 	if (kind == WATCH_CONTROL && !(events & ~(uint32_t)EPOLLOUT)) return;
 	if (outbound_full()) return watch_pause(kind == WATCH_CONTROL ? &it->control : &it->log);
+	if (it->channel.paused) read_reports(it);
 	/* A reply's first byte is written after the logs that belong to it: what makes this readable is drained behind them. */
 	drain_log(it);
 	if (kind == WATCH_CONTROL) read_control(it);

@@ -657,10 +657,10 @@ int main(int argc, char **argv) {
 	frame_put(MSG_HELLO, 0, 0, hello, sizeof hello);
 	struct epoll_event events[EVENTS_MAX];
 	while (!server_gone && !terminated) {
-		flush_server();
-		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, spares_lack() ? SPARE_PAUSE_MS : -1);
+		if (!outbound_waits) flush_server();
+		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, spares_lack() || outbound_waits ? SPARE_PAUSE_MS : -1);
 		if (count < 0 && errno != EINTR) die("epoll_wait");
-		if (count == 0) spares_make();
+		if (count == 0) spares_make(), outbound_waits = false;
 		for (int index = 0; index < count; index++) handle(events[index].data.ptr, events[index].events);
 		feed_builder();
 		free_dead();

@@ -59,8 +59,12 @@ void bytes_take(struct bytes *b, size_t count);		/* drops count bytes at the sta
 void bytes_free(struct bytes *b);
 
 extern struct bytes outbound;
+/* All that lies there can wait a moment for something else to go with. */
+extern bool outbound_waits;
 uint8_t *frame_room(size_t bytes_max);			/* where a payload may be written in place… */
 void frame_end(uint16_t type, uint32_t id, uint32_t tag, uint16_t flags, size_t count); /* …and its length, once known */
+/* Nobody needs it at once: it goes with the next frame, or when nothing has happened for two milliseconds. It wakes the server while a start wants the processor. */
+void frame_unhurried(uint16_t type, uint32_t id, uint32_t tag, const void *payload, size_t count);
 void frame_put(uint16_t type, uint32_t id, uint32_t tag, const void *payload, size_t count);
 void frame_failed(uint16_t request_type, uint32_t id, uint32_t tag, int error, const char *format, ...) __attribute__((format(printf, 5, 6)));
 

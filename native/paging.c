@@ -238,7 +238,7 @@ static bool take_answer(void) {
 	if (count == -EAGAIN) return false;
 	if (count != (ssize_t)sizeof answer || answer.kind == PAGER_LOST) return lost(), false;
 	if (answer.kind == PAGER_TRACE) return told_trace(&answer, fd), true;
-	if (answer.kind == PAGER_PREFETCH && prefetch_count > 0) frame_put(MSG_PREFETCHED, 0, prefetch_take(), &answer.prefetched, sizeof answer.prefetched);
+	if (answer.kind == PAGER_PREFETCH && prefetch_count > 0) frame_unhurried(MSG_PREFETCHED, 0, prefetch_take(), &answer.prefetched, sizeof answer.prefetched);
 	if (answer.kind == PAGER_INSTALLED) frame_put(MSG_PAGED, answer.id, 0, &answer.report, sizeof answer.report);
 	if (answer.kind == PAGER_FAILED) {
 		struct instance *it = table_get(&instances, answer.id);

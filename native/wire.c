@@ -15,6 +15,7 @@
 enum { KEEP_BYTES = 1 << 20 };
 
 struct bytes outbound;
+bool outbound_waits;
 
 _Noreturn void die(const char *format, ...) {
 	int error = errno;
@@ -66,6 +67,13 @@ void frame_end(uint16_t type, uint32_t id, uint32_t tag, uint16_t flags, size_t 
 	struct message head = {.bytes = (uint32_t)count, .type = type, .flags = flags, .id = id, .reserved = tag};
 	memcpy(outbound.data + outbound.end, &head, sizeof head);
 	outbound.end += sizeof head + count;
+	outbound_waits = false;
+}
+
+void frame_unhurried(uint16_t type, uint32_t id, uint32_t tag, const void *payload, size_t count) {
+	bool waits = bytes_used(&outbound) == 0 || outbound_waits;
+	frame_put(type, id, tag, payload, count);
+	outbound_waits = waits;
 }
 
 void frame_put(uint16_t type, uint32_t id, uint32_t tag, const void *payload, size_t count) {

@@ -282,7 +282,8 @@ export class LocalEngine implements Engine, InstanceOwner {
       return instance;
     }
     // All is queued at once.
-    const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step)));
+    const quiet = options.early === true && recording === undefined && paged === undefined;
+    const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step, quiet && step === steps.at(-1))));
     // Behind the stages, which need a moment, and before any request: in force when the first one is read.
     if (!chosen.parked) this.limits.set(husk, image.spec);
     faultPoint("thaw-stage-sent");

@@ -16,6 +16,7 @@ import type { Logger } from "../base/log.js";
 import { PAGE_BYTES } from "../base/units.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
 import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, PagedReport, StageRequest } from "./keeper.js";
+import { quietly } from "./keeper-messages.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
@@ -110,14 +111,15 @@ export class Husk implements InstanceListener {
   }
 }
 
-/** Runs one stage and turns its report into success or a ThawError. */
-export async function runStage(keeper: Keeper, husk: Husk, step: StageStep): Promise<readonly number[]> {
+/** Runs one stage and turns its report into success or a ThawError. `quiet`: the last one of a husk that is about to get a request; see {@link quietly}. */
+export async function runStage(keeper: Keeper, husk: Husk, step: StageStep, quiet = false): Promise<readonly number[]> {
   step.before?.(husk);
   const shift = husk.clockShiftNs;
   husk.clockShiftNs = step.clockShiftNs ?? shift;
   let report: HuskReport;
   try {
-    report = await keeper.stage(husk.id, step.request());
+    const request = step.request();
+    report = await keeper.stage(husk.id, quiet ? quietly(request) : request);
   } catch (error) {
     throw isHuskGone(error) ? huskLost(step.name, error) : error;
   }

@@ -139,6 +139,18 @@ export function encodeLimits(writes: readonly LimitWrite[]): Buffer {
   return payload;
 }
 
+const quietStages = new WeakMap<StageRequest, StageRequest>();
+
+/** The same, but its report may come as late as the function's first bytes, or its end: nobody waits for it. The same object for the same request. */
+export function quietly(request: StageRequest): StageRequest {
+  let quiet = quietStages.get(request);
+  if (quiet === undefined) {
+    quiet = { ...request, flags: ABI.STAGE_QUIET };
+    quietStages.set(request, quiet);
+  }
+  return quiet;
+}
+
 const encodedStages = new WeakMap<StageRequest, Buffer>();
 
 /** MSG_STAGE. A request that is made again and again is one object, and encoded once: this is on the way of every start. */

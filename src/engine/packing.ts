@@ -105,7 +105,9 @@ export class Packer {
     const parts = this.keeper.fileBytes(encodeParts(ranges));
     try {
       const why = await this.#move(loaded, parts);
-      this.#warm.set(loaded, WARM_STARTS);
+      // To be moved it left the page cache, and the next start may be under way.
+      await gather(this.keeper, this.extractor, loaded.facts, loaded.pagesPath, true);
+      this.#warm.set(loaded, GATHERED);
       if (this.#closed || loaded.closed) return;
       if (why === undefined) await loaded.sets.markPacked(set);
       else this.log.info({ image: loaded.image.id, why }, "the working set stays scattered on the disk");

@@ -101,6 +101,9 @@ export const ABI_CONSTANTS = {
   PASS_CONTROL: 2,
   PASS_LOG: 3,
 
+  /** In `flags` of a stage: nobody waits for its report, which is told with the first bytes that the function sends, or with its end. */
+  STAGE_QUIET: 1,
+
   FILE_READ: 0,
   FILE_PATH: 1,
   /** In `flags` of an EXIT. */

@@ -382,7 +382,7 @@ export class Instances {
     if (!version.slots.all.delete(slot)) return Promise.resolve();
     slot.state = "ending";
     // What is being frozen is ended when that is done: the engine would have to give up an image that is nearly there.
-    const disposed = slot.freezing === undefined ? slot.instance.dispose() : slot.freezing.then(() => slot.instance.dispose());
+    const disposed = (slot.freezing ?? afterAnswer()).then(() => slot.instance.dispose());
     const ended = disposed
       .catch((error: unknown) => {
         this.#options.log.error(
@@ -440,6 +440,11 @@ export class Instances {
       details: { limitBytes, usedBytes, bytes, scope: "server" },
     });
   }
+}
+
+/** The next turn of the event loop: whoever's request made an instance superfluous has his answer on the way before processes and memory are ended. */
+function afterAnswer(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
 }
 
 /** A lease of an instance that was there. When the request wakes it, the instance says how. */
