@@ -14,9 +14,9 @@ import {
   decodeWorkingSet,
   type Facts,
   imageFiles,
-  isMemory,
   joinRuns,
   type PageRun,
+  pieces,
   prefetchRanges,
   runPages,
   storedPages,
@@ -147,7 +147,7 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     // From then on nothing is recorded, and what is written is copied ahead where that pays.
     const next = await start(image, event);
     expect(next.recording).toBeUndefined();
-    const copied = runPages(copyWorthy(set.written, facts.regions.filter(isMemory)));
+    const copied = runPages(copyWorthy(set.written, pieces(facts.regions)));
     expect(next.prefetchedPages).toBe(copied);
     expect(copied).toBeGreaterThan(50);
     expect(copied).toBeLessThan(runPages(set.written));

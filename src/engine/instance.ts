@@ -99,6 +99,7 @@ export class LiveInstance implements Instance, InstanceListener {
   /** Done when the answer is out, at the latest before the next request or the end. */
   private afterAnswer: (() => void) | undefined;
   private faultsCounted: Promise<StartFaults | undefined> = Promise.resolve(undefined);
+  private coldKnown: Promise<void> | undefined;
   private tellFaults: ((faults: StartFaults | undefined) => void) | undefined;
   private readonly exitListeners: ((reason: string) => void)[] = [];
 
@@ -162,7 +163,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   /** `start` is told how many of the pages that were asked for ahead had to come from disk. */
   startsCold(asked: Promise<number> | undefined): void {
-    void asked?.then((pages) => {
+    this.coldKnown = asked?.then((pages) => {
       if (pages >= 0) this.start = { ...this.start, coldPages: pages };
     });
   }
@@ -250,7 +251,8 @@ export class LiveInstance implements Instance, InstanceListener {
     });
   }
 
-  faults(): Promise<StartFaults | undefined> {
+  async faults(): Promise<StartFaults | undefined> {
+    await this.coldKnown;
     return this.faultsCounted;
   }
 

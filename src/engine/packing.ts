@@ -107,16 +107,20 @@ export class Packer {
       const why = await this.#move(loaded, parts);
       // To be moved it left the page cache, and the next start may be under way.
       await gather(this.keeper, this.extractor, loaded.facts, loaded.pagesPath, true);
+      // Zeros in between are no data, but have pages in the cache, too.
+      await this.keeper.prefetch(ranges.map(({ offset, bytes }) => ({ file: loaded.pagesFile, offset, bytes })));
       this.#warm.set(loaded, GATHERED);
       if (this.#closed || loaded.closed) return;
-      if (why === undefined) await loaded.sets.markPacked(set);
-      else this.log.info({ image: loaded.image.id, why }, "the working set stays scattered on the disk");
+      if (why === undefined) return await loaded.sets.markPacked(set);
+      this.log.info({ image: loaded.image.id, why }, "the working set stays scattered on the disk");
     } catch (error) {
       if (!this.#closed && !loaded.closed)
         this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be moved together");
     } finally {
       this.keeper.closeFile(parts);
     }
+    // Pages that the kernel itself was at work on are free by now.
+    if (!this.#living.has(loaded)) await this.#pack(loaded);
   }
 
   /** Why it stays where it is; undefined when it was moved. */
