@@ -32,6 +32,8 @@ const SUBJECTS: readonly MemoryWorkload[] = [
 ];
 /** Functions whose ablation of `reap` is run. */
 const ABLATED: readonly MemoryWorkload[] = [helloNode, big];
+/** From the end of the last recording until the page space lies as it will. */
+const PACKING_MS = 1_500;
 const BANDWIDTH_READS = 3;
 const WARM_REQUESTS = 20;
 
@@ -77,6 +79,8 @@ async function measure(
 ): Promise<ColdResult> {
   lab.progress(`${workload.name}: making its image`);
   const made = await makeImage(engine, workload);
+  // Its pages are moved together on the disk, and read again for that: no start may find them cached.
+  await sleep(PACKING_MS);
   try {
     const subject = { engine, workload, image: made, interpreterDir: interpreters.dirs[workload.language] };
     const arms = coldWays(waysOf(workload.name)).map((way) => coldArm(subject, way));
