@@ -10,7 +10,7 @@
  * Pools are refilled in the background, two at a time; nothing here is on the path of a request except {@link HuskPool.take}.
  */
 import { readFileSync } from "node:fs";
-import { monotonicNs } from "../base/clock.js";
+import { monotonicNs, nowMs } from "../base/clock.js";
 import { assert, errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { PAGE_BYTES } from "../base/units.js";
@@ -31,7 +31,9 @@ export const DEFAULT_TMP_MB = 512;
 const FUNCTION_UID = 900_000;
 const FUNCTION_UIDS = 50_000;
 const RETRY_MS = 1_000;
+/** Making a husk competes with the start that took one for the same processors. A pool that is empty does not wait, and none longer than the second. */
 const REFILL_AFTER_MS = 3;
+const REFILL_AFTER_MS_MAX = 20;
 
 /** One stage that takes a husk further. */
 export interface StageStep {
@@ -235,6 +237,9 @@ export class HuskPool {
   private us = 0;
   private closed = false;
   private refillTimer: NodeJS.Timeout | undefined;
+  /** When the last start is thought to be over; when pools that lack something are refilled all the same. */
+  private quietFromMs = 0;
+  private hurryFromMs: number | undefined;
   private lastFailure: ThawError | undefined;
 
   constructor(
@@ -281,12 +286,17 @@ export class HuskPool {
     const index = pool.ready.findIndex((husk) => husk.exit === undefined && fits(husk));
     if (index < 0) return undefined;
     const [husk] = pool.ready.splice(index, 1);
-    // After the start, not during it: making the next one competes for the same processors.
+    this.quietFromMs = nowMs() + REFILL_AFTER_MS;
+    this.hurryFromMs ??= nowMs() + REFILL_AFTER_MS_MAX;
+    this.refillLater(REFILL_AFTER_MS);
+    return husk;
+  }
+
+  private refillLater(ms: number): void {
     this.refillTimer ??= setTimeout(() => {
       this.refillTimer = undefined;
       this.refill();
-    }, REFILL_AFTER_MS);
-    return husk;
+    }, ms);
   }
 
   /** Resolves when the pool has a husk, or after `ms`. */
@@ -387,9 +397,13 @@ export class HuskPool {
     const lacking = [...this.pools]
       .filter(([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now)
       .sort(([, a], [, b]) => a.ready.length + a.making - (b.ready.length + b.making));
+    const waitMs = Math.min(this.quietFromMs, this.hurryFromMs ?? this.quietFromMs) - nowMs();
+    const postponed = (pool: Pool): boolean => waitMs > 0 && pool.ready.length > 0;
+    if (lacking.some(([, pool]) => postponed(pool))) this.refillLater(Math.ceil(waitMs));
+    else this.hurryFromMs = undefined;
     for (const [key, pool] of lacking) {
       if (this.busy >= REFILLS_AT_ONCE) return;
-      void this.refillOne(key, pool);
+      if (!postponed(pool)) void this.refillOne(key, pool);
     }
   }
 

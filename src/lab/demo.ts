@@ -11,7 +11,7 @@ import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
 import { type DemoResult, demoTable } from "./demo-table.js";
 import { PACKAGE_ROOT } from "./environment.js";
 import { HttpConnection } from "./http-connection.js";
-import { type HttpWay, hibernate, httpArm, startOverHttp, type Trace, warmUp } from "./http-start.js";
+import { fullPools, type HttpWay, hibernate, httpArm, startOverHttp, type Trace, warmUp } from "./http-start.js";
 import { interleave } from "./interleave.js";
 import { Progress } from "./progress.js";
 import { type Server, startServer } from "./server-under-test.js";
@@ -114,7 +114,8 @@ async function measure(server: Server, { name, about, event, expect }: DemoFunct
     const verify = (_round: number, payload: Buffer) => {
       if (!expect.test(payload.toString())) throw new Error(`wrong reply: ${payload.toString("utf8", 0, 200)}`);
     };
-    const arms = WAYS.map((way) => httpArm(connection, name, way, { body: () => event, verify }));
+    const full = await fullPools(connection);
+    const arms = WAYS.map((way) => httpArm(connection, name, way, { body: () => event, verify, full }));
     const onRound = (round: number, rounds: number) => progress.detail(`round ${round + 1} of ${rounds}`);
     const timed = await interleave(arms, { rounds: RUNS, deadline, onRound });
 

@@ -1,5 +1,5 @@
 /** A start demanded through HTTP: sent with `X-Thaw-Prefer`, checked by `X-Thaw-Start`, timed by the client. */
-import { sleep } from "../base/clock.js";
+import { nowMs, sleep } from "../base/clock.js";
 import type { Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
 import type { HttpConnection } from "./http-connection.js";
 import type { Arm } from "./interleave.js";
@@ -94,19 +94,56 @@ export async function startOverHttp(
   };
 }
 
-/** Between a start and the next, so that the pools refill off the clock. What they still take is the reported wait. */
-const SETTLE_MS = 5;
+/** After husks were made; a longer pause lets the processors fall asleep, which would be measured, too. */
+const SETTLE_MS = 1;
+const POOLS_MS_MAX = 5_000;
+/** Counts that stay the same for so long are those of pools that lack nothing. */
+const POOLS_STILL_MS = 300;
 
-/** One way of starting `name` as an arm. `body` is the payload of a round; `verify` throws when its reply is wrong. */
+/** Husks that wait, by level. */
+type HuskCounts = Readonly<Record<string, number>>;
+
+/** What the pools of a server hold that nobody asks for anything. */
+export async function fullPools(connection: HttpConnection): Promise<HuskCounts> {
+  const until = nowMs() + POOLS_MS_MAX;
+  let counts = await huskCounts(connection);
+  for (let still = nowMs(); nowMs() - still < POOLS_STILL_MS; await sleep(10)) {
+    const now = await huskCounts(connection);
+    if (JSON.stringify(now) !== JSON.stringify(counts)) still = nowMs();
+    counts = now;
+    if (nowMs() > until) throw new Error(`the server's pools did not come to rest: ${JSON.stringify(counts)}`);
+  }
+  return counts;
+}
+
+/** Waits off the clock until husks that were taken are replaced: making them takes processors from whatever is measured. */
+async function refilled(connection: HttpConnection, full: HuskCounts): Promise<void> {
+  const until = nowMs() + POOLS_MS_MAX;
+  for (;;) {
+    const counts = await huskCounts(connection);
+    if (Object.entries(full).every(([level, count]) => (counts[level] ?? 0) >= count)) return;
+    if (nowMs() > until) throw new Error(`the server's pools did not fill: ${JSON.stringify(counts)} of ${JSON.stringify(full)}`);
+    await sleep(1);
+  }
+}
+
+async function huskCounts(connection: HttpConnection): Promise<HuskCounts> {
+  const { status, body } = await connection.request({ method: "GET", path: "/thaw/v1/metrics" });
+  if (status !== 200) throw new Error(`metrics: status ${status}: ${body.toString("utf8", 0, 300)}`);
+  return (JSON.parse(body.toString()) as { engine: { husks: HuskCounts } }).engine.husks;
+}
+
+/** One way of starting `name` as an arm. `body` is the payload of a round; `verify` throws when its reply is wrong; `full`: {@link fullPools}. */
 export function httpArm(
   connection: HttpConnection,
   name: string,
   way: HttpWay,
-  { body, verify }: { body: (round: number) => string; verify: (round: number, payload: Buffer) => void },
+  { body, verify, full }: { body: (round: number) => string; verify: (round: number, payload: Buffer) => void; full: HuskCounts },
 ): Arm<StartSample> {
   return {
     name: way.name,
     async prepare(round) {
+      await refilled(connection, full);
       await sleep(SETTLE_MS);
       // Wakes the connection and the server's way to the function, but not the function: the pause is ours, not the start's.
       await dryRun(connection, name);
@@ -121,21 +158,20 @@ export function httpArm(
   };
 }
 
-/** Requests before the first that is timed: a server that has served none yet still compiles its own code. */
+/** Requests and starts before the first that is timed: a server that has served none yet still compiles its own code. */
 const WARMUP_REQUESTS = 200;
-
-/** Starts that record what they touch, and are slower for it: two to five of an image, one at a time. */
-const RECORDINGS = 6;
+/** The first of them record what they touch, and are slower for it: two to five of an image, one at a time. */
+const WARMUP_STARTS = 100;
 
 /** Lets the working set be recorded, makes the instance that `reuse` finds, and warms the server and this connection up. */
 export async function warmUp(connection: HttpConnection, name: string, body: string): Promise<void> {
   const splice: HttpWay = {
-    name: "a start that may record",
+    name: "a start to warm up",
     kind: "thaw",
     loader: "splice",
     prefer: "thaw;loader=splice;dispose",
   };
-  for (let count = 0; count < RECORDINGS; count++) await startOverHttp(connection, name, splice, body);
+  for (let count = 0; count < WARMUP_STARTS; count++) await startOverHttp(connection, name, splice, body);
   await startOverHttp(connection, name, { name: "the first start", kind: "thaw", prefer: "thaw" }, body);
   const reuse: HttpWay = { name: "a request to warm up", kind: "reuse", prefer: "reuse" };
   for (let count = 0; count < WARMUP_REQUESTS; count++) await startOverHttp(connection, name, reuse, body);
