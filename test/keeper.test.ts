@@ -18,6 +18,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type HuskReady, type InstanceExit, Keeper } from "../src/engine/keeper.js";
+import { ABI_CONSTANTS } from "../src/linux/abi.js";
 import {
   type CgroupParents,
   limitWrites,
@@ -33,6 +34,7 @@ import { planRoot, type RootOperation } from "../src/linux/rootfs.js";
 const ROOT = join(import.meta.dirname, "..");
 const BINARY = join(ROOT, "native/build/keeper");
 const UID = 200_123;
+const { STAGE_QUIET } = ABI_CONSTANTS;
 const dir = mkdtempSync(join(tmpdir(), "thaw-keeper-"));
 const husk = join(dir, "husk");
 let plan: RootOperation[];
@@ -127,8 +129,10 @@ class One {
     this.ready = ready;
   }
 
-  async stage(name: string, fds: Parameters<Keeper["stage"]>[1]["fds"] = []): Promise<number> {
-    return (await this.world.keeper.stage(this.id, { program: this.world.program(name), fds, fdBase: 200 })).status;
+  async stage(name: string, fds: Parameters<Keeper["stage"]>[1]["fds"] = [], flags = 0): Promise<number> {
+    const { status } = await this.world.keeper.stage(this.id, { program: this.world.program(name), fds, fdBase: 200, flags });
+    this.events.push(`stage ${status}`);
+    return status;
   }
 
   /** Becomes a function that runs shell commands. */
@@ -297,6 +301,34 @@ describe("a husk", () => {
     await one.ready;
     expect(await Promise.all([one.stage("n"), one.stage("x"), one.stage("n")])).toEqual([0, -32, -32]);
     expect((await one.exit).code).toBe(9);
+  });
+
+  it("that was asked to be quiet reports with the first bytes it sends", async () => {
+    const one = world.make();
+    await one.ready;
+    expect(await one.stage("n")).toBe(0);
+    const quiet = one.stage("l", [{ kind: "control" }, { kind: "log" }], STAGE_QUIET);
+    // It has long reported by then.
+    await sleep(100);
+    expect(one.events).toEqual(["stage 0"]);
+    expect(await one.shell("echo hello")).toContain("hello");
+    expect(await quiet).toBe(0);
+    expect(one.events).toContain("log hello\n");
+    expect(one.events.filter((event) => event.startsWith("stage"))).toEqual(["stage 0", "stage 0"]);
+    expect(await one.shell("echo again")).toBe("again\n0");
+    await one.kill();
+  });
+
+  it("that was asked to be quiet and ends before that is told of by then", async () => {
+    const [dead, killed] = [world.make(), world.make()];
+    await Promise.all([dead.ready, killed.ready]);
+    expect(await dead.stage("x", [], STAGE_QUIET)).toBe(-32);
+    expect((await dead.exit).code).toBe(9);
+    const ran = killed.stage("l", [{ kind: "control" }, { kind: "log" }], STAGE_QUIET);
+    await sleep(50);
+    expect(killed.events).toEqual([]);
+    await killed.kill();
+    expect(await ran).toBe(0);
   });
 
   it("gets a fresh network unless the last one was never used", async () => {
