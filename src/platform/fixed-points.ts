@@ -1,29 +1,29 @@
 /**
  * Images at a few fixed heats, and the best of them for nearly every start (docs/design/heat.md).
  *
- * What is minimised is what the users of short-lived instances feel: the mean of an instance's first twenty requests, as far as instances live that
- * long here. Where each instance answers once it is the first request alone; where they live longer, the next ones weigh as much as there are of them.
+ * What is minimised is what the users of instances feel: the mean over the requests that an instance answers here, forty of them at most. Where
+ * each answers once it is the first request alone; where they live longer, the next ones weigh as much as there are of them.
  *
- *     untried image ──▶ tried TRIES times ──▶ best: nearly every start
- *                            │                  ▲ │ another one is better by 3 %
- *                            │                  │ ▼
- *                            └──▶ not best: one start in twenty at most, and so rarely that looking again costs 1 % ──▶ worse for sure: given up
+ *     worth of an image   each request counts with what is typical of it, as often as instances live to answer it
+ *     which image?        the one that may be the best: the fewer starts are known of it, the more the doubt speaks for it
+ *     looking again       one start in twenty at most, and so rarely that it costs a third of a percent
  *
  * The next image is taken at the next point as long as the last step paid. A step is judged by starts from both its images; while these are too few, and
  * beyond the hottest image, by the requests that live instances answer: code that is compiled late shows there before any image has it.
  */
 import { ThawError } from "../base/errors.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
-import { LatencyEstimate, WINDOW } from "./latency-estimate.js";
+import { LatencyEstimate } from "./latency-estimate.js";
+import { TypicalLatency } from "./typical-latency.js";
 
 export const HEAT_POINTS: readonly number[] = [0, 1, 10, 100, 1000];
 
 export interface FixedPointsOptions {
-  /** Starts from an image before it is judged; 3 at most where instances answer 8 requests and more. Default 5. */
+  /** Starts from an image before it is judged: a single one may meet a hiccup that leaves nothing to compare. Default 2. */
   readonly tries?: number;
   /** A step to a hotter image has paid when it made starts faster by this part. Default 0.05. */
   readonly pays?: number;
-  /** Part of the handler time that looking again at images that are not the best may cost. Default 0.01. */
+  /** Part of the handler time that looking again at images that are not the best may cost. Default 0.003. */
   readonly curiosity?: number;
   /** Images kept at most, those made by hand included. Default 8. */
   readonly imagesMax?: number;
@@ -32,39 +32,32 @@ export interface FixedPointsOptions {
 /** See above. INVALID_ARGUMENT unless `points` are whole, not negative and rising. */
 export function fixedPoints(points: readonly number[] = HEAT_POINTS, options: FixedPointsOptions = {}): HeatPolicy {
   checkPoints(points);
-  const settings = { tries: 5, pays: 0.05, curiosity: 0.01, imagesMax: 8, ...options };
+  const settings = { tries: 2, pays: 0.05, curiosity: 0.003, imagesMax: 8, ...options };
   return { name: "fixed", begin: (random = Math.random) => new FixedPoints(points, settings, random) };
 }
 
-/** Of an instance, the requests that count: the first, the second to the fifth, and so on. Each stretch is estimated for itself. */
-const STRETCHES: readonly number[] = [1, 5, 20];
+/** Of an instance, the requests that count. */
+const REQUESTS = 40;
+/** Requests that hardly any instance lives to answer do not: they would cost arithmetic at every start. */
+const SELDOM = 0.01;
+/** How fast it is learned how long instances live: part of what is known that a start takes away. */
+const LIFE_GAIN = 0.05;
+/** An image of which `n` starts are known may be better than it looks by this part of itself, divided by n^1.5; never by more than the other. */
+const DOUBT = 0.8;
+const DOUBT_MAX = 0.6;
 /** Requests from this one on, counted from the thaw, are without its page faults: they show what the code itself costs. */
 const SETTLED_REQUEST = 4;
 /** Samples of either side before live instances are believed. */
 const CURVE_MIN = 4;
-/** The image in use is kept until another is better by this part: parked husks and page cache are its own. */
-const SWITCH = 0.03;
-/** A loser is given up when it is slower by this part, and by this many standard errors. */
-const LOST = 0.1;
-const CERTAIN = 4;
+/** An image is given up when it is slower than the best by this part, and by as much as may be doubted of either. Less than that may be bad luck. */
+const LOST = 0.5;
 /** Starts of both before anything is given up for being slow: it does not come back. */
 const LOST_MIN = 8;
-/** An image that may be the best, within so many standard errors, is tried further. */
-const DOUBT = 1;
-/** Of so few samples most may have been unlucky. */
-const HOPE_MAX = 16;
-/** Part of the starts for images that are probably not the best and were hardly tried. */
-const PATIENT = 0.1;
-/** Part of the starts for those that may be the best. */
-const RACE = 0.5;
 const LOOK_AGAIN_MAX = 1 / 20;
-/** An image that was chosen this often for each try it needs, and never answered, will not. */
-const SILENT = 3;
-/** Requests of an instance from which on a few starts tell enough, and how many these are. */
-const LONG = 8;
-const TRIES_LONG = 3;
-/** How fast the number of requests of an instance is learned. */
-const LIFE_GAIN = 0.05;
+/** An image that was chosen this often and never answered will not. */
+const SILENT = 15;
+/** A new image that was chosen so often for each start it should answer is not waited for any longer. */
+const WAIT = 3;
 
 type Settings = Required<FixedPointsOptions>;
 
@@ -72,26 +65,22 @@ type Settings = Required<FixedPointsOptions>;
 interface Known {
   readonly heat: number;
   chosen: number;
-  /** Of each of the {@link STRETCHES}. */
-  readonly stretches: readonly LatencyEstimate[];
-  /** The first of them: as many samples as starts that answered. */
-  readonly first: LatencyEstimate;
+  /** By request of an instance, as far as any of this image's got. */
+  readonly requests: TypicalLatency[];
 }
 
-interface Score {
-  /** Lower is better; infinite for an image that has not answered. */
+interface Compared {
+  /** Lower is better; infinite while nothing is known. */
   readonly ms: number;
   readonly error: number;
-  /** What it may be when luck was bad. */
-  readonly hope: number;
 }
 
-type Compared = Pick<Score, "ms" | "error">;
-
 /** An image among those to choose from. */
-interface Candidate extends Score {
+interface Candidate extends Compared {
   readonly image: ImagePoint;
   readonly known: Known;
+  /** How many starts are known, each by the part of its requests that was answered. */
+  readonly starts: number;
 }
 
 class FixedPoints implements HeatDecider {
@@ -99,9 +88,8 @@ class FixedPoints implements HeatDecider {
   /** The hottest image there ever was, and what it had to beat: they outlive their images, so that no point is taken twice. */
   private hottest: Known | undefined;
   private before: Known[] = [];
-  private incumbent: number | undefined;
-  /** How many requests of each stretch an instance answers. */
-  private readonly weights: number[] = STRETCHES.map((_, index) => (index === 0 ? 1 : 0));
+  /** How many of the last starts, about twenty, lived to answer each request. */
+  private readonly lived = new Float64Array(REQUESTS);
   /** Of live instances, by the first point that is not below the request. */
   private readonly curve: readonly LatencyEstimate[];
 
@@ -116,8 +104,7 @@ class FixedPoints implements HeatDecider {
   choose(images: readonly ImagePoint[]): ImagePoint {
     this.meet(images);
     const field = this.field(images);
-    const best = this.best(field);
-    const { image, known } = this.untried(field) ?? this.challenger(field, best) ?? this.lookAgain(field, best);
+    const { image, known } = this.lookAgain(field) ?? mayBeBest(field, this.settings.tries);
     known.chosen++;
     return image;
   }
@@ -126,46 +113,35 @@ class FixedPoints implements HeatDecider {
     this.meet(images);
     const heat = Math.max(from.heat, this.hottest?.heat ?? 0);
     const next = this.points.find((point) => point > heat);
-    return next !== undefined && this.pays(next) ? next : undefined;
+    return next !== undefined && this.pays(next, images) ? next : undefined;
   }
 
   answered(from: ImagePoint, request: number, ms: number): void {
     if (!(ms >= 0)) return;
     const served = request - from.heat;
     if (served < 1) return;
-    const stretch = STRETCHES.findIndex((end) => served <= end);
-    if (stretch >= 0) {
-      this.of(from).stretches[stretch]?.add(ms);
-      this.weigh(stretch);
+    if (served <= REQUESTS) {
+      const { requests } = this.of(from);
+      while (requests.length < served) requests.push(new TypicalLatency());
+      requests[served - 1]?.add(ms);
+      // Each start takes a part of all away, each answer gives one back.
+      if (served === 1)
+        for (let index = 0; index < REQUESTS; index++) this.lived[index] = (this.lived[index] ?? 0) * (1 - LIFE_GAIN);
+      this.lived[served - 1] = (this.lived[served - 1] ?? 0) + 1;
     }
     if (served >= SETTLED_REQUEST) this.curve[this.points.findIndex((point) => point >= request)]?.add(ms);
-  }
-
-  /** Each start takes a part of the weights away, each request beyond the first gives it back: the balance is how many there are of a start. */
-  private weigh(stretch: number): void {
-    for (let index = 1; index < this.weights.length; index++) {
-      const weight = this.weights[index] ?? 0;
-      if (stretch === 0) this.weights[index] = weight * (1 - LIFE_GAIN);
-      else if (stretch === index) this.weights[index] = weight + LIFE_GAIN;
-    }
   }
 
   surplus(images: readonly ImagePoint[]): readonly ImagePoint[] {
     this.meet(images);
     const field = this.field(images);
-    const best = this.best(field);
+    const best = bestOf(field);
     // The coldest one stays: nobody's requests are in it, it thaws when another does not, and what comes next is made from it.
     const others = field.filter((candidate) => candidate !== best && candidate !== field.at(-1));
-    const lost = others.filter((candidate) => this.lost(candidate, best));
-    const rest = others.filter((candidate) => !lost.includes(candidate)).sort((a, b) => b.ms - a.ms);
-    const tooMany = field.length - lost.length - this.settings.imagesMax;
-    return [...lost, ...rest.slice(0, Math.max(0, tooMany))].map(({ image }) => image);
-  }
-
-  /** Where an instance answers many requests, each start costs as many of them, and tells as much more: fewer are needed. */
-  private get tries(): number {
-    const life = this.weights.reduce((sum, weight) => sum + weight, 0);
-    return life < LONG ? this.settings.tries : Math.min(this.settings.tries, TRIES_LONG);
+    const slow = others.filter((candidate) => lost(candidate, best));
+    const rest = others.filter((candidate) => !slow.includes(candidate)).sort((a, b) => b.ms - a.ms);
+    const tooMany = field.length - slow.length - this.settings.imagesMax;
+    return [...slow, ...rest.slice(0, Math.max(0, tooMany))].map(({ image }) => image);
   }
 
   /** Images that came are remembered, those that went are forgotten. */
@@ -179,9 +155,7 @@ class FixedPoints implements HeatDecider {
   private of({ generation, heat }: ImagePoint): Known {
     const found = this.known.get(generation);
     if (found?.heat === heat) return found;
-    const first = new LatencyEstimate();
-    const stretches = STRETCHES.map((_, index) => (index === 0 ? first : new LatencyEstimate()));
-    const made: Known = { heat, chosen: 0, first, stretches };
+    const made: Known = { heat, chosen: 0, requests: [] };
     this.known.set(generation, made);
     if (this.hottest === undefined || heat > this.hottest.heat) {
       if (this.hottest !== undefined) this.before.push(this.hottest);
@@ -190,102 +164,57 @@ class FixedPoints implements HeatDecider {
     return made;
   }
 
-  /** Hottest first. */
+  /** Hottest first, each with its worth: the mean over an instance's requests. What is not known of a request is as with the next image in heat. */
   private field(images: readonly ImagePoint[]): Candidate[] {
-    return images
-      .map((image) => {
-        const known = this.of(image);
-        return { image, known, ...this.score(known) };
-      })
+    const field = images
+      .map((image) => ({ image, known: this.of(image), total: 0, starts: 0 }))
       .sort((a, b) => b.image.heat - a.image.heat || b.image.generation - a.image.generation);
-  }
-
-  /**
-   * From the hottest image downwards, each gets its tries. Below the first that has lost, the others wait for a tenth of the starts: heat
-   * seldom harms, and where starts are few there is not one to waste.
-   */
-  private untried(field: readonly Candidate[]): Candidate | undefined {
-    const { tries } = this;
-    let waiting = false;
-    for (const candidate of field) {
-      const { first, chosen } = candidate.known;
-      const open = first.count < tries && chosen < tries * SILENT && !field.some((other) => slower(candidate, other));
-      if (open && (!waiting || this.random() < PATIENT)) return candidate;
-      waiting ||= !open && isBeaten(candidate, field);
+    const first = this.lived[0] ?? 0;
+    let weights = 0;
+    for (let request = 0; request < REQUESTS; request++) {
+      const weight = first > 0 ? (this.lived[request] ?? 0) / first : 0;
+      // In the order of heat, so that a gap takes over what the hotter one has; the hottest ones take what the first after them has.
+      let ms = field.find(({ known }) => known.requests[request] !== undefined)?.known.requests[request]?.ms;
+      if (weight < SELDOM || ms === undefined) continue;
+      weights += weight;
+      for (const candidate of field) {
+        const own = candidate.known.requests[request];
+        ms = own?.ms ?? ms;
+        candidate.total += weight * ms;
+        candidate.starts += weight * (own?.count ?? 0);
+      }
     }
-    return undefined;
+    return field.map(({ image, known, total, starts }) => {
+      const ms = weights > 0 ? total / weights : Number.POSITIVE_INFINITY;
+      const seen = weights > 0 ? starts / weights : 0;
+      return { image, known, starts: seen, ms, error: weights > 0 ? ms * Math.min(DOUBT_MAX, DOUBT / seen ** 1.5) : 0 };
+    });
   }
 
-  /** Every other start, while there are images that may still be the best: the one of them that is known least. */
-  private challenger(field: readonly Candidate[], best: Candidate): Candidate | undefined {
-    let least: Candidate | undefined;
-    for (const candidate of field) {
-      const { first } = candidate.known;
-      if (candidate === best || first.count < this.tries || first.count >= WINDOW || isBeaten(candidate, field)) continue;
-      if (least === undefined || first.count < least.known.first.count) least = candidate;
-    }
-    return least !== undefined && this.random() < RACE ? least : undefined;
-  }
-
-  private best(field: readonly Candidate[]): Candidate {
-    const [hottest, ...others] = field;
-    if (hottest === undefined) throw new Error("A policy is asked to choose between no images");
-    // In doubt the hotter one.
-    let best = hottest;
-    for (const colder of others) if (colder.ms < best.ms - doubt(colder, best)) best = colder;
-    const incumbent = field.find(({ image }) => image.generation === this.incumbent);
-    if (incumbent !== undefined && incumbent.ms * (1 - SWITCH) <= best.ms) return incumbent;
-    this.incumbent = best.image.generation;
-    return best;
-  }
-
-  private lookAgain(field: readonly Candidate[], best: Candidate): Candidate {
+  private lookAgain(field: readonly Candidate[]): Candidate | undefined {
+    const best = bestOf(field);
     let dice = this.random();
     for (const candidate of field) {
       if (candidate === best) continue;
-      const extra = (Number.isNaN(candidate.hope) ? Number.POSITIVE_INFINITY : candidate.hope) - best.ms;
+      const extra = candidate.ms - best.ms;
       const affordable = extra > 0 ? (this.settings.curiosity * best.ms) / (extra * (field.length - 1)) : LOOK_AGAIN_MAX;
       // NaN where neither has answered: then there is nothing to compare with.
       const chance = Math.min(LOOK_AGAIN_MAX, affordable) || 0;
       if (dice < chance) return candidate;
       dice -= chance;
     }
-    return best;
+    return undefined;
   }
 
-  private lost(candidate: Candidate, best: Candidate): boolean {
-    const { first, chosen } = candidate.known;
-    const champion = best.known.first.count;
-    if (champion < this.settings.tries) return false;
-    if (first.count === 0) return chosen >= this.settings.tries * SILENT;
-    return first.count >= LOST_MIN && champion >= LOST_MIN && slower(candidate, best);
-  }
-
-  private score({ stretches, first }: Known): Score {
-    let [total, ms, squares, hope] = [0, 0, 0, 0];
-    let estimate = first;
-    for (const [index, weight] of this.weights.entries()) {
-      // While nothing is known of a stretch it is taken to be as slow as the one before.
-      const own = stretches[index];
-      if (own !== undefined && own.count > 2) estimate = own;
-      total += weight;
-      ms += weight * estimate.mean;
-      hope += weight * (estimate.count < HOPE_MAX ? estimate.low : estimate.mean - DOUBT * estimate.error);
-      squares += (weight * estimate.error) ** 2;
-    }
-    const [mean, error] = [ms / total, Math.sqrt(squares) / total];
-    return { ms: Number.isNaN(mean) ? Number.POSITIVE_INFINITY : mean, error, hope: hope / total };
-  }
-
-  private pays(next: number): boolean {
+  private pays(next: number, images: readonly ImagePoint[]): boolean {
     const { hottest, before } = this;
     const at = this.points.indexOf(next);
-    const ahead = this.curveFell(at);
-    if (hottest === undefined || before.length === 0 || ahead) return true;
-    const tried = before.filter(({ first }) => first.count >= this.settings.tries);
-    if (hottest.first.count < this.settings.tries || tried.length === 0) return !this.curveIsFlat(at - 1);
-    const colder = tried.map((known) => this.score(known)).reduce((low, score) => (score.ms < low.ms ? score : low));
-    return this.faster(this.score(hottest), colder);
+    if (hottest === undefined || before.length === 0 || this.curveFell(at)) return true;
+    const tried = this.field(images).filter(({ starts }) => starts >= this.settings.tries);
+    const hot = tried.find(({ known }) => known === hottest);
+    const colder = tried.filter(({ known }) => known !== hottest);
+    if (hot === undefined || colder.length === 0) return !this.curveIsFlat(at - 1);
+    return this.faster(hot, bestOf(colder));
   }
 
   /** Whether requests between the points `at - 1` and `at` are answered faster, for sure, than those before. */
@@ -313,19 +242,30 @@ class FixedPoints implements HeatDecider {
   }
 }
 
-/** Whether another image is better, not for sure but as far as can be hoped. */
-function isBeaten(candidate: Candidate, field: readonly Candidate[]): boolean {
-  return field.some((other) => other !== candidate && candidate.hope > other.ms * (1 - SWITCH));
+/** The one that would be the best if all doubts were in its favour; before that, from the hottest downwards, each that was hardly tried. */
+function mayBeBest(field: readonly Candidate[], tries: number): Candidate {
+  const untried = field.find(({ known }) => (known.requests[0]?.count ?? 0) < tries && known.chosen < tries * WAIT);
+  if (untried !== undefined) return untried;
+  const hope = ({ ms, error, known, starts }: Candidate) =>
+    starts === 0 && known.chosen >= SILENT ? Number.POSITIVE_INFINITY : ms - error;
+  return lowest(field, hope);
 }
 
-/** For sure, and by enough to matter. */
-function slower(a: Candidate, than: Candidate): boolean {
-  return a.ms - than.ms > Math.max(LOST * than.ms, CERTAIN * Math.hypot(a.error, than.error));
+function bestOf(field: readonly Candidate[]): Candidate {
+  return lowest(field, ({ ms, starts }) => (starts === 0 ? Number.POSITIVE_INFINITY : ms));
 }
 
-function doubt(a: Candidate, b: Candidate): number {
-  const error = DOUBT * Math.hypot(a.error, b.error);
-  return Number.isFinite(error) ? error : 0;
+/** The hotter one in doubt. */
+function lowest(field: readonly Candidate[], value: (candidate: Candidate) => number): Candidate {
+  const [hottest, ...others] = field;
+  if (hottest === undefined) throw new Error("A policy is asked to choose between no images");
+  return others.reduce((low, candidate) => (value(candidate) < value(low) ? candidate : low), hottest);
+}
+
+function lost(candidate: Candidate, best: Candidate): boolean {
+  if (best.starts < LOST_MIN) return false;
+  if (candidate.starts === 0) return candidate.known.chosen >= SILENT;
+  return candidate.starts >= LOST_MIN && candidate.ms - candidate.error > best.ms * (1 + LOST) + best.error;
 }
 
 function checkPoints(points: readonly number[]): void {

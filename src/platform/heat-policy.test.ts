@@ -218,6 +218,15 @@ describe("fixed points", () => {
     expect(decider.surplus(images)).toEqual([slow]);
   });
 
+  it("keep what only looks slower: bad luck passes, what was given up does not come back", () => {
+    const decider = fixedPoints().begin(sequence(1));
+    const images = ladder(0, 1, 10);
+    const unlucky = images[1] as ImagePoint;
+    play(decider, images, 100, ({ heat }) => (heat === 10 ? 1 : 1.3));
+    for (let start = 0; start < 20; start++) decider.answered(unlucky, unlucky.heat + 1, 1.3);
+    expect(decider.surplus(images)).toEqual([]);
+  });
+
   it("give up the slowest beyond the most they keep", () => {
     const decider = fixedPoints([0, 1], { imagesMax: 3 }).begin(sequence(1));
     const images = ladder(0, 1, 2, 3, 4);

@@ -11,7 +11,7 @@
  */
 
 /** Samples that are remembered. */
-export const WINDOW = 48;
+const WINDOW = 48;
 const TRIMMED = 4;
 /** Below this there are too few samples to tell a hiccup from noise. */
 const FEW = 8;
@@ -24,10 +24,9 @@ const NOISE_MIN = 0.05;
 interface Summary {
   readonly mean: number;
   readonly error: number;
-  readonly low: number;
 }
 
-const NOTHING: Summary = { mean: Number.NaN, error: Number.POSITIVE_INFINITY, low: Number.NaN };
+const NOTHING: Summary = { mean: Number.NaN, error: Number.POSITIVE_INFINITY };
 
 /** See above. Adding a sample keeps them sorted; the rest of the arithmetic, on at most {@link WINDOW} numbers, is done when somebody asks. */
 export class LatencyEstimate {
@@ -59,11 +58,6 @@ export class LatencyEstimate {
     return this.summary.error;
   }
 
-  /** The lowest sample that is not left out: noise only ever adds, so this is what a latency may be when all that is known of it was unlucky. */
-  get low(): number {
-    return this.summary.low;
-  }
-
   private get summary(): Summary {
     this.known ??= summarize(this.sorted);
     return this.known;
@@ -89,7 +83,7 @@ function summarize(sorted: readonly number[]): Summary {
   for (let index = out; index < size - out; index++) sum += sorted[index] ?? 0;
   const mean = sum / kept;
   const low = sorted[out] ?? Number.NaN;
-  if (size < 3) return { mean, error: Number.POSITIVE_INFINITY, low };
+  if (size < 3) return { mean, error: Number.POSITIVE_INFINITY };
   // Few samples are not pulled in: a hiccup among them makes nobody certain.
   const few = size < FEW;
   const bottom = few ? 0 : low;
@@ -100,5 +94,5 @@ function summarize(sorted: readonly number[]): Summary {
   for (const sample of sorted) squares += (Math.min(top, Math.max(bottom, sample)) - total / size) ** 2;
   const spread = Math.sqrt(squares / (size - 1));
   const error = few ? spread / Math.sqrt(size) : (spread * Math.sqrt(size)) / kept;
-  return { mean, error: Math.max(error, (mean * NOISE_MIN) / Math.sqrt(size)), low };
+  return { mean, error: Math.max(error, (mean * NOISE_MIN) / Math.sqrt(size)) };
 }
