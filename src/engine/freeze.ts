@@ -197,7 +197,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     faultPoint("freeze-image-written");
     await fsyncTree(temporary);
     faultPoint("freeze-image-synced");
-    await gather(tools.keeper, tools.extractor, facts, imageFiles(temporary).pages);
+    await gather(tools.keeper, tools.extractor, { facts }, imageFiles(temporary).pages);
     await renameDurably(temporary, dir);
     return dir;
   } catch (error) {

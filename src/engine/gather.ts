@@ -1,5 +1,5 @@
 /** Has the page cache hold blocks of a page space in one piece each: image/pieces.ts says which, native/cache.c how. */
-import type { Facts } from "../image/index.js";
+import type { CountedRun, Facts } from "../image/index.js";
 import { pieces } from "../image/index.js";
 import type { Keeper } from "./keeper.js";
 
@@ -9,8 +9,14 @@ import type { Keeper } from "./keeper.js";
  *
  * @param all the rest of the file is read, too, where the page cache lacks it
  */
-export async function gather(keeper: Keeper, extractor: string, facts: Facts, path: string, all = false): Promise<void> {
-  const own = pieces(facts.regions).filter(({ base }) => !base);
+export async function gather(
+  keeper: Keeper,
+  extractor: string,
+  { facts, runs }: { facts: Facts; runs?: readonly CountedRun[] },
+  path: string,
+  all = false,
+): Promise<void> {
+  const own = pieces(facts.regions, runs).filter(({ base }) => !base);
   if (own.length === 0 && !all) return;
   const offsets = own.map(({ offset }) => offset).sort((a, b) => (a < b ? -1 : 1));
   const bytes = Buffer.alloc(offsets.length * 8);

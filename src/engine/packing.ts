@@ -82,7 +82,7 @@ export class Packer {
   async #gather(loaded: LoadedImage): Promise<void> {
     if (this.#closed || loaded.closed || this.#living.has(loaded) || (this.#warm.get(loaded) ?? 0) < WARM_STARTS) return;
     this.#warm.set(loaded, GATHERED);
-    await gather(this.keeper, this.extractor, loaded.facts, loaded.pagesPath);
+    await gather(this.keeper, this.extractor, { facts: loaded.facts, runs: loaded.sets.set.runs }, loaded.pagesPath);
   }
 
   async #pack(loaded: LoadedImage): Promise<void> {
@@ -106,7 +106,7 @@ export class Packer {
     try {
       const why = await this.#move(loaded, parts);
       // To be moved it left the page cache, and the next start may be under way.
-      await gather(this.keeper, this.extractor, loaded.facts, loaded.pagesPath, true);
+      await gather(this.keeper, this.extractor, { facts: loaded.facts, runs: set.runs }, loaded.pagesPath, true);
       // Zeros in between are no data, but have pages in the cache, too.
       await this.keeper.prefetch(ranges.map(({ offset, bytes }) => ({ file: loaded.pagesFile, offset, bytes })));
       this.#warm.set(loaded, GATHERED);

@@ -1,7 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { Region } from "./facts.js";
-import { copyWorthy, pieces } from "./pieces.js";
-import { runPages } from "./working-set.js";
+import { pieces } from "./pieces.js";
 
 const PAGE = 4096n;
 const MIB = 2n ** 20n;
@@ -32,28 +31,16 @@ describe("pieces", () => {
     expect(pieces([region({ runs: undefined, slot: undefined })])).toEqual([]);
   });
 
+  it("are none in which a recorded start wrote: they are mapped page by page from then on", () => {
+    const run = { address: 4n * MIB - PAGE, pages: 2, read: 1 };
+    expect(pieces([region({})], [{ ...run, written: 0 }])).toHaveLength(3);
+    expect(pieces([region({})], [{ ...run, written: 1 }]).map(({ address }) => address)).toEqual([6n * MIB]);
+    expect(pieces([region({})], [{ ...run, pages: 1, written: 1 }]).map(({ address }) => address)).toEqual([4n * MIB, 6n * MIB]);
+  });
+
   it("of a base lie in its page space", () => {
     expect(pieces([region({ kind: "base", end: 4n * MIB, runs: [0, 512] })])).toEqual([
       { address: 2n * MIB, offset: 4n * MIB, base: true },
     ]);
-  });
-});
-
-describe("pages worth copying ahead", () => {
-  const written = [
-    { address: 2n * MIB - 2n * PAGE, pages: 4 },
-    { address: 7n * MIB, pages: 1 },
-  ];
-
-  it("are all where there are no pieces", () => {
-    expect(runPages(copyWorthy(written, []))).toBe(5);
-  });
-
-  it("are none in a piece: what is read there is mapped by one entry", () => {
-    expect(copyWorthy(written, pieces([region({ end: 4n * MIB, runs: [0, 512] })]))).toEqual([
-      { address: 2n * MIB - 2n * PAGE, pages: 2 },
-      { address: 7n * MIB, pages: 1 },
-    ]);
-    expect(copyWorthy(written, pieces([region({ start: 0n, slot: 2n * MIB, runs: [0, 2048] })]))).toEqual([]);
   });
 });

@@ -4,7 +4,7 @@
  * half of their pages. A piece takes the whole block's room in the page cache, which sparse ones are not worth.
  */
 import { type Region, storedRuns } from "./facts.js";
-import type { PageRun } from "./working-set.js";
+import type { CountedRun, PageRun } from "./working-set.js";
 
 const BLOCK_BYTES = 2n * 1024n * 1024n;
 const STORED_BYTES_MIN = Number(BLOCK_BYTES) / 2;
@@ -17,10 +17,14 @@ export interface Piece {
   readonly base: boolean;
 }
 
-/** All of an image, in order of address. */
-export function pieces(regions: readonly Region[]): Piece[] {
+/**
+ * All of an image, in order of address, but those in which a recorded start wrote: after its first private copy a block is mapped page by page.
+ */
+export function pieces(regions: readonly Region[], recorded: readonly CountedRun[] = []): Piece[] {
+  const written = new Set(recorded.filter((run) => run.written > 0).flatMap(blocksOf));
   return regions
     .flatMap((region) => piecesOf(region))
+    .filter(({ address }) => !written.has(address))
     .sort((a, b) => (a.address < b.address ? -1 : a.address > b.address ? 1 : 0));
 }
 
@@ -42,24 +46,10 @@ function piecesOf(region: Region): Piece[] {
     .map(([block]) => ({ address: block, offset: slot + (block - start), base: kind === "base" }));
 }
 
-/**
- * Of pages that will be written, those that are worth copying before the function runs: all but those in {@link pieces}. Such a block the
- * kernel maps by one entry when it is first read; the first private copy in it keeps it from that, and each 64 KiB that is
- * read there then takes a fault of its own (docs/design/thaw.md#loaders).
- */
-export function copyWorthy(runs: readonly PageRun[], inPieces: readonly Piece[]): PageRun[] {
-  const blocks = new Set(inPieces.map(({ address }) => address));
-  return runs.flatMap(splitByBlock).flatMap(({ block, run }) => (blocks.has(block) ? [] : [run]));
-}
-
-function splitByBlock(run: PageRun): { block: bigint; run: PageRun }[] {
-  const parts: { block: bigint; run: PageRun }[] = [];
-  const end = run.address + BigInt(run.pages) * 4096n;
-  for (let at = run.address; at < end; ) {
-    const block = at - (at % BLOCK_BYTES);
-    const until = block + BLOCK_BYTES < end ? block + BLOCK_BYTES : end;
-    parts.push({ block, run: { address: at, pages: Number((until - at) / 4096n) } });
-    at = until;
-  }
-  return parts;
+/** Addresses of the blocks that a run has pages in. */
+function blocksOf({ address, pages }: PageRun): bigint[] {
+  const end = address + BigInt(pages) * 4096n;
+  const blocks: bigint[] = [];
+  for (let block = address - (address % BLOCK_BYTES); block < end; block += BLOCK_BYTES) blocks.push(block);
+  return blocks;
 }
