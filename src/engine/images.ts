@@ -216,7 +216,7 @@ export class LoadedImage {
         ...(loader === "splice" && record === undefined ? { readsAlone: this.readsAlone() } : {}),
         ...(isPaged(loader) ? { readsAlone: isMappedFile } : {}),
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
-        ...(loader === "splice" && record === undefined ? { prefetch: this.sets.set.written } : {}),
+        ...(loader === "splice" && record === undefined ? { prefetch: this.sets.copiedAhead } : {}),
       });
     };
     const fds = this.memoryFds(task);
@@ -363,7 +363,7 @@ export class LoadedImage {
     if (loader === "eager") return this.pagesTotal;
     const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
     if (!copies) return 0;
-    return runPages(this.sets.set.written);
+    return runPages(husk.level === "prefaulted" ? this.sets.set.written : this.sets.copiedAhead);
   }
 
   /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */

@@ -10,13 +10,16 @@
 import {
   addRecording,
   clipRuns,
+  copyWorthy,
   EMPTY_WORKING_SET,
   expectedFaults,
   type Facts,
   type FaultModel,
   faultModel,
   type PageRun,
+  type Piece,
   type PresentRuns,
+  pieces,
   RECORDINGS_MIN,
   type Recording,
   type Region,
@@ -48,6 +51,9 @@ export class LiveWorkingSet {
   #map: SetMap | undefined;
   /** Overlays lie on their file, and would count twice. */
   readonly #ownRegions: readonly Region[];
+  /** As a freeze leaves them. */
+  readonly #pieces: readonly Piece[];
+  #copied: readonly PageRun[] | undefined;
   #renewing: WorkingSet | undefined;
   #claimed = false;
   #outside: number[] = [];
@@ -67,11 +73,19 @@ export class LiveWorkingSet {
     this.set = stored ?? EMPTY_WORKING_SET;
     this.#model = faultModel(this.set);
     this.#ownRegions = facts.regions.filter(({ kind }) => kind !== "vdso" && kind !== "stack" && kind !== "overlay");
+    this.#pieces = pieces(facts.regions);
   }
 
   /** Whether enough was recorded to copy by. */
   get recorded(): boolean {
     return this.set.recordings >= RECORDINGS_MIN;
+  }
+
+  /** What a thaw copies before the function runs. A freeze leaves all full blocks in one piece, packing only those that no start writes to. */
+  get copiedAhead(): readonly PageRun[] {
+    const { written, packed } = this.set;
+    this.#copied ??= packed === true ? written : copyWorthy(written, this.#pieces);
+    return this.#copied;
   }
 
   /** Whether a start shall record. */
@@ -115,6 +129,7 @@ export class LiveWorkingSet {
       this.set = merged;
       this.#model = faultModel(merged);
       this.#map = undefined;
+      this.#copied = undefined;
       this.#outside = [];
       this.#scansFit = 0;
       this.#untilScan = 0;
@@ -131,6 +146,7 @@ export class LiveWorkingSet {
     await writeWorkingSet(this.dir, packed);
     if (this.set !== of) return;
     this.set = packed;
+    this.#copied = undefined;
     this.changed();
   }
 

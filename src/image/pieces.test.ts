@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { Region } from "./facts.js";
-import { pieces } from "./pieces.js";
+import { copyWorthy, pieces } from "./pieces.js";
+import { runPages } from "./working-set.js";
 
 const PAGE = 4096n;
 const MIB = 2n ** 20n;
@@ -42,5 +43,24 @@ describe("pieces", () => {
     expect(pieces([region({ kind: "base", end: 4n * MIB, runs: [0, 512] })])).toEqual([
       { address: 2n * MIB, offset: 4n * MIB, base: true },
     ]);
+  });
+});
+
+describe("pages worth copying ahead", () => {
+  const written = [
+    { address: 2n * MIB - 2n * PAGE, pages: 4 },
+    { address: 7n * MIB, pages: 1 },
+  ];
+
+  it("are all where there are no pieces", () => {
+    expect(runPages(copyWorthy(written, []))).toBe(5);
+  });
+
+  it("are none in a piece: what is read there is mapped by one entry", () => {
+    expect(copyWorthy(written, pieces([region({ end: 4n * MIB, runs: [0, 512] })]))).toEqual([
+      { address: 2n * MIB - 2n * PAGE, pages: 2 },
+      { address: 7n * MIB, pages: 1 },
+    ]);
+    expect(copyWorthy(written, pieces([region({ start: 0n, slot: 2n * MIB, runs: [0, 2048] })]))).toEqual([]);
   });
 });

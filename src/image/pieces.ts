@@ -46,6 +46,22 @@ function piecesOf(region: Region): Piece[] {
     .map(([block]) => ({ address: block, offset: slot + (block - start), base: kind === "base" }));
 }
 
+/**
+ * Of pages that will be written, those that are worth copying before the function runs: all but those in `held`, blocks that the page cache holds in one
+ * piece all the same. Such a block is mapped by one entry when it is first read; a private copy ahead of that keeps it from that.
+ */
+export function copyWorthy(runs: readonly PageRun[], held: readonly Piece[]): PageRun[] {
+  const blocks = new Set(held.map(({ address }) => address));
+  return runs.flatMap(({ address, pages }) => {
+    const end = address + BigInt(pages) * 4096n;
+    return blocksOf({ address, pages }).flatMap((block) => {
+      const from = address > block ? address : block;
+      const to = end < block + BLOCK_BYTES ? end : block + BLOCK_BYTES;
+      return blocks.has(block) ? [] : [{ address: from, pages: Number((to - from) / 4096n) }];
+    });
+  });
+}
+
 /** Addresses of the blocks that a run has pages in. */
 function blocksOf({ address, pages }: PageRun): bigint[] {
   const end = address + BigInt(pages) * 4096n;
