@@ -51,7 +51,7 @@ export class LiveWorkingSet {
   #map: SetMap | undefined;
   /** Overlays lie on their file, and would count twice. */
   readonly #ownRegions: readonly Region[];
-  /** As a freeze leaves them. */
+  /** As a freeze leaves them: all full blocks. */
   readonly #pieces: readonly Piece[];
   #copied: readonly PageRun[] | undefined;
   #renewing: WorkingSet | undefined;
@@ -81,10 +81,9 @@ export class LiveWorkingSet {
     return this.set.recordings >= RECORDINGS_MIN;
   }
 
-  /** What a thaw copies before the function runs. A freeze leaves all full blocks in one piece, packing only those that no start writes to. */
+  /** What a thaw copies before the function runs. */
   get copiedAhead(): readonly PageRun[] {
-    const { written, packed } = this.set;
-    this.#copied ??= packed === true ? written : copyWorthy(written, this.#pieces);
+    this.#copied ??= copyWorthy(this.set.written, this.#pieces);
     return this.#copied;
   }
 
@@ -146,7 +145,6 @@ export class LiveWorkingSet {
     await writeWorkingSet(this.dir, packed);
     if (this.set !== of) return;
     this.set = packed;
-    this.#copied = undefined;
     this.changed();
   }
 
