@@ -189,7 +189,7 @@ static void read_rest(int fd)
 	off_t hole = 0;
 	for (off_t at; (at = lseek(fd, hole, SEEK_DATA)) >= 0;) {
 		hole = lseek(fd, at, SEEK_HOLE);
-		/* In one call the kernel takes no more than the device reads ahead. */
+		/* Reads would go on into the holes behind it. In one call the kernel takes no more than the device reads ahead. */
 		for (; at < hole; at += READ_AHEAD)
 			posix_fadvise(fd, at, hole - at < READ_AHEAD ? hole - at : READ_AHEAD, POSIX_FADV_WILLNEED);
 	}

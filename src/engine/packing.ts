@@ -71,7 +71,7 @@ export class Packer {
       return;
     }
     this.#living.delete(loaded);
-    void this.#pack(loaded).then(() => this.#gather(loaded));
+    void this.#pack(loaded).then(() => this.#gatherWarm(loaded));
   }
 
   /** The engine closes: nothing more is begun, and what is under way comes to nothing. */
@@ -79,10 +79,15 @@ export class Packer {
     this.#closed = true;
   }
 
-  async #gather(loaded: LoadedImage): Promise<void> {
+  async #gatherWarm(loaded: LoadedImage): Promise<void> {
     if (this.#closed || loaded.closed || this.#living.has(loaded) || (this.#warm.get(loaded) ?? 0) < WARM_STARTS) return;
+    await this.#gather(loaded, loaded.sets.set);
+  }
+
+  /** @param all see {@link gather} */
+  async #gather(loaded: LoadedImage, { runs }: WorkingSet, all = false): Promise<void> {
     this.#warm.set(loaded, GATHERED);
-    await gather(this.keeper, this.extractor, { facts: loaded.facts, runs: loaded.sets.set.runs }, loaded.pagesPath);
+    await gather(this.keeper, this.extractor, { facts: loaded.facts, runs }, loaded.pagesPath, all);
   }
 
   async #pack(loaded: LoadedImage): Promise<void> {
@@ -104,34 +109,34 @@ export class Packer {
     if (ranges.length < RANGES_MIN) return;
     const parts = this.keeper.fileBytes(encodeParts(ranges));
     try {
-      const why = await this.#move(loaded, parts);
+      const { why, busy } = await this.#move(loaded, parts);
       // To be moved it left the page cache, and the next start may be under way.
-      await gather(this.keeper, this.extractor, { facts: loaded.facts, runs: set.runs }, loaded.pagesPath, true);
+      await this.#gather(loaded, set, true);
       // Zeros in between are no data, but have pages in the cache, too.
       await this.keeper.prefetch(ranges.map(({ offset, bytes }) => ({ file: loaded.pagesFile, offset, bytes })));
-      this.#warm.set(loaded, GATHERED);
       if (this.#closed || loaded.closed) return;
       if (why === undefined) return await loaded.sets.markPacked(set);
       this.log.info({ image: loaded.image.id, why }, "the working set stays scattered on the disk");
+      // Pages that the kernel itself was at work on are free by now.
+      if (busy && !this.#living.has(loaded)) await this.#pack(loaded);
     } catch (error) {
       if (!this.#closed && !loaded.closed)
         this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be moved together");
     } finally {
       this.keeper.closeFile(parts);
     }
-    // Pages that the kernel itself was at work on are free by now.
-    if (!this.#living.has(loaded)) await this.#pack(loaded);
   }
 
-  /** Why it stays where it is; undefined when it was moved. */
-  async #move(loaded: LoadedImage, parts: number): Promise<string | undefined> {
+  /** Why it stays where it is, and whether that was somebody's use of it; no reason when it was moved. */
+  async #move(loaded: LoadedImage, parts: number): Promise<{ why?: string; busy: boolean }> {
     const argv = [this.extractor, "pack", imageFiles(loaded.image.dir).pages];
     const { stdout } = await this.keeper.helper(argv, { files: [parts] });
     const reply = parseReply(stdout);
     const moved = Number(reply.movedBytes ?? 0) / Number(reply.bytes ?? 1);
-    if (reply.ok) return moved >= MOVED_MIN ? undefined : `others use it: ${Math.round(moved * 100)} % could be moved`;
+    if (reply.ok && moved >= MOVED_MIN) return { busy: false };
+    if (reply.ok) return { why: `others use it: ${Math.round(moved * 100)} % could be moved`, busy: true };
     if (reply.code === "unsupported") this.#unsupported = true;
-    return String(reply.why);
+    return { why: String(reply.why), busy: false };
   }
 }
 

@@ -47,11 +47,11 @@ function piecesOf(region: Region): Piece[] {
 }
 
 /**
- * Of pages that will be written, those that are worth copying before the function runs: all but those in `held`, blocks that the page cache holds in one
- * piece all the same. Such a block is mapped by one entry when it is first read; a private copy ahead of that keeps it from that.
+ * Of pages that will be written, those that are worth copying before the function runs: all but those in `full` blocks. As a freeze
+ * leaves it such a block is mapped by one entry when it is first read, and a private copy ahead of that keeps it from that (docs/design/thaw.md#loaders).
  */
-export function copyWorthy(runs: readonly PageRun[], held: readonly Piece[]): PageRun[] {
-  const blocks = new Set(held.map(({ address }) => address));
+export function copyWorthy(runs: readonly PageRun[], full: readonly Piece[]): PageRun[] {
+  const blocks = new Set(full.map(({ address }) => address));
   return runs.flatMap(({ address, pages }) => {
     const end = address + BigInt(pages) * 4096n;
     return blocksOf({ address, pages }).flatMap((block) => {

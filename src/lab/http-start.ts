@@ -3,6 +3,7 @@ import { nowMs, sleep } from "../base/clock.js";
 import type { Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
 import type { HttpConnection } from "./http-connection.js";
 import type { Arm } from "./interleave.js";
+import { metricsOf } from "./server-under-test.js";
 import type { StartSample } from "./start-arms.js";
 
 /** What `X-Thaw-Start` says. */
@@ -128,9 +129,7 @@ async function refilled(connection: HttpConnection, full: HuskCounts): Promise<v
 }
 
 async function huskCounts(connection: HttpConnection): Promise<HuskCounts> {
-  const { status, body } = await connection.request({ method: "GET", path: "/thaw/v1/metrics" });
-  if (status !== 200) throw new Error(`metrics: status ${status}: ${body.toString("utf8", 0, 300)}`);
-  return (JSON.parse(body.toString()) as { engine: { husks: HuskCounts } }).engine.husks;
+  return (await metricsOf(connection)).engine.husks;
 }
 
 /** One way of starting `name` as an arm. `body` is the payload of a round; `verify` throws when its reply is wrong; `full`: {@link fullPools}. */

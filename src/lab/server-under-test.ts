@@ -82,7 +82,7 @@ export async function startServer(lab: Pick<Lab, "cleanup" | "makeDir">, options
     deploy: async (dir, name, more = []) => {
       await runCli(["deploy", dir, "--name", name, "--wait", "--url", url, ...more], DEPLOY_MS_MAX);
     },
-    metrics: () => getJson<ServerMetrics>(url, "/thaw/v1/metrics"),
+    metrics: () => metricsAt(url),
     async stop() {
       await stop();
       done();
@@ -101,15 +101,20 @@ async function runCli(args: readonly string[], msMax: number): Promise<string> {
   }
 }
 
-async function getJson<T>(url: string, path: string): Promise<T> {
+async function metricsAt(url: string): Promise<ServerMetrics> {
   const connection = await HttpConnection.open(url);
   try {
-    const { status, body } = await connection.request({ method: "GET", path });
-    if (status !== 200) throw new Error(`GET ${path}: status ${status}: ${body.toString("utf8", 0, 300)}`);
-    return JSON.parse(body.toString()) as T;
+    return await metricsOf(connection);
   } finally {
     connection.close();
   }
+}
+
+/** What the server at the other end of `connection` counts. */
+export async function metricsOf(connection: HttpConnection): Promise<ServerMetrics> {
+  const { status, body } = await connection.request({ method: "GET", path: "/thaw/v1/metrics" });
+  if (status !== 200) throw new Error(`GET metrics: status ${status}: ${body.toString("utf8", 0, 300)}`);
+  return JSON.parse(body.toString()) as ServerMetrics;
 }
 
 function serverFailed(why: string, output: string): ThawError {

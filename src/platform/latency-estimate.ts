@@ -9,14 +9,11 @@
  * The uncertainty is Tukey and McLaughlin's for trimmed means (1963), from the Winsorized variance; of few samples it is the plain one, so that a
  * hiccup among them makes nobody certain.
  */
+import { MS_MAX, SampleWindow } from "./sample-window.js";
 
-/** Samples that are remembered. */
-const WINDOW = 48;
 const TRIMMED = 4;
 /** Below this there are too few samples to tell a hiccup from noise. */
 const FEW = 8;
-/** A latency is not believed beyond this, eleven days: sums must stay finite. */
-const MS_MAX = 1e9;
 /** Samples that agree by chance are not more certain than this part of their mean each. */
 const NOISE_MIN = 0.05;
 
@@ -28,24 +25,19 @@ interface Summary {
 
 const NOTHING: Summary = { mean: Number.NaN, error: Number.POSITIVE_INFINITY };
 
-/** See above. Adding a sample keeps them sorted; the rest of the arithmetic, on at most {@link WINDOW} numbers, is done when somebody asks. */
+/** See above. The arithmetic, on a few dozen numbers, is done when somebody asks. */
 export class LatencyEstimate {
-  /** Samples seen in all. */
-  count = 0;
-  private readonly ring: number[] = [];
-  private readonly sorted: number[] = [];
+  private readonly samples = new SampleWindow();
   private known: Summary | undefined = NOTHING;
+
+  /** Samples seen in all. */
+  get count(): number {
+    return this.samples.count;
+  }
 
   /** What is no latency (negative, NaN) is passed over. */
   add(ms: number): void {
-    if (!(ms >= 0)) return;
-    const sample = Math.min(ms, MS_MAX);
-    const at = this.count++ % WINDOW;
-    const forgotten = this.ring[at];
-    if (forgotten !== undefined) this.sorted.splice(place(this.sorted, forgotten), 1);
-    this.ring[at] = sample;
-    this.sorted.splice(place(this.sorted, sample), 0, sample);
-    this.known = undefined;
+    if (this.samples.add(ms)) this.known = undefined;
   }
 
   /** Milliseconds; NaN without samples. */
@@ -59,20 +51,9 @@ export class LatencyEstimate {
   }
 
   private get summary(): Summary {
-    this.known ??= summarize(this.sorted);
+    this.known ??= summarize(this.samples.sorted);
     return this.known;
   }
-}
-
-/** Where in rising order a number stands, or would. */
-function place(sorted: readonly number[], sample: number): number {
-  let [low, high] = [0, sorted.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if ((sorted[middle] ?? 0) < sample) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }
 
 function summarize(sorted: readonly number[]): Summary {

@@ -4,33 +4,25 @@
  *
  *     samples, sorted:   [ ▲ · · ]     [ · · ▲ · · · · · ]     n/2 - Z √n / 2 from below: the lower bound of what the median may be
  */
+import { SampleWindow } from "./sample-window.js";
 
-/** Samples that are remembered: what was true an hour ago must fade. */
-const WINDOW = 48;
 const Z = 1.3;
-/** A latency is not believed beyond this, eleven days: sums must stay finite. */
-const MS_MAX = 1e9;
 
-/** See above. Adding a sample keeps them sorted. */
+/** See above. */
 export class TypicalLatency {
-  /** Samples seen in all. */
-  count = 0;
   /** Milliseconds; NaN without samples. */
   ms = Number.NaN;
-  private readonly ring: number[] = [];
-  private readonly sorted: number[] = [];
+  private readonly samples = new SampleWindow();
+
+  /** Samples seen in all. */
+  get count(): number {
+    return this.samples.count;
+  }
 
   /** What is no latency (negative, NaN) is passed over. */
   add(ms: number): void {
-    if (!(ms >= 0)) return;
-    const sample = Math.min(ms, MS_MAX);
-    const at = this.count++ % WINDOW;
-    const forgotten = this.ring[at];
-    if (forgotten !== undefined) this.sorted.splice(this.sorted.indexOf(forgotten), 1);
-    this.ring[at] = sample;
-    const place = this.sorted.findIndex((other) => other >= sample);
-    this.sorted.splice(place < 0 ? this.sorted.length : place, 0, sample);
-    const { length } = this.sorted;
-    this.ms = this.sorted[Math.max(0, Math.floor((length - Z * Math.sqrt(length)) / 2))] ?? Number.NaN;
+    if (!this.samples.add(ms)) return;
+    const { sorted } = this.samples;
+    this.ms = sorted[Math.max(0, Math.floor((sorted.length - Z * Math.sqrt(sorted.length)) / 2))] ?? Number.NaN;
   }
 }

@@ -2,11 +2,11 @@
  * Starts from a cold disk, by loader and function: see cold-start.ts for what "cold" is. Timed at the engine, from the request in hand to the
  * response in hand, through a husk from the generic pool.
  */
-import { nowUs, sleep } from "../../base/clock.js";
+import { sleep } from "../../base/clock.js";
 import type { Engine, Image } from "../../engine/types.js";
 import { Deadline } from "../bounded.js";
 import { type ColdWay, coldArm } from "../cold-start.js";
-import { ask, checkAnswer, EMPTY_POOLS, eventOf, makeImage, preparePools, withEngine } from "../engine-under-test.js";
+import { ask, EMPTY_POOLS, makeImage, preparePools, withEngine } from "../engine-under-test.js";
 import { interleave } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
 import { ABLATION, COMPARED, type LoaderName, loaderNamed, missingLoaders } from "../loaders.js";
@@ -14,7 +14,7 @@ import { type ColdResult, coldChecks, coldMeasurements, coldTable, type Disk, su
 import { chosenOf, MEMORY_WORKLOADS, type MemoryWorkload, packageVersions, withPackages } from "../memory-workloads.js";
 import { type Bandwidth, countDelays, readAheadKb, readBandwidth } from "../page-cache.js";
 import { type PrivateInterpreters, withInterpreters } from "../private-interpreters.js";
-import { seedOf } from "../start-arms.js";
+import { seedOf, timeRequest } from "../start-arms.js";
 import { median, seededRandom } from "../statistics.js";
 
 const { helloNode, helloPython, node80, big, bigOther, writes, template, parse, image, decimal } = MEMORY_WORKLOADS;
@@ -129,11 +129,7 @@ async function warmTimes(engine: Engine, made: Image, workload: MemoryWorkload, 
     for (let round = 0; round < rounds; round++) {
       await sleep(1);
       await ask(instance, workload, seedOf(round));
-      const event = eventOf(workload, seedOf(round) + 1);
-      const began = nowUs();
-      const result = await instance.invoke(event);
-      times.push(nowUs() - began);
-      checkAnswer(workload, seedOf(round) + 1, result);
+      times.push((await timeRequest(instance, workload, round)).us);
     }
     return times;
   } finally {
