@@ -3,6 +3,10 @@ import { execFileSync } from "node:child_process";
 import { describe, expect, it } from "vitest";
 import { SOURCE_DIR } from "./plain-process.js";
 
+function traced(program: string, ...flags: string[]): string {
+  return execFileSync(process.execPath, [...flags, "-e", program], { encoding: "utf8", timeout: 60_000 });
+}
+
 /** Lines of --trace-gc about full collections, while the collector collects once. `before` runs ahead of it and knows `gc`. */
 function collections(before: string): string[] {
   const program = `
@@ -13,7 +17,7 @@ function collections(before: string): string[] {
     process.stdout.write("BEGIN\\n");
     ${before}
     collectGarbage(1, () => process.stdout.write("DONE\\n", () => process.exit()));`;
-  const output = execFileSync(process.execPath, ["--trace-gc", "-e", program], { encoding: "utf8" });
+  const output = traced(program, "--trace-gc");
   const [, during] = /BEGIN\n(.*)DONE\n/s.exec(output) ?? [];
   expect(during, output).toBeDefined();
   return during?.match(/Mark-Compact.*/g) ?? [];
@@ -33,5 +37,23 @@ describe("a collection", () => {
     // The first does not know that it is waited for.
     expect(seen.length).toBeGreaterThanOrEqual(2);
     for (const line of seen) expect(line).toMatch(BY_ITSELF);
+  });
+
+  it("leaves no other one begun behind it", () => {
+    const output = traced(
+      `const { collectGarbage } = require(${JSON.stringify(`${SOURCE_DIR}node/collector.cjs`)});
+       globalThis.living = Array.from({ length: 200_000 }, (_, i) => ({ i, text: "object " + i, tail: [i] }));
+       const again = (left) => left > 0 && collectGarbage(3, () => process.stdout.write("DONE\\n", () => setImmediate(again, left - 1)));
+       again(10);`,
+      "--trace-gc",
+      "--trace-incremental-marking",
+    );
+    const ends = output.split("DONE\n").slice(0, -1);
+    expect(ends).toHaveLength(10);
+    for (const before of ends) {
+      const begun = before.lastIndexOf("[IncrementalMarking] Start");
+      expect(begun, output).toBeGreaterThanOrEqual(0);
+      expect(before.lastIndexOf("Mark-Compact"), before).toBeGreaterThan(begun);
+    }
   });
 });
