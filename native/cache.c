@@ -6,8 +6,6 @@
  *   extractor evict FILE…       the same, after writing back and dropping what can be dropped
  *   extractor fetch FILE…       the same, after reading all that holds data
  *   extractor bandwidth FILE    drops the file, reads it once with O_DIRECT; drops it again, reads it once through the cache
- *   extractor gather FILE [all]  descriptor 3: 64-bit offsets of blocks of 2 MiB, ascending; has the page cache hold each in one piece,
- *                               and then all else that holds data
  *
  * Theory of operation. POSIX_FADV_DONTNEED drops neither dirty pages nor pages that some process maps, and says nothing about
  * either. So files are flushed first, and what is left is counted: the caller decides whether it is really cold. cachestat(2) (Linux
@@ -21,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -161,70 +158,5 @@ int read_bandwidth(const char *path)
 	}
 	printf("{\"ok\":true,\"bytes\":%" PRIu64 ",\"directNs\":%" PRIu64 ",\"bufferedNs\":%" PRIu64 "}\n", bytes, ns[0], ns[1]);
 	free(buffer);
-	return 0;
-}
-
-/*
- * Whoever maps a block that the page cache holds in one piece needs one fault for all of it. A fault in a mapping with MADV_HUGEPAGE reads
- * such a piece, and the next one, too, which it marks for read-ahead. The kernel maps nothing around a fault that is so marked. So blocks
- * are read from the last to the first: the next one is there by then, and stays as it is. What came behind the last of a row holds no data, and goes.
- */
-#define BLOCK ((uint64_t)2 << 20)
-#define BLOCKS_FD 3
-#define GATHER_NICE 10
-#define READ_AHEAD ((off_t)128 << 10)
-
-static void read_piece(int fd, const char *path, uint8_t *at, uint64_t offset)
-{
-	posix_fadvise(fd, (off_t)offset, (off_t)BLOCK, POSIX_FADV_DONTNEED);
-	if (mmap(at, BLOCK, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)offset) == MAP_FAILED)
-		die("cannot map %s: %s", path, strerror(errno));
-	/* Without huge pages in this kernel it reads as ever. */
-	madvise(at, BLOCK, MADV_HUGEPAGE);
-	(void)*(volatile uint8_t *)at;
-}
-
-static void read_rest(int fd)
-{
-	off_t hole = 0;
-	for (off_t at; (at = lseek(fd, hole, SEEK_DATA)) >= 0;) {
-		hole = lseek(fd, at, SEEK_HOLE);
-		/* Reads would go on into the holes behind it. In one call the kernel takes no more than the device reads ahead. */
-		for (; at < hole; at += READ_AHEAD)
-			posix_fadvise(fd, at, hole - at < READ_AHEAD ? hole - at : READ_AHEAD, POSIX_FADV_WILLNEED);
-	}
-}
-
-int gather_blocks(const char *path, bool all)
-{
-	/* Nobody waits for it who could not go on without. */
-	setpriority(PRIO_PROCESS, 0, GATHER_NICE);
-	int fd = open_file(path, 0);
-	struct stat file, list;
-	if (fstat(fd, &file) != 0 || fstat(BLOCKS_FD, &list) != 0 || (list.st_size == 0 && !all) || list.st_size % (off_t)sizeof(uint64_t) != 0)
-		die("descriptor %d holds no blocks", BLOCKS_FD);
-	size_t count = (size_t)list.st_size / sizeof(uint64_t);
-	const uint64_t *blocks = count == 0 ? NULL : mmap(NULL, (size_t)list.st_size, PROT_READ, MAP_PRIVATE, BLOCKS_FD, 0);
-	uint8_t *room = mmap(NULL, 2 * BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (blocks == MAP_FAILED || room == MAP_FAILED)
-		die("no memory for %zu blocks", count);
-	uint8_t *at = (uint8_t *)(((uintptr_t)room + BLOCK - 1) & ~(uintptr_t)(BLOCK - 1));
-	if (fdatasync(fd) != 0)
-		die("cannot flush %s: %s", path, strerror(errno));
-	for (size_t i = count; i-- > 0;) {
-		/* A fault beyond the end would be the end of this process. */
-		if (blocks[i] % BLOCK == 0 && blocks[i] < (uint64_t)file.st_size)
-			read_piece(fd, path, at, blocks[i]);
-	}
-	munmap(room, 2 * BLOCK);
-	for (size_t i = 0; i < count; i++) {
-		uint64_t next = blocks[i] + BLOCK;
-		off_t data = lseek(fd, (off_t)next, SEEK_DATA);
-		if ((i + 1 == count || blocks[i + 1] != next) && (data < 0 || (uint64_t)data >= next + BLOCK))
-			posix_fadvise(fd, (off_t)next, (off_t)BLOCK, POSIX_FADV_DONTNEED);
-	}
-	if (all)
-		read_rest(fd);
-	printf("{\"ok\":true,\"blocks\":%zu}\n", count);
 	return 0;
 }

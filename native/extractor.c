@@ -675,8 +675,8 @@ int main(int argc, char **argv)
 		return resident_files(argc - 2, argv + 2, CACHE_FETCH);
 	if (argc == 3 && strcmp(argv[1], "bandwidth") == 0)
 		return read_bandwidth(argv[2]);
-	if ((argc == 3 || (argc == 4 && strcmp(argv[3], "all") == 0)) && strcmp(argv[1], "gather") == 0)
-		return gather_blocks(argv[2], argc == 4);
+	if (argc == 3 && strcmp(argv[1], "gather") == 0)
+		return gather(argv[2]);
 	if (argc == 4 && strcmp(argv[1], "watch") == 0)
 		return watch_wake(&target, atoi(argv[2]), atoi(argv[3]));
 	if (argc == 3 && strcmp(argv[1], "pack") == 0)

@@ -140,7 +140,9 @@ int deflate(struct target *target, int argc, char **argv);
 enum cache_change { CACHE_AS_IS, CACHE_EVICT, CACHE_FETCH };
 int resident_files(int count, char **paths, enum cache_change change);
 int read_bandwidth(const char *path);
-int gather_blocks(const char *path, bool all);
+
+/* gather.c */
+int gather(const char *path);
 
 /* watch.c */
 int watch_wake(struct target *target, pid_t pid, int control_fd);

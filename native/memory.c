@@ -606,6 +606,40 @@ static void write_all(int fd, const uint8_t *bytes, size_t count, uint64_t offse
 	}
 }
 
+/*
+ * What is stored next to each other is written at once, as far as it lies in one block of 2 MiB: a write becomes one piece in the page cache, whoever had
+ * the pages (gather.c).
+ */
+static struct {
+	uint64_t offset;
+	size_t bytes;
+	uint8_t block[HUGE_BYTES] __attribute__((aligned(4096)));
+} unwritten;
+
+static void write_block(int fd)
+{
+	write_all(fd, unwritten.block, unwritten.bytes, unwritten.offset);
+	unwritten.bytes = 0;
+}
+
+static void put(int fd, const uint8_t *bytes, size_t count, uint64_t offset)
+{
+	if (offset != unwritten.offset + unwritten.bytes)
+		write_block(fd);
+	while (count > 0) {
+		if (unwritten.bytes == 0)
+			unwritten.offset = offset;
+		size_t room = HUGE_BYTES - offset % HUGE_BYTES, part = count < room ? count : room;
+		memcpy(unwritten.block + unwritten.bytes, bytes, part);
+		unwritten.bytes += part;
+		bytes += part;
+		count -= part;
+		offset += part;
+		if (part == room)
+			write_block(fd);
+	}
+}
+
 /* Writes `pages` pages that stand at `address`, leaving out zero pages. */
 static void store_pages(struct dump *dump, int fd, struct region *region, uint64_t address, const uint8_t *bytes, uint64_t pages)
 {
@@ -621,7 +655,7 @@ static void store_pages(struct dump *dump, int fd, struct region *region, uint64
 			continue;
 		}
 		if (i > from)
-			write_all(fd, bytes + from * PAGE, (i - from) * PAGE, offset + from * PAGE);
+			put(fd, bytes + from * PAGE, (i - from) * PAGE, offset + from * PAGE);
 		from = i + 1;
 	}
 }
@@ -782,6 +816,7 @@ void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64
 		for (size_t j = 0; j < dump->regions[i].stored_count; j++)
 			*stored_pages += dump->regions[i].stored[j][1];
 	}
+	write_block(fd);
 	if (fdatasync(fd) != 0 || close(fd) != 0)
 		die("cannot write the page space: %s", strerror(errno));
 	*anonymous_pages = dump->anonymous_pages;

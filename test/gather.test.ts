@@ -1,11 +1,11 @@
-/** Blocks of a file are had by one fault each once the page cache holds them in one piece, and nothing else changes. */
+/** Runs of a file lie in few pieces in the page cache once they were gathered, and nothing else changes. */
 import { spawnSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, statSync, writeFileSync, writeSync } from "node:fs";
 import { release } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { evict, residentPages } from "../src/lab/page-cache.js";
+import { evict } from "../src/lab/page-cache.js";
 import { ROOT } from "./support/server.js";
 
 const EXTRACTOR = join(ROOT, "native/build/extractor");
@@ -13,107 +13,161 @@ const EXTRACTOR = join(ROOT, "native/build/extractor");
 const dir = mkdtempSync("/var/tmp/thaw-gather-");
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
 
-const BLOCK = 2 << 20;
-const BLOCK_PAGES = BLOCK / 4096;
-/** Blocks with data; the others are holes. 3 is half full. */
-const DATA = [0, 1, 3, 7];
+const PAGE = 4096;
+const BLOCK_PAGES = 512;
+/** Page and length of what holds data; the rest are holes. A whole block, windows of 16 pages, a run that is aligned to nothing, single pages. */
+const RUNS = [
+  [0, BLOCK_PAGES],
+  [BLOCK_PAGES + 16, 16],
+  [BLOCK_PAGES + 64, 32],
+  [BLOCK_PAGES + 101, 7],
+  [3 * BLOCK_PAGES, 1],
+  [3 * BLOCK_PAGES + 33, 1],
+] as const;
 
-/** Whether the page cache can have pieces of 2 MiB here: ext4 since Linux 6.16. */
+/** Whether the page cache can have large pieces here: ext4 since Linux 6.16. */
 function hasPieces(): boolean {
   const [major = 0, minor = 0] = release().split(".").map(Number);
-  const enabled = readFileSync("/sys/kernel/mm/transparent_hugepage/enabled", "utf8");
-  return statfsSync(dir).type === 0xef53 && (major > 6 || (major === 6 && minor >= 16)) && !enabled.includes("[never]");
+  return statfsSync(dir).type === 0xef53 && (major > 6 || (major === 6 && minor >= 16));
 }
 
 function makeFile(): string {
   const path = join(dir, "pages");
   const fd = openSync(path, "w");
-  for (const block of DATA) writeSync(fd, randomBytes(block === 3 ? BLOCK / 2 : BLOCK), 0, undefined, block * BLOCK);
+  for (const [page, pages] of RUNS) writeSync(fd, randomBytes(pages * PAGE), 0, undefined, page * PAGE);
   closeSync(fd);
   return path;
 }
 
-function gather(path: string, blocks: readonly number[]): { status: number | null; stdout: string; stderr: string } {
-  const bytes = Buffer.alloc(blocks.length * 8);
-  for (const [index, block] of blocks.entries()) bytes.writeBigUInt64LE(BigInt(block * BLOCK), index * 8);
-  const list = join(dir, "blocks");
+function gather(
+  path: string,
+  parts: readonly (readonly [page: number, pages: number])[],
+): { status: number | null; stdout: string } {
+  const bytes = Buffer.alloc(parts.length * 16);
+  for (const [index, [page, pages]] of parts.entries()) {
+    bytes.writeBigUInt64LE(BigInt(page * PAGE), index * 16);
+    bytes.writeBigUInt64LE(BigInt(pages * PAGE), index * 16 + 8);
+  }
+  const list = join(dir, "parts");
   writeFileSync(list, bytes);
   const fd = openSync(list, "r");
   try {
-    const { status, stdout, stderr } = spawnSync(EXTRACTOR, ["gather", path], {
-      stdio: ["ignore", "pipe", "pipe", fd],
+    const { status, stdout } = spawnSync(EXTRACTOR, ["gather", path], {
+      stdio: ["ignore", "pipe", "inherit", fd],
       timeout: 30_000,
     });
-    return { status, stdout: stdout.toString(), stderr: stderr.toString() };
+    return { status, stdout: stdout.toString() };
   } finally {
     closeSync(fd);
   }
 }
 
-/** Page faults of a process that maps each block at an aligned address and reads all its pages. */
-function faultsOf(path: string, blocks: readonly number[]): number[] {
+function python(code: string, ...args: string[]): string {
+  const { stdout, stderr, status } = spawnSync("python3", ["-c", code, ...args], { timeout: 30_000, encoding: "utf8" });
+  expect(status, stderr).toBe(0);
+  return stdout.trim();
+}
+
+/** Reads each page alone. */
+async function cacheSinglePages(path: string): Promise<void> {
+  await evict([path]);
+  const numbers = RUNS.flatMap(([page, pages]) => Array.from({ length: pages }, (_, index) => String(page + index)));
+  python(
+    "import os,sys\nf=os.open(sys.argv[1],0)\nos.posix_fadvise(f,0,0,1)\nfor i in sys.argv[2:]: os.pread(f,1,int(i)*4096)",
+    path,
+    ...numbers,
+  );
+}
+
+/** In how many pieces the page cache has each of the runs. */
+function piecesOf(path: string): number[] {
   const code = `
-import ctypes, os, resource, sys
-libc = ctypes.CDLL(None, use_errno=True)
+import mmap, os, struct, sys, ctypes
+f = os.open(sys.argv[1], os.O_RDWR)
+libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p] + [ctypes.c_long] * 5
-fd, size = os.open(sys.argv[1], os.O_RDONLY), 2 << 20
-for block in sys.argv[2:]:
-    room = libc.mmap(None, 2 * size, 0, 0x22, -1, 0)
-    at = libc.mmap((room + size - 1) // size * size, size, 1, 0x12, fd, int(block) * size)
-    view = (ctypes.c_char * size).from_address(at)
-    sum(view[i][0] for i in range(0, 4096 * 64, 4096))
-    libc.munmap(ctypes.c_void_p(at), ctypes.c_long(size))
-    at = libc.mmap(at, size, 1, 0x12, fd, int(block) * size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    sum(view[i][0] for i in range(0, size, 4096))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+pagemap, flags = open("/proc/self/pagemap", "rb", 0), open("/proc/kpageflags", "rb", 0)
+def word(file, index):
+    file.seek(index * 8)
+    return struct.unpack("Q", file.read(8))[0]
+for run in sys.argv[2:]:
+    page, pages = map(int, run.split(":"))
+    at = libc.mmap(None, pages * 4096, 1, 1, f, page * 4096)
+    pieces = 0
+    for index in range(pages):
+        ctypes.c_char.from_address(at + index * 4096).value
+        kind = word(flags, word(pagemap, at // 4096 + index) & ((1 << 55) - 1)) >> 15 & 3
+        pieces += kind != 2
+    print(pieces)
 `;
-  const { stdout } = spawnSync("python3", ["-c", code, path, ...blocks.map(String)], { timeout: 30_000 });
-  return stdout.toString().trim().split("\n").map(Number);
+  return python(code, path, ...RUNS.map(([page, pages]) => `${page}:${pages}`))
+    .split("\n")
+    .map(Number);
 }
 
 const digest = (path: string): string => createHash("sha256").update(readFileSync(path)).digest("hex");
+/** Its times change. */
 const identity = (path: string): unknown[] => {
-  const { ino, size, blocks, mtimeNs, ctimeNs } = statSync(path, { bigint: true });
-  return [ino, size, blocks, mtimeNs, ctimeNs];
+  const { ino, size, blocks } = statSync(path, { bigint: true });
+  return [ino, size, blocks];
 };
+const SINGLE = RUNS.map(([, pages]) => pages);
+const WHOLE = [0, 4 * BLOCK_PAGES] as const;
 
-describe("gathering blocks of a file", () => {
-  it("has the page cache hold them and no others, and leaves the file as it is", async () => {
+describe("gathering parts of a file", () => {
+  it("leaves its bytes and its holes as they are, in the page cache and on the disk", async () => {
     const path = makeFile();
-    const before = digest(path);
-    await evict([path]);
-    const was = identity(path);
-    expect(gather(path, DATA)).toEqual({ status: 0, stdout: `{"ok":true,"blocks":${DATA.length}}\n`, stderr: "" });
+    await cacheSinglePages(path);
+    const [before, was] = [digest(path), identity(path)];
+    // Single pages cannot be in fewer pieces.
+    const runs = hasPieces() ? RUNS.filter(([, pages]) => pages > 1).length : expect.any(Number);
+    const { status, stdout } = gather(path, [WHOLE]);
+    expect([status, JSON.parse(stdout)]).toEqual([0, { ok: true, runs }]);
     expect(identity(path)).toEqual(was);
-    // Without pieces a fault brings what the device reads ahead, which may be less.
-    if (hasPieces()) expect(await residentPages([path])).toEqual([DATA.length * BLOCK_PAGES]);
+    expect(digest(path)).toBe(before);
+    await evict([path]);
     expect(digest(path)).toBe(before);
   });
 
-  it.runIf(hasPieces())("lets each be mapped by one fault, also where it was cached page by page before", async () => {
+  it.runIf(hasPieces())("has the page cache hold each run in as few pieces as its place allows", async () => {
     const path = makeFile();
+    await cacheSinglePages(path);
+    expect(piecesOf(path)).toEqual(SINGLE);
+    expect(gather(path, [WHOLE]).status).toBe(0);
+    const [block = 0, window, two = 0, odd = 0, ...single] = piecesOf(path);
+    // Memory may lack the largest one.
+    expect(block).toBeLessThanOrEqual(8);
+    expect([window, single]).toEqual([1, [1, 1]]);
+    expect(two).toBeLessThanOrEqual(2);
+    // 101, 102, 104…107
+    expect(odd).toBe(3);
+  });
+
+  it.runIf(hasPieces())("touches no other window than those that the parts lie in", async () => {
+    const path = makeFile();
+    await cacheSinglePages(path);
+    const parts = [
+      [BLOCK_PAGES + 20, 1],
+      [BLOCK_PAGES + 66, 2],
+    ] as const;
+    expect(gather(path, parts).status).toBe(0);
+    const [block, window, two, odd] = piecesOf(path);
+    expect([block, window, two, odd]).toEqual([SINGLE[0], 1, 17, SINGLE[3]]);
+  });
+
+  it("reads what the page cache lacks", async () => {
+    const path = makeFile();
+    const before = digest(path);
     await evict([path]);
-    // In small pieces: reads of one page each.
-    spawnSync("python3", [
-      "-c",
-      "import os,sys\nf=os.open(sys.argv[1],0)\nos.posix_fadvise(f,0,0,1)\nfor i in range(0,os.fstat(f).st_size,4096): os.pread(f,1,i)",
-      path,
-    ]);
-    const single = faultsOf(path, DATA);
-    expect(single).toHaveLength(DATA.length);
-    for (const faults of single) expect(faults).toBeGreaterThanOrEqual(16);
-    expect(gather(path, DATA).status).toBe(0);
-    const gathered = faultsOf(path, DATA);
-    expect(gathered).toHaveLength(DATA.length);
-    for (const faults of gathered) expect(faults).toBeLessThanOrEqual(3);
+    expect(gather(path, [WHOLE]).status).toBe(0);
+    expect(digest(path)).toBe(before);
   });
 
   it("passes over what lies beyond the end, and says what is wrong with a list", () => {
     const path = makeFile();
-    expect(gather(path, [0, 1_000]).status).toBe(0);
-    expect(gather(path, [])).toMatchObject({ status: 1, stdout: expect.stringContaining("holds no blocks") });
-    expect(gather(join(dir, "none"), [0])).toMatchObject({ status: 1, stdout: expect.stringContaining("cannot open") });
+    expect(gather(path, [[1_000_000, 3]]).status).toBe(0);
+    expect(gather(path, [])).toMatchObject({ status: 1, stdout: expect.stringContaining("holds no parts") });
+    expect(gather(join(dir, "none"), [WHOLE])).toMatchObject({ status: 1, stdout: expect.stringContaining("cannot open") });
   });
 });

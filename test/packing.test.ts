@@ -114,7 +114,13 @@ describe.each(LANGUAGES)("the image of a %s function", (language) => {
     const { workingSet } = await world.engine.inspect(image);
     expect(workingSet?.packed).toBe(canPack(image.dir));
     expect(decodeWorkingSet(readFileSync(imageFiles(image.dir).workingSet))?.packed === true).toBe(canPack(image.dir));
-    expect(identity(imageFiles(image.dir).pages)).toEqual(was);
+    // Its bytes were written again, in larger pieces: it is the file that it was, and nobody takes it for a changed one.
+    expect(identity(imageFiles(image.dir).pages).slice(0, 2)).toEqual(was.slice(0, 2));
+    const phases = await world.thawed(image, async (clone) => {
+      await call(clone, "counter.read");
+      return clone.start.phases.map(({ name }) => name);
+    });
+    expect(phases).not.toContain("verify");
     await evict([imageFiles(image.dir).pages]);
     expect(await start()).toEqual(state);
     await world.engine.removeImage(image);

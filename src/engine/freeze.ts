@@ -23,7 +23,6 @@ import {
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { PreparedHeader } from "../runtime/frames.js";
-import { gather } from "./gather.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
 import { extractLive, type LiveStop } from "./live-freeze.js";
@@ -197,7 +196,6 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     faultPoint("freeze-image-written");
     await fsyncTree(temporary);
     faultPoint("freeze-image-synced");
-    await gather(tools.keeper, tools.extractor, { facts }, imageFiles(temporary).pages);
     await renameDurably(temporary, dir);
     return dir;
   } catch (error) {

@@ -26,6 +26,7 @@ export class ImageCheck {
   private readonly inode: string;
   private verified: string | undefined;
   private verifying: Promise<void> | undefined;
+  private rewriting = false;
 
   constructor(
     private readonly keeper: Keeper,
@@ -45,11 +46,27 @@ export class ImageCheck {
 
   /** Undefined when nothing changed since it was found whole. Rejects with IMAGE_DAMAGED. */
   verify(): Promise<void> | undefined {
-    if (this.verified !== undefined && this.verified === this.identity()) return undefined;
+    if (this.rewriting || this.isWhole()) return undefined;
     this.verifying ??= this.again().finally(() => {
       this.verifying = undefined;
     });
     return this.verifying;
+  }
+
+  /** Runs `task`, which may write bytes of the page space again that are there: what was found whole still is. Not run on anything else. */
+  async rewritten(task: () => Promise<void>): Promise<void> {
+    if (this.rewriting || !this.isWhole()) return;
+    this.rewriting = true;
+    try {
+      await task();
+    } finally {
+      this.verified = this.identity();
+      this.rewriting = false;
+    }
+  }
+
+  private isWhole(): boolean {
+    return this.verified !== undefined && this.verified === this.identity();
   }
 
   private identity(): string {

@@ -49,6 +49,7 @@ import {
   trackTouches,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
+import { gather } from "./gather.js";
 import type { Husk, StageStep } from "./husk-pool.js";
 import { ImageCheck } from "./image-check.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
@@ -99,6 +100,7 @@ export class LoadedImage {
     /** The base's page space. */
     readonly baseFile: number | undefined,
     private readonly check: ImageCheck,
+    private readonly extractor: string,
   ) {
     this.facts = stored.manifest.facts;
     this.pagesPath = imageFiles(image.dir).pages;
@@ -152,7 +154,7 @@ export class LoadedImage {
       throw error;
     }
     if (written) check.trust();
-    return new LoadedImage(keeper, image, stored, pages, task, base, check);
+    return new LoadedImage(keeper, image, stored, pages, task, base, check, extractor);
   }
 
   /** The runtime that an image on disk was made for. IMAGE_DAMAGED, IMAGE_MISMATCH. */
@@ -189,6 +191,12 @@ export class LoadedImage {
     return this.check.verify();
   }
 
+  /** Has the page cache hold parts of the page space in few pieces; nothing is done to one that changed since it was checked. See gather.ts. */
+  gather(ranges: readonly FileRange[]): Promise<void> {
+    const parts = ranges.filter(({ file }) => file === PAGES);
+    return this.check.rewritten(() => gather(this.keeper, this.extractor, this.pagesPath, parts));
+  }
+
   /** What comes with a program that maps memory. An image without a base passes its own pages in its place. */
   private memoryFds(task = this.taskFile): PassedFd[] {
     const fds: PassedFd[] = [];
@@ -216,7 +224,7 @@ export class LoadedImage {
         ...(loader === "splice" && record === undefined ? { readsAlone: this.readsAlone() } : {}),
         ...(isPaged(loader) ? { readsAlone: isMappedFile } : {}),
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
-        ...(loader === "splice" && record === undefined ? { prefetch: this.sets.copiedAhead } : {}),
+        ...(loader === "splice" && record === undefined ? { prefetch: this.sets.set.written } : {}),
       });
     };
     const fds = this.memoryFds(task);
@@ -363,7 +371,7 @@ export class LoadedImage {
     if (loader === "eager") return this.pagesTotal;
     const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
     if (!copies) return 0;
-    return runPages(husk.level === "prefaulted" ? this.sets.set.written : this.sets.copiedAhead);
+    return runPages(this.sets.set.written);
   }
 
   /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */

@@ -5,12 +5,12 @@
  * a start that reads thousands of scattered pages then takes the disk as long as one that reads a single part of that length. The file
  * itself does not change. Only ext4 can do that; elsewhere pages stay where they are.
  *
- * **Gathered.** Blocks of 2 MiB in one piece in the page cache are mapped by one entry (gather.ts). A freeze leaves them so; packing, a start that
- * read from disk, or memory pressure leave single pages. An image that is started again and again from those is gathered anew.
+ * **Gathered.** A fault maps what the page cache holds in one piece at the price of a page (gather.ts). A freeze leaves its runs in pieces; packing, a start that
+ * read from disk, or memory pressure leave single pages. Packing ends with gathering all of them. What starts touch of an image that is started again and again
+ * from single pages is gathered anew; that writes as much to the disk.
  */
 import type { Logger } from "../base/log.js";
-import { type FileRange, imageFiles, packedRanges, readsScattered, type WorkingSet } from "../image/index.js";
-import { gather } from "./gather.js";
+import { type FileRange, imageFiles, PAGES, packedRanges, readsScattered, type WorkingSet } from "../image/index.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
@@ -23,8 +23,10 @@ const RANGES_MIN = 16;
 /** Starts may come again and again while it is tried. */
 const TRIES = 4;
 /** So many starts in a row found everything cached: the image is in use, and memory is there for it. */
-const WARM_STARTS = 2;
+const WARM_STARTS = 4;
 const GATHERED = -1;
+/** To the end of the page space, wherever that is. */
+const WHOLE: readonly FileRange[] = [{ file: PAGES, offset: 0n, bytes: Number.MAX_SAFE_INTEGER }];
 
 /** See above. */
 export class Packer {
@@ -81,13 +83,12 @@ export class Packer {
 
   async #gatherWarm(loaded: LoadedImage): Promise<void> {
     if (this.#closed || loaded.closed || this.#living.has(loaded) || (this.#warm.get(loaded) ?? 0) < WARM_STARTS) return;
-    await this.#gather(loaded, loaded.sets.set);
+    await this.#gather(loaded, loaded.prefetchRanges());
   }
 
-  /** @param all see {@link gather} */
-  async #gather(loaded: LoadedImage, { runs }: WorkingSet, all = false): Promise<void> {
+  async #gather(loaded: LoadedImage, ranges: readonly FileRange[]): Promise<void> {
     this.#warm.set(loaded, GATHERED);
-    await gather(this.keeper, this.extractor, { facts: loaded.facts, runs }, loaded.pagesPath, all);
+    await loaded.gather(ranges);
   }
 
   async #pack(loaded: LoadedImage): Promise<void> {
@@ -111,7 +112,7 @@ export class Packer {
     try {
       const { why, busy } = await this.#move(loaded, parts);
       // To be moved it left the page cache, and the next start may be under way.
-      await this.#gather(loaded, set, true);
+      await this.#gather(loaded, WHOLE);
       // Zeros in between are no data, but have pages in the cache, too.
       await this.keeper.prefetch(ranges.map(({ offset, bytes }) => ({ file: loaded.pagesFile, offset, bytes })));
       if (this.#closed || loaded.closed) return;

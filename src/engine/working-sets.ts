@@ -10,16 +10,13 @@
 import {
   addRecording,
   clipRuns,
-  copyWorthy,
   EMPTY_WORKING_SET,
   expectedFaults,
   type Facts,
   type FaultModel,
   faultModel,
   type PageRun,
-  type Piece,
   type PresentRuns,
-  pieces,
   RECORDINGS_MIN,
   type Recording,
   type Region,
@@ -51,9 +48,6 @@ export class LiveWorkingSet {
   #map: SetMap | undefined;
   /** Overlays lie on their file, and would count twice. */
   readonly #ownRegions: readonly Region[];
-  /** As a freeze leaves them: all full blocks. */
-  readonly #pieces: readonly Piece[];
-  #copied: readonly PageRun[] | undefined;
   #renewing: WorkingSet | undefined;
   #claimed = false;
   #outside: number[] = [];
@@ -73,18 +67,11 @@ export class LiveWorkingSet {
     this.set = stored ?? EMPTY_WORKING_SET;
     this.#model = faultModel(this.set);
     this.#ownRegions = facts.regions.filter(({ kind }) => kind !== "vdso" && kind !== "stack" && kind !== "overlay");
-    this.#pieces = pieces(facts.regions);
   }
 
   /** Whether enough was recorded to copy by. */
   get recorded(): boolean {
     return this.set.recordings >= RECORDINGS_MIN;
-  }
-
-  /** What a thaw copies before the function runs. */
-  get copiedAhead(): readonly PageRun[] {
-    this.#copied ??= copyWorthy(this.set.written, this.#pieces);
-    return this.#copied;
   }
 
   /** Whether a start shall record. */
@@ -128,7 +115,6 @@ export class LiveWorkingSet {
       this.set = merged;
       this.#model = faultModel(merged);
       this.#map = undefined;
-      this.#copied = undefined;
       this.#outside = [];
       this.#scansFit = 0;
       this.#untilScan = 0;

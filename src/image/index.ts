@@ -21,7 +21,6 @@ export { type ImageInspection, inspectImage, type RecentStarts, type WorkingSetI
 export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
 export { decodeManifest, decodeRawManifest, encodeManifest, IMAGE_VERSION, type Manifest, type RawManifest } from "./manifest.js";
 export * from "./merge.js";
-export { copyWorthy, type Piece, pieces } from "./pieces.js";
 export { BASE, classify, type FileRange, PAGES, type PageClasses, packedRanges, prefetchRanges } from "./prefetch.js";
 export { type Program, type ProgramBuilder, passed } from "./program.js";
 export * from "./reap-set.js";
