@@ -7,7 +7,7 @@
  *   image        all of one image mapped                     that image, that loader
  *   prefaulted   its working set copied and mapped           that image, that loader
  *
- * Pools are refilled in the background, two at a time; nothing here is on the path of a request except {@link HuskPool.take}.
+ * Pools are refilled in the background, two at a time, while nothing starts (quiet.ts); one that is empty at once. Nothing here is on the path of a request except {@link HuskPool.take}.
  */
 import { readFileSync } from "node:fs";
 import { monotonicNs, nowMs } from "../base/clock.js";
@@ -17,6 +17,7 @@ import { PAGE_BYTES } from "../base/units.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
 import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, PagedReport, StageRequest } from "./keeper.js";
 import { quietly } from "./keeper-messages.js";
+import { ASK_MS, Quiet } from "./quiet.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
@@ -31,9 +32,6 @@ export const DEFAULT_TMP_MB = 512;
 const FUNCTION_UID = 900_000;
 const FUNCTION_UIDS = 50_000;
 const RETRY_MS = 1_000;
-/** Making a husk competes with the start that took one for the same processors. A pool that is empty does not wait, and none longer than the second. */
-const REFILL_AFTER_MS = 3;
-const REFILL_AFTER_MS_MAX = 20;
 
 /** One stage that takes a husk further. */
 export interface StageStep {
@@ -68,6 +66,7 @@ export class Husk implements InstanceListener {
   faultsBefore: ProcessFaults = NO_FAULTS;
   private readonly exitListeners: (() => void)[] = [];
   private heard: (() => void) | undefined;
+  private spoken: (() => void) | undefined;
 
   constructor(
     readonly template: number,
@@ -80,10 +79,20 @@ export class Husk implements InstanceListener {
     this.resumed = true;
   }
 
+  /** `spoken` is called once, when its process has said something, or ended. */
+  starts(spoken: () => void): void {
+    this.spoken = spoken;
+  }
+
   onData(bytes: Buffer): void {
     this.heir?.onData(bytes);
+    this.speaks();
+  }
+  private speaks(): void {
     this.heard?.();
     this.heard = undefined;
+    this.spoken?.();
+    this.spoken = undefined;
   }
   onLog(bytes: Buffer): void {
     this.heir?.onLog(bytes);
@@ -101,7 +110,7 @@ export class Husk implements InstanceListener {
     this.exit = exit;
     this.heir?.onExit(exit);
     for (const listener of this.exitListeners.splice(0)) listener();
-    this.heard?.();
+    this.speaks();
   }
   /** Resolves with what the process says next, or its end. */
   sign(): Promise<void> {
@@ -237,9 +246,7 @@ export class HuskPool {
   private us = 0;
   private closed = false;
   private refillTimer: NodeJS.Timeout | undefined;
-  /** When the last start is thought to be over; when pools that lack something are refilled all the same. */
-  private quietFromMs = 0;
-  private hurryFromMs: number | undefined;
+  private readonly quiet = new Quiet();
   private lastFailure: ThawError | undefined;
 
   constructor(
@@ -286,9 +293,9 @@ export class HuskPool {
     const index = pool.ready.findIndex((husk) => husk.exit === undefined && fits(husk));
     if (index < 0) return undefined;
     const [husk] = pool.ready.splice(index, 1);
-    this.quietFromMs = nowMs() + REFILL_AFTER_MS;
-    this.hurryFromMs ??= nowMs() + REFILL_AFTER_MS_MAX;
-    this.refillLater(REFILL_AFTER_MS);
+    this.quiet.began(nowMs());
+    husk?.starts(() => this.quiet.spoke(nowMs()));
+    this.refillLater(ASK_MS);
     return husk;
   }
 
@@ -397,13 +404,12 @@ export class HuskPool {
     const lacking = [...this.pools]
       .filter(([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now)
       .sort(([, a], [, b]) => a.ready.length + a.making - (b.ready.length + b.making));
-    const waitMs = Math.min(this.quietFromMs, this.hurryFromMs ?? this.quietFromMs) - nowMs();
-    const postponed = (pool: Pool): boolean => waitMs > 0 && pool.ready.length > 0;
-    if (lacking.some(([, pool]) => postponed(pool))) this.refillLater(Math.ceil(waitMs));
-    else this.hurryFromMs = undefined;
+    if (lacking.length === 0) this.quiet.filled(nowMs());
+    const waitMs = this.quiet.waitMs(nowMs());
+    if (waitMs > 0 && lacking.some(([, pool]) => pool.ready.length > 0)) this.refillLater(waitMs);
     for (const [key, pool] of lacking) {
       if (this.busy >= REFILLS_AT_ONCE) return;
-      if (!postponed(pool)) void this.refillOne(key, pool);
+      if (waitMs === 0 || pool.ready.length === 0) void this.refillOne(key, pool);
     }
   }
 
