@@ -76,6 +76,18 @@ describe("serve", () => {
     });
   });
 
+  it("keeps husks with the runtime mapped unasked, unless it is told how many or none", async () => {
+    const keeping = async (...args: string[]): Promise<number> => {
+      engine = new FakeEngine({ dir: cwd });
+      await serve(args);
+      return engine.runtime;
+    };
+    expect(await keeping()).toBe(2);
+    expect(await keeping("--park", "prefaulted=1")).toBe(2);
+    expect(await keeping("--park", "runtime=0")).toBe(0);
+    expect(await keeping("--park", "runtime=4")).toBe(0);
+  });
+
   it("hands the times of idle instances to the policy", async () => {
     engine.residentBytes.warm = 80 * 2 ** 20;
     await mkdir(join(cwd, "hello"));

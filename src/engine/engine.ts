@@ -6,7 +6,7 @@ import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
-import { assert, ThawError } from "../base/errors.js";
+import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
@@ -22,12 +22,12 @@ import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
 import { bootBegins, bootInstance } from "./boot.js";
-import { chooseHusk, parkedKey, runtimePoolKey } from "./choose-husk.js";
+import { chooseHusk } from "./choose-husk.js";
 import { refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { type FreezeTools, freezeInstance, generationOf } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
-import { genericKey, type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
+import { type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
 import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
@@ -35,10 +35,11 @@ import { Limits } from "./limits.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
 import { Packer } from "./packing.js";
+import { type ParkedLevel, Parking } from "./parking.js";
 import { bootOnly, inOrder, nextLabel, notOpen, usBetween } from "./parts.js";
 import { phasesOf } from "./phases.js";
 import { Prefetcher } from "./prefetcher.js";
-import { both, isPaged, pagesElsewhere, ReapStarts, refuseParking } from "./reap.js";
+import { both, isPaged, pagesElsewhere, ReapStarts } from "./reap.js";
 import { Recorder } from "./recorder.js";
 import { Templates } from "./templates.js";
 import type {
@@ -58,10 +59,8 @@ import type {
   StartResult,
   ThawOptions,
 } from "./types.js";
-import { LOADERS } from "./types.js";
 import { MappedFiles } from "./wake-set.js";
 
-const DEFAULT_GENERIC_HUSKS = 2;
 const NO_PIDS: ReadonlySet<number> = new Set();
 
 /** How the engine is opened. */
@@ -91,12 +90,12 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly prefetcher: Prefetcher;
   private readonly reap: ReapStarts;
   private readonly packer: Packer;
+  private readonly parking: Parking;
   private readonly imagesDir: string;
   private readonly log: Logger;
   private readonly limits: Limits;
   private readonly mapped: MappedFiles;
   private closing: Promise<void> | undefined;
-  private genericCount = DEFAULT_GENERIC_HUSKS;
 
   private constructor(
     options: EngineOptions,
@@ -114,7 +113,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
-    this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.poolGeneric(id));
+    this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.parking.poolGeneric(id));
     this.bases = this.makeBases(options);
     this.images = new OpenImages(
       (dir) => this.load(dir),
@@ -130,6 +129,8 @@ export class LocalEngine implements Engine, InstanceOwner {
       { name: "base", labels: () => base.labels, request: () => ({ program: file, fds: [], fdBase: BOOT_FD_BASE }) },
       this.log,
     );
+    const { husks, images, templates, limits } = this;
+    this.parking = new Parking({ husks, images, templates, limits, fingerprint, device: recorder.device });
   }
 
   /** What bases are made and started with. */
@@ -236,6 +237,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const chosen = await chooseHusk(this.husks, loaded, { template: template.id, here: this.fingerprint, loader, options });
     faultPoint("thaw-husk-taken");
     const { husk } = chosen;
+    if (!chosen.parked && options.husk !== "fresh") this.parking.started(loaded);
     if (this.images.get(image.dir) !== loaded) {
       // Found unusable by another request while this one waited for its husk.
       this.husks.drop(husk);
@@ -362,49 +364,18 @@ export class LocalEngine implements Engine, InstanceOwner {
   async removeImage(image: Image): Promise<void> {
     const loaded = this.images.remove(image.dir);
     if (loaded !== undefined) {
-      for (const level of ["image", "prefaulted"] as const)
-        for (const loader of LOADERS) this.dropPool(parkedKey(loaded, level, loader));
-      if (![...this.images.values()].some((other) => other.runtimeKey === loaded.runtimeKey))
-        this.dropPool(runtimePoolKey(loaded, this.fingerprint));
+      this.parking.forget(loaded);
       this.unload(loaded);
     }
     await rm(image.dir, { recursive: true, force: true });
   }
 
-  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, asked?: Loader): void {
-    if (level !== "runtime") refuseParking(asked ?? "splice");
-    const loaded = this.loaded(image);
-    const loader = loaded.loaderFor(asked);
-    const template = this.templates.made(image.spec.runtime);
-    assert(template !== undefined, "an open image has a template");
-    const limit = (husk: Husk): void => this.limits.set(husk, image.spec);
-    const [here, { device }] = [this.fingerprint, this.recorder];
-    const steps = (): StageStep[] =>
-      level === "runtime" ? loaded.runtimeSteps(here) : loaded.parkSteps(loader, level === "prefaulted", here, limit, device);
-    const key = level === "runtime" ? runtimePoolKey(loaded, here) : parkedKey(loaded, level, loader);
-    this.images.holdForPool(key, count > 0 ? loaded : undefined);
-    this.husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
-  }
-
-  private dropPool(key: string): void {
-    this.images.holdForPool(key, undefined);
-    if (this.husks.targetCount(key) > 0)
-      this.husks.target(key, { level: "generic", template: 0, steps: () => [], avoid: NO_PIDS, count: 0 });
+  park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {
+    this.parking.park(this.loaded(image), level, count, asked);
   }
 
   pool(target: PoolTarget): void {
-    this.genericCount = target.generic;
-    for (const template of this.templates.all()) this.poolGeneric(template.id);
-  }
-
-  private poolGeneric(template: number): void {
-    this.husks.target(genericKey(template), {
-      level: "generic",
-      template,
-      steps: () => [],
-      avoid: NO_PIDS,
-      count: this.genericCount,
-    });
+    this.parking.pool(target);
   }
 
   poolsFull(timeoutMs: number): Promise<void> {

@@ -71,6 +71,7 @@ export class FakeEngine implements Engine {
   /** Husks parked for each image directory and level. */
   readonly parked = new Map<string, Map<HuskLevel, number>>();
   generic = 0;
+  runtime = 0;
   /** What {@link EngineStats.huskBytes} counts for each. */
   huskBytes = 0;
   closed = false;
@@ -193,7 +194,8 @@ export class FakeEngine implements Engine {
   }
 
   pool(target: PoolTarget): void {
-    this.generic = target.generic;
+    this.generic = target.generic ?? this.generic;
+    this.runtime = target.runtime ?? this.runtime;
   }
 
   async poolsFull(_timeoutMs: number): Promise<void> {}

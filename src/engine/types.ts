@@ -306,8 +306,12 @@ export interface RuntimeInfo {
   readonly version: string;
 }
 
+/** Husks kept ready for whatever is started; what is left out stays as it is. */
 export interface PoolTarget {
-  readonly generic: number;
+  /** For any image or boot, of each runtime. At first 2. */
+  readonly generic?: number;
+  /** With the interpreter's files mapped, for each set of them that functions were started from twice; of the last eight. At first 0. */
+  readonly runtime?: number;
 }
 
 /** One measurement of an image's floor; microseconds. See `LocalEngine.floor`. */
@@ -347,7 +351,7 @@ export interface Engine {
   removeImage(image: Image): Promise<void>;
   /** How many husks to keep ready for this image at a level; refilled in the background. 0 drops them. */
   park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader?: Loader): void;
-  /** Generic husks kept ready for any image or boot of that runtime. */
+  /** Husks kept ready for any image. */
   pool(target: PoolTarget): void;
   /** Resolves when every pool has as many husks as asked for, or rejects after `timeoutMs`. */
   poolsFull(timeoutMs: number): Promise<void>;

@@ -146,7 +146,8 @@ class LocalPlatform implements Platform {
       region: options.region ?? "us-east-1",
       log,
     });
-    if (options.genericHusks !== undefined) engine.pool({ generic: options.genericHusks });
+    const { genericHusks: generic, runtimeHusks: runtime } = options;
+    engine.pool({ ...(generic === undefined ? {} : { generic }), ...(runtime === undefined ? {} : { runtime }) });
     for (const stored of opened.stored) this.#functions.resume(stored);
   }
 

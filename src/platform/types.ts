@@ -87,6 +87,8 @@ export interface PlatformOptions {
   readonly parked?: ParkedTargets;
   /** Generic husks for any function. Default: the engine's own. */
   readonly genericHusks?: number;
+  /** Husks with the runtime mapped, for whatever is started again and again; see engine/parking.ts. Default: the engine's own, none. */
+  readonly runtimeHusks?: number;
   /** How long remove and close wait for running requests. Default 10 s. */
   readonly drainMs?: number;
   /** Part of every ARN. Default `us-east-1`, because clients check its form. */

@@ -13,6 +13,8 @@ import { levelCount, seconds, size, wholeNumber, word } from "../options.js";
 import type { Context } from "./context.js";
 
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
+/** One is taken while the other is made. */
+const RUNTIME_HUSKS = 2;
 const POLICIES = ["fixed", "histogram"] as const;
 const HEAT_POLICIES = ["fixed", "pronghorn"] as const;
 
@@ -66,7 +68,7 @@ export function addServe(program: Command, context: Context): void {
     .option("--pool <n>", "husks kept ready for any function", wholeNumber(0, 1000))
     .option(
       "--park <level=n>",
-      `husks kept parked for every image, at ${PARKED_LEVELS.join(", ")}; repeatable`,
+      `husks kept parked for every image, at ${PARKED_LEVELS.join(", ")}; repeatable (default: runtime, ${RUNTIME_HUSKS} for what is started again and again)`,
       levelCount(PARKED_LEVELS),
     )
     .option("--park-loader <loader>", `how parked husks are filled: ${LOADERS.join(", ")}`, word(LOADERS))
@@ -155,6 +157,7 @@ function policies(options: Options, make: PolicyMakers): Partial<PlatformOptions
       keepAliveMs: ms(options.keepAlive),
     }),
     ...(pool === undefined ? {} : { genericHusks: pool }),
+    ...(park?.runtime === undefined ? { runtimeHusks: RUNTIME_HUSKS } : {}),
     ...(park === undefined ? {} : { parked: { ...park, ...(parkLoader === undefined ? {} : { loader: parkLoader }) } }),
   };
 }
