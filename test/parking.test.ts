@@ -1,6 +1,9 @@
 /** Husks with a runtime mapped are kept for what is started again and again, without being asked for, and for as long as any image can use them. */
+
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
-import type { Image } from "../src/engine/index.js";
+import type { Image, Instance } from "../src/engine/index.js";
 import { until } from "./support/server.js";
 import { call, LANGUAGES, useWorld } from "./support/world.js";
 
@@ -70,5 +73,46 @@ describe.each(LANGUAGES)("the runtime of a %s function", (language) => {
     expect(kept()).toBe(1);
     await engine.removeImage(image);
     expect(kept()).toBe(0);
+  });
+});
+
+describe("a Python function whose input chooses from a large heap", () => {
+  /** Looks 300 objects up, and so writes their reference counts. */
+  const SOURCE = `
+table = [{"id": index, "tail": (index,)} for index in range(60_000)]
+def handler(event, context):
+    kept = [table[(event["seed"] * 104_729 + step * 7_919) % len(table)] for step in range(300)]
+    return sum(one["id"] for one in kept)
+`;
+
+  it("has all of that heap copied in a husk that is parked prefaulted, and a thaw has not", async () => {
+    const { engine, dataDir } = world;
+    const codeDir = join(dataDir, "table");
+    mkdirSync(codeDir);
+    writeFileSync(join(codeDir, "app.py"), SOURCE);
+    const instance = await world.boot("python", { name: "table", codeDir, handler: "app.handler" });
+    const image = await instance.freeze({ then: "end" });
+    let seed = 0;
+    const ask = async (clone: Instance) => {
+      seed += 1;
+      const { payload, functionError } = await clone.invoke(JSON.stringify({ seed }));
+      expect([functionError, Number(payload.toString())]).toEqual([undefined, expect.any(Number)]);
+      const { prefetchedPages, recording } = clone.start;
+      return { minor: (await clone.faults())?.minor ?? Number.NaN, prefetchedPages, recording };
+    };
+    for (let recorded: boolean | undefined = true; recorded === true; ) {
+      expect(seed).toBeLessThan(8);
+      recorded = (await world.thawed(image, ask)).recording;
+    }
+    const thawed = await world.thawed(image, ask);
+    engine.pool({ generic: 0 });
+    engine.park(image, "prefaulted", 1);
+    await engine.poolsFull(20_000);
+    const parked = await world.thawed(image, ask, { husk: "parked" });
+    expect(parked.prefetchedPages).toBeGreaterThan(thawed.prefetchedPages + 2_000);
+    expect(thawed.minor).toBeGreaterThan(300);
+    expect(parked.minor).toBeLessThan(thawed.minor / 3);
+    engine.pool({ generic: 2 });
+    await engine.removeImage(image);
   });
 });

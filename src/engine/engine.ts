@@ -62,6 +62,9 @@ import type {
 import { MappedFiles } from "./wake-set.js";
 
 const NO_PIDS: ReadonlySet<number> = new Set();
+/** An answer that takes so long may be waiting for the disk. */
+const LATE_MS = 2;
+const NONE_COLD = Promise.resolve(0);
 
 /** How the engine is opened. */
 export interface EngineOptions {
@@ -267,14 +270,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.packer.began(instance, loaded);
     const steps = this.remainingSteps(loaded, loader, husk, recording);
     if (paged !== undefined) this.reap.begin(instance, loaded, paged);
-    const prefetch = (): void => {
-      const cold = this.prefetcher.start(loaded);
-      instance.startsCold(cold);
-      void cold?.then((pages) => this.packer.found(loaded, pages));
-    };
-    // What a process waits for that was resumed ahead is mapped; the rest may be asked for behind its request.
-    if (loader === "splice" && husk.resumed) setImmediate(prefetch);
-    else if (loader === "splice") prefetch();
+    if (loader === "splice") this.prefetch(instance, loaded);
     // Memory of REAP's virtual machines holds the interpreter, too.
     else if (paged?.installs) instance.startsCold(this.prefetcher.start(loaded, loaded.prefetchFileRanges()));
     instance.onRequestSent = () => faultPoint("thaw-request-sent");
@@ -305,6 +301,26 @@ export class LocalEngine implements Engine, InstanceOwner {
       throw instance.failure ?? error;
     }
     return instance;
+  }
+
+  /**
+   * What the start needs from disk is asked for at once; where all is thought to be in memory, only when the answer is late. Asking has the pager look at
+   * each page, and where processors are few, the answer itself waits for that.
+   */
+  private prefetch(instance: LiveInstance, loaded: LoadedImage): void {
+    const cached = this.prefetcher.foundCached(loaded);
+    const ask = (): void => {
+      const cold = this.prefetcher.start(loaded);
+      instance.startsCold(cold);
+      void cold?.then((pages) => this.packer.found(loaded, pages));
+    };
+    if (cached) {
+      instance.startsCold(NONE_COLD);
+      this.packer.found(loaded, 0);
+    }
+    // What a process needs that was resumed ahead is mapped.
+    if (cached || instance.husk.resumed) setTimeout(() => instance.served === 0 && instance.alive && ask(), LATE_MS);
+    else ask();
   }
 
   private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {

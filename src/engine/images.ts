@@ -47,6 +47,7 @@ import {
   storedPages,
   THAW_PASSES,
   trackTouches,
+  writtenAnywhere,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { gather } from "./gather.js";
@@ -88,6 +89,7 @@ export class LoadedImage {
   private readonly runtimeProgram: Compiled;
   private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
   private ranges: readonly FileRange[] | undefined;
+  private copies: readonly PageRun[] | undefined;
   private shared: SharedBase | undefined;
   private fileRanges: readonly FileRange[] | undefined;
 
@@ -266,7 +268,7 @@ export class LoadedImage {
     const memory = (): Compiled => this.compiled(`memory:${loader === "splice" ? loader : source}`, compile);
     const steps: StageStep[] = [...this.runtimeSteps(here), { ...this.step("memory", memory, this.memoryFds()), before }];
     if (prefaulted) {
-      const prefault = (): Program => compilePrefault(this.split().image.written, this.split().image.read);
+      const prefault = (): Program => compilePrefault(this.parkedCopies(), this.split().image);
       steps.push(this.step("prefault", () => this.compiled("prefault", prefault)));
     }
     return [...steps, ...this.equipSteps(here)];
@@ -371,7 +373,14 @@ export class LoadedImage {
     if (loader === "eager") return this.pagesTotal;
     const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
     if (!copies) return 0;
-    return runPages(this.sets.set.written);
+    return runPages(husk.level === "prefaulted" ? this.parkedCopies() : this.sets.set.written);
+  }
+
+  /** What a prefaulted husk has copies of. */
+  private parkedCopies(): readonly PageRun[] {
+    const { set } = this.sets;
+    this.copies ??= joinRuns([...set.written, ...writtenAnywhere(this.facts.regions, set)], 0);
+    return this.copies;
   }
 
   /** What a start needs from disk, in order; see image/prefetch.ts. Empty while nothing is known. */
@@ -396,8 +405,8 @@ export class LoadedImage {
   }
 
   /** The working set by who can be prefaulted with it: any husk of this runtime, or one that belongs to this image. */
-  private split(): { runtime: PageRun[]; image: { written: readonly PageRun[]; read: readonly PageRun[] } } {
-    const { written, read } = this.sets.set;
+  private split(): { runtime: PageRun[]; image: PageRun[] } {
+    const { read } = this.sets.set;
     const inside = (files: boolean): PageRun[] =>
       this.facts.regions
         .filter(
@@ -406,7 +415,7 @@ export class LoadedImage {
         .flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
     return {
       runtime: inside(true),
-      image: { written, read: inside(false) },
+      image: inside(false),
     };
   }
 
@@ -422,6 +431,7 @@ export class LoadedImage {
   /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
   private setChanged(): void {
     this.ranges = undefined;
+    this.copies = undefined;
     this.fileRanges = undefined;
     for (const [key, { file, compile }] of [...this.programs]) {
       if (!dependsOnSet(key)) continue;

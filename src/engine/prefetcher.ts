@@ -49,9 +49,8 @@ async function isStill(path: string, identity: FileIdentity): Promise<boolean> {
   }
 }
 
-/** A set that was in the page cache whole is there for so long: asking again takes as long as a tenth of a start. */
-const KNOWN_CACHED_MS = 50;
-const NONE_COLD = Promise.resolve(0);
+/** A set that was in the page cache whole is thought to be there for so long: to ask for it takes a processor as long as a tenth of a start, or all of it. */
+const KNOWN_CACHED_MS = 1000;
 
 export class Prefetcher {
   /** Of interpreters and their libraries: shared by all images, a few dozen, open as long as the engine. */
@@ -67,7 +66,7 @@ export class Prefetcher {
 
   /**
    * Starts reading what the image's working set needs. Resolves with how many of the pages the page cache did not have (-1: nobody
-   * can say), undefined while no set is known. Not asked again, and none, when all were there a moment ago. Never rejects. @param ranges of that image, the same array each time
+   * can say), undefined while no set is known. Never rejects. @param ranges of that image, the same array each time
    */
   start(loaded: LoadedImage, ranges = loaded.prefetchRanges()): Promise<number> | undefined {
     if (ranges.length === 0) return undefined;
@@ -78,16 +77,21 @@ export class Prefetcher {
     }
     const known = prepared;
     const askedMs = nowMs();
-    if (askedMs - known.cachedMs < KNOWN_CACHED_MS) return NONE_COLD;
     const now = this.keeper.prefetchEncoded(known.payloads);
     const complete = known.later === undefined;
     const later = known.later?.then((rest) => this.keeper.prefetch(rest));
     return Promise.all([now, later]).then(([first, second]) => {
       const parts = [first.pages, second?.pages ?? 0];
       const cold = parts.some((pages) => pages < 0) ? -1 : parts.reduce((sum, pages) => sum + pages, 0);
-      if (complete && cold === 0) known.cachedMs = askedMs;
+      known.cachedMs = complete && cold === 0 ? askedMs : Number.NEGATIVE_INFINITY;
       return cold;
     });
+  }
+
+  /** Whether all that the image's working set needs was in the page cache a moment ago. */
+  foundCached(loaded: LoadedImage): boolean {
+    const prepared = this.#prepared.get(loaded.prefetchRanges());
+    return prepared !== undefined && nowMs() - prepared.cachedMs < KNOWN_CACHED_MS;
   }
 
   /** Closes what belongs to this image alone. */

@@ -25,6 +25,7 @@ export { BASE, classify, type FileRange, PAGES, type PageClasses, packedRanges, 
 export { type Program, type ProgramBuilder, passed } from "./program.js";
 export * from "./reap-set.js";
 export { mayResumeAhead } from "./run-ahead.js";
+export { writtenAnywhere } from "./spread.js";
 export * from "./store.js";
 export { compileTime } from "./time.js";
 export * from "./working-set.js";
