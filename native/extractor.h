@@ -142,6 +142,12 @@ int resident_files(int count, char **paths, enum cache_change change);
 int read_bandwidth(const char *path);
 
 /* gather.c */
+/* Of a file, as descriptor 3 of `gather` and `pack` lists them: 64-bit pairs. */
+struct part {
+	uint64_t offset, bytes;
+};
+
+const struct part *map_parts(size_t *count);
 int gather(const char *path);
 
 /* watch.c */

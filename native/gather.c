@@ -33,10 +33,6 @@
 #define KPF_COMPOUND ((uint64_t)3 << 15)
 #define PAGEMAP_FRAME (((uint64_t)1 << 55) - 1)
 
-struct part {
-	uint64_t offset, bytes;
-};
-
 struct gather {
 	const char *path;
 	int fd;
@@ -48,6 +44,18 @@ struct gather {
 	unsigned looked;
 	uint8_t run[PIECE_MAX] __attribute__((aligned(4096)));
 };
+
+const struct part *map_parts(size_t *count)
+{
+	struct stat list;
+	if (fstat(PARTS_FD, &list) != 0 || list.st_size == 0 || list.st_size % (off_t)sizeof(struct part) != 0)
+		die("descriptor %d holds no parts", PARTS_FD);
+	const struct part *parts = mmap(NULL, (size_t)list.st_size, PROT_READ, MAP_PRIVATE, PARTS_FD, 0);
+	if (parts == MAP_FAILED)
+		die("cannot map the parts: %s", strerror(errno));
+	*count = (size_t)list.st_size / sizeof(struct part);
+	return parts;
+}
 
 /* Whether the page at that offset is part of a larger piece; yes where nobody can say. */
 static bool in_piece(const struct gather *it, off_t offset)
@@ -97,7 +105,6 @@ static void write_again(struct gather *it, off_t at, size_t bytes)
 /* What holds data in the windows that the parts touch, each byte once, in runs that lie in one block of PIECE_MAX. */
 static void each_run(struct gather *it, void (*visit)(struct gather *it, off_t at, size_t bytes))
 {
-	off_t done = 0;
 	for (size_t i = 0; i < it->part_count; i++) {
 		off_t from = (off_t)it->parts[i].offset & ~(WINDOW - 1);
 		off_t end = ((off_t)(it->parts[i].offset + it->parts[i].bytes) + WINDOW - 1) & ~(WINDOW - 1);
@@ -107,7 +114,7 @@ static void each_run(struct gather *it, void (*visit)(struct gather *it, off_t a
 			if (next > end)
 				end = next;
 		}
-		for (off_t at = lseek(it->fd, from > done ? from : done, SEEK_DATA); at >= 0 && at < end; at = lseek(it->fd, at, SEEK_DATA)) {
+		for (off_t at = lseek(it->fd, from, SEEK_DATA); at >= 0 && at < end; at = lseek(it->fd, at, SEEK_DATA)) {
 			off_t hole = lseek(it->fd, at, SEEK_HOLE);
 			if (hole < 0 || hole > end)
 				hole = end;
@@ -118,26 +125,19 @@ static void each_run(struct gather *it, void (*visit)(struct gather *it, off_t a
 				visit(it, at, (size_t)(next - at));
 			}
 		}
-		done = end;
 	}
 }
 
 int gather(const char *path)
 {
 	static struct gather it;
-	struct stat file, list;
 	/* Nobody waits for it who could not go on without. */
 	setpriority(PRIO_PROCESS, 0, GATHER_NICE);
 	it.path = path;
 	it.fd = open(path, O_RDWR | O_CLOEXEC);
-	if (it.fd < 0 || fstat(it.fd, &file) != 0)
+	if (it.fd < 0)
 		die("cannot open %s: %s", path, strerror(errno));
-	if (fstat(PARTS_FD, &list) != 0 || list.st_size == 0 || list.st_size % (off_t)sizeof *it.parts != 0)
-		die("descriptor %d holds no parts", PARTS_FD);
-	it.part_count = (size_t)list.st_size / sizeof *it.parts;
-	it.parts = mmap(NULL, (size_t)list.st_size, PROT_READ, MAP_PRIVATE, PARTS_FD, 0);
-	if (it.parts == MAP_FAILED)
-		die("cannot map the parts: %s", strerror(errno));
+	it.parts = map_parts(&it.part_count);
 	/* Pages that wait to be written cannot be dropped. */
 	if (fdatasync(it.fd) != 0)
 		die("cannot flush %s: %s", path, strerror(errno));

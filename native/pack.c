@@ -20,11 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#define PARTS_FD 3
 /* The kernel itself tries busy parts again, with a commit of the journal for each try: too many of them, and all of it is left. */
 #define BUSY_MAX 32
 
@@ -34,10 +31,6 @@ struct move_extent {
 	uint64_t orig_start, donor_start, len, moved_len;
 };
 #define EXT4_IOC_MOVE_EXT _IOWR('f', 15, struct move_extent)
-
-struct part {
-	uint64_t offset, bytes;
-};
 
 /* An answer, not a failure. */
 static int cannot_pack(const char *code, const char *what)
@@ -62,16 +55,11 @@ static int move(int fd, int donor, const struct part *part, uint64_t to, uint64_
 
 int pack_file(const char *path)
 {
-	struct stat parts_are;
 	int block, fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0 || ioctl(fd, FIGETBSZ, &block) != 0)
 		die("cannot open %s: %s", path, strerror(errno));
-	if (fstat(PARTS_FD, &parts_are) != 0 || parts_are.st_size % (off_t)sizeof(struct part) != 0 || parts_are.st_size == 0)
-		die("descriptor %d holds no parts", PARTS_FD);
-	size_t count = (size_t)parts_are.st_size / sizeof(struct part);
-	const struct part *parts = mmap(NULL, (size_t)parts_are.st_size, PROT_READ, MAP_PRIVATE, PARTS_FD, 0);
-	if (parts == MAP_FAILED)
-		die("cannot map the parts: %s", strerror(errno));
+	size_t count;
+	const struct part *parts = map_parts(&count);
 	uint64_t bytes = 0, moved_bytes = 0, at = 0;
 	for (size_t i = 0; i < count; i++)
 		bytes += parts[i].bytes;

@@ -1,14 +1,13 @@
 /** Runs of a file lie in few pieces in the page cache once they were gathered, and nothing else changes. */
 import { spawnSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, statSync, writeSync } from "node:fs";
 import { release } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { evict } from "../src/lab/page-cache.js";
-import { ROOT } from "./support/server.js";
+import { onParts } from "./support/packing.js";
 
-const EXTRACTOR = join(ROOT, "native/build/extractor");
 /** Not the system's temporary directory, which may have no disk below it. */
 const dir = mkdtempSync("/var/tmp/thaw-gather-");
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
@@ -37,29 +36,6 @@ function makeFile(): string {
   for (const [page, pages] of RUNS) writeSync(fd, randomBytes(pages * PAGE), 0, undefined, page * PAGE);
   closeSync(fd);
   return path;
-}
-
-function gather(
-  path: string,
-  parts: readonly (readonly [page: number, pages: number])[],
-): { status: number | null; stdout: string } {
-  const bytes = Buffer.alloc(parts.length * 16);
-  for (const [index, [page, pages]] of parts.entries()) {
-    bytes.writeBigUInt64LE(BigInt(page * PAGE), index * 16);
-    bytes.writeBigUInt64LE(BigInt(pages * PAGE), index * 16 + 8);
-  }
-  const list = join(dir, "parts");
-  writeFileSync(list, bytes);
-  const fd = openSync(list, "r");
-  try {
-    const { status, stdout } = spawnSync(EXTRACTOR, ["gather", path], {
-      stdio: ["ignore", "pipe", "inherit", fd],
-      timeout: 30_000,
-    });
-    return { status, stdout: stdout.toString() };
-  } finally {
-    closeSync(fd);
-  }
 }
 
 function python(code: string, ...args: string[]): string {
@@ -122,7 +98,7 @@ describe("gathering parts of a file", () => {
     const [before, was] = [digest(path), identity(path)];
     // Single pages cannot be in fewer pieces.
     const runs = hasPieces() ? RUNS.filter(([, pages]) => pages > 1).length : expect.any(Number);
-    const { status, stdout } = gather(path, [WHOLE]);
+    const { status, stdout } = onParts("gather", path, [WHOLE]);
     expect([status, JSON.parse(stdout)]).toEqual([0, { ok: true, runs }]);
     expect(identity(path)).toEqual(was);
     expect(digest(path)).toBe(before);
@@ -134,7 +110,7 @@ describe("gathering parts of a file", () => {
     const path = makeFile();
     await cacheSinglePages(path);
     expect(piecesOf(path)).toEqual(SINGLE);
-    expect(gather(path, [WHOLE]).status).toBe(0);
+    expect(onParts("gather", path, [WHOLE]).status).toBe(0);
     const [block = 0, window, two = 0, odd = 0, ...single] = piecesOf(path);
     // Memory may lack the largest one.
     expect(block).toBeLessThanOrEqual(8);
@@ -151,7 +127,7 @@ describe("gathering parts of a file", () => {
       [BLOCK_PAGES + 20, 1],
       [BLOCK_PAGES + 66, 2],
     ] as const;
-    expect(gather(path, parts).status).toBe(0);
+    expect(onParts("gather", path, parts).status).toBe(0);
     const [block, window, two, odd] = piecesOf(path);
     expect([block, window, two, odd]).toEqual([SINGLE[0], 1, 17, SINGLE[3]]);
   });
@@ -160,14 +136,17 @@ describe("gathering parts of a file", () => {
     const path = makeFile();
     const before = digest(path);
     await evict([path]);
-    expect(gather(path, [WHOLE]).status).toBe(0);
+    expect(onParts("gather", path, [WHOLE]).status).toBe(0);
     expect(digest(path)).toBe(before);
   });
 
   it("passes over what lies beyond the end, and says what is wrong with a list", () => {
     const path = makeFile();
-    expect(gather(path, [[1_000_000, 3]]).status).toBe(0);
-    expect(gather(path, [])).toMatchObject({ status: 1, stdout: expect.stringContaining("holds no parts") });
-    expect(gather(join(dir, "none"), [WHOLE])).toMatchObject({ status: 1, stdout: expect.stringContaining("cannot open") });
+    expect(onParts("gather", path, [[1_000_000, 3]]).status).toBe(0);
+    expect(onParts("gather", path, [])).toMatchObject({ status: 1, stdout: expect.stringContaining("holds no parts") });
+    expect(onParts("gather", join(dir, "none"), [WHOLE])).toMatchObject({
+      status: 1,
+      stdout: expect.stringContaining("cannot open"),
+    });
   });
 });

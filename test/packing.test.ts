@@ -1,16 +1,14 @@
 /** Parts of a file are moved together on the disk, and neither the file nor who uses it notices. */
 import { execFileSync, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { decodeWorkingSet, imageFiles } from "../src/image/index.js";
 import { evict } from "../src/lab/page-cache.js";
-import { canPack, packed } from "./support/packing.js";
-import { ROOT } from "./support/server.js";
+import { canPack, onParts, packed } from "./support/packing.js";
 import { call, LANGUAGES, useWorld } from "./support/world.js";
 
-const EXTRACTOR = join(ROOT, "native/build/extractor");
 /** Not the system's temporary directory, which may have no disk below it. */
 const dir = mkdtempSync("/var/tmp/thaw-packing-");
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
@@ -26,21 +24,13 @@ function makeFile(where: string): string {
   return path;
 }
 
-function pack(path: string, parts: readonly number[]): Record<string, unknown> {
-  const bytes = Buffer.alloc(parts.length * 16);
-  for (const [index, page] of parts.entries()) {
-    bytes.writeBigUInt64LE(BigInt(page * PAGE), index * 16);
-    bytes.writeBigUInt64LE(BigInt(PAGE), index * 16 + 8);
-  }
-  const partsPath = join(dir, "parts");
-  writeFileSync(partsPath, bytes);
-  const fd = openSync(partsPath, "r");
-  try {
-    const { stdout } = spawnSync(EXTRACTOR, ["pack", path], { stdio: ["ignore", "pipe", "inherit", fd] });
-    return JSON.parse(stdout.toString());
-  } finally {
-    closeSync(fd);
-  }
+function pack(path: string, pages: readonly number[]): Record<string, unknown> {
+  const { stdout } = onParts(
+    "pack",
+    path,
+    pages.map((page) => [page, 1]),
+  );
+  return JSON.parse(stdout);
 }
 
 const digest = (path: string): string => createHash("sha256").update(readFileSync(path)).digest("hex");

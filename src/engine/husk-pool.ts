@@ -65,8 +65,7 @@ export class Husk implements InstanceListener {
   /** What it had taken when it was ready: what an instance takes is counted from there. */
   faultsBefore: ProcessFaults = NO_FAULTS;
   private readonly exitListeners: (() => void)[] = [];
-  private heard: (() => void) | undefined;
-  private spoken: (() => void) | undefined;
+  private heard: (() => void)[] = [];
 
   constructor(
     readonly template: number,
@@ -79,20 +78,12 @@ export class Husk implements InstanceListener {
     this.resumed = true;
   }
 
-  /** `spoken` is called once, when its process has said something, or ended. */
-  starts(spoken: () => void): void {
-    this.spoken = spoken;
-  }
-
   onData(bytes: Buffer): void {
     this.heir?.onData(bytes);
     this.speaks();
   }
   private speaks(): void {
-    this.heard?.();
-    this.heard = undefined;
-    this.spoken?.();
-    this.spoken = undefined;
+    for (const listener of this.heard.splice(0)) listener();
   }
   onLog(bytes: Buffer): void {
     this.heir?.onLog(bytes);
@@ -114,7 +105,7 @@ export class Husk implements InstanceListener {
   }
   /** Resolves with what the process says next, or its end. */
   sign(): Promise<void> {
-    return this.exit !== undefined ? Promise.resolve() : new Promise((resolve) => (this.heard = resolve));
+    return this.exit !== undefined ? Promise.resolve() : new Promise((resolve) => this.heard.push(resolve));
   }
   /** Resolves when every process of it is gone. */
   gone(): Promise<void> {
@@ -294,7 +285,7 @@ export class HuskPool {
     if (index < 0) return undefined;
     const [husk] = pool.ready.splice(index, 1);
     this.quiet.began(nowMs());
-    husk?.starts(() => this.quiet.spoke(nowMs()));
+    void husk?.sign().then(() => this.quiet.spoke(nowMs()));
     this.refillLater(ASK_MS);
     return husk;
   }

@@ -11,6 +11,7 @@
  */
 import type { Logger } from "../base/log.js";
 import { type FileRange, imageFiles, PAGES, packedRanges, readsScattered, type WorkingSet } from "../image/index.js";
+import { encodeParts } from "./gather.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
@@ -139,14 +140,4 @@ export class Packer {
     if (reply.code === "unsupported") this.#unsupported = true;
     return { why: String(reply.why), busy: false };
   }
-}
-
-/** As native/pack.c reads them. */
-function encodeParts(ranges: readonly FileRange[]): Buffer {
-  const bytes = Buffer.alloc(ranges.length * 16);
-  for (const [index, range] of ranges.entries()) {
-    bytes.writeBigUInt64LE(range.offset, index * 16);
-    bytes.writeBigUInt64LE(BigInt(range.bytes), index * 16 + 8);
-  }
-  return bytes;
 }
