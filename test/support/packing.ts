@@ -1,6 +1,6 @@
 /** What is done to page spaces beside their starts: by hand, and by the engine when an image's last instance has ended. */
 import { spawnSync } from "node:child_process";
-import { closeSync, openSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { encodeParts } from "../../src/engine/gather.js";
@@ -37,17 +37,23 @@ export function canPack(path: string): boolean {
   return statfsSync(path).type === EXT4_MAGIC;
 }
 
-/** What is stored: the engine's inspection would read the pages, too. */
+/** What is stored, if anything is: the engine's inspection would read the pages, too. */
 function stored(image: Image): WorkingSet | undefined {
-  return decodeWorkingSet(readFileSync(imageFiles(image.dir).workingSet));
+  const { workingSet } = imageFiles(image.dir);
+  return existsSync(workingSet) ? decodeWorkingSet(readFileSync(workingSet)) : undefined;
 }
 
-/** What the last start recorded may still be on its way to the disk. */
-const WRITTEN_MS = 200;
+/** A set is stable after five recordings at most; a start ends before what it recorded is stored, and one in a while records nothing. */
+const STARTS_MAX = 20;
+const RECORDED_MS = 1_000;
 
-/** Resolves when the working set lies together on the disk; soon where it is not stable yet, at once where it cannot. */
-export async function packed(image: Image): Promise<void> {
-  if (!canPack(image.dir)) return;
-  for (const end = Date.now() + WRITTEN_MS; stored(image)?.stable !== true; await sleep(10)) if (Date.now() > end) return;
-  await until("the working set lies together", () => stored(image)?.packed);
+/** Has it started until its working set is stable, and resolves when that lies together on the disk; where that cannot be, when it is stable. */
+export async function packed(image: Image, start: () => Promise<unknown>): Promise<void> {
+  for (let starts = 0; stored(image)?.stable !== true; starts++) {
+    if (starts === STARTS_MAX) throw new Error(`the working set is not stable after ${STARTS_MAX} starts`);
+    const before = stored(image)?.recordings ?? 0;
+    await start();
+    for (const end = Date.now() + RECORDED_MS; (stored(image)?.recordings ?? 0) === before && Date.now() < end; ) await sleep(5);
+  }
+  if (canPack(image.dir)) await until("the working set lies together", () => stored(image)?.packed);
 }
