@@ -97,7 +97,8 @@ static void bound_waits(bool on)
 	ticks = 0;
 }
 
-static void wait_stop(pid_t tid)
+/* The status of the stop. */
+static int wait_stop(pid_t tid)
 {
 	int status;
 	for (;;) {
@@ -108,8 +109,39 @@ static void wait_stop(pid_t tid)
 			refuse("one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)");
 		if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status))
 			refuse("a thread ended while it was being stopped");
-		return;
+		return status;
 	}
+}
+
+/* The stop that was asked for, not one for a signal. Such a one may come before it, or after it, or in its place (it clears what was asked). */
+static bool is_interrupt(int status)
+{
+	return status >> 16 == PTRACE_EVENT_STOP;
+}
+
+/* A signal that is about to be delivered is, and not lost: a thread that was to run a handler stops at its first instruction. */
+static void interrupt(pid_t tid)
+{
+	for (int status = 0; !is_interrupt(status);) {
+		if (status != 0 && ptrace(PTRACE_CONT, tid, NULL, (void *)(long)WSTOPSIG(status)) != 0)
+			die("cannot hand thread %d its signal: %s", tid, strerror(errno));
+		if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0)
+			die("cannot interrupt thread %d: %s", tid, strerror(errno));
+		status = wait_stop(tid);
+	}
+}
+
+static void run(pid_t tid, enum __ptrace_request how)
+{
+	if (ptrace(how, tid, NULL, NULL) != 0)
+		die("cannot run a system call in the process: %s", strerror(errno));
+}
+
+/* Until it stops for `how` itself. */
+static void ran(pid_t tid, enum __ptrace_request how)
+{
+	while (is_interrupt(wait_stop(tid)))
+		run(tid, how);
 }
 
 static void seize(struct target *target, pid_t tid)
@@ -125,9 +157,7 @@ static void seize(struct target *target, pid_t tid)
 	struct thread *thread = &target->threads[target->thread_count++];
 	memset(thread, 0, sizeof *thread);
 	thread->tid = tid;
-	if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0)
-		die("cannot interrupt thread %d: %s", tid, strerror(errno));
-	wait_stop(tid);
+	interrupt(tid);
 	/* Only now: one that never stopped shall outlive us. */
 	if (ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)(options | PTRACE_O_EXITKILL)) != 0)
 		die("cannot hold thread %d: %s", tid, strerror(errno));
@@ -322,6 +352,11 @@ static bool may_step(struct target *target)
 	return target->steps;
 }
 
+static enum __ptrace_request one_call(struct target *target)
+{
+	return may_step(target) ? PTRACE_SINGLESTEP : PTRACE_SYSCALL;
+}
+
 static void start_call(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
 {
 	if (!target->syscall_at)
@@ -340,26 +375,26 @@ static void start_call(struct target *target, struct thread *thread, long nr, co
 	struct iovec vector = { regs, sizeof regs };
 	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot set registers: %s", strerror(errno));
-	bool steps = may_step(target);
-	if (!steps && ptrace(PTRACE_SYSCALL, thread->tid, NULL, NULL) == 0)
-		wait_stop(thread->tid); /* entry */
-	if (ptrace(steps ? PTRACE_SINGLESTEP : PTRACE_SYSCALL, thread->tid, NULL, NULL) != 0)
-		die("cannot run a system call in the process: %s", strerror(errno));
+	if (one_call(target) == PTRACE_SYSCALL) { /* its entry */
+		run(thread->tid, PTRACE_SYSCALL);
+		ran(thread->tid, PTRACE_SYSCALL);
+	}
+	run(thread->tid, one_call(target));
 }
 
 static long finish_call(struct target *target, struct thread *thread)
 {
 	uint64_t regs[27];
 	struct iovec vector = { regs, sizeof regs };
-	wait_stop(thread->tid);
+	ran(thread->tid, one_call(target));
 	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot read registers: %s", strerror(errno));
 	long result = (long)regs[R_RAX];
-	bool ran = regs[R_RIP] == target->syscall_at + 2;
+	bool done = regs[R_RIP] == target->syscall_at + 2;
 	vector = (struct iovec){ thread->regs, sizeof thread->regs };
 	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot put back registers: %s", strerror(errno));
-	if (!ran)
+	if (!done)
 		die("a system call that was run in the process was interrupted");
 	return result;
 }
@@ -406,9 +441,10 @@ void run_script(struct target *target, int mem, uint64_t page, struct script_cal
 	regs[R_R12] = count;
 	regs[R_ORIG_RAX] = (uint64_t)-1;
 	struct iovec vector = { regs, sizeof regs };
-	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0 || ptrace(PTRACE_CONT, thread->tid, NULL, NULL) != 0)
+	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot run system calls in the process: %s", strerror(errno));
-	wait_stop(thread->tid);
+	run(thread->tid, PTRACE_CONT);
+	ran(thread->tid, PTRACE_CONT);
 	vector.iov_len = sizeof regs;
 	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot read registers: %s", strerror(errno));

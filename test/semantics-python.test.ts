@@ -3,10 +3,11 @@
  * has four beats: set up state, freeze, thaw, see that it goes on. Steps are functions of test/fixtures/python.
  */
 import { createHash } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
 import { openFromTheFuture } from "./support/clock.js";
-import { call, useWorld } from "./support/world.js";
+import { call, hostPid, useWorld } from "./support/world.js";
 
 const DAY_S = 86_400;
 const HOUR_S = 3600;
@@ -52,6 +53,43 @@ describe("clocks, timers and signals", () => {
     await clones(image, async (one) => {
       expect(await call(one, "clocks.hear")).toEqual({ heard: ["SIGUSR1"], ignored: true, pending: true, umask: "0o27" });
     });
+  });
+
+  it("hears each signal that comes while it is stopped, be it for a hibernation or a freeze", async () => {
+    const one = await world.boot("python");
+    // Of a real-time signal all are queued, not one of each kind.
+    const number = 40;
+    expect(await call(one, "clocks.count_signals", number)).toBe(0);
+    let sent = 0;
+    const during = async <T>(work: Promise<T>): Promise<T> => {
+      let under = true;
+      const ended = work.finally(() => {
+        under = false;
+      });
+      ended.catch(() => undefined);
+      while (under) {
+        process.kill(hostPid(one), number);
+        await sleep(sent++ % 2);
+      }
+      return ended;
+    };
+    for (let round = 0; round < 120; round++) {
+      await during(one.hibernate());
+      expect(await call(one, "clocks.count_signals", number)).toBe(sent);
+    }
+    let frozen = 0;
+    for (let round = 0; round < 40; round++) {
+      const made = await during(one.freeze({ then: "continue" })).catch((error: unknown) => error);
+      if (made instanceof Error)
+        expect(made).toMatchObject({ code: "FREEZE_REFUSED", why: expect.stringContaining("is pending") });
+      else {
+        frozen++;
+        await world.engine.removeImage(made as Image);
+      }
+      expect(await call(one, "clocks.count_signals", number)).toBe(sent);
+    }
+    expect(frozen).toBeGreaterThan(0);
+    await one.dispose();
   });
 
   it("ends with the exit code that it chose", async () => {
