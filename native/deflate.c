@@ -80,10 +80,10 @@ struct view {
 	size_t vma_count;
 	struct piece *pieces;
 	size_t piece_count, piece_room;
-	/* what has been touched since the last time, as JSON: offset and length by turns; files with the same */
-	FILE *swap_present, *file_present;
-	char *swap_text, *file_text;
-	size_t swap_bytes, file_bytes;
+	/* what has been touched since the last time, and what of it written, as JSON: offset and length by turns; files with the same */
+	FILE *swap_present, *swap_written, *file_present;
+	char *swap_text, *written_text, *file_text;
+	size_t swap_bytes, written_bytes, file_bytes;
 };
 
 struct deflation {
@@ -196,6 +196,9 @@ static void see(void *context, const struct scan_region *range)
 		return;
 	struct piece *last = view->piece_count ? &view->pieces[view->piece_count - 1] : NULL;
 	struct range private = { range->start, range->end, range->categories & IS_WRITTEN };
+	if (in_swap(d, vma))
+		fprintf(view->swap_written, "%s%" PRIu64 ",%" PRIu64, ftell(view->swap_written) ? "," : "", range->start - vma->start + vma->offset,
+			range->end - range->start);
 	if (vma->kind == FILE_PRIVATE && !in_swap(d, vma)) {
 		/* changed pages of another file: an overlay for each run, as a freeze makes them */
 		if (!last || !last->over_file || last->start < vma->start || range->start - last->end > OVERLAY_GAP_PAGES * PAGE)
@@ -226,8 +229,9 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 		view->vma_count = read_vmas(pid, &view->vmas, VMAS_FLAGS);
 	}
 	view->swap_present = open_memstream(&view->swap_text, &view->swap_bytes);
+	view->swap_written = open_memstream(&view->written_text, &view->written_bytes);
 	view->file_present = open_memstream(&view->file_text, &view->file_bytes);
-	if (!view->swap_present || !view->file_present)
+	if (!view->swap_present || !view->swap_written || !view->file_present)
 		die("out of memory");
 	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
 					  .return_mask = IS_FILE | IS_PRESENT | IS_SWAPPED | IS_ZERO | IS_WRITTEN };
@@ -780,8 +784,8 @@ static int report(struct deflation *d, const struct view *view, bool done)
 	       ",\"residentBytes\":%" PRIu64 ",\"mappings\":%zu",
 	       done ? "false" : "true", d->stopped_ns / 1000, done ? d->written_pages : 0, (uint64_t)is.st_blocks * 512,
 	       resident_bytes(d->target->pid), now.vma_count);
-	if (done && fclose(view->swap_present) == 0 && fclose(view->file_present) == 0)
-		printf(",\"touched\":[%s],\"files\":[%s]", view->swap_text, view->file_text);
+	if (done && fclose(view->swap_present) == 0 && fclose(view->swap_written) == 0 && fclose(view->file_present) == 0)
+		printf(",\"touched\":[%s],\"written\":[%s],\"files\":[%s]", view->swap_text, view->written_text, view->file_text);
 	printf("}\n");
 	return 0;
 }

@@ -152,8 +152,10 @@ export class Hibernation {
         // A request that came too late to cancel it has woken it by now.
         after = instance.busy || this.#cancelled ? "woken" : "hibernated";
         this.hibernatedBytes = number("hibernatedBytes");
-        if (before === "woken" && this.#file !== undefined)
+        if (before === "woken" && this.#file !== undefined) {
+          this.#wakeSet.recordWritten(this.#file, reply.written ?? []);
           await this.#wakeSet.record(this.#file, tools.mapped, instance.hostPid, reply.touched ?? [], reply.files ?? []);
+        }
       }
       const report: HibernateReport = {
         hygieneMs,

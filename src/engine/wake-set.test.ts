@@ -101,3 +101,41 @@ describe("what watched wakes touched", () => {
     expect(set.wanting).toBe(true);
   });
 });
+
+describe("memory that is filled from one end", () => {
+  const behind = (...wakes: readonly (readonly (readonly number[])[])[]): number[][] => {
+    const set = new WakeSet();
+    for (const written of wakes) set.recordWritten(OWN, written.flat());
+    return set.ranges.map(({ offset, bytes }) => [Number(offset) / 4096, bytes / 4096]);
+  };
+
+  it("is read ahead behind its front, as much as was filled the last time, within bounds", () => {
+    expect(behind([page(10, 5)], [page(14, 3)])).toEqual([[17, 16]]);
+    // The page that was begun may have been full.
+    expect(behind([page(10, 5)], [page(15, 30)])).toEqual([[45, 30]]);
+    expect(behind([page(10, 5)], [page(15, 500)])).toEqual([[515, 64]]);
+    // Pages in one run that the extractor tells apart.
+    expect(behind([page(10, 5)], [page(14), page(15, 2)])).toEqual([[17, 16]]);
+  });
+
+  it("is what goes on where the last wake ended, and nothing else that is written", () => {
+    expect(behind([page(10, 5)])).toEqual([]);
+    expect(behind([page(10, 5)], [page(16, 3)])).toEqual([]);
+    expect(behind([page(10, 5)], [page(10, 5)])).toEqual([]);
+    expect(behind([page(10, 5)], [page(8, 3)])).toEqual([]);
+  });
+
+  it("is known until its front is left or passed", () => {
+    expect(behind([page(10)], [page(10, 2)], [page(11)])).toEqual([[12, 16]]);
+    expect(behind([page(10)], [page(10, 2)], [page(11)], [page(11, 3)])).toEqual([[14, 16]]);
+    expect(behind([page(10)], [page(10, 2)], [page(40)])).toEqual([]);
+  });
+
+  it("comes behind what was recorded", async () => {
+    const set = await recorded([page(3), []]);
+    set.recordWritten(OWN, page(10));
+    set.recordWritten(OWN, page(10, 2));
+    await set.recordWatched(OWN, files, 1, page(5), []);
+    expect(set.ranges.map(({ offset }) => Number(offset) / 4096)).toEqual([5, 12]);
+  });
+});

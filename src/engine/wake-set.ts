@@ -6,6 +6,12 @@
  * files that others map, too, what any touched. Where none was
  * watched yet, the pages that were present when a woken instance was hibernated again stand in: more than was touched, for the kernel
  * maps neighbours that lie in the page cache. Of these two recordings are kept, of files that others map, too, four.
+ *
+ * Memory that a program fills from one end, as V8 does its young generation, is never the same twice:
+ *
+ *     written before the last hibernation   ▓▓▓▓▓
+ *     … and since                               ▓▓▓▓          goes on where the other ended: a front
+ *     read ahead                            as recorded ░░░░  what it will write next, which would be a read from disk for each page
  */
 import type { Keeper, PrefetchRange } from "./keeper.js";
 
@@ -26,6 +32,9 @@ const OUTSIDE_PART = 0.25;
 /** After so many of those another wake is watched; after twice as many the next, for some functions never touch the same pages. */
 const MISFITS = 4;
 const MISFITS_MAX = 1024;
+/** Read ahead behind a front: what a few requests write, or as much as was written the last time. */
+const FRONT_BYTES = 16 * PAGE_BYTES;
+const FRONT_BYTES_MAX = 64 * PAGE_BYTES;
 
 interface Range {
   readonly offset: number;
@@ -63,6 +72,10 @@ export class WakeSet {
   #watched: readonly Recording[] = [];
   #misfits = 0;
   #misfitsMax = MISFITS;
+  /** What was written between the last two hibernations. */
+  #written: readonly Range[] = [];
+  #fronts: readonly Range[] = [];
+  #recorded: readonly PrefetchRange[] = [];
   /** What to read ahead, in order; ready, because nothing may be worked out when a request waits. */
   ranges: readonly PrefetchRange[] = [];
 
@@ -85,7 +98,16 @@ export class WakeSet {
     const merged = new Map<string, { mapping: string; ranges: Range[] }>();
     for (const [key, { mapping, ranges }] of recordingOf(touched, others))
       merged.set(key, { mapping, ranges: this.#merged(key, ranges, key === OWN_FILE ? RECORDINGS : SHARED_RECORDINGS) });
-    this.ranges = await rangesToRead(merged, file, files, pid);
+    this.#recorded = await rangesToRead(merged, file, files, pid);
+    this.#settle(file);
+  }
+
+  /** Takes what of its own memory the extractor found written since the last hibernation. */
+  recordWritten(file: number, written: unknown): void {
+    const now = join(rangesOf(written), 0);
+    this.#fronts = frontsOf(this.#written, this.#fronts, now);
+    this.#written = now;
+    this.#settle(file);
   }
 
   /** Takes exactly what a wake and its first request touched. */
@@ -112,12 +134,17 @@ export class WakeSet {
         ),
       });
     }
-    this.ranges = await rangesToRead(often, file, files, pid);
+    this.#recorded = await rangesToRead(often, file, files, pid);
+    this.#settle(file);
   }
 
   /** Takes note of the first request after a wake: faults that had to wait for a disk. */
   note(faultsOutside: number): void {
     if (this.#watched.length === WATCHED && faultsOutside > Math.max(OUTSIDE_MIN, this.pages * OUTSIDE_PART)) this.#misfits++;
+  }
+
+  #settle(file: number): void {
+    this.ranges = [...this.#recorded, ...this.#fronts.map((range) => prefetchOf(file, range))].slice(0, RANGES_MAX);
   }
 
   #merged(file: string, touched: readonly Range[], count: number): Range[] {
@@ -135,7 +162,17 @@ async function rangesToRead(recording: Recording, own: number, files: MappedFile
     if (id !== undefined) found.push(...ranges.map((range) => prefetchOf(id, range)));
   }
   found.push(...(recording.get(OWN_FILE)?.ranges ?? []).map((range) => prefetchOf(own, range)));
-  return found.slice(0, RANGES_MAX);
+  return found;
+}
+
+/** What lies behind each range that reaches beyond the end of one before, or that ends where an earlier front still begins. */
+function frontsOf(before: readonly Range[], earlier: readonly Range[], now: readonly Range[]): Range[] {
+  return now.flatMap(({ offset, end }) => {
+    const old = before.find((one) => one.end >= offset && one.end < end);
+    if (old === undefined) return earlier.find((front) => front.offset === end) ?? [];
+    const bytes = Math.min(FRONT_BYTES_MAX, Math.max(FRONT_BYTES, end - old.end));
+    return [{ offset: end, end: end + bytes }];
+  });
 }
 
 function recordingOf(touched: unknown, others: unknown): Recording {
