@@ -26,7 +26,8 @@ export interface WakeResult {
 /** Names of the arms. */
 export const WAKE_ARMS = {
   warm: "warm",
-  warmAgain: "warm again (A/A)",
+  paused: "warm, after as long a pause",
+  pausedAgain: "… again (A/A)",
   cached: "wake, page cache",
   cold: "wake, cold disk",
   woken: "woken, the same event again",
@@ -47,9 +48,12 @@ export async function wakes(lab: Lab, subject: HibernateSubject): Promise<WakeRe
     return instance;
   };
   let sleeper: Instance | undefined;
+  let hibernatingMs = 0;
   const hibernated = async (): Promise<Instance> => {
     sleeper ??= await start();
+    const began = nowUs();
     const { cancelled } = await sleeper.hibernate();
+    hibernatingMs = (nowUs() - began) / 1000;
     if (cancelled || sleeper.state !== "hibernated") throw new Error(`it should be hibernated, and is ${sleeper.state}`);
     return sleeper;
   };
@@ -82,12 +86,16 @@ export async function wakes(lab: Lab, subject: HibernateSubject): Promise<WakeRe
     },
     run: async (round) => timed(await awake(sleeper), seed(round)),
   });
-  /** An instance that never was hibernated, for each sample: it must not keep the interpreter in the cache during the others. */
-  const warm = (name: string): Arm<WakeSample> => ({
+  /**
+   * An instance that never was hibernated, for each sample: it must not keep the interpreter in the cache during the others. Where it `pauses` for
+   * as long as the other was being hibernated, its last requests find processors that are as cold, and hibernation is all that differs.
+   */
+  const warm = (name: string, pauses: boolean): Arm<WakeSample> => ({
     name,
     async run(round) {
       const instance = await start();
       try {
+        if (pauses) await sleep(hibernatingMs);
         await ask(instance, workload, seedOf(round));
         await ask(instance, workload, seedOf(round));
         return await timed(instance, seedOf(round));
@@ -99,8 +107,9 @@ export async function wakes(lab: Lab, subject: HibernateSubject): Promise<WakeRe
   const done = lab.cleanup.add("ending the instance that hibernates", () => sleeper?.dispose());
   try {
     const arms = [
-      warm(WAKE_ARMS.warm),
-      warm(WAKE_ARMS.warmAgain),
+      warm(WAKE_ARMS.warm, false),
+      warm(WAKE_ARMS.paused, true),
+      warm(WAKE_ARMS.pausedAgain, true),
       wake(WAKE_ARMS.cached, async (instance) => fetchAll(privateFiles(instance, subject))),
       wake(WAKE_ARMS.cold, async (instance) => {
         const own = privateFiles(instance, { ...subject, interpreters: dataDir(subject) });
