@@ -222,7 +222,7 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 	pid_t pid = d->target->pid;
 	view->text = read_maps(pid);
 	/* smaps costs milliseconds, maps a tenth of that */
-	if (earlier && strcmp(view->text, earlier->text) == 0) {
+	if (earlier && strcmp(view->text, earlier->text) == 0 && vmas_are(earlier->vmas, earlier->vma_count, view->text)) {
 		view->vmas = earlier->vmas;
 		view->vma_count = earlier->vma_count;
 	} else {

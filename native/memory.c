@@ -163,6 +163,41 @@ char *read_maps(pid_t pid)
 	return text;
 }
 
+/* What is read of a mapping, but for smaps' own words; false: it is none, or not counted. */
+static bool parse_mapping(const char *line, struct vma *vma, int *name_at)
+{
+	char perms[8];
+	*name_at = 0;
+	memset(vma, 0, sizeof *vma);
+	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %x:%x %" SCNu64 " %n", &vma->start, &vma->end, perms, &vma->offset,
+		   &vma->major, &vma->minor, &vma->inode, name_at) < 7 || *name_at == 0)
+		return false;
+	vma->prot = (perms[0] == 'r' ? 1 : 0) | (perms[1] == 'w' ? 2 : 0) | (perms[2] == 'x' ? 4 : 0);
+	vma->shared = perms[3] == 's';
+	return true;
+}
+
+static bool passed_over(const struct vma *vma, const char *name)
+{
+	return (vma->start >= HUSK_ZONE_START && vma->start < HUSK_ZONE_END) || strncmp(name, "[vsyscall]", 10) == 0;
+}
+
+bool vmas_are(const struct vma *vmas, size_t count, const char *maps)
+{
+	size_t i = 0;
+	for (const char *line = maps; *line; line = strchr(line, '\n') + 1) {
+		struct vma now;
+		int name_at;
+		if (!parse_mapping(line, &now, &name_at) || passed_over(&now, line + name_at))
+			continue;
+		const struct vma *vma = &vmas[i];
+		if (i++ == count || vma->start != now.start || vma->end != now.end || vma->prot != now.prot || vma->shared != now.shared ||
+		    vma->inode != now.inode || vma->major != now.major || vma->minor != now.minor || (now.inode != 0 && vma->offset != now.offset))
+			return false;
+	}
+	return i == count;
+}
+
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 {
 	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
@@ -175,31 +210,25 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 		die("cannot read %s: %s", path, strerror(errno));
 	struct vma *vmas = NULL, *current = NULL;
 	while (getline(&line, &line_room, file) > 0) {
-		uint64_t start, end, offset, inode;
-		unsigned int major, minor;
-		char perms[8];
-		int name_at = 0;
-		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %x:%x %" SCNu64 " %n", &start, &end, perms, &offset, &major,
-			   &minor, &inode, &name_at) >= 7 && name_at > 0) {
+		struct vma vma;
+		int name_at;
+		if (parse_mapping(line, &vma, &name_at)) {
 			line[strcspn(line, "\n")] = 0;
 			current = NULL;
 			const char *name = line + name_at;
-			if ((start >= HUSK_ZONE_START && start < HUSK_ZONE_END) || strcmp(name, "[vsyscall]") == 0)
+			if (passed_over(&vma, name))
 				continue;
 			if (count == VMAS_MAX)
 				refuse("it has more than %d mappings", VMAS_MAX);
 			vmas = grow(vmas, count, &room, sizeof *vmas);
 			current = &vmas[count++];
-			memset(current, 0, sizeof *current);
-			*current = (struct vma){ .start = start, .end = end, .offset = offset, .inode = inode, .major = major, .minor = minor };
-			current->prot = (perms[0] == 'r' ? 1 : 0) | (perms[1] == 'w' ? 2 : 0) | (perms[2] == 'x' ? 4 : 0);
-			current->shared = perms[3] == 's';
+			*current = vma;
 			current->path = strdup(name);
 			if (strncmp(name, "[vvar", 5) == 0 || strcmp(name, "[vdso]") == 0)
 				current->kind = VDSO;
 			else if (strcmp(name, "[heap]") == 0)
 				current->kind = HEAP;
-			else if (inode != 0)
+			else if (current->inode != 0)
 				current->kind = current->shared ? FILE_SHARED : FILE_PRIVATE;
 			else
 				current->kind = ANON;

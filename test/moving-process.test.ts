@@ -1,0 +1,52 @@
+/**
+ * Processes that do not stand still while they are stopped: threads that begin and end, mappings that come and go, signals that nobody can
+ * hold back, children that have the same memory. Whatever they do, nothing of theirs is lost, or they are refused by name.
+ */
+import { describe, expect, it } from "vitest";
+import type { Image, Instance } from "../src/engine/index.js";
+import { call, hostPid, useWorld } from "./support/world.js";
+
+const world = useWorld();
+
+/** Calls `during` again and again while something is under way. */
+async function whileUnderWay<T>(work: Promise<T>, during: () => Promise<void>): Promise<T> {
+  let under = true;
+  const ended = work.finally(() => {
+    under = false;
+  });
+  ended.catch(() => undefined);
+  while (under) await during();
+  return ended;
+}
+
+const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+async function withPython(use: (one: Instance) => Promise<void>): Promise<void> {
+  const one = await world.boot("python");
+  try {
+    await use(one);
+  } finally {
+    await one.dispose();
+  }
+}
+
+describe("a process that is stopped", () => {
+  it("loses nothing of mappings that come and go meanwhile", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.map_and_unmap");
+      for (let round = 0; round < 60; round++) {
+        expect((await one.hibernate()).cancelled).toBe(false);
+        expect(await call(one, "moving.lost")).toEqual([]);
+      }
+      for (let round = 0; round < 40; round++) {
+        const image: Image = await one.freeze({ then: "continue" });
+        await world.thawed(image, async (clone) => {
+          await pause(10);
+          expect(await call(clone, "moving.lost")).toEqual([]);
+        });
+        await world.engine.removeImage(image);
+      }
+      await call(one, "moving.end");
+    });
+  });
+});
