@@ -43,6 +43,7 @@ struct thread {
 	uint8_t *xstate;
 	size_t xstate_bytes;
 	uint64_t sigmask;
+	bool trapped; /* somebody sent it a SIGTRAP meanwhile; release_all sends it again */
 	bool masked; /* its signals are held back; release_all puts sigmask back */
 	uint64_t altstack[3];
 	uint64_t robust_list, robust_bytes;

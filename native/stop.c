@@ -26,7 +26,8 @@
 #endif
 #define PARK_TRIES 400
 #define PARK_WAIT_NS 500000
-#define SEIZE_ROUNDS 16
+#define SEIZE_ROUNDS 64
+#define ENDING_WAIT_NS 50000
 #define STOP_TICK_US 100000
 #define STOP_TICKS_MAX 20
 #define XSTATE_BYTES_MAX 32768
@@ -97,7 +98,8 @@ static void bound_waits(bool on)
 	ticks = 0;
 }
 
-/* The status of the stop. */
+/* The status of the stop; ENDED: the thread is no more. */
+#define ENDED (-1)
 static int wait_stop(pid_t tid)
 {
 	int status;
@@ -107,9 +109,7 @@ static int wait_stop(pid_t tid)
 			continue;
 		if (got < 0 && errno == EINTR)
 			refuse("one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)");
-		if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status))
-			refuse("a thread ended while it was being stopped");
-		return status;
+		return got < 0 || WIFEXITED(status) || WIFSIGNALED(status) ? ENDED : status;
 	}
 }
 
@@ -119,56 +119,121 @@ static bool is_interrupt(int status)
 	return status >> 16 == PTRACE_EVENT_STOP;
 }
 
-/* A signal that is about to be delivered is, and not lost: a thread that was to run a handler stops at its first instruction. */
-static void interrupt(pid_t tid)
+/*
+ * A signal that is about to be delivered is, and not lost: a thread that was to run a handler stops at its first instruction. False
+ * when the thread ended first: neither request finds one that is ending, but waiting does.
+ */
+static bool interrupt(pid_t tid)
 {
 	for (int status = 0; !is_interrupt(status);) {
-		if (status != 0 && ptrace(PTRACE_CONT, tid, NULL, (void *)(long)WSTOPSIG(status)) != 0)
+		if (status != 0 && ptrace(PTRACE_CONT, tid, NULL, (void *)(long)WSTOPSIG(status)) != 0 && errno != ESRCH)
 			die("cannot hand thread %d its signal: %s", tid, strerror(errno));
-		if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0)
+		if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0 && errno != ESRCH)
 			die("cannot interrupt thread %d: %s", tid, strerror(errno));
 		status = wait_stop(tid);
+		if (status == ENDED)
+			return false;
 	}
+	return true;
 }
 
-static void run(pid_t tid, enum __ptrace_request how)
+static void run(pid_t tid, enum __ptrace_request how, int signal)
 {
-	if (ptrace(how, tid, NULL, NULL) != 0)
+	if (ptrace(how, tid, NULL, (void *)(long)signal) != 0)
 		die("cannot run a system call in the process: %s", strerror(errno));
 }
 
-/* Until it stops for `how` itself. */
-static void ran(pid_t tid, enum __ptrace_request how)
+/* Of a stop for SIGTRAP: the kernel's own word for a step or a breakpoint, not one that somebody sent. */
+static bool from_kernel(pid_t tid)
 {
-	while (is_interrupt(wait_stop(tid)))
-		run(tid, how);
+	siginfo_t info;
+	return ptrace(PTRACE_GETSIGINFO, tid, NULL, &info) != 0 || info.si_code > 0;
 }
 
+/*
+ * Until it stops for `how` itself. Two signals come through whatever is held back: SIGSTOP, which is handed on (the thread stops at once
+ * for the group's sake, and is sent on), and a SIGTRAP that was sent, which waits for release_all.
+ */
+static void ran(struct thread *thread, enum __ptrace_request how)
+{
+	for (;;) {
+		int status = wait_stop(thread->tid), signal = 0;
+		if (status == ENDED)
+			refuse("a thread ended while it was stopped");
+		if (!is_interrupt(status)) {
+			signal = WSTOPSIG(status);
+			if (signal != SIGSTOP && (signal != SIGTRAP || from_kernel(thread->tid)))
+				return;
+			thread->trapped |= signal == SIGTRAP;
+			signal = signal == SIGTRAP ? 0 : signal;
+		}
+		run(thread->tid, how, signal);
+	}
+}
+
+/* Of the process, those that are ending included. */
+static int thread_count(pid_t pid)
+{
+	char path[64], line[256];
+	int count = 0;
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	FILE *status = fopen(path, "re");
+	while (status && fgets(line, sizeof line, status))
+		if (sscanf(line, "Threads: %d", &count) == 1)
+			break;
+	if (status)
+		fclose(status);
+	return count;
+}
+
+/* One that ended cannot be seized, and the kernel says EPERM of it as of one that it does not allow. */
+static bool is_over(pid_t pid, pid_t tid)
+{
+	char path[64], line[512];
+	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
+	FILE *stat = fopen(path, "re");
+	const char *after = stat && fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
+	bool over = !after || after[2] == 'Z' || after[2] == 'X';
+	if (stat)
+		fclose(stat);
+	return over;
+}
+
+/* Nothing when the thread ends first. */
 static void seize(struct target *target, pid_t tid)
 {
 	if (target->thread_count == THREADS_MAX)
 		refuse("it has more than %d threads", THREADS_MAX);
 	long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
 	if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)options) != 0) {
-		if (errno == ESRCH)
+		int error = errno;
+		if (error == ESRCH || (error == EPERM && is_over(target->pid, tid)))
 			return;
-		die("cannot stop thread %d: %s", tid, strerror(errno));
+		die("cannot stop thread %d: %s", tid, strerror(error));
 	}
 	struct thread *thread = &target->threads[target->thread_count++];
 	memset(thread, 0, sizeof *thread);
 	thread->tid = tid;
-	interrupt(tid);
+	if (!interrupt(tid)) {
+		target->thread_count--;
+		return;
+	}
 	/* Only now: one that never stopped shall outlive us. */
 	if (ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)(options | PTRACE_O_EXITKILL)) != 0)
 		die("cannot hold thread %d: %s", tid, strerror(errno));
 }
 
-/* New threads may appear while others are being stopped: repeat until a round finds none. */
+/*
+ * New threads may appear while others are being stopped: repeat until a round finds none. The list of them ends early where one ends that is
+ * being read, so the kernel's own count has to agree.
+ */
 static void seize_all(struct target *target)
 {
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/task", target->pid);
 	seize(target, target->pid);
+	if (target->thread_count == 0)
+		refuse("it ended");
 	for (int round = 0; round < SEIZE_ROUNDS; round++) {
 		int before = target->thread_count;
 		DIR *tasks = opendir(path);
@@ -180,8 +245,10 @@ static void seize_all(struct target *target)
 				seize(target, tid);
 		}
 		closedir(tasks);
-		if (target->thread_count == before)
+		if (target->thread_count == before && thread_count(target->pid) == before)
 			return;
+		if (target->thread_count == before)
+			nanosleep(&(struct timespec){ 0, ENDING_WAIT_NS }, NULL);
 	}
 	refuse("it keeps making threads");
 }
@@ -231,6 +298,8 @@ static bool try_stop(struct target *target, bool all, uint64_t *began)
 	else
 		seize(target, target->pid);
 	bound_waits(false);
+	if (target->thread_count == 0)
+		refuse("it ended");
 	get_regs(&target->threads[0]);
 	const uint64_t *regs = target->threads[0].original_regs;
 	if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
@@ -291,6 +360,8 @@ void release_all(struct target *target)
 			ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector);
 		if (thread->masked)
 			ptrace(PTRACE_SETSIGMASK, thread->tid, (void *)8, &thread->sigmask);
+		if (thread->trapped)
+			syscall(SYS_tgkill, target->pid, thread->tid, SIGTRAP);
 		ptrace(PTRACE_DETACH, thread->tid, NULL, NULL);
 		free(thread->xstate);
 		thread->xstate = NULL;
@@ -376,17 +447,17 @@ static void start_call(struct target *target, struct thread *thread, long nr, co
 	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot set registers: %s", strerror(errno));
 	if (one_call(target) == PTRACE_SYSCALL) { /* its entry */
-		run(thread->tid, PTRACE_SYSCALL);
-		ran(thread->tid, PTRACE_SYSCALL);
+		run(thread->tid, PTRACE_SYSCALL, 0);
+		ran(thread, PTRACE_SYSCALL);
 	}
-	run(thread->tid, one_call(target));
+	run(thread->tid, one_call(target), 0);
 }
 
 static long finish_call(struct target *target, struct thread *thread)
 {
 	uint64_t regs[27];
 	struct iovec vector = { regs, sizeof regs };
-	ran(thread->tid, one_call(target));
+	ran(thread, one_call(target));
 	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot read registers: %s", strerror(errno));
 	long result = (long)regs[R_RAX];
@@ -443,8 +514,8 @@ void run_script(struct target *target, int mem, uint64_t page, struct script_cal
 	struct iovec vector = { regs, sizeof regs };
 	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot run system calls in the process: %s", strerror(errno));
-	run(thread->tid, PTRACE_CONT);
-	ran(thread->tid, PTRACE_CONT);
+	run(thread->tid, PTRACE_CONT, 0);
+	ran(thread, PTRACE_CONT);
 	vector.iov_len = sizeof regs;
 	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot read registers: %s", strerror(errno));

@@ -49,4 +49,32 @@ describe("a process that is stopped", () => {
       await call(one, "moving.end");
     });
   });
+
+  it("may have threads that end while they are being stopped", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.make_threads");
+      for (let round = 0; round < 80; round++) expect((await one.hibernate()).cancelled, `round ${round}`).toBe(false);
+      for (let round = 0; round < 40; round++) await world.engine.removeImage(await one.freeze({ then: "continue" }));
+      await call(one, "moving.end");
+    });
+  });
+
+  it.each(["SIGSTOP", "SIGTRAP"] as const)("is hibernated whoever sends it %s", async (signal) => {
+    await withPython(async (one) => {
+      let sent = 0;
+      if (signal === "SIGTRAP") await call(one, "moving.trap", "hear");
+      for (let round = 0; round < 15; round++) {
+        const report = await whileUnderWay(one.hibernate(), async () => {
+          process.kill(hostPid(one), signal);
+          sent++;
+          await pause(round % 3);
+          if (signal === "SIGSTOP") process.kill(hostPid(one), "SIGCONT");
+        });
+        expect(report.cancelled).toBe(false);
+        const [, heard] = await call<[boolean, number]>(one, "moving.trap", "look");
+        expect(heard).toBeGreaterThanOrEqual(signal === "SIGTRAP" ? round + 1 : 0);
+      }
+      expect(sent).toBeGreaterThan(15);
+    });
+  });
 });
