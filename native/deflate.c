@@ -28,6 +28,7 @@
  * used again.
  */
 #include "track.h"
+#include <dirent.h>
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -473,36 +474,96 @@ const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_
 	return NULL;
 }
 
-static void refuse_unfit(const struct deflation *d, const struct view *view)
+/* Replacing fails in its midst where the kernel has no room for a mapping: a run of changed pages in a mapping of a file makes two more. */
+static void refuse_mappings(const struct view *view)
 {
 	unsigned long mappings_max = 65530;
+	size_t wanted = view->vma_count + MAPPINGS_SPARE;
+	for (size_t i = 0; i < view->piece_count; i++)
+		wanted += view->pieces[i].over_file ? 2 : 0;
 	FILE *limit = fopen("/proc/sys/vm/max_map_count", "re");
 	if (limit) {
 		if (fscanf(limit, "%lu", &mappings_max) != 1)
 			mappings_max = 65530;
 		fclose(limit);
 	}
+	if (wanted > mappings_max)
+		refuse("it has %zu mappings, and would have up to %zu: vm.max_map_count is %lu", view->vma_count, wanted, mappings_max);
+}
+
+static void refuse_process(const struct deflation *d, pid_t pid, bool files)
+{
+	char path[64], line[4096];
+	unsigned major, minor;
+	uint64_t inode;
+	if (syscall(SYS_kcmp, d->target->pid, pid, KCMP_VM, 0, 0) == 0)
+		refuse("another process shares its memory");
+	if (!files)
+		return;
+	snprintf(path, sizeof path, "/proc/%d/maps", pid);
+	FILE *maps = fopen(path, "re");
+	while (maps && fgets(line, sizeof line, maps))
+		if (sscanf(line, "%*s %*s %*s %x:%x %" SCNu64, &major, &minor, &inode) == 3 && inode == d->swap.st_ino &&
+		    makedev(major, minor) == d->swap.st_dev)
+			refuse("a process that was forked since its last hibernation maps the same file, and would see what is written to it");
+	if (maps)
+		fclose(maps);
+}
+
+static void refuse_children(const struct deflation *d, pid_t pid, bool files)
+{
+	char path[96];
+	snprintf(path, sizeof path, "/proc/%d/task", pid);
+	DIR *tasks = opendir(path);
+	for (struct dirent *entry; tasks && (entry = readdir(tasks));) {
+		int child;
+		snprintf(path, sizeof path, "/proc/%d/task/%.16s/children", pid, entry->d_name);
+		FILE *list = entry->d_name[0] == '.' ? NULL : fopen(path, "re");
+		while (list && fscanf(list, "%d", &child) == 1) {
+			if (child != d->target->pid)
+				refuse_process(d, child, files);
+			refuse_children(d, child, files);
+		}
+		if (list)
+			fclose(list);
+	}
+	if (tasks)
+		closedir(tasks);
+}
+
+/*
+ * Another process with the same memory would go on while it is replaced. One that was forked after an earlier hibernation has private mappings
+ * of the file, whose pages, as long as it writes none of its own, are what this process hibernates with. Asked before anything is written
+ * and again when all is stopped: who is forked between the two is found, but may have seen pages change by then.
+ */
+static void refuse_sharers(const struct deflation *d, const struct view *view)
+{
+	char path[64], line[512];
+	pid_t parent = 0;
+	bool files = false;
+	for (size_t i = 0; i < view->vma_count && !files; i++)
+		files = in_swap(d, &view->vmas[i]);
+	snprintf(path, sizeof path, "/proc/%d/stat", d->target->pid);
+	FILE *stat = fopen(path, "re");
+	const char *after = stat && fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
+	if (!after || sscanf(after + 1, " %*c %d", &parent) != 1)
+		die("cannot read %s: %s", path, strerror(errno));
+	fclose(stat);
+	/* What lost its parent is the child of init, which is its own. */
+	refuse_children(d, parent, files);
+}
+
+static void refuse_unfit(const struct deflation *d, const struct view *view)
+{
 	struct statvfs where;
 	if (fstatvfs(SWAP_FD, &where) == 0 && (where.f_flag & ST_NOEXEC))
 		refuse("its memory may hold code, and the directory for it is mounted noexec");
 	for (size_t i = 0; i < view->vma_count; i++)
 		if (view->vmas[i].watched)
 			refuse("its memory is watched by a userfaultfd");
-	if (view->vma_count + 2 * view->piece_count + MAPPINGS_SPARE > mappings_max)
-		refuse("it has %zu mappings, and vm.max_map_count is %lu", view->vma_count, mappings_max);
 	const char *allocator = allocator_that_trusts_zeros(d->target->pid, view->vmas, view->vma_count);
 	if (allocator)
 		refuse("its allocator (jemalloc, in %s) relies on zeros where memory was given back, and memory that is a file gives its bytes back", allocator);
-	/* Another process with the same memory would go on while it is replaced. */
-	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/task/%d/children", d->target->pid, d->target->pid);
-	FILE *children = fopen(path, "re");
-	int child;
-	while (children && fscanf(children, "%d", &child) == 1)
-		if (syscall(SYS_kcmp, d->target->pid, child, KCMP_VM, 0, 0) == 0)
-			refuse("a child process shares its memory");
-	if (children)
-		fclose(children);
 }
 
 /* ---- the process itself ---- */
@@ -569,7 +630,7 @@ static bool request_waits(struct deflation *d)
 /*
  * The page in which run_script works lies in the husk's zone, which no function uses. Descriptor and message for recvmsg lie in it, too.
  */
-enum { MESSAGE_AT = 0, PAIR_AT = 64, VECTOR_AT = 72, BYTE_AT = 88, CONTROL_AT = 96, HEAD_BYTES = 4096 };
+enum { MESSAGE_AT = 0, PAIR_AT = 64, VECTOR_AT = 72, BYTE_AT = 88, CONTROL_AT = 96, ACTION_AT = 256, HEAD_BYTES = 4096 };
 struct workshop {
 	uint64_t at, bytes;
 	int theirs[2]; /* of a socket pair; -1: none */
@@ -672,11 +733,12 @@ static void remap(struct deflation *d, const struct view *view)
 	size_t count = 0;
 	for (int i = 0; i < d->target->thread_count; i++)
 		read_rseq(&d->target->threads[i]);
-	struct script_call *calls = malloc((view->piece_count + 2 * view->vma_count + 1) * sizeof *calls);
+	size_t room = view->piece_count + 2 * view->vma_count + 1;
+	struct script_call *calls = malloc(room * sizeof *calls);
 	if (!calls)
 		die("out of memory");
 	struct workshop shop;
-	enter_workshop(d, &shop, view->piece_count + 2 * view->vma_count + 1);
+	enter_workshop(d, &shop, room);
 	for (size_t i = 0; i < view->piece_count; i++) {
 		const struct piece *piece = &view->pieces[i];
 		if (!piece->mapped)
@@ -699,8 +761,14 @@ static void remap(struct deflation *d, const struct view *view)
 		calls[count++] = call(SYS_madvise, start, end - start, MADV_RANDOM, 0, 0, 0);
 		calls[count++] = call(SYS_madvise, start, end - start, MADV_DONTNEED, 0, 0, 0);
 	}
+	/* The script ends in a breakpoint. Where SIGTRAP is ignored, it would be ignored no more. */
+	long known = d->target->steps ? 0 : do_one(d, SYS_rt_sigaction, SIGTRAP, 0, shop.at + ACTION_AT, 8, 0, 0);
+	if (known != 0)
+		give_up(d, &shop, "cannot read the action of SIGTRAP", known);
 	no_way_back(true);
 	run_script(d->target, d->mem, shop.at + HEAD_BYTES, calls, count);
+	if (!d->target->steps)
+		do_one(d, SYS_rt_sigaction, SIGTRAP, shop.at + ACTION_AT, 0, 8, 0, 0);
 	for (size_t i = 0; i < count; i++) {
 		bool well = i < mapped ? calls[i].result == (int64_t)calls[i].args[0] : calls[i].result == 0 || calls[i].result == -ENOMEM;
 		if (!well)
@@ -814,7 +882,9 @@ int deflate(struct target *target, int argc, char **argv)
 	refuse_unfit(&d, &first);
 	if (!arm(&d, &first))
 		return report(&d, NULL, false);
+	refuse_sharers(&d, &first);
 	look(&d, &running, &first);
+	refuse_mappings(&running);
 	settle_places(&d, &running, NULL);
 	for (size_t i = 0; i < running.piece_count && !cancelled; i++)
 		copy_piece(&d, &running.pieces[i], !running.pieces[i].mapped);
@@ -825,6 +895,8 @@ int deflate(struct target *target, int argc, char **argv)
 	if (!stop(&d, true))
 		return report(&d, NULL, false);
 	look(&d, &stopped, &running);
+	refuse_mappings(&stopped);
+	refuse_sharers(&d, &stopped);
 	settle_places(&d, &stopped, &running);
 	copy_rest(&d, &stopped);
 	bool done = !request_waits(&d);

@@ -77,4 +77,57 @@ describe("a process that is stopped", () => {
       expect(sent).toBeGreaterThan(15);
     });
   });
+
+  it("goes on to ignore SIGTRAP", async () => {
+    await withPython(async (one) => {
+      expect(await call(one, "moving.trap", "ignore")).toEqual([true, 0]);
+      await world.engine.removeImage(await one.freeze({ then: "continue" }));
+      expect(await call(one, "moving.trap", "look")).toEqual([true, 0]);
+      await one.hibernate();
+      expect(await call(one, "moving.trap", "look")).toEqual([true, 0]);
+    });
+  });
+});
+
+describe("memory that is not one process's alone", () => {
+  it("is not changed in a child that was forked since the last hibernation: the next one is refused while it lives", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.hold", "old!");
+      await one.hibernate();
+      await call(one, "moving.fork");
+      await call(one, "moving.hold", "new!");
+      await expect(one.hibernate()).rejects.toMatchObject({
+        code: "HIBERNATE_REFUSED",
+        why: expect.stringContaining("forked since its last hibernation"),
+      });
+      expect(await call(one, "moving.child_has")).toBe("old!");
+      expect(await call(one, "moving.end_child")).toBe(0);
+      expect((await one.hibernate()).cancelled).toBe(false);
+    });
+  });
+
+  it("is a child's own when that was forked before the first", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.hold", "old!");
+      await call(one, "moving.fork");
+      await call(one, "moving.hold", "new!");
+      for (let round = 0; round < 2; round++) {
+        await one.hibernate();
+        expect(await call(one, "moving.child_has")).toBe("old!");
+      }
+      expect(await call(one, "moving.end_child")).toBe(0);
+    });
+  });
+
+  it("is refused where a child of one of its threads shares it", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.share");
+      await expect(one.hibernate()).rejects.toMatchObject({
+        code: "HIBERNATE_REFUSED",
+        why: expect.stringContaining("another process shares its memory"),
+      });
+      await call(one, "moving.end_sharer");
+      expect((await one.hibernate()).cancelled).toBe(false);
+    });
+  });
 });
