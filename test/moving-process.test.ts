@@ -131,3 +131,9 @@ describe("memory that is not one process's alone", () => {
     });
   });
 });
+
+describe("reads past the page cache", () => {
+  it("do not exist: what a device writes into memory, nobody would know to be written", async () => {
+    await withPython(async (one) => expect(await call(one, "moving.open_directly")).toEqual([22, 22]));
+  });
+});

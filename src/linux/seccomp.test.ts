@@ -8,6 +8,7 @@ const AARCH64 = 0xc00000b7;
 const X32 = 0x40000000;
 const ALLOW = "allow";
 const EPERM = 1;
+const EINVAL = 22;
 const ENOSYS = 38;
 const EPROTONOSUPPORT = 93;
 const EAFNOSUPPORT = 97;
@@ -39,7 +40,8 @@ const CLONE = 56;
 const UNSHARE = 272;
 const SETNS = 308;
 const SOCKET = 41;
-const special = [CLONE, UNSHARE, SETNS, SOCKET, 16, 135];
+const [OPEN, FCNTL, OPENAT] = [2, 72, 257];
+const special = [CLONE, UNSHARE, SETNS, SOCKET, OPEN, FCNTL, OPENAT, 16, 135];
 const refusedNumbers = new Set([...Object.values(REFUSED), ...Object.values(ABSENT)]);
 
 describe("the seccomp filter", () => {
@@ -105,6 +107,18 @@ describe("the seccomp filter", () => {
     expect(answer(UNSHARE, [0n])).toBe(EPERM);
     expect(answer(SETNS, [3n, 0n]), "any kind of namespace").toBe(EPERM);
     expect(answer(UNSHARE, [0x10000080n])).toBe(EPERM);
+  });
+
+  it("lets files be opened, but not read past the page cache", () => {
+    for (const flags of [0n, 0o2000000n, 0o102n, 0o20200000n, 0o4000n]) {
+      expect(answer(OPEN, [0n, flags])).toBe(ALLOW);
+      expect(answer(OPENAT, [0n, 0n, flags])).toBe(ALLOW);
+      expect(answer(FCNTL, [0n, 4n, flags])).toBe(ALLOW);
+      expect(answer(OPEN, [0n, flags | 0o40000n])).toBe(EINVAL);
+      expect(answer(OPENAT, [0n, 0n, flags | 0o40000n])).toBe(EINVAL);
+      expect(answer(FCNTL, [0n, 4n, flags | 0o40000n])).toBe(EINVAL);
+    }
+    expect(answer(FCNTL, [0n, 1031n, 0o40000n]), "the size of a pipe is no flag").toBe(ALLOW);
   });
 
   it("lets a personality be asked and not changed, and a terminal be used and not fed", () => {

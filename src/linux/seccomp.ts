@@ -18,6 +18,7 @@ const BPF_RETURN = 0x06;
 const ALLOW = 0x7fff0000;
 const ERRNO = 0x00050000;
 const EPERM = 1;
+const EINVAL = 22;
 const ENOSYS = 38;
 const EPROTONOSUPPORT = 93;
 const EAFNOSUPPORT = 97;
@@ -32,6 +33,8 @@ const AT_ARG2 = 32;
 const CLONE_NAMESPACES = 0x7e020000;
 const CLONE_NEWTIME = 0x80;
 const TIOCSTI = 0x5412;
+const O_DIRECT = 0o40000;
+const F_SETFL = 4;
 const PERSONALITY_QUERY = 0xffffffff;
 const AF_UNIX = 1;
 const AF_INET = 2;
@@ -42,11 +45,14 @@ const IPPROTO_TCP = 6;
 const IPPROTO_UDP = 17;
 const IPPROTO_ICMPV6 = 58;
 
+const OPEN = 2;
 const CLONE = 56;
 const IOCTL = 16;
+const FCNTL = 72;
 const SOCKET = 41;
 const PERSONALITY = 135;
 const UNSHARE = 272;
+const OPENAT = 257;
 const SETNS = 308;
 
 /** Refused with EPERM, by name and number. */
@@ -102,12 +108,13 @@ export const REFUSED: Readonly<Record<string, number>> = {
   quotactl_fd: 443,
 };
 
-/** Answered as by a kernel that does not have them. clone3 hides its flags from a filter; io_uring cannot be frozen. */
+/** Answered as by a kernel that does not have them. clone3 and openat2 hide their flags from a filter; io_uring cannot be frozen. */
 export const ABSENT: Readonly<Record<string, number>> = {
   io_uring_setup: 425,
   io_uring_enter: 426,
   io_uring_register: 427,
   clone3: 435,
+  openat2: 437,
   memfd_secret: 447,
 };
 
@@ -145,7 +152,14 @@ type Verdict = readonly Instruction[];
 
 const looksAt = (argument: number, test: Instruction): Verdict => [[BPF_LOAD, 0, 0, argument], test, refuse(EPERM), allow];
 
-/** Each of these looks at one argument (its low half) and returns; sockets at two. */
+/**
+ * No reads past the page cache: a device writes into memory whose pages it took hold of before, and the kernel does not count that as
+ * written. Such a page would be missed by whoever copies memory while the process runs, and a freeze or a hibernation would lose what
+ * was read. Answered as by a file system that cannot.
+ */
+const directly = (argument: number): Verdict => [[BPF_LOAD, 0, 0, argument], [BPF_JSET, 0, 1, O_DIRECT], refuse(EINVAL), allow];
+
+/** Each of these looks at one argument (its low half) and returns; sockets and fcntl at two. */
 const BY_ARGUMENT: readonly (readonly [nr: number, verdict: Verdict])[] = [
   [CLONE, looksAt(AT_ARG0, [BPF_JSET, 0, 1, CLONE_NAMESPACES])],
   [UNSHARE, looksAt(AT_ARG0, [BPF_JEQ, 1, 0, CLONE_NEWTIME])],
@@ -153,6 +167,9 @@ const BY_ARGUMENT: readonly (readonly [nr: number, verdict: Verdict])[] = [
   [PERSONALITY, looksAt(AT_ARG0, [BPF_JEQ, 1, 0, PERSONALITY_QUERY])],
   [IOCTL, looksAt(AT_ARG1, [BPF_JEQ, 0, 1, TIOCSTI])],
   [SOCKET, SOCKETS],
+  [OPEN, directly(AT_ARG1)],
+  [OPENAT, directly(AT_ARG2)],
+  [FCNTL, [[BPF_LOAD, 0, 0, AT_ARG1], [BPF_JEQ, 0, 3, F_SETFL], ...directly(AT_ARG2)]],
 ];
 
 /** From `first` to the one before the next stretch, all have the same verdict. */
