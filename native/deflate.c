@@ -47,6 +47,10 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Not in the headers of older distributions. */
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
 #define SWAP_FD 3
 #define CELL_BYTES (4ULL << 30)
 #define CELLS_MAX (PAGE_SPACE_BYTES_MAX / CELL_BYTES)
@@ -81,6 +85,8 @@ struct view {
 	size_t vma_count;
 	struct piece *pieces;
 	size_t piece_count, piece_room;
+	struct range *guards; /* MADV_GUARD_INSTALL: what replaces the memory must get them again */
+	size_t guard_count, guard_room;
 	/* what has been touched since the last time, and what of it written, as JSON: offset and length by turns; files with the same */
 	FILE *swap_present, *swap_written, *file_present;
 	char *swap_text, *written_text, *file_text;
@@ -186,6 +192,11 @@ static void see(void *context, const struct scan_region *range)
 	struct deflation *d = context;
 	const struct vma *vma = d->vma;
 	struct view *view = d->view;
+	if (range->categories & IS_GUARD) {
+		view->guards = grow(view->guards, view->guard_count, &view->guard_room, sizeof *view->guards);
+		view->guards[view->guard_count++] = (struct range){ range->start, range->end, false };
+		return;
+	}
 	if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
 		if (range->start != d->present[1])
 			flush_present(d);
@@ -235,7 +246,7 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 	if (!view->swap_present || !view->swap_written || !view->file_present)
 		die("out of memory");
 	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
-					  .return_mask = IS_FILE | IS_PRESENT | IS_SWAPPED | IS_ZERO | IS_WRITTEN };
+					  .return_mask = IS_FILE | IS_PRESENT | IS_SWAPPED | IS_ZERO | IS_WRITTEN | guard_category(d->pagemap) };
 	memset(d->cells, 0, sizeof d->cells);
 	d->view = view;
 	bool any_file = false;
@@ -733,7 +744,7 @@ static void remap(struct deflation *d, const struct view *view)
 	size_t count = 0;
 	for (int i = 0; i < d->target->thread_count; i++)
 		read_rseq(&d->target->threads[i]);
-	size_t room = view->piece_count + 2 * view->vma_count + 1;
+	size_t room = view->piece_count + view->guard_count + 2 * view->vma_count + 1;
 	struct script_call *calls = malloc(room * sizeof *calls);
 	if (!calls)
 		die("out of memory");
@@ -761,6 +772,8 @@ static void remap(struct deflation *d, const struct view *view)
 		calls[count++] = call(SYS_madvise, start, end - start, MADV_RANDOM, 0, 0, 0);
 		calls[count++] = call(SYS_madvise, start, end - start, MADV_DONTNEED, 0, 0, 0);
 	}
+	for (size_t i = 0; i < view->guard_count; i++)
+		calls[count++] = call(SYS_madvise, view->guards[i].start, view->guards[i].end - view->guards[i].start, MADV_GUARD_INSTALL, 0, 0, 0);
 	/* The script ends in a breakpoint. Where SIGTRAP is ignored, it would be ignored no more. */
 	long known = d->target->steps ? 0 : do_one(d, SYS_rt_sigaction, SIGTRAP, 0, shop.at + ACTION_AT, 8, 0, 0);
 	if (known != 0)

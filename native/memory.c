@@ -290,6 +290,17 @@ void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 	}
 }
 
+uint64_t guard_category(int pagemap)
+{
+	static uint64_t known = 1;
+	struct scan_region region;
+	struct scan_arg ask = { .size = sizeof ask, .start = 0, .end = PAGE, .vec = (uint64_t)&region, .vec_len = 1, .category_mask = IS_GUARD,
+				.return_mask = IS_GUARD };
+	if (known == 1)
+		known = ioctl(pagemap, IOCTL_PAGEMAP_SCAN, &ask) >= 0 ? IS_GUARD : 0;
+	return known;
+}
+
 static void set_parent(struct dump *dump, int index, int fd, const char *what)
 {
 	struct stat is;
@@ -411,9 +422,17 @@ struct collect {
 	size_t *room;
 };
 
+/* To the kernel it is a page that is swapped out, and that nobody can read. */
+static void refuse_guard(const struct scan_region *range)
+{
+	if (range->categories & IS_GUARD)
+		refuse("it has guard regions (MADV_GUARD_INSTALL at 0x%" PRIx64 ")", range->start);
+}
+
 static void collect_anonymous(void *context, const struct scan_region *range)
 {
 	struct collect *collect = context;
+	refuse_guard(range);
 	collect->dump->anonymous_pages += (range->end - range->start) / PAGE;
 	for (uint64_t at = range->start, until; at < range->end; at = until) {
 		struct run run = { .address = at };
@@ -428,6 +447,7 @@ static void collect_anonymous(void *context, const struct scan_region *range)
 static void collect_overlay(void *context, const struct scan_region *range)
 {
 	struct collect *collect = context;
+	refuse_guard(range);
 	collect->dump->anonymous_pages += (range->end - range->start) / PAGE;
 	struct region *last = collect->region;
 	if (!last || range->start - last->end > OVERLAY_GAP_PAGES * PAGE) {
@@ -540,7 +560,7 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 	const struct scan_arg anonymous = { .category_inverted = IS_FILE | IS_ZERO,
 					    .category_mask = IS_FILE | IS_ZERO,
 					    .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
-					    .return_mask = ahead ? IS_WRITTEN : 0 };
+					    .return_mask = (ahead ? IS_WRITTEN : 0) | guard_category(pagemap) };
 	size_t room = 0, last_index = SIZE_MAX;
 	for (size_t i = 0; i < dump->vma_count; i++) {
 		struct vma *vma = &dump->vmas[i];

@@ -17,7 +17,7 @@ struct scan_arg {
 	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 #define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
-enum { IS_WRITTEN = 1 << 1, IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5, IS_HUGE = 1 << 6 };
+enum { IS_WRITTEN = 1 << 1, IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5, IS_HUGE = 1 << 6, IS_GUARD = 1 << 8 };
 
 enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
 
@@ -49,6 +49,8 @@ bool vmas_are(const struct vma *vmas, size_t count, const char *maps);
 /* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
 void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
 	  void *context);
+/* IS_GUARD, where this kernel tells of guard regions (Linux 6.16), else 0. */
+uint64_t guard_category(int pagemap);
 bool is_zero(const uint8_t *page);
 /* The path of a mapped file with an allocator (jemalloc) that relies on zeros where memory was given back; NULL: none. A private
    mapping of a file gives the file's bytes back. */

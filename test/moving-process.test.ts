@@ -137,3 +137,23 @@ describe("reads past the page cache", () => {
     await withPython(async (one) => expect(await call(one, "moving.open_directly")).toEqual([22, 22]));
   });
 });
+
+describe("guard regions", () => {
+  it("are refused by name in a freeze, and stay where a process is hibernated", async () => {
+    await withPython(async (one) => {
+      const guarded = await call(one, "moving.guard");
+      if (guarded === null) return; // before Linux 6.13
+      expect(guarded).toEqual([11, "07"]);
+      await expect(one.freeze()).rejects.toMatchObject({
+        code: "FREEZE_REFUSED",
+        why: expect.stringContaining("guard regions (MADV_GUARD_INSTALL"),
+      });
+      for (let round = 0; round < 2; round++) {
+        await one.hibernate();
+        expect(await call(one, "moving.guard")).toEqual(guarded);
+      }
+      await call(one, "moving.let_guard_go");
+      await one.freeze({ then: "end" });
+    });
+  });
+});
