@@ -97,19 +97,43 @@ static void bound_waits(bool on)
 	ticks = 0;
 }
 
-/* The status of the stop. */
+/* Stops that came while another thread was waited for. */
+static struct {
+	pid_t tid;
+	int status;
+} early[THREADS_MAX];
+static int early_count;
+
+/*
+ * The status of the stop. Any thread is waited for: of a process that was killed, the kernel tells the main thread's end only after the
+ * ends of all others were heard, so that who waits for the main one alone waits for ever, and keeps the dead process from being buried.
+ */
 static int wait_stop(pid_t tid)
 {
 	int status;
+	for (int i = 0; i < early_count; i++) {
+		if (early[i].tid == tid) {
+			status = early[i].status;
+			early[i] = early[--early_count];
+			return status;
+		}
+	}
 	for (;;) {
-		pid_t got = waitpid(tid, &status, __WALL);
+		pid_t got = waitpid(-1, &status, __WALL);
 		if (got < 0 && errno == EINTR && ticks < STOP_TICKS_MAX)
 			continue;
 		if (got < 0 && errno == EINTR)
 			refuse("one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)");
-		if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status))
-			refuse("a thread ended while it was being stopped");
-		return status;
+		if (got < 0 || WIFEXITED(status) || WIFSIGNALED(status)) {
+			errno = 0;
+			die("a thread ended while it was being stopped"); /* killed; no fault of what the function does */
+		}
+		if (got == tid)
+			return status;
+		if (early_count == THREADS_MAX)
+			die("too many threads stop at once");
+		early[early_count].tid = got;
+		early[early_count++].status = status;
 	}
 }
 
@@ -296,6 +320,7 @@ void release_all(struct target *target)
 		thread->xstate = NULL;
 	}
 	target->thread_count = 0;
+	early_count = 0;
 }
 
 /* ---- injected system calls ---- */
