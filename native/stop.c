@@ -98,19 +98,52 @@ static void bound_waits(bool on)
 	ticks = 0;
 }
 
-/* The status of the stop; ENDED: the thread is no more. */
+/* Stops that came while another thread was waited for. */
+static struct {
+	pid_t tid;
+	int status;
+} early[THREADS_MAX];
+static int early_count;
+
+/*
+ * The status of the stop; ENDED: the thread is no more. Any thread is waited for: of a process that was killed, the kernel tells the main thread's end only after the
+ * ends of all others were heard, so that who waits for the main one alone waits for ever, and keeps the dead process from being buried.
+ */
 #define ENDED (-1)
 static int wait_stop(pid_t tid)
 {
 	int status;
+	for (int i = 0; i < early_count; i++) {
+		if (early[i].tid == tid) {
+			status = early[i].status;
+			early[i] = early[--early_count];
+			return status;
+		}
+	}
 	for (;;) {
-		pid_t got = waitpid(tid, &status, __WALL);
+		pid_t got = waitpid(-1, &status, __WALL);
 		if (got < 0 && errno == EINTR && ticks < STOP_TICKS_MAX)
 			continue;
 		if (got < 0 && errno == EINTR)
 			refuse("one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)");
-		return got < 0 || WIFEXITED(status) || WIFSIGNALED(status) ? ENDED : status;
+		if (got < 0)
+			return ENDED;
+		if (WIFEXITED(status) || WIFSIGNALED(status))
+			status = ENDED;
+		if (got == tid)
+			return status;
+		if (early_count == THREADS_MAX)
+			die("too many threads stop at once");
+		early[early_count].tid = got;
+		early[early_count++].status = status;
 	}
+}
+
+/* No fault of what the function does, so nothing is refused. */
+static _Noreturn void killed(void)
+{
+	errno = 0;
+	die("it was killed while it was being stopped");
 }
 
 /* The stop that was asked for, not one for a signal. Such a one may come before it, or after it, or in its place (it clears what was asked). */
@@ -159,7 +192,7 @@ static void ran(struct thread *thread, enum __ptrace_request how)
 	for (;;) {
 		int status = wait_stop(thread->tid), signal = 0;
 		if (status == ENDED)
-			refuse("a thread ended while it was stopped");
+			killed();
 		if (!is_interrupt(status)) {
 			signal = WSTOPSIG(status);
 			if (signal != SIGSTOP && (signal != SIGTRAP || from_kernel(thread->tid)))
@@ -233,7 +266,7 @@ static void seize_all(struct target *target)
 	snprintf(path, sizeof path, "/proc/%d/task", target->pid);
 	seize(target, target->pid);
 	if (target->thread_count == 0)
-		refuse("it ended");
+		killed();
 	for (int round = 0; round < SEIZE_ROUNDS; round++) {
 		int before = target->thread_count;
 		DIR *tasks = opendir(path);
@@ -299,7 +332,7 @@ static bool try_stop(struct target *target, bool all, uint64_t *began)
 		seize(target, target->pid);
 	bound_waits(false);
 	if (target->thread_count == 0)
-		refuse("it ended");
+		killed();
 	get_regs(&target->threads[0]);
 	const uint64_t *regs = target->threads[0].original_regs;
 	if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
@@ -367,6 +400,7 @@ void release_all(struct target *target)
 		thread->xstate = NULL;
 	}
 	target->thread_count = 0;
+	early_count = 0;
 }
 
 /* ---- injected system calls ---- */

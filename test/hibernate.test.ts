@@ -8,6 +8,7 @@ import { mkdirSync, readdirSync, readFileSync, readlinkSync, truncateSync, write
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it, onTestFinished } from "vitest";
+import type { ThawError } from "../src/base/errors.js";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import { type Engine, type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
 import { evict, fetchAll, mappedFilesOf } from "../src/lab/page-cache.js";
@@ -128,6 +129,17 @@ async function eventuallyAsync(check: () => Promise<void>): Promise<void> {
     await sleep(50);
   }
   await check();
+}
+
+/** How many of its threads somebody traces. */
+function threadsHeld(pid: number): number {
+  try {
+    return readdirSync(`/proc/${pid}/task`).filter(
+      (tid) => !readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1").includes("TracerPid:\t0\n"),
+    ).length;
+  } catch {
+    return 0;
+  }
 }
 
 /** Descriptors of the keeper that lead to files without a name. */
@@ -430,6 +442,33 @@ describe("hibernating", () => {
     await expect(instance.hibernate()).rejects.toThrow("signal 9");
     await instance.dispose();
   });
+
+  it.each(["killed", "disposed"])(
+    "%s at any moment of being deflated, it ends at once, and nothing of it is left",
+    async (how) => {
+      const spec = bench.python(PYTHON);
+      for (let turn = 0; turn < 6; turn++) {
+        const instance = await bench.engine.boot(spec);
+        await step(instance, "works");
+        const pid = hostPid(instance);
+        const ended = new Promise<string>((resolve) => instance.onExit(resolve));
+        const told = instance.hibernate().then(
+          () => "done before",
+          ({ code }: ThawError) => code,
+        );
+        // Once every thread is held, what replaces its memory takes some milliseconds.
+        for (const late = Date.now() + 2_000; threadsHeld(pid) < 2 && Date.now() < late; ) await new Promise(setImmediate);
+        const end = performance.now() + turn;
+        while (performance.now() < end) {}
+        if (how === "killed") process.kill(pid, "SIGKILL");
+        else void instance.dispose();
+        expect(await Promise.race([ended, sleep(5_000, "nothing")])).toMatch(/exited with error: signal 9|was ended|disposed/);
+        expect(["HIBERNATE_FAILED", "INSTANCE_EXITED", "done before"]).toContain(await told);
+        await instance.dispose();
+      }
+      await eventually(() => expect(unnamed()).toEqual([]));
+    },
+  );
 
   it("with its file cut short from outside ends the function by name, and the next start is sound", async () => {
     const spec = bench.python(PYTHON);

@@ -9,6 +9,7 @@
  * A request never waits for it: it is handed to the process at once. While the extractor only copies, the process takes it and the
  * extractor ends; while all is stopped to be replaced, that is over within milliseconds.
  */
+import { readFileSync } from "node:fs";
 import { monotonicNs, nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
@@ -74,6 +75,8 @@ export class Hibernation {
           ok: false,
           code: "refused",
           why: `it was started by ${this.instance.start.loader}: only the pager knows which pages it lacks`,
+          // Others of the function can be, which came another way.
+          scope: "instance",
         }),
       );
     this.#cancel = new AbortController();
@@ -127,6 +130,7 @@ export class Hibernation {
     this.#closed = true;
     this.#cancel.abort();
     void this.#watch?.end(undefined);
+    this.tools.mapped.release(this.#wakeSet);
     if (this.#file !== undefined) this.tools.keeper.closeFile(this.#file);
     this.#file = undefined;
     this.hibernatedBytes = 0;
@@ -227,13 +231,19 @@ export class Hibernation {
     if (endedBefore(ended) && this.#cancelled) return CANCELLED;
     const reply = parseReply(ended.stdout);
     if (reply.ok) return reply;
+    // One that was killed meanwhile is told as that, and its exit follows at once.
+    if (reply.code !== "ended" && isGone(instance.hostPid)) await instance.husk.gone();
+    if (reply.code !== "ended" && !instance.alive) throw instance.exitError();
     throw this.#refusal(reply);
   }
 
   #refusal(reply: Reply): ThawError {
     const what = `function "${this.instance.spec.name}" could not be hibernated`;
     const why = String(reply.why);
-    if (reply.code === "refused") return new ThawError("HIBERNATE_REFUSED", { what, why, fix: "nothing: it goes on as it was" });
+    if (reply.code === "refused") {
+      const details = { scope: reply.scope === "instance" ? "instance" : "function" };
+      return new ThawError("HIBERNATE_REFUSED", { what, why, fix: "nothing: it goes on as it was", details });
+    }
     if (reply.code === "exhausted")
       return new ThawError("RESOURCE_EXHAUSTED", {
         what: `${what}, and goes on as it was`,
@@ -281,6 +291,15 @@ export class Hibernation {
 }
 
 const CANCELLED: Reply = { ok: true, cancelled: true };
+
+/** Ended, waited for or not: it has no memory. */
+function isGone(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/statm`, "latin1").startsWith("0 ");
+  } catch {
+    return true;
+  }
+}
 
 /** It was told to end before it could hear that. */
 function endedBefore({ signal, stdout }: HelperResult): boolean {

@@ -5,6 +5,7 @@ import { MappedFiles, WakeSet } from "./wake-set.js";
 const OWN = 1;
 const CODE = 7;
 const files = new MappedFiles({ openFile: () => Promise.resolve(CODE) } as unknown as Keeper);
+const turn = () => new Promise((resolve) => setImmediate(resolve));
 const page = (index: number, pages = 1): readonly number[] => [index * 4096, pages * 4096];
 const code = (...ranges: readonly (readonly number[])[]) =>
   ranges.map((one, index) => ({ file: "fe:0:12", mapping: `${index}-${index + 1}`, ranges: one }));
@@ -137,5 +138,48 @@ describe("memory that is filled from one end", () => {
     set.recordWritten(OWN, page(10, 2));
     await set.recordWatched(OWN, files, 1, page(5), []);
     expect(set.ranges.map(({ offset }) => Number(offset) / 4096)).toEqual([5, 12]);
+  });
+});
+
+describe("files that instances map", () => {
+  function counted(): { files: MappedFiles; open: Set<number> } {
+    const open = new Set<number>();
+    let last = 0;
+    const openFile = async (): Promise<number> => {
+      open.add(++last);
+      return last;
+    };
+    return { files: new MappedFiles({ openFile, closeFile: (id: number) => open.delete(id) } as unknown as Keeper), open };
+  }
+  const two = [
+    { file: "fe:0:12", mapping: "0-1", ranges: page(1) },
+    { file: "fe:0:13", mapping: "2-3", ranges: page(1) },
+  ];
+
+  it("are closed with the last instance that reads ahead from them, and opened anew for the next", async () => {
+    const { files, open } = counted();
+    const [first, second, third] = [new WakeSet(), new WakeSet(), new WakeSet()];
+    await first.record(OWN, files, 1, [], two);
+    await second.record(OWN, files, 2, [], two.slice(1));
+    expect(open.size).toBe(2);
+    files.release(first);
+    await turn();
+    expect([...open]).toEqual([2]);
+    files.release(second);
+    await turn();
+    expect(open.size).toBe(0);
+    await third.record(OWN, files, 3, [], two);
+    expect([...open]).toEqual([3, 4]);
+    expect(third.ranges.map(({ file }) => file)).toEqual([3, 4]);
+  });
+
+  it("are not held by an instance that ends while they are opened for it", async () => {
+    const { files, open } = counted();
+    const set = new WakeSet();
+    const recording = set.record(OWN, files, 1, [], two);
+    files.release(set);
+    await recording;
+    await turn();
+    expect(open.size).toBe(0);
   });
 });

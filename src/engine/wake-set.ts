@@ -41,21 +41,41 @@ interface Range {
   readonly end: number;
 }
 
-/** Files that instances map, such as interpreters, opened once for all of them in the keeper. */
+/**
+ * Files that instances map, such as interpreters, opened in the keeper once for all who read ahead from them. The last of these has them
+ * closed: a removed image would keep its disk space otherwise.
+ */
 export class MappedFiles {
-  readonly #ids = new Map<string, Promise<number>>();
+  readonly #files = new Map<string, { readonly id: Promise<number>; readonly users: Set<WakeSet> }>();
+  readonly #gone = new WeakSet<WakeSet>();
 
   constructor(private readonly keeper: Keeper) {}
 
-  /** `file`: device and inode; `mapping`: addresses of one in process `pid`. Undefined when it is gone. */
-  async open(pid: number, file: string, mapping: string): Promise<number | undefined> {
-    let id = this.#ids.get(file);
-    if (id === undefined) {
-      id = this.keeper.openFile(`/proc/${pid}/map_files/${mapping}`);
-      this.#ids.set(file, id);
-      id.catch(() => this.#ids.delete(file));
+  /** `file`: device and inode; `mapping`: addresses of one in process `pid`. Undefined when it is gone, or `user` is. */
+  async open(user: WakeSet, pid: number, file: string, mapping: string): Promise<number | undefined> {
+    if (this.#gone.has(user)) return undefined;
+    let entry = this.#files.get(file);
+    if (entry === undefined) {
+      const opened = { id: this.keeper.openFile(`/proc/${pid}/map_files/${mapping}`), users: new Set<WakeSet>() };
+      entry = opened;
+      this.#files.set(file, opened);
+      opened.id.catch(() => this.#files.get(file) === opened && this.#files.delete(file));
     }
-    return id.catch(() => undefined);
+    entry.users.add(user);
+    return entry.id.catch(() => undefined);
+  }
+
+  /** `user` opens no more, and needs nothing of what it opened. */
+  release(user: WakeSet): void {
+    this.#gone.add(user);
+    for (const [file, { id, users }] of this.#files) {
+      if (!users.delete(user) || users.size > 0) continue;
+      this.#files.delete(file);
+      id.then(
+        (opened) => this.keeper.closeFile(opened),
+        () => undefined,
+      );
+    }
   }
 }
 
@@ -98,7 +118,7 @@ export class WakeSet {
     const merged = new Map<string, { mapping: string; ranges: Range[] }>();
     for (const [key, { mapping, ranges }] of recordingOf(touched, others))
       merged.set(key, { mapping, ranges: this.#merged(key, ranges, key === OWN_FILE ? RECORDINGS : SHARED_RECORDINGS) });
-    this.#recorded = await rangesToRead(merged, file, files, pid);
+    this.#recorded = await rangesToRead(this, merged, file, files, pid);
     this.#settle(file);
   }
 
@@ -134,7 +154,7 @@ export class WakeSet {
         ),
       });
     }
-    this.#recorded = await rangesToRead(often, file, files, pid);
+    this.#recorded = await rangesToRead(this, often, file, files, pid);
     this.#settle(file);
   }
 
@@ -155,10 +175,16 @@ export class WakeSet {
 }
 
 /** Files of others first: code is among them, and a fault in it that comes before its read was asked for brings megabytes (image/compile-advice.ts). */
-async function rangesToRead(recording: Recording, own: number, files: MappedFiles, pid: number): Promise<PrefetchRange[]> {
+async function rangesToRead(
+  user: WakeSet,
+  recording: Recording,
+  own: number,
+  files: MappedFiles,
+  pid: number,
+): Promise<PrefetchRange[]> {
   const found: PrefetchRange[] = [];
   for (const [key, { mapping, ranges }] of recording) {
-    const id = ranges.length === 0 || key === OWN_FILE ? undefined : await files.open(pid, key, mapping);
+    const id = ranges.length === 0 || key === OWN_FILE ? undefined : await files.open(user, pid, key, mapping);
     if (id !== undefined) found.push(...ranges.map((range) => prefetchOf(id, range)));
   }
   found.push(...(recording.get(OWN_FILE)?.ranges ?? []).map((range) => prefetchOf(own, range)));

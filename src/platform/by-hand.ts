@@ -1,5 +1,5 @@
 /** `thaw hibernate` and `thaw wake`: all idle instances of one function, now, whatever the policy thinks of it. */
-import { ThawError } from "../base/errors.js";
+import { isThawError, ThawError } from "../base/errors.js";
 import type { Budget } from "./budget.js";
 import type { IdleInstances } from "./idle.js";
 import type { HandReport } from "./types.js";
@@ -24,7 +24,8 @@ export async function hibernateByHand(idle: IdleInstances, version: Version): Pr
       residentBytes += slot.residentBytes - before;
       hibernatedBytes += slot.hibernatedBytes;
     } catch (error) {
-      failure ??= error;
+      // One that was evicted, removed or killed meanwhile is nobody's failure.
+      if (slot.instance.alive || isThawError(error, "HIBERNATE_FAILED")) failure ??= error;
     }
   }
   if (done === 0 && failure !== undefined) throw failure;
@@ -58,7 +59,7 @@ export async function wakeByHand(idle: IdleInstances, budget: Budget, version: V
       hibernatedBytes += slot.hibernatedBytes;
       idle.renew(slot);
     } catch (error) {
-      failure ??= error;
+      if (slot.instance.alive) failure ??= error;
     }
   }
   if (done === 0 && failure !== undefined) throw failure;

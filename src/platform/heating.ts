@@ -65,7 +65,9 @@ export class Heating {
       );
     }
     return new Promise<T>((resolve, reject) => {
-      const run = (): Promise<void> => job().then(resolve, reject);
+      // What fails because its instance was ended with the version is told as that.
+      const run = (): Promise<void> =>
+        job().then(resolve, (error: unknown) => reject(this.wants(version) ? error : gone(version)));
       this.#queue.push({ version, run, giveUp: () => reject(gone(version)) });
       this.#working ??= this.#work();
     });

@@ -233,6 +233,24 @@ describe("when hibernating fails", () => {
     await until(() => states()[0] === "hibernated");
   });
 
+  it("because one instance is refused for how it came, that one is kept warm, and others of its function are hibernated", async () => {
+    await openBed({ keepWarmMs: 10 });
+    const refused = {
+      what: 'function "a" could not be hibernated',
+      why: "it was started by reap",
+      details: { scope: "instance" },
+    };
+    bed.engine.failNext("hibernate", new ThawError("HIBERNATE_REFUSED", refused));
+    await bed.platform.invoke("a", "");
+    await until(() => calls("hibernate").length === 1);
+    await new Promise((resolve) => setTimeout(resolve, 60));
+    expect([calls("hibernate").length, states()]).toEqual([1, ["warm"]]);
+    expect(bed.platform.get("a").hibernateRefused).toBeUndefined();
+    await bed.platform.invoke("a", "", { prefer: { kind: "thaw" } });
+    await until(() => states().includes("hibernated"));
+    expect(states()).toEqual(["warm", "hibernated"]);
+  });
+
   it("in any other way, its function pauses and others go on", async () => {
     await openBed({ keepWarmMs: 10 }, ["a", "b"]);
     bed.engine.failNext("hibernate", new ThawError("HIBERNATE_FAILED", { what: "hibernating failed", why: "EINVAL" }));
@@ -282,6 +300,18 @@ describe("a request that demands a wake", () => {
 });
 
 describe("by hand", () => {
+  it("passes over an instance that ends meanwhile", async () => {
+    await openBed();
+    await bed.platform.invoke("a", "");
+    const [instance] = bed.engine.live;
+    bed.engine.delayMs.hibernate = 30;
+    const hibernating = bed.platform.hibernate("a");
+    bed.engine.failNext("hibernate", new ThawError("INSTANCE_EXITED", { what: "Runtime exited with error: signal 9" }));
+    await until(() => states()[0] === "deflating");
+    instance?.crash("signal 9");
+    expect(await hibernating).toMatchObject({ instances: 0, skipped: 1 });
+  });
+
   it("all idle instances are hibernated and woken, with what it saved", async () => {
     await openBed();
     bed.engine.handler = () => new Promise((resolve) => setTimeout(resolve, 20));

@@ -287,9 +287,10 @@ export class IdleInstances {
   }
 
   /** Whether hibernating it now is possible and would give something back of `bytes`. */
-  #saves({ state, version, freezing }: Slot, bytes: number): boolean {
-    const { hibernateRefused, leftBytes = LEFT_BYTES } = version;
-    return state === "idle" && freezing === undefined && hibernateRefused === undefined && bytes - leftBytes >= SAVES_BYTES_MIN;
+  #saves({ state, version, freezing, hibernateRefused }: Slot, bytes: number): boolean {
+    const { leftBytes = LEFT_BYTES } = version;
+    const refused = hibernateRefused ?? version.hibernateRefused;
+    return state === "idle" && freezing === undefined && refused === undefined && bytes - leftBytes >= SAVES_BYTES_MIN;
   }
 
   /** For the budget, which counts all that is private, clean or not. */
@@ -367,15 +368,17 @@ export class IdleInstances {
     } catch (error) {
       if (stateOf(slot) === "deflating") slot.state = "idle";
       // It ended meanwhile, which is told elsewhere; unless it had to be ended because of this.
-      if (instance.alive || isThawError(error, "HIBERNATE_FAILED")) this.#failed(version, error);
+      if (instance.alive || isThawError(error, "HIBERNATE_FAILED")) this.#failed(slot, error);
       throw error;
     }
   }
 
-  #failed(version: Version, error: unknown): void {
+  #failed(slot: Slot, error: unknown): void {
     const { log } = this.#options;
+    const { version } = slot;
     version.counters.add("hibernateFailures");
-    if (isThawError(error, "HIBERNATE_REFUSED")) {
+    if (isThawError(error, "HIBERNATE_REFUSED") && error.details.scope === "instance") slot.hibernateRefused = errorText(error);
+    else if (isThawError(error, "HIBERNATE_REFUSED")) {
       version.hibernateRefused = errorText(error);
       log.info(
         { function: version.name, reason: version.hibernateRefused },

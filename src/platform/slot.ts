@@ -29,6 +29,8 @@ export interface Slot extends Due {
   hibernatedBytes: number;
   /** Of the resident bytes, what hibernating would give back to the machine; known when it is measured. */
   dirtyBytes: number;
+  /** Why this one cannot be hibernated, though others of its function can; see {@link Version.hibernateRefused}. */
+  hibernateRefused: string | undefined;
   /** False since it was last used. */
   measured: boolean;
   /** The request of its lineage after which it shall be frozen, and the state of the pool when that was asked; see learning.ts. */
@@ -70,6 +72,7 @@ export function newSlot(version: Version, instance: Instance, origin?: Image): S
     residentBytes: 0,
     hibernatedBytes: 0,
     dirtyBytes: 0,
+    hibernateRefused: undefined,
     measured: false,
     freezeAt: undefined,
     askedAt: -1,
