@@ -140,7 +140,7 @@ export class Hibernation {
     const began = nowMs();
     const { instance, tools } = this;
     this.state = "deflating";
-    let after: InstanceState = before;
+    let deflated = false;
     try {
       if (blocked !== undefined) await blocked;
       await this.#unwatch();
@@ -152,9 +152,8 @@ export class Hibernation {
       faultPoint("hibernate-deflated");
       const cancelled = reply.cancelled === true;
       const number = (name: string): number => Number(reply[name] ?? 0);
-      if (!cancelled) {
-        // A request that came too late to cancel it has woken it by now.
-        after = instance.busy || this.#cancelled ? "woken" : "hibernated";
+      deflated = !cancelled;
+      if (deflated) {
         this.hibernatedBytes = number("hibernatedBytes");
         if (before === "woken" && this.#file !== undefined) {
           this.#wakeSet.recordWritten(this.#file, reply.written ?? []);
@@ -177,9 +176,11 @@ export class Hibernation {
       if (!instance.alive && !(error instanceof ThawError && error.code === "HIBERNATE_FAILED")) throw instance.exitError();
       throw error;
     } finally {
-      this.state = after;
-      if (after === "hibernated") this.#watchNext();
-      tools.log.debug({ instance: instance.id, state: after }, "hibernation is over");
+      // A request that came too late to cancel it has woken it by now, also one that came while all this was noted.
+      const woken = instance.busy || this.#cancelled;
+      this.state = deflated ? (woken ? "woken" : "hibernated") : before;
+      if (this.state === "hibernated") this.#watchNext();
+      tools.log.debug({ instance: instance.id, state: this.state }, "hibernation is over");
     }
   }
 
