@@ -2,6 +2,8 @@
  * Processes that do not stand still while they are stopped: threads that begin and end, mappings that come and go, signals that nobody can
  * hold back, children that have the same memory. Whatever they do, nothing of theirs is lost, or they are refused by name.
  */
+import { statSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
 import { call, hostPid, useWorld } from "./support/world.js";
@@ -44,6 +46,20 @@ describe("a process that is stopped", () => {
           await pause(10);
           expect(await call(clone, "moving.lost")).toEqual([]);
         });
+        await world.engine.removeImage(image);
+      }
+      await call(one, "moving.end");
+    });
+  });
+
+  it("has in its mapping of a file in /tmp that grows meanwhile what the file has", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.map_growing_file");
+      for (let round = 0; round < 4; round++) {
+        const image = await one.freeze({ then: "continue", live: round % 2 === 1 });
+        // Nothing but that file is in /tmp.
+        const pages = statSync(join(image.dir, "tmp")).size / 4096;
+        await world.thawed(image, async (clone) => expect(await call(clone, "moving.mapped_pages")).toBe(pages));
         await world.engine.removeImage(image);
       }
       await call(one, "moving.end");
