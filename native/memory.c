@@ -570,8 +570,11 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 			vma->parent_offset = vma->offset;
 		}
 		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
+			bool passes = !lasts(dump, vma);
+			/* Such a file may have another size than when it was looked at ahead of time. */
+			vma->identified &= !passes;
 			identify(target->pid, vma);
-			if (!lasts(dump, vma)) {
+			if (passes) {
 				if (!vma->identified)
 					die("cannot look at the mapped file %s: %s", vma->path, strerror(errno));
 				if (vma->shared)

@@ -105,14 +105,14 @@ static struct range range_part(struct range range, uint64_t start, uint64_t end)
 	return range;
 }
 
-/* Takes [start, end) out of the list. `to`: where it went (mremap). `files` too, or only what is plain memory. */
-static void ranges_cut(struct space *space, uint64_t start, uint64_t end, const uint64_t *to, bool files) {
+/* Takes [start, end) out of the list. `to`: where it went (mremap). */
+static void ranges_cut(struct space *space, uint64_t start, uint64_t end, const uint64_t *to) {
 	size_t count = space->count;
 	struct range *old = space->ranges;
 	space->ranges = NULL;
 	space->count = space->cap = 0;
 	for (size_t at = 0; at < count; at++) {
-		if (old[at].end <= start || old[at].start >= end || (old[at].file && !files)) {
+		if (old[at].end <= start || old[at].start >= end) {
 			range_add(space, old[at]);
 			continue;
 		}
@@ -129,12 +129,26 @@ static void ranges_cut(struct space *space, uint64_t start, uint64_t end, const 
 
 static bool served(const struct space *space, uint64_t index) { return space->served[index / 8] & (1 << (index % 8)); }
 
+static void bits_set(uint8_t *bits, uint64_t at, uint64_t end) {
+	while (at < end && (at % 8 != 0 || end - at < 8)) bits[at / 8] |= (uint8_t)(1 << (at % 8)), at++;
+	memset(bits + at / 8, 0xff, (end - at) / 8);
+	for (at += (end - at) / 8 * 8; at < end; at++) bits[at / 8] |= (uint8_t)(1 << (at % 8));
+}
+
+/*
+ * What the function gave back (MADV_DONTNEED) is marked, too: to cut it out would leave it a range for each hole, as many as it likes, copied for each of
+ * its children.
+ */
 static void mark_served(struct space *space, uint64_t start, uint64_t end) {
-	for (uint64_t at = start; at < end; at += PAGE) {
-		struct range *range = range_at(space, at);
-		if (range == NULL) continue;
-		uint64_t index = range->index + (at - range->start) / PAGE;
-		space->served[index / 8] |= (uint8_t)(1 << (index % 8));
+	size_t low = 0, high = space->count;
+	while (low < high) {
+		size_t middle = (low + high) / 2;
+		if (space->ranges[middle].end <= start) low = middle + 1;
+		else high = middle;
+	}
+	for (; low < space->count && space->ranges[low].start < end; low++) {
+		struct range part = range_part(space->ranges[low], start, end);
+		bits_set(space->served, part.index, part.index + (part.end - part.start) / PAGE);
 	}
 }
 
@@ -419,11 +433,12 @@ static void handle(struct space *space, const struct uffd_msg *message) {
 		from = message->arg.remap.from;
 		end = from + message->arg.remap.len;
 		/* What the memory had at the new address is gone with the mapping that was there. */
-		ranges_cut(space, message->arg.remap.to, message->arg.remap.to + message->arg.remap.len, NULL, true);
-		return ranges_cut(space, from, end, &(uint64_t){message->arg.remap.to}, true);
+		ranges_cut(space, message->arg.remap.to, message->arg.remap.to + message->arg.remap.len, NULL);
+		return ranges_cut(space, from, end, &(uint64_t){message->arg.remap.to});
 	case UFFD_EVENT_REMOVE:
+		return mark_served(space, message->arg.remove.start, message->arg.remove.end);
 	case UFFD_EVENT_UNMAP:
-		return ranges_cut(space, message->arg.remove.start, message->arg.remove.end, NULL, message->event == UFFD_EVENT_UNMAP);
+		return ranges_cut(space, message->arg.remove.start, message->arg.remove.end, NULL);
 	default:
 		return failed(space->owner, EPROTO, "an event of its memory is not understood");
 	}

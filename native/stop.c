@@ -388,7 +388,9 @@ void release_all(struct target *target)
 {
 	for (int i = target->thread_count - 1; i >= 0; i--) {
 		struct thread *thread = &target->threads[i];
-		struct iovec vector = { thread->regs, sizeof thread->regs };
+		/* The kernel has noted how long one that sleeps has still to sleep, and goes on with that. Only an image cannot. */
+		bool sleeps = (int64_t)thread->original_regs[R_ORIG_RAX] >= 0 && -(int64_t)thread->original_regs[R_RAX] == E_RESTART_RESTARTBLOCK;
+		struct iovec vector = { sleeps ? thread->original_regs : thread->regs, sizeof thread->regs };
 		if (thread->regs[R_RSP] != 0)
 			ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector);
 		if (thread->masked)

@@ -161,6 +161,17 @@ describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)
     await use(async (clone) => expect(await call(clone, "paged.grows")).toEqual([true, 0]));
   });
 
+  it("costs the pager little, given back page by page and forked as often as one likes", async () => {
+    await use(async (clone) => {
+      const { pager } = pagerOf(clone);
+      const kib = () => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pager}/status`, "utf8"))?.[1]);
+      const before = kib();
+      expect(await call(clone, "paged.gives_back_page_by_page", 60)).toEqual([true, 0]);
+      expect(kib() - before).toBeLessThan(1024);
+      expect(await call(clone, "paged.ends_children")).toBe(0);
+    });
+  });
+
   it("cannot be frozen, hibernated or parked, and says why", async () => {
     await use(async (clone) => {
       await expect(clone.freeze()).rejects.toMatchObject({ code: "FREEZE_REFUSED" });

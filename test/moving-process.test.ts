@@ -2,6 +2,8 @@
  * Processes that do not stand still while they are stopped: threads that begin and end, mappings that come and go, signals that nobody can
  * hold back, children that have the same memory. Whatever they do, nothing of theirs is lost, or they are refused by name.
  */
+import { statSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
 import { call, hostPid, useWorld } from "./support/world.js";
@@ -50,6 +52,20 @@ describe("a process that is stopped", () => {
     });
   });
 
+  it("has in its mapping of a file in /tmp that grows meanwhile what the file has", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.map_growing_file");
+      for (let round = 0; round < 4; round++) {
+        const image = await one.freeze({ then: "continue", live: round % 2 === 1 });
+        // Nothing but that file is in /tmp.
+        const pages = statSync(join(image.dir, "tmp")).size / 4096;
+        await world.thawed(image, async (clone) => expect(await call(clone, "moving.mapped_pages")).toBe(pages));
+        await world.engine.removeImage(image);
+      }
+      await call(one, "moving.end");
+    });
+  });
+
   it("may have threads that end while they are being stopped", async () => {
     await withPython(async (one) => {
       await call(one, "moving.make_threads");
@@ -62,6 +78,7 @@ describe("a process that is stopped", () => {
   it.each(["SIGSTOP", "SIGTRAP"] as const)("is hibernated whoever sends it %s", async (signal) => {
     await withPython(async (one) => {
       let sent = 0;
+      let done = 0;
       if (signal === "SIGTRAP") await call(one, "moving.trap", "hear");
       for (let round = 0; round < 15; round++) {
         const report = await whileUnderWay(one.hibernate(), async () => {
@@ -69,12 +86,27 @@ describe("a process that is stopped", () => {
           sent++;
           await pause(round % 3);
           if (signal === "SIGSTOP") process.kill(hostPid(one), "SIGCONT");
-        });
-        expect(report.cancelled).toBe(false);
+        }).catch((error: unknown) => error);
+        // On a busy machine who is stopped and sent on all the time may not come back to its read.
+        if (report instanceof Error) expect(report).toMatchObject({ why: "its main thread does not wait for a request" });
+        else done++;
         const [, heard] = await call<[boolean, number]>(one, "moving.trap", "look");
         expect(heard).toBeGreaterThanOrEqual(signal === "SIGTRAP" ? round + 1 : 0);
       }
+      expect(done).toBeGreaterThan(5);
       expect(sent).toBeGreaterThan(15);
+    });
+  });
+
+  it("sleeps on, each thread for as long as it wanted", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.sleep_in_c");
+      for (let round = 0; round < 4; round++) {
+        await world.engine.removeImage(await one.freeze({ then: "continue" }));
+        await one.hibernate();
+        expect(await call(one, "moving.woken")).toEqual([]);
+      }
+      await call(one, "moving.end");
     });
   });
 
