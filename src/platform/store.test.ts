@@ -2,7 +2,7 @@ import { mkdtemp, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import Database from "libsql";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { Store, type StoredImage, type StoredVersion } from "./store.js";
 
@@ -162,5 +162,24 @@ describe("the database", () => {
   it("is readable by the server alone, because environments hold secrets", async () => {
     Store.open(dir).close();
     expect((await stat(join(dir, "thaw.db"))).mode & 0o777).toBe(0o600);
+  });
+});
+
+describe("a disk that is full in the middle of a transaction", () => {
+  it("is told as that, though SQLite has rolled back by itself; nothing is changed, and the next one works", () => {
+    const store = Store.open(dir);
+    onTestFinished(() => store.close());
+    store.put(version("a"));
+    const { prepare } = Database.prototype;
+    const spy = vi.spyOn(Database.prototype, "prepare").mockImplementation(function (this: Database.Database, sql: string) {
+      if (!sql.startsWith("DELETE FROM functions")) return prepare.call(this, sql);
+      this.exec("ROLLBACK");
+      throw Object.assign(new Error("database or disk is full"), { code: "SQLITE_FULL" });
+    });
+    expect(() => store.remove("a")).toThrow('Function "a" could not be removed from the database. the disk is full');
+    spy.mockRestore();
+    expect(store.all()).toHaveLength(1);
+    store.remove("a");
+    expect(store.all()).toEqual([]);
   });
 });

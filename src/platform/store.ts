@@ -188,7 +188,7 @@ export class Store {
   /** Creates or replaces a version; it has no image then, and its image is pending. */
   put(version: StoredVersion): void {
     guarded(`Function "${version.functionName}" could not be recorded`, () => {
-      this.#database.transaction(() => {
+      inTransaction(this.#database, () => {
         this.#database
           .prepare("INSERT INTO functions (name, created_ms) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
           .run(version.functionName, version.modifiedMs);
@@ -209,7 +209,7 @@ export class Store {
             version.codeHex,
             version.codeBytes,
           );
-      })();
+      });
     });
   }
 
@@ -226,7 +226,7 @@ export class Store {
    */
   putImage(version: StoredVersion, image: StoredImage, warmUp?: HeatStatus): boolean {
     return guarded(`An image of function "${version.functionName}" could not be recorded`, () =>
-      this.#database.transaction((): boolean => {
+      inTransaction(this.#database, (): boolean => {
         if (!this.#update(version, "ready", undefined, warmUp)) return false;
         this.#database
           .prepare(
@@ -244,7 +244,7 @@ export class Store {
             image.summary === undefined ? null : JSON.stringify(image.summary),
           );
         return true;
-      })(),
+      }),
     );
   }
 
@@ -258,11 +258,11 @@ export class Store {
   /** Removes a function with all its versions. */
   remove(functionName: string): void {
     guarded(`Function "${functionName}" could not be removed from the database`, () => {
-      this.#database.transaction(() => {
+      inTransaction(this.#database, () => {
         this.#database.prepare("DELETE FROM images WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM versions WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM functions WHERE name = ?").run(functionName);
-      })();
+      });
     });
   }
 
@@ -308,10 +308,23 @@ function migrate(database: Database.Database, path: string): void {
     });
   }
   for (let version = current; version < MIGRATIONS.length; version++) {
-    database.transaction(() => {
+    inTransaction(database, () => {
       database.exec(MIGRATIONS[version] ?? "");
       database.pragma(`user_version = ${version + 1}`);
-    })();
+    });
+  }
+}
+
+/** All of it or nothing. Not the library's own: of a full disk, SQLite rolls back by itself, and to roll back again is an error that would hide the first. */
+function inTransaction<T>(database: Database.Database, operation: () => T): T {
+  database.exec("BEGIN");
+  try {
+    const result = operation();
+    database.exec("COMMIT");
+    return result;
+  } catch (error) {
+    if (database.inTransaction) database.exec("ROLLBACK");
+    throw error;
   }
 }
 
