@@ -5,7 +5,7 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { Image, Instance } from "../src/engine/index.js";
+import { type Image, type Instance, LOADERS } from "../src/engine/index.js";
 import { call, hostPid, useWorld } from "./support/world.js";
 
 const world = useWorld();
@@ -171,21 +171,29 @@ describe("reads past the page cache", () => {
 });
 
 describe("guard regions", () => {
-  it("are refused by name in a freeze, and stay where a process is hibernated", async () => {
+  it("stay where a process is hibernated, and where it is frozen, live or not, once and again, with every loader", async () => {
     await withPython(async (one) => {
       const guarded = await call(one, "moving.guard");
       if (guarded === null) return; // before Linux 6.13
       expect(guarded).toEqual([11, "07"]);
-      await expect(one.freeze()).rejects.toMatchObject({
-        code: "FREEZE_REFUSED",
-        why: expect.stringContaining("guard regions (MADV_GUARD_INSTALL"),
-      });
       for (let round = 0; round < 2; round++) {
         await one.hibernate();
         expect(await call(one, "moving.guard")).toEqual(guarded);
       }
-      await call(one, "moving.let_guard_go");
-      await one.freeze({ then: "end" });
+      const live = await one.freeze({ live: true });
+      const image = await one.freeze({ then: "end" });
+      for (const loader of LOADERS)
+        await world.thawed(image, async (clone) => expect(await call(clone, "moving.guard"), loader).toEqual(guarded), {
+          loader,
+        });
+      await world.thawed(live, async (clone) => {
+        expect(await call(clone, "moving.guard")).toEqual(guarded);
+        const second = await clone.freeze({ then: "end" });
+        await world.thawed(second, async (grandchild) => {
+          expect(await call(grandchild, "moving.guard")).toEqual(guarded);
+          expect(await call(grandchild, "moving.let_guard_go")).toBe(0);
+        });
+      });
     });
   });
 });

@@ -151,6 +151,8 @@ export const factsSchema = z.object({
   pageSpaceBytes: hex,
   digest: z.string(),
   regions: z.array(region),
+  /** Start and end of what nobody may touch (MADV_GUARD_INSTALL, Linux 6.13): glibc 2.42 has one under the stack of each thread. */
+  guards: z.array(z.tuple([hex, hex])).default([]),
   /** Path of a library whose allocator relies on zeros where memory was given back, which a private mapping of a file does not have. */
   trustsZeros: z.string().optional(),
   notes: z.array(z.string()),

@@ -70,6 +70,7 @@ export function sampleFacts(overrides: Partial<RawFacts> = {}): RawFacts {
       { path: "/tmp/dir/file", mode: 0o644, mtimeS: 1, mtimeNs: 2, type: "file", at: 0, bytes: 5 },
     ],
     pageSpaceBytes: "0x30000000",
+    guards: [],
     digest: "0xabc",
     regions: [
       { kind: "file", start: "0x400000", end: "0x402000", prot: 5, offset: "0x0", path: "/usr/bin/node", identity },
@@ -176,6 +177,7 @@ const threadArbitrary = fc.record({
 const factsArbitrary: fc.Arbitrary<RawFacts> = fc
   .record({
     regions: fc.array(regionArbitrary, { maxLength: 6 }),
+    guards: fc.array(fc.tuple(u64, u64), { maxLength: 2 }),
     descriptors: fc.array(descriptorArbitrary, { maxLength: 6 }),
     threads: fc.array(threadArbitrary, { minLength: 1, maxLength: 3 }),
     cwd: path,
