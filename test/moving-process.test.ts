@@ -66,6 +66,17 @@ describe("a process that is stopped", () => {
     });
   });
 
+  it("is not stopped for seconds because it watches much", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.watch_much", 150, 80);
+      const image = await one.freeze({ then: "end" });
+      // All compared with all took eight seconds.
+      expect(image.report.stoppedMs).toBeLessThan(1500);
+      await world.thawed(image, async (clone) => expect(await call(clone, "moving.much_ready")).toEqual([80]));
+      await world.engine.removeImage(image);
+    });
+  });
+
   it("may have threads that end while they are being stopped", async () => {
     await withPython(async (one) => {
       await call(one, "moving.make_threads");
