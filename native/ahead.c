@@ -27,6 +27,8 @@
 #define LOST_MAX 512
 #define IOVS 256
 #define BATCH_BYTES (1ULL << 20)
+/* Beyond twice what the process has. What it gives back keeps its copy, so this is what ends one that takes ever other memory. */
+#define UNUSED_BYTES_MAX (64ULL << 20)
 
 struct piece {
 	uint64_t start, end;
@@ -42,6 +44,7 @@ struct ahead {
 	size_t vma_count;
 	struct piece *pieces;
 	size_t piece_count, piece_room;
+	uint64_t piece_bytes, weighed_bytes; /* of all; when the process was last asked how much it has */
 	size_t sorted; /* the first so many are; what a round adds follows them until it ends */
 	uint64_t lost[LOST_MAX];
 	size_t lost_count;
@@ -164,6 +167,7 @@ static void copy_written(void *context, const struct scan_region *range)
 			uint8_t *bytes = dump_room(ahead->dump, until - at);
 			ahead->pieces = grow(ahead->pieces, ahead->piece_count, &ahead->piece_room, sizeof *ahead->pieces);
 			ahead->pieces[ahead->piece_count++] = (struct piece){ at, until, bytes };
+			ahead->piece_bytes += until - at;
 			add_part(ahead, at, until, bytes);
 		}
 		at = until;
@@ -174,6 +178,16 @@ static int by_start(const void *left, const void *right)
 {
 	const struct piece *a = left, *b = right;
 	return a->start < b->start ? -1 : a->start > b->start;
+}
+
+/* Our memory is no function's, and a live freeze may wait as long as a request takes. */
+static void bound_copies(struct ahead *ahead)
+{
+	if (ahead->piece_bytes < ahead->weighed_bytes + UNUSED_BYTES_MAX)
+		return;
+	if (ahead->piece_bytes > 2 * rollup_anonymous(ahead->target->pid) + 2 * UNUSED_BYTES_MAX)
+		refuse("its memory changes too fast to be copied while it runs");
+	ahead->weighed_bytes = ahead->piece_bytes;
 }
 
 uint64_t ahead_round(struct ahead *ahead)
@@ -190,6 +204,7 @@ uint64_t ahead_round(struct ahead *ahead)
 	if (ahead->piece_count > ahead->sorted)
 		qsort(ahead->pieces, ahead->piece_count, sizeof *ahead->pieces, by_start);
 	ahead->sorted = ahead->piece_count;
+	bound_copies(ahead);
 	ahead->rounds++;
 	ahead->bytes += ahead->round_bytes;
 	return ahead->round_bytes;

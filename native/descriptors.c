@@ -47,6 +47,8 @@ struct descriptor {
 
 static struct descriptor *descriptors;
 static int descriptor_count;
+/* Their indices in the kernel's order of what is open behind them (kcmp): those of one description stand together. */
+static int *by_description;
 static pid_t pid;
 static uint64_t stored_bytes; /* in the image's `tmp` file */
 static int tmp_file = -1;
@@ -60,6 +62,55 @@ static uint64_t info_number(const struct descriptor *d, const char *name, int ba
 {
 	const char *at = strstr(d->info, name);
 	return at ? strtoull(at + strlen(name), NULL, base) : 0;
+}
+
+static int order_of(long compared)
+{
+	if (compared < 0 || compared > 2)
+		die("cannot compare descriptors: %s (a kernel without CONFIG_KCMP?)", strerror(errno));
+	return compared == 1 ? -1 : compared == 2;
+}
+
+static int compare_descriptions(const void *left, const void *right)
+{
+	int a = *(const int *)left, b = *(const int *)right;
+	int order = order_of(syscall(SYS_kcmp, pid, pid, KCMP_FILE, descriptors[a].fd, descriptors[b].fd));
+	return order ? order : a - b;
+}
+
+/* Each comparison is a system call while all is stopped: by hundreds of descriptors and of epoll entries it must not be all with all. */
+static void find_same(void)
+{
+	by_description = malloc(((size_t)descriptor_count + 1) * sizeof *by_description);
+	if (!by_description)
+		die("out of memory");
+	for (int i = 0; i < descriptor_count; i++)
+		by_description[i] = i;
+	qsort(by_description, (size_t)descriptor_count, sizeof *by_description, compare_descriptions);
+	for (int i = 1; i < descriptor_count; i++) {
+		struct descriptor *before = &descriptors[by_description[i - 1]], *one = &descriptors[by_description[i]];
+		if (order_of(syscall(SYS_kcmp, pid, pid, KCMP_FILE, before->fd, one->fd)) == 0)
+			one->same = before->same;
+	}
+}
+
+/* A descriptor of the file that is meant by an entry of an epoll, the one of that number if it is one; -1: it is open nowhere. */
+static int find_watched(const struct kcmp_epoll_slot *slot)
+{
+	int low = 0, high = descriptor_count;
+	if (syscall(SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, slot->tfd, slot) == 0)
+		return (int)slot->tfd;
+	while (low < high) {
+		int middle = (low + high) / 2;
+		int order = order_of(syscall(SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, descriptors[by_description[middle]].fd, slot));
+		if (order == 0)
+			return descriptors[by_description[middle]].same;
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return -1;
 }
 
 static void read_descriptors(const struct target *target)
@@ -103,17 +154,7 @@ static void read_descriptors(const struct target *target)
 	}
 	closedir(list);
 	close(pidfd);
-	for (int i = 0; i < descriptor_count; i++) {
-		for (int j = 0; j < i; j++) {
-			struct descriptor *a = &descriptors[j], *b = &descriptors[i];
-			if (a->same != a->fd || a->is.st_ino != b->is.st_ino || a->is.st_dev != b->is.st_dev)
-				continue;
-			if (syscall(SYS_kcmp, pid, pid, KCMP_FILE, a->fd, b->fd) == 0) {
-				b->same = a->fd;
-				break;
-			}
-		}
-	}
+	find_same();
 }
 
 static void open_tmp_file(int image_dir)
@@ -208,14 +249,7 @@ static void write_epoll(const struct descriptor *d)
 			seen[seen_count++][1] = 0;
 		}
 		struct kcmp_epoll_slot slot = { .efd = (uint32_t)d->fd, .tfd = (uint32_t)fd, .toff = nth };
-		int file = -1;
-		for (int i = 0; i < descriptor_count; i++) {
-			const struct descriptor *other = &descriptors[i];
-			if (syscall(SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, other->fd, &slot) != 0)
-				continue;
-			if (file < 0 || other->fd == fd)
-				file = other->fd;
-		}
+		int file = find_watched(&slot);
 		if (file < 0) {
 			note("an epoll entry for descriptor %d refers to a file that is open nowhere; it is left out", fd);
 			continue;

@@ -130,7 +130,7 @@ bool is_zero(const uint8_t *page)
 
 /* ---- mappings ---- */
 
-static uint64_t rollup_anonymous(pid_t pid)
+uint64_t rollup_anonymous(pid_t pid)
 {
 	char path[64], line[256];
 	unsigned long kib = 0;

@@ -61,5 +61,7 @@ void *grow(void *list, size_t count, size_t *room, size_t item);
 bool dump_takes_pages(const struct dump *dump, const struct vma *vma);
 /* Looks at the files behind the mappings ahead of time. */
 void dump_identify(const struct dump *dump, pid_t pid, struct vma *vmas, size_t count);
+/* Bytes of its anonymous memory, at this moment. */
+uint64_t rollup_anonymous(pid_t pid);
 /* Room to copy into. */
 uint8_t *dump_room(struct dump *dump, size_t bytes);

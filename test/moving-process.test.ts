@@ -2,7 +2,7 @@
  * Processes that do not stand still while they are stopped: threads that begin and end, mappings that come and go, signals that nobody can
  * hold back, children that have the same memory. Whatever they do, nothing of theirs is lost, or they are refused by name.
  */
-import { statSync } from "node:fs";
+import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Image, type Instance, LOADERS } from "../src/engine/index.js";
@@ -22,6 +22,20 @@ async function whileUnderWay<T>(work: Promise<T>, during: () => Promise<void>): 
 }
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** What those hold who look at this process from outside. */
+function extractorMb(pid: number): number {
+  let most = 0;
+  for (const entry of readdirSync("/proc").filter((name) => /^\d+$/.test(name)))
+    try {
+      if (readFileSync(`/proc/${entry}/comm`, "utf8") !== "extractor\n") continue;
+      if (!readFileSync(`/proc/${entry}/cmdline`, "utf8").includes(`\0${pid}\0`)) continue;
+      most = Math.max(most, Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${entry}/status`, "utf8"))?.[1] ?? 0) / 1024);
+    } catch {
+      // It has ended.
+    }
+  return most;
+}
 
 async function withPython(use: (one: Instance) => Promise<void>): Promise<void> {
   const one = await world.boot("python");
@@ -62,6 +76,41 @@ describe("a process that is stopped", () => {
         await world.thawed(image, async (clone) => expect(await call(clone, "moving.mapped_pages")).toBe(pages));
         await world.engine.removeImage(image);
       }
+      await call(one, "moving.end");
+    });
+  });
+
+  it("is not stopped for seconds because it watches much", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.watch_much", 150, 80);
+      const image = await one.freeze({ then: "end" });
+      // All compared with all took eight seconds.
+      expect(image.report.stoppedMs).toBeLessThan(1500);
+      await world.thawed(image, async (clone) => expect(await call(clone, "moving.much_ready")).toEqual([80]));
+      await world.engine.removeImage(image);
+    });
+  });
+
+  it("costs the one who copies it little more than it has, however long a live freeze waits", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.wander");
+      let most = 0;
+      // The request has to come when the memory was copied once, and before the order to stop.
+      for (let delay = 60; delay <= 100; delay += 5) {
+        let over = false;
+        const frozen = one.freeze({ then: "continue", live: true }).finally(() => {
+          over = true;
+        });
+        frozen.catch(() => undefined);
+        await pause(delay);
+        const slept = call(one, "moving.sleep", 1.5);
+        for (; !over; await pause(20)) most = Math.max(most, extractorMb(hostPid(one)));
+        expect(await slept).toBe(true);
+        const made = await frozen.catch((error: unknown) => error);
+        if (made instanceof Error) expect(made).toMatchObject({ why: "its memory changes too fast to be copied while it runs" });
+        else await world.engine.removeImage(made as Image);
+      }
+      expect(most).toBeLessThan(400);
       await call(one, "moving.end");
     });
   });
