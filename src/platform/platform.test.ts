@@ -171,6 +171,14 @@ describe("a deployed function", () => {
     expect(outcome.memory?.privateBytes).toBeGreaterThan(0);
   });
 
+  it("is answered though nothing can be seen of its instance any more", async () => {
+    await deploy();
+    bed.engine.failNext("pages", new Error("the image is gone"));
+    const outcome = await bed.platform.invoke("a", "{}", { trace: true });
+    expect([outcome.result.functionError, outcome.pages, outcome.memory]).toEqual([undefined, undefined, undefined]);
+    expect((await bed.platform.invoke("a", "{}", { trace: true })).start.kind).toBe("reuse");
+  });
+
   it("counts the faults of its starts after their answers: in the metrics, and in the start of who asked for a trace", async () => {
     await bed.platform.deploy({ name: "a", zip: zipOf() });
     await bed.platform.waitReady("a");

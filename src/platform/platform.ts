@@ -7,7 +7,7 @@ import { chmod } from "node:fs/promises";
 import { resolve } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
-import { silentLogger } from "../base/log.js";
+import { type Logger, silentLogger } from "../base/log.js";
 import type { Engine, ImageInspection, Instance, InvokeResult, StartResult } from "../engine/types.js";
 import { Budget } from "./budget.js";
 import { hibernateByHand, wakeByHand } from "./by-hand.js";
@@ -95,6 +95,7 @@ class LocalPlatform implements Platform {
   readonly engine: Engine;
   readonly #store: Store;
   readonly #lock: DataLock;
+  readonly #log: Logger;
   readonly #drainMs: number;
   readonly #counters = new CounterSet();
   readonly #images: Images;
@@ -116,6 +117,7 @@ class LocalPlatform implements Platform {
     this.#store = store;
     this.#lock = opened.lock;
     this.#drainMs = drainMs;
+    this.#log = log;
     this.#budget = new Budget(engine, memoryBudgetBytes);
     const pools = new Pools({ engine, store, imagesDir: layout.images, parked, log });
     const onReady = (version: Version): void => this.#warmUps.begin(version);
@@ -259,7 +261,7 @@ class LocalPlatform implements Platform {
       // Counted after the answer: nobody waits for it who did not ask.
       const faults = start.kind === "reuse" ? undefined : this.#countFaults(version, instance);
       if (request.trace === true && result.alive) {
-        seen = { pages: await instance.pages(), memory: await instance.memory() };
+        seen = await this.#look(instance);
         traced = await faults;
       }
       dispose = request.dispose === true || !result.alive;
@@ -272,6 +274,16 @@ class LocalPlatform implements Platform {
         this.#instances.release(slot, dispose);
         this.#learning.released(slot);
       }
+    }
+  }
+
+  /** Undefined when it cannot be seen any more: its image was removed, or it ended behind its answer. Who asked is answered all the same. */
+  async #look(instance: Instance): Promise<Pick<InvokeOutcome, "pages" | "memory"> | undefined> {
+    try {
+      return { pages: await instance.pages(), memory: await instance.memory() };
+    } catch (error) {
+      this.#log.info({ err: error, instance: instance.id }, "the pages of an instance could not be counted for a trace");
+      return undefined;
     }
   }
 
