@@ -43,7 +43,7 @@ const SELDOM = 0.01;
 /** How fast it is learned how long instances live: part of what is known that a start takes away. */
 const LIFE_GAIN = 0.05;
 /** An image of which `n` starts are known may be better than it looks by this part of itself, divided by n^1.5; never by more than the other. */
-const DOUBT = 0.8;
+const DOUBT = 0.4;
 const DOUBT_MAX = 0.6;
 /** Requests from this one on, counted from the thaw, are without its page faults: they show what the code itself costs. */
 const SETTLED_REQUEST = 4;
@@ -173,13 +173,14 @@ class FixedPoints implements HeatDecider {
     let weights = 0;
     for (let request = 0; request < REQUESTS; request++) {
       const weight = first > 0 ? (this.lived[request] ?? 0) / first : 0;
+      if (weight < SELDOM) continue;
       // In the order of heat, so that a gap takes over what the hotter one has; the hottest ones take what the first after them has.
       let ms = field.find(({ known }) => known.requests[request] !== undefined)?.known.requests[request]?.ms;
-      if (weight < SELDOM || ms === undefined) continue;
+      if (ms === undefined) continue;
       weights += weight;
       for (const candidate of field) {
         const own = candidate.known.requests[request];
-        ms = own?.ms ?? ms;
+        if (own !== undefined) ms = own.count > 1 ? own.ms : single(own, field, request);
         candidate.total += weight * ms;
         candidate.starts += weight * (own?.count ?? 0);
       }
@@ -240,6 +241,26 @@ class FixedPoints implements HeatDecider {
   private faster(now: Compared, before: Compared): boolean {
     return before.ms - now.ms > Math.max(this.settings.pays * before.ms, Math.hypot(now.error, before.error));
   }
+}
+
+/**
+ * What to believe of the only sample of a request. It may be a hiccup of fifty times what is typical, which would outweigh all other requests; so where
+ * it is slower than with the two images that are nearest in heat, it counts as with the slower of them.
+ */
+function single(own: TypicalLatency, field: readonly { readonly known: Known }[], request: number): number {
+  let [hotter, hotterYet, colder, colderYet]: (number | undefined)[] = [];
+  let passed = false;
+  for (const { known } of field) {
+    const other = known.requests[request];
+    if (other === own) passed = true;
+    else if (other === undefined) continue;
+    else if (!passed) [hotterYet, hotter] = [hotter, other.ms];
+    else if (colder === undefined) colder = other.ms;
+    else colderYet ??= other.ms;
+  }
+  // The hottest and the coldest have both on one side.
+  const slower = Math.max(hotter ?? colderYet ?? 0, colder ?? hotterYet ?? 0);
+  return slower > 0 ? Math.min(own.ms, slower) : own.ms;
 }
 
 /** The one that would be the best if all doubts were in its favour; before that, from the hottest downwards, each that was hardly tried. */

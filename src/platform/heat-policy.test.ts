@@ -263,6 +263,27 @@ describe("fixed points", () => {
     expect(live(10)).toBeLessThan(20);
   });
 
+  it("do not condemn an image for one hiccup at a request that few instances live to answer", () => {
+    const decider = fixedPoints().begin(sequence(1));
+    const images = ladder(0, 1, 10);
+    const start = (image: ImagePoint, requests: number, hiccupAt = 0) => {
+      for (let served = 1; served <= requests; served++) {
+        decider.answered(image, image.heat + served, served === hiccupAt ? 50 : image.heat === 10 ? 1 : 1.3);
+      }
+    };
+    for (const image of images) {
+      start(image, 5);
+      start(image, 20, image.heat === 10 ? 15 : 0);
+    }
+    let tens = 0;
+    for (let chosen = 0; chosen < 20; chosen++) {
+      const image = decider.choose(images);
+      if (image.heat === 10) tens++;
+      start(image, 5);
+    }
+    expect(tens).toBeGreaterThan(15);
+  });
+
   it("are refused unless they are whole, not negative, and rising", () => {
     for (const points of [[], [-1, 2], [0, 0], [1, 0], [0.5], [Number.NaN]]) {
       expect(() => fixedPoints(points)).toThrow("Images cannot be taken at the heats");

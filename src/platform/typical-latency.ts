@@ -2,11 +2,9 @@
  * What is typical of a latency, from its last few samples: their median, less the doubt about it. A start that meets noise is
  * slow in all its requests: of three samples one is often slow, so the middle one says little and the lowest much. Of many, it is nearly the median.
  *
- *     samples, sorted:   [ ▲ · · ]     [ · · ▲ · · · · · ]     n/2 - Z √n / 2 from below: the lower bound of what the median may be
+ *     samples, sorted:   [ ▲ · · ]     [ · · ▲ · · · · · ]     n/2 - √n / 2 from below: the median, less its standard error
  */
 import { SampleWindow } from "./sample-window.js";
-
-const Z = 1.3;
 
 /** See above. */
 export class TypicalLatency {
@@ -23,6 +21,6 @@ export class TypicalLatency {
   add(ms: number): void {
     if (!this.samples.add(ms)) return;
     const { sorted } = this.samples;
-    this.ms = sorted[Math.max(0, Math.floor((sorted.length - Z * Math.sqrt(sorted.length)) / 2))] ?? Number.NaN;
+    this.ms = sorted[Math.max(0, Math.floor((sorted.length - Math.sqrt(sorted.length)) / 2))] ?? Number.NaN;
   }
 }
