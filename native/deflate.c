@@ -508,7 +508,7 @@ static void refuse_process(const struct deflation *d, pid_t pid, bool files)
 	unsigned major, minor;
 	uint64_t inode;
 	if (syscall(SYS_kcmp, d->target->pid, pid, KCMP_VM, 0, 0) == 0)
-		refuse("another process shares its memory");
+		refuse_instance("another process shares its memory");
 	if (!files)
 		return;
 	snprintf(path, sizeof path, "/proc/%d/maps", pid);
@@ -516,7 +516,7 @@ static void refuse_process(const struct deflation *d, pid_t pid, bool files)
 	while (maps && fgets(line, sizeof line, maps))
 		if (sscanf(line, "%*s %*s %*s %x:%x %" SCNu64, &major, &minor, &inode) == 3 && inode == d->swap.st_ino &&
 		    makedev(major, minor) == d->swap.st_dev)
-			refuse("a process that was forked since its last hibernation maps the same file, and would see what is written to it");
+			refuse_instance("a process that was forked since its last hibernation maps the same file, and would see what is written to it");
 	if (maps)
 		fclose(maps);
 }

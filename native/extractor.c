@@ -158,6 +158,8 @@ void json_int(const char *key, int64_t value)
 
 /* ---- refusals ---- */
 
+static bool of_instance;
+
 static _Noreturn void end_with(const char *code, const char *format, va_list args)
 {
 	char text[1024];
@@ -165,7 +167,7 @@ static _Noreturn void end_with(const char *code, const char *format, va_list arg
 	if (halfway)
 		kill(target.pid, SIGKILL);
 	release_all(&target);
-	printf("{\"ok\":false,\"code\":\"%s\",\"why\":", halfway ? "ended" : code);
+	printf("{\"ok\":false,\"code\":\"%s\",%s\"why\":", halfway ? "ended" : code, of_instance ? "\"scope\":\"instance\"," : "");
 	json_text(stdout, text);
 	printf("}\n");
 	fflush(stdout);
@@ -181,6 +183,14 @@ void refuse(const char *format, ...)
 {
 	va_list args;
 	va_start(args, format);
+	end_with("refused", format, args);
+}
+
+void refuse_instance(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	of_instance = true;
 	end_with("refused", format, args);
 }
 

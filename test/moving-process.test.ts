@@ -180,6 +180,8 @@ describe("memory that is not one process's alone", () => {
       await expect(one.hibernate()).rejects.toMatchObject({
         code: "HIBERNATE_REFUSED",
         why: expect.stringContaining("forked since its last hibernation"),
+        // Of this one, and at this time: others of its function are hibernated.
+        details: { scope: "instance" },
       });
       expect(await call(one, "moving.child_has")).toBe("old!");
       expect(await call(one, "moving.end_child")).toBe(0);
