@@ -542,6 +542,20 @@ static void refuse_children(const struct deflation *d, pid_t pid, bool files)
 		closedir(tasks);
 }
 
+/* The last process or thread that was made on this machine; 0: unknown. */
+static unsigned long last_made(void)
+{
+	char text[128];
+	unsigned long pid = 0;
+	int fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	text[got < 0 ? 0 : got] = 0;
+	const char *last = strrchr(text, ' ');
+	return last && sscanf(last, "%lu", &pid) == 1 ? pid : 0;
+}
+
 /*
  * Another process with the same memory would go on while it is replaced. One that was forked after an earlier hibernation has private mappings
  * of the file, whose pages, as long as it writes none of its own, are what this process hibernates with. Asked before anything is written
@@ -549,9 +563,14 @@ static void refuse_children(const struct deflation *d, pid_t pid, bool files)
  */
 static void refuse_sharers(const struct deflation *d, const struct view *view)
 {
+	static unsigned long looked_after;
 	char path[64], line[512];
 	pid_t parent = 0;
 	bool files = false;
+	unsigned long last = last_made();
+	if (last != 0 && last == looked_after)
+		return; /* nobody forked since */
+	looked_after = last;
 	for (size_t i = 0; i < view->vma_count && !files; i++)
 		files = in_swap(d, &view->vmas[i]);
 	snprintf(path, sizeof path, "/proc/%d/stat", d->target->pid);
