@@ -71,6 +71,8 @@ struct dump {
 	size_t vma_count;
 	struct region *regions;
 	size_t region_count;
+	struct scan_region *guards;
+	size_t guard_count, guard_room;
 	uint64_t anonymous_pages;
 	uint64_t stopped_bytes; /* copied while all was stopped */
 	uint64_t file_bytes, digest;
@@ -422,17 +424,21 @@ struct collect {
 	size_t *room;
 };
 
-/* To the kernel it is a page that is swapped out, and that nobody can read. */
-static void refuse_guard(const struct scan_region *range)
+/* A guard region (MADV_GUARD_INSTALL). To the kernel it is a page that is swapped out, and that nobody can read. */
+static bool is_guard(struct dump *dump, const struct scan_region *range)
 {
-	if (range->categories & IS_GUARD)
-		refuse("it has guard regions (MADV_GUARD_INSTALL at 0x%" PRIx64 ")", range->start);
+	if (!(range->categories & IS_GUARD))
+		return false;
+	dump->guards = grow(dump->guards, dump->guard_count, &dump->guard_room, sizeof *range);
+	dump->guards[dump->guard_count++] = *range;
+	return true;
 }
 
 static void collect_anonymous(void *context, const struct scan_region *range)
 {
 	struct collect *collect = context;
-	refuse_guard(range);
+	if (is_guard(collect->dump, range))
+		return;
 	collect->dump->anonymous_pages += (range->end - range->start) / PAGE;
 	for (uint64_t at = range->start, until; at < range->end; at = until) {
 		struct run run = { .address = at };
@@ -447,7 +453,8 @@ static void collect_anonymous(void *context, const struct scan_region *range)
 static void collect_overlay(void *context, const struct scan_region *range)
 {
 	struct collect *collect = context;
-	refuse_guard(range);
+	if (is_guard(collect->dump, range))
+		return;
 	collect->dump->anonymous_pages += (range->end - range->start) / PAGE;
 	struct region *last = collect->region;
 	if (!last || range->start - last->end > OVERLAY_GAP_PAGES * PAGE) {
@@ -935,6 +942,14 @@ void dump_write_regions(const struct dump *dump)
 {
 	json_hex("pageSpaceBytes", dump->file_bytes);
 	json_hex("digest", dump->digest);
+	json_open("guards", '[');
+	for (size_t i = 0; i < dump->guard_count; i++) {
+		json_open(NULL, '[');
+		json_hex(NULL, dump->guards[i].start);
+		json_hex(NULL, dump->guards[i].end - dump->guards[i].start);
+		json_close(']');
+	}
+	json_close(']');
 	json_open("regions", '[');
 	for (size_t i = 0; i < dump->region_count; i++) {
 		const struct region *region = &dump->regions[i];

@@ -220,21 +220,30 @@ describe("reads past the page cache", () => {
 });
 
 describe("guard regions", () => {
-  it("are refused by name in a freeze, and stay where a process is hibernated", async () => {
+  it("stay where they are in what goes on, in clones, and in their clones", async () => {
     await withPython(async (one) => {
       const guarded = await call(one, "moving.guard");
       if (guarded === null) return; // before Linux 6.13
       expect(guarded).toEqual([11, "07"]);
-      await expect(one.freeze()).rejects.toMatchObject({
-        code: "FREEZE_REFUSED",
-        why: expect.stringContaining("guard regions (MADV_GUARD_INSTALL"),
-      });
+      let image = await one.freeze({ then: "continue" });
       for (let round = 0; round < 2; round++) {
         await one.hibernate();
         expect(await call(one, "moving.guard")).toEqual(guarded);
       }
-      await call(one, "moving.let_guard_go");
-      await one.freeze({ then: "end" });
+      for (const loader of ["lazy", "eager", "splice", "reap-lazy"] as const)
+        await world.thawed(image, async (clone) => expect(await call(clone, "moving.guard"), loader).toEqual(guarded), {
+          loader,
+        });
+      for (let generation = 0; generation < 2; generation++) {
+        const before = image;
+        image = await world.thawed(before, async (clone) => {
+          expect(await call(clone, "moving.guard")).toEqual(guarded);
+          return clone.freeze({ then: "continue" });
+        });
+        await world.engine.removeImage(before);
+      }
+      await world.thawed(image, async (clone) => expect(await call(clone, "moving.guard")).toEqual(guarded));
+      await world.engine.removeImage(image);
     });
   });
 });

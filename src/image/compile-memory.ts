@@ -4,6 +4,7 @@ import { assert } from "../base/errors.js";
 import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
 import {
   AT_FDCWD,
+  MADV_GUARD_INSTALL,
   MADV_POPULATE_READ,
   MADV_WIPEONFORK,
   MAP_ANONYMOUS,
@@ -225,6 +226,7 @@ export function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSou
     program.call("map the stack", SYS.mmap, [region.start, region.end - region.start, region.prot, flags, -1, 0]);
     readRuns(program, region);
   }
+  for (const [start, bytes] of facts.guards ?? []) program.call("guard region", SYS.madvise, [start, bytes, MADV_GUARD_INSTALL]);
   const map = Buffer.alloc(104);
   const { mm } = facts;
   const order = [

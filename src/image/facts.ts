@@ -151,6 +151,8 @@ export const factsSchema = z.object({
   pageSpaceBytes: hex,
   digest: z.string(),
   regions: z.array(region),
+  /** Where they have guard regions (MADV_GUARD_INSTALL): start and bytes. */
+  guards: z.array(z.tuple([hex, hex])).optional(),
   /** Path of a library whose allocator relies on zeros where memory was given back, which a private mapping of a file does not have. */
   trustsZeros: z.string().optional(),
   notes: z.array(z.string()),
