@@ -542,6 +542,43 @@ static void refuse_children(const struct deflation *d, pid_t pid, bool files)
 		closedir(tasks);
 }
 
+static int by_offset(const void *left, const void *right)
+{
+	const struct vma *a = *(const struct vma *const *)left, *b = *(const struct vma *const *)right;
+	return a->offset < b->offset ? -1 : a->offset > b->offset;
+}
+
+/* A mapping that grew beyond its cells maps those of another, and what one of them wrote would be stored for both. */
+static void refuse_overlaps(const struct deflation *d, const struct view *view)
+{
+	size_t count = 0;
+	const struct vma **mapped = malloc((view->vma_count + 1) * sizeof *mapped);
+	if (!mapped)
+		die("out of memory");
+	for (size_t i = 0; i < view->vma_count; i++)
+		if (in_swap(d, &view->vmas[i]))
+			mapped[count++] = &view->vmas[i];
+	qsort(mapped, count, sizeof *mapped, by_offset);
+	for (size_t i = 1; i < count; i++)
+		if (mapped[i - 1]->offset + (mapped[i - 1]->end - mapped[i - 1]->start) > mapped[i]->offset)
+			refuse_instance("memory that was hibernated has grown by gigabytes since, over the place of other memory in the file");
+	free(mapped);
+}
+
+/* The last process or thread that was made on this machine; 0: unknown. */
+static unsigned long last_made(void)
+{
+	char text[128];
+	unsigned long pid = 0;
+	int fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	text[got < 0 ? 0 : got] = 0;
+	const char *last = strrchr(text, ' ');
+	return last && sscanf(last, "%lu", &pid) == 1 ? pid : 0;
+}
+
 /*
  * Another process with the same memory would go on while it is replaced. One that was forked after an earlier hibernation has private mappings
  * of the file, whose pages, as long as it writes none of its own, are what this process hibernates with. Asked before anything is written
@@ -549,9 +586,14 @@ static void refuse_children(const struct deflation *d, pid_t pid, bool files)
  */
 static void refuse_sharers(const struct deflation *d, const struct view *view)
 {
+	static unsigned long looked_after;
 	char path[64], line[512];
 	pid_t parent = 0;
 	bool files = false;
+	unsigned long last = last_made();
+	if (last != 0 && last == looked_after)
+		return; /* nobody forked since */
+	looked_after = last;
 	for (size_t i = 0; i < view->vma_count && !files; i++)
 		files = in_swap(d, &view->vmas[i]);
 	snprintf(path, sizeof path, "/proc/%d/stat", d->target->pid);
@@ -896,6 +938,7 @@ int deflate(struct target *target, int argc, char **argv)
 	if (!arm(&d, &first))
 		return report(&d, NULL, false);
 	refuse_sharers(&d, &first);
+	refuse_overlaps(&d, &first);
 	look(&d, &running, &first);
 	refuse_mappings(&running);
 	settle_places(&d, &running, NULL);
@@ -909,6 +952,7 @@ int deflate(struct target *target, int argc, char **argv)
 		return report(&d, NULL, false);
 	look(&d, &stopped, &running);
 	refuse_mappings(&stopped);
+	refuse_overlaps(&d, &stopped);
 	refuse_sharers(&d, &stopped);
 	settle_places(&d, &stopped, &running);
 	copy_rest(&d, &stopped);

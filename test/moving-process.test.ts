@@ -189,6 +189,17 @@ describe("memory that is not one process's alone", () => {
     });
   });
 
+  it("is not written over by other memory that has grown beyond its place since the last hibernation", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.reserve");
+      await one.hibernate();
+      await call(one, "moving.grow_by_gigabytes");
+      const made = await one.hibernate().catch((error: unknown) => error);
+      expect(await call(one, "moving.others")).toEqual(["B"]);
+      expect(made).toMatchObject({ code: "HIBERNATE_REFUSED", why: expect.stringContaining("has grown by gigabytes") });
+    });
+  });
+
   it("is a child's own when that was forked before the first", async () => {
     await withPython(async (one) => {
       await call(one, "moving.hold", "old!");
