@@ -50,8 +50,8 @@ export class Functions {
   readonly #byName = new Map<string, Version>();
   /** The last deploy or removal of each name that is under way. */
   readonly #turns = new Map<string, Promise<unknown>>();
-  /** Versions that were replaced and still have instances. */
-  readonly #replaced = new Map<Version, Promise<void>>();
+  /** Versions that were replaced and still have instances or files. `ended`: no instance and no image is left; it never rejects. */
+  readonly #replaced = new Map<Version, { readonly ended: Promise<unknown>; readonly gone: Promise<void> }>();
 
   constructor(options: FunctionsOptions) {
     this.#options = options;
@@ -143,7 +143,7 @@ export class Functions {
       this.#byName.delete(name);
       const replaced = [...this.#replaced.keys()].filter((old) => old.name === name);
       await Promise.all([version, ...replaced].map((old) => instances.retire(old, drainMs)));
-      await Promise.all([this.#retireImages(version), ...replaced.map((old) => this.#replaced.get(old))]);
+      await Promise.all([this.#retireImages(version), ...replaced.map((old) => this.#replaced.get(old)?.ended)]);
       await rm(join(layout.functions, name), { recursive: true, force: true });
       await version.log.remove();
     });
@@ -151,7 +151,7 @@ export class Functions {
 
   /** Waits for deploys and removals under way, then writes the logs out. */
   async close(): Promise<void> {
-    await Promise.allSettled([...this.#turns.values(), ...this.#replaced.values()]);
+    await Promise.allSettled([...this.#turns.values(), ...[...this.#replaced.values()].map(({ gone }) => gone)]);
     await Promise.all([...this.#byName.values()].map((version) => version.log.close()));
   }
 
@@ -160,15 +160,18 @@ export class Functions {
     const { instances, log } = this.#options;
     // Every request ends by its own timeout; the rest is for an instance that is still starting.
     const drainMs = before.stored.config.timeoutMs + this.#options.drainMs;
-    const done = instances
+    const failed = (error: unknown): void =>
+      log.error({ err: error, function: before.name }, "a replaced version was not removed completely");
+    const ended = instances
       .retire(before, drainMs)
       .then(() => this.#retireImages(before))
-      .then(() => this.#removeCode(before))
-      .catch((error: unknown) =>
-        log.error({ err: error, function: before.name }, "a replaced version was not removed completely"),
-      )
+      .catch(failed);
+    // In turn: what is about to be deployed may be this very code, which is at its place already.
+    const gone = ended
+      .then(() => this.#inTurn(before.name, async () => this.#removeCode(before)))
+      .catch(failed)
       .finally(() => this.#replaced.delete(before));
-    this.#replaced.set(before, done);
+    this.#replaced.set(before, { ended, gone });
   }
 
   /** What makes images of it ends, and those that it has are gone. */
@@ -180,8 +183,10 @@ export class Functions {
   }
 
   #removeCode(before: Version): Promise<void> | undefined {
-    if (this.#byName.get(before.name)?.stored.codeHex === before.stored.codeHex) return undefined;
-    return rm(before.spec.codeDir, { recursive: true, force: true });
+    const { codeDir } = before.spec;
+    const others = [this.#byName.get(before.name), ...this.#replaced.keys()];
+    if (others.some((other) => other !== before && other?.spec.codeDir === codeDir)) return undefined;
+    return rm(codeDir, { recursive: true, force: true });
   }
 
   #version(stored: StoredVersion, before?: Version): Version {
