@@ -59,6 +59,8 @@ export async function checkDataDir(machine: Machine, dataDir: string): Promise<C
       says: `The data directory ${dataDir} (${type}) takes sparse files of ${formatBytes(SPARSE_BYTES)}, and may hold code.`,
     };
   }
+  // Whether it takes them cannot be told now; that there is no room is told by the check of the disk.
+  if (refused === "ENOSPC") return { ...base, ok: true, says: `The data directory ${dataDir} (${type}) is full.` };
   const tooSmall = refused === "EFBIG";
   return {
     ...base,

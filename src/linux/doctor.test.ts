@@ -238,6 +238,12 @@ describe("the doctor", () => {
     );
   });
 
+  it("takes a full disk for no reason why nothing could be frozen: a server that ended on it has to come back", async () => {
+    const full = await probe({ trySparseFile: async () => "ENOSPC", freeBytes: async () => 0 });
+    expect([full.canFreeze, full.ok, full.failed.map(({ name }) => name)]).toEqual([true, false, ["disk"]]);
+    expect(full.check("data").says).toBe("The data directory /srv/data (ext4) is full.");
+  });
+
   it("warns of little disk, and refuses next to none", async () => {
     const little = await probe({ freeBytes: async () => 1024 ** 3 });
     expect([little.ok, little.check("disk").says]).toEqual([true, "Only 1 GiB are free for code and images."]);
