@@ -96,7 +96,7 @@ describe("a process that is stopped", () => {
       await call(one, "moving.wander");
       let most = 0;
       // The request has to come when the memory was copied once, and before the order to stop.
-      for (let delay = 60; delay <= 100; delay += 5) {
+      for (let delay = 60; delay <= 100; delay += 10) {
         let over = false;
         const frozen = one.freeze({ then: "continue", live: true }).finally(() => {
           over = true;
