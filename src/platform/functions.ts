@@ -206,9 +206,10 @@ export class Functions {
     const arn = `arn:aws:lambda:${region}:000000000000:function:${name}`;
     if (before !== undefined) return new Version(stored, spec, arn, before.log, before.counters, heatPolicy, before.idleTimes);
     const own = new CounterSet(counters);
-    const log = new FunctionLog(layout.logs, name, (error) => {
+    const log = new FunctionLog(layout.logs, name, (error, again) => {
       own.add("logWriteFailures");
-      logger.error({ err: error, function: name }, "a function's log could not be written");
+      // A full disk fails each batch, which the metrics count.
+      if (!again) logger.error({ err: error, function: name }, "a function's log could not be written");
     });
     return new Version(stored, spec, arn, log, own, heatPolicy);
   }

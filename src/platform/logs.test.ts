@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync, statSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -61,6 +61,22 @@ describe("a function's log", () => {
     expect(failures).toHaveLength(1);
     expect((await seen.next()).value).toMatchObject({ requestId: "1", text: "one\n" });
     await seen.return();
+  });
+
+  it("says of each batch that is lost whether the one before was, too", async () => {
+    const told: boolean[] = [];
+    const own = new FunctionLog(join(dir, "missing"), "hello", (_, again) => told.push(again));
+    const write = async (): Promise<void> => {
+      own.append("1", "one\n");
+      await own.flush();
+    };
+    await write();
+    await write();
+    await mkdir(join(dir, "missing"));
+    await write();
+    await rm(join(dir, "missing"), { recursive: true });
+    await write();
+    expect(told).toEqual([false, true, false]);
   });
 
   it("gives its last whole lines, also of a former server", async () => {

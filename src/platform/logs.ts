@@ -58,7 +58,8 @@ function lastBytes(bytes: Buffer, limit: number): Buffer {
 /** The log of one function. */
 export class FunctionLog {
   readonly #path: string;
-  readonly #onWriteFailure: (error: unknown) => void;
+  readonly #onWriteFailure: (error: unknown, again: boolean) => void;
+  #failing = false;
   #ring: LogEntry[] = [];
   #ringBytes = 0;
   #fileBytes: number;
@@ -69,7 +70,8 @@ export class FunctionLog {
   #ended = false;
   readonly #followers = new Set<Follower>();
 
-  constructor(dir: string, name: string, onWriteFailure: (error: unknown) => void) {
+  /** @param onWriteFailure called for each batch that is lost; `again`: so was the one before */
+  constructor(dir: string, name: string, onWriteFailure: (error: unknown, again: boolean) => void) {
     this.#path = join(dir, `${name}.log`);
     this.#onWriteFailure = onWriteFailure;
     this.#fileBytes = statSync(this.#path, { throwIfNoEntry: false })?.size ?? 0;
@@ -153,8 +155,10 @@ export class FunctionLog {
         }
         await appendFile(this.#path, text, { mode: 0o600 });
         this.#fileBytes += bytes;
+        this.#failing = false;
       } catch (error) {
-        this.#onWriteFailure(error);
+        this.#onWriteFailure(error, this.#failing);
+        this.#failing = true;
       }
     }
     this.#writing = undefined;
