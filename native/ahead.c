@@ -63,7 +63,7 @@ static bool trackable(const struct vma *vma)
 static void see_mappings(struct ahead *ahead, enum vma_flags flags)
 {
 	char *maps = read_maps(ahead->target->pid);
-	if (ahead->maps && strcmp(maps, ahead->maps) == 0 && vmas_are(ahead->vmas, ahead->vma_count, maps)) {
+	if (ahead->maps && vmas_hold(ahead->vmas, ahead->vma_count, ahead->maps, maps)) {
 		free(maps);
 		return;
 	}

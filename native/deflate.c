@@ -234,7 +234,7 @@ static void look(struct deflation *d, struct view *view, const struct view *earl
 	pid_t pid = d->target->pid;
 	view->text = read_maps(pid);
 	/* smaps costs milliseconds, maps a tenth of that */
-	if (earlier && strcmp(view->text, earlier->text) == 0 && vmas_are(earlier->vmas, earlier->vma_count, view->text)) {
+	if (earlier && vmas_hold(earlier->vmas, earlier->vma_count, earlier->text, view->text)) {
 		view->vmas = earlier->vmas;
 		view->vma_count = earlier->vma_count;
 	} else {
@@ -587,7 +587,7 @@ static unsigned long last_made(void)
 static void refuse_sharers(const struct deflation *d, const struct view *view)
 {
 	static unsigned long looked_after;
-	char path[64], line[512];
+	char text[2048];
 	pid_t parent = 0;
 	bool files = false;
 	unsigned long last = last_made();
@@ -596,12 +596,9 @@ static void refuse_sharers(const struct deflation *d, const struct view *view)
 	looked_after = last;
 	for (size_t i = 0; i < view->vma_count && !files; i++)
 		files = in_swap(d, &view->vmas[i]);
-	snprintf(path, sizeof path, "/proc/%d/stat", d->target->pid);
-	FILE *stat = fopen(path, "re");
-	const char *after = stat && fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
-	if (!after || sscanf(after + 1, " %*c %d", &parent) != 1)
-		die("cannot read %s: %s", path, strerror(errno));
-	fclose(stat);
+	const char *state = read_stat(d->target->pid, d->target->pid, text, sizeof text);
+	if (!state || sscanf(state, " %*c %d", &parent) != 1)
+		die("cannot read the state of process %d: %s", d->target->pid, strerror(errno));
 	/* What lost its parent is the child of init, which is its own. */
 	refuse_children(d, parent, files);
 }

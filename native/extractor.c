@@ -158,9 +158,7 @@ void json_int(const char *key, int64_t value)
 
 /* ---- refusals ---- */
 
-static bool of_instance;
-
-static _Noreturn void end_with(const char *code, const char *format, va_list args)
+static _Noreturn void end_with(const char *code, bool of_instance, const char *format, va_list args)
 {
 	char text[1024];
 	vsnprintf(text, sizeof text, format, args);
@@ -183,22 +181,21 @@ void refuse(const char *format, ...)
 {
 	va_list args;
 	va_start(args, format);
-	end_with("refused", format, args);
+	end_with("refused", false, format, args);
 }
 
 void refuse_instance(const char *format, ...)
 {
 	va_list args;
 	va_start(args, format);
-	of_instance = true;
-	end_with("refused", format, args);
+	end_with("refused", true, format, args);
 }
 
 void die(const char *format, ...)
 {
 	va_list args;
 	va_start(args, format);
-	end_with(errno == ENOSPC || errno == EDQUOT || errno == ENOMEM ? "exhausted" : "failed", format, args);
+	end_with(errno == ENOSPC || errno == EDQUOT || errno == ENOMEM ? "exhausted" : "failed", false, format, args);
 }
 
 void note(const char *format, ...)
@@ -212,6 +209,19 @@ void note(const char *format, ...)
 }
 
 /* ---- facts about the process as a whole ---- */
+
+char *read_stat(pid_t pid, pid_t tid, char *text, size_t room)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, room - 1);
+	if (fd >= 0)
+		close(fd);
+	text[got < 0 ? 0 : got] = 0;
+	char *end = strrchr(text, ')');
+	return end ? end + 1 : NULL;
+}
 
 /* What a time namespace adds to the clocks: those of the process, which may have been thawed into one, less our own. */
 static void add_clock_offsets(const char *path, int64_t sign, uint64_t *monotonic, uint64_t *boottime)
@@ -245,18 +255,13 @@ static void write_clocks(void)
 /* Addresses that prctl(PR_SET_MM_MAP) sets again; brk itself is asked of the process. */
 static void write_mm(void)
 {
-	char path[64], text[2048];
-	snprintf(path, sizeof path, "/proc/%d/stat", target.pid);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-	if (got <= 0)
-		die("cannot read %s: %s", path, strerror(errno));
-	close(fd);
-	text[got] = 0;
+	char text[2048];
+	char *at = read_stat(target.pid, target.pid, text, sizeof text);
+	if (!at)
+		die("cannot read the state of process %d: %s", target.pid, strerror(errno));
 	uint64_t field[53] = { 0 };
-	char *at = strrchr(text, ')');
 	int index = 2;
-	for (char *word = strtok(at ? at + 1 : text, " "); word && index < 52; word = strtok(NULL, " "))
+	for (char *word = strtok(at, " "); word && index < 52; word = strtok(NULL, " "))
 		field[++index] = strtoull(word, NULL, 10);
 	json_open("mm", '{');
 	json_hex("startCode", field[26]);
@@ -399,20 +404,11 @@ static void write_limits_and_place(void)
 /* Another process in the sandbox cannot be part of the image: name it. */
 static void refuse_company(void)
 {
-	char path[64], line[256];
-	snprintf(path, sizeof path, "/proc/%d/task/%d/children", target.pid, target.pid);
+	char path[64], text[2048];
 	pid_t parent = 0;
-	char stat_path[64];
-	snprintf(stat_path, sizeof stat_path, "/proc/%d/stat", target.pid);
-	FILE *stat = fopen(stat_path, "re");
-	if (stat) {
-		if (!fgets(line, sizeof line, stat))
-			line[0] = 0;
-		fclose(stat);
-		char *at = strrchr(line, ')');
-		if (at)
-			sscanf(at + 1, " %*c %d", &parent);
-	}
+	const char *state = read_stat(target.pid, target.pid, text, sizeof text);
+	if (state)
+		sscanf(state, " %*c %d", &parent);
 	pid_t owners[THREADS_MAX + 1];
 	int owner_count = 0;
 	for (int i = 0; i < target.thread_count; i++)
@@ -429,23 +425,16 @@ static void refuse_company(void)
 			if (child == target.pid)
 				continue;
 			char name[32] = "?";
-			snprintf(stat_path, sizeof stat_path, "/proc/%d/comm", child);
-			FILE *comm = fopen(stat_path, "re");
+			snprintf(path, sizeof path, "/proc/%d/comm", child);
+			FILE *comm = fopen(path, "re");
 			if (comm) {
 				if (fgets(name, sizeof name, comm))
 					name[strcspn(name, "\n")] = 0;
 				fclose(comm);
 			}
 			fclose(list);
-			char state = '?';
-			snprintf(stat_path, sizeof stat_path, "/proc/%d/stat", child);
-			stat = fopen(stat_path, "re");
-			const char *after = stat && fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
-			if (after)
-				state = after[2];
-			if (stat)
-				fclose(stat);
-			if (state == 'Z')
+			state = read_stat(child, child, text, sizeof text);
+			if (state && state[1] == 'Z')
 				refuse("it has a child process that ended and was not waited for (%s)", name);
 			refuse("it has a live child process (%s)", name);
 		}

@@ -35,6 +35,8 @@ void json_int(const char *key, int64_t value);
 void json_text(FILE *out, const char *text);
 
 uint64_t clock_ns(int clock);
+/* What /proc/PID/task/TID/stat says behind the name, which may hold anything: " S PARENT ...", in `text`; NULL: it is gone. */
+char *read_stat(pid_t pid, pid_t tid, char *text, size_t room);
 
 /* stop.c */
 #define THREADS_MAX 256

@@ -71,9 +71,7 @@ struct dump {
 	size_t vma_count;
 	struct region *regions;
 	size_t region_count;
-	struct guard {
-		uint64_t start, end;
-	} *guards; /* MADV_GUARD_INSTALL; in order */
+	struct scan_region *guards; /* MADV_GUARD_INSTALL; in order */
 	size_t guard_count, guard_room;
 	uint64_t anonymous_pages;
 	uint64_t stopped_bytes; /* copied while all was stopped */
@@ -186,9 +184,11 @@ static bool passed_over(const struct vma *vma, const char *name)
 	return (vma->start >= HUSK_ZONE_START && vma->start < HUSK_ZONE_END) || strncmp(name, "[vsyscall]", 10) == 0;
 }
 
-bool vmas_are(const struct vma *vmas, size_t count, const char *maps)
+bool vmas_hold(const struct vma *vmas, size_t count, const char *then, const char *maps)
 {
 	size_t i = 0;
+	if (strcmp(then, maps) != 0)
+		return false;
 	for (const char *line = maps; *line; line = strchr(line, '\n') + 1) {
 		struct vma now;
 		int name_at;
@@ -432,7 +432,7 @@ static bool is_guard(struct dump *dump, const struct scan_region *range)
 	if (!(range->categories & IS_GUARD))
 		return false;
 	dump->guards = grow(dump->guards, dump->guard_count, &dump->guard_room, sizeof *dump->guards);
-	dump->guards[dump->guard_count++] = (struct guard){ range->start, range->end };
+	dump->guards[dump->guard_count++] = *range;
 	return true;
 }
 

@@ -43,9 +43,9 @@ char *read_maps(pid_t pid);
 enum vma_flags { VMAS_PLAIN, VMAS_FLAGS, VMAS_REFUSING, VMAS_REFUSING_OTHERS };
 /* Reads every mapping outside the husk's zone. */
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags);
-/* Whether these are the mappings in the text of /proc/PID/maps. Those of a process that runs may be of another moment than a text that was
-   read before or after them, or of several. */
-bool vmas_are(const struct vma *vmas, size_t count, const char *maps);
+/* Whether the mappings that were read beside the text `then` of /proc/PID/maps are those of the text `maps`. What is read of a process that runs
+   may be of another moment than a text that was read before or after it, or of several: equal texts alone do not say so. */
+bool vmas_hold(const struct vma *vmas, size_t count, const char *then, const char *maps);
 /* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
 void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
 	  void *context);

@@ -72,15 +72,20 @@ static void failed(const struct paged *it, int error, const char *what) {
 
 /* ---- which page belongs where ---- */
 
-static struct range *range_at(const struct space *space, uint64_t address) {
-	for (size_t low = 0, high = space->count; low < high;) {
+/* The first range that ends behind the address. */
+static size_t range_from(const struct space *space, uint64_t address) {
+	size_t low = 0, high = space->count;
+	while (low < high) {
 		size_t middle = (low + high) / 2;
-		struct range *range = &space->ranges[middle];
-		if (address < range->start) high = middle;
-		else if (address >= range->end) low = middle + 1;
-		else return range;
+		if (space->ranges[middle].end <= address) low = middle + 1;
+		else high = middle;
 	}
-	return NULL;
+	return low;
+}
+
+static struct range *range_at(const struct space *space, uint64_t address) {
+	size_t at = range_from(space, address);
+	return at < space->count && space->ranges[at].start <= address ? &space->ranges[at] : NULL;
 }
 
 static void range_add(struct space *space, struct range range) {
@@ -140,14 +145,8 @@ static void bits_set(uint8_t *bits, uint64_t at, uint64_t end) {
  * its children.
  */
 static void mark_served(struct space *space, uint64_t start, uint64_t end) {
-	size_t low = 0, high = space->count;
-	while (low < high) {
-		size_t middle = (low + high) / 2;
-		if (space->ranges[middle].end <= start) low = middle + 1;
-		else high = middle;
-	}
-	for (; low < space->count && space->ranges[low].start < end; low++) {
-		struct range part = range_part(space->ranges[low], start, end);
+	for (size_t at = range_from(space, start); at < space->count && space->ranges[at].start < end; at++) {
+		struct range part = range_part(space->ranges[at], start, end);
 		bits_set(space->served, part.index, part.index + (part.end - part.start) / PAGE);
 	}
 }

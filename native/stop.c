@@ -204,32 +204,30 @@ static void ran(struct thread *thread, enum __ptrace_request how)
 	}
 }
 
-/* Of the process, those that are ending included. */
-static int thread_count(pid_t pid)
+/* A number in /proc/PID/task/TID/status; `otherwise` where it cannot be read. */
+static uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise)
 {
 	char path[64], line[256];
-	int count = 0;
-	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	size_t length = strlen(name);
+	snprintf(path, sizeof path, "/proc/%d/task/%d/status", pid, tid);
 	FILE *status = fopen(path, "re");
-	while (status && fgets(line, sizeof line, status))
-		if (sscanf(line, "Threads: %d", &count) == 1)
+	while (status && fgets(line, sizeof line, status)) {
+		if (strncmp(line, name, length) == 0) {
+			otherwise = strtoull(line + length, NULL, base);
 			break;
+		}
+	}
 	if (status)
 		fclose(status);
-	return count;
+	return otherwise;
 }
 
 /* One that ended cannot be seized, and the kernel says EPERM of it as of one that it does not allow. */
 static bool is_over(pid_t pid, pid_t tid)
 {
-	char path[64], line[512];
-	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
-	FILE *stat = fopen(path, "re");
-	const char *after = stat && fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
-	bool over = !after || after[2] == 'Z' || after[2] == 'X';
-	if (stat)
-		fclose(stat);
-	return over;
+	char text[2048];
+	const char *state = read_stat(pid, tid, text, sizeof text);
+	return !state || state[1] == 'Z' || state[1] == 'X';
 }
 
 /* Nothing when the thread ends first. */
@@ -278,7 +276,8 @@ static void seize_all(struct target *target)
 				seize(target, tid);
 		}
 		closedir(tasks);
-		if (target->thread_count == before && thread_count(target->pid) == before)
+		/* Those that are ending included. */
+		if (target->thread_count == before && read_status(target->pid, target->pid, "Threads:", 10, 0) == (uint64_t)before)
 			return;
 		if (target->thread_count == before)
 			nanosleep(&(struct timespec){ 0, ENDING_WAIT_NS }, NULL);
@@ -443,19 +442,11 @@ static void find_syscall(struct target *target)
  */
 static bool may_step(struct target *target)
 {
-	char path[64], line[256];
-	unsigned long ignored = 1UL << (SIGTRAP - 1);
 	if (target->steps_known)
 		return target->steps;
-	snprintf(path, sizeof path, "/proc/%d/status", target->pid);
-	FILE *status = fopen(path, "re");
-	while (status && fgets(line, sizeof line, status))
-		if (sscanf(line, "SigIgn: %lx", &ignored) == 1)
-			break;
-	if (status)
-		fclose(status);
+	uint64_t trap = 1ULL << (SIGTRAP - 1);
 	target->steps_known = true;
-	target->steps = !(ignored >> (SIGTRAP - 1) & 1);
+	target->steps = !(read_status(target->pid, target->pid, "SigIgn:", 16, trap) & trap);
 	return target->steps;
 }
 
@@ -569,16 +560,7 @@ void run_script(struct target *target, int mem, uint64_t page, struct script_cal
 /* The sandbox's own filter is in force in every husk. Others cannot be read by number, and a clone without them could do more. */
 static void refuse_filters(const struct target *target, const struct thread *thread)
 {
-	char path[64], line[256];
-	int filters = 0;
-	snprintf(path, sizeof path, "/proc/%d/task/%d/status", target->pid, thread->tid);
-	FILE *status = fopen(path, "re");
-	while (status && fgets(line, sizeof line, status))
-		if (sscanf(line, "Seccomp_filters: %d", &filters) == 1)
-			break;
-	if (status)
-		fclose(status);
-	if (filters > 1)
+	if (read_status(target->pid, thread->tid, "Seccomp_filters:", 10, 0) > 1)
 		refuse("it installed a seccomp filter of its own");
 }
 

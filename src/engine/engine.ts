@@ -32,6 +32,7 @@ import { LoadedImage, type Tracking } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { Limits } from "./limits.js";
+import { MappedFiles } from "./mapped-files.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
 import { Packer } from "./packing.js";
@@ -59,7 +60,6 @@ import type {
   StartResult,
   ThawOptions,
 } from "./types.js";
-import { MappedFiles } from "./wake-set.js";
 
 const NO_PIDS: ReadonlySet<number> = new Set();
 /** An answer that takes so long may be waiting for the disk. */

@@ -107,7 +107,7 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
 }
 
 /** A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later. */
-async function hasEnded(instance: LiveInstance, { code }: Readonly<Record<string, unknown>>): Promise<boolean> {
+export async function hasEnded(instance: LiveInstance, { code }: Readonly<Record<string, unknown>>): Promise<boolean> {
   if (code === "failed") await Promise.race([instance.husk.gone(), sleep(EXIT_GRACE_MS)]);
   return !instance.alive;
 }

@@ -9,19 +9,19 @@
  * A request never waits for it: it is handed to the process at once. While the extractor only copies, the process takes it and the
  * extractor ends; while all is stopped to be replaced, that is over within milliseconds.
  */
-import { readFileSync } from "node:fs";
 import { monotonicNs, nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
 import { CONTROL_FD } from "../image/index.js";
 import { type ProcessFaults, processFaults } from "./faults.js";
-import { prepare } from "./freeze.js";
+import { hasEnded, prepare } from "./freeze.js";
 import type { LiveInstance } from "./instance.js";
 import type { HelperResult, Keeper } from "./keeper.js";
+import type { MappedFiles } from "./mapped-files.js";
 import { parseReply } from "./native.js";
 import type { HibernateReport, InstanceState, StartResult } from "./types.js";
-import { type MappedFiles, WakeSet } from "./wake-set.js";
+import { WakeSet } from "./wake-set.js";
 import { WakeWatch } from "./wake-watch.js";
 
 const SIGTERM = 15;
@@ -232,9 +232,7 @@ export class Hibernation {
     if (endedBefore(ended) && this.#cancelled) return CANCELLED;
     const reply = parseReply(ended.stdout);
     if (reply.ok) return reply;
-    // One that was killed meanwhile is told as that, and its exit follows at once.
-    if (reply.code !== "ended" && isGone(instance.hostPid)) await instance.husk.gone();
-    if (reply.code !== "ended" && !instance.alive) throw instance.exitError();
+    if (reply.code !== "ended" && (await hasEnded(instance, reply))) throw instance.exitError();
     throw this.#refusal(reply);
   }
 
@@ -292,15 +290,6 @@ export class Hibernation {
 }
 
 const CANCELLED: Reply = { ok: true, cancelled: true };
-
-/** Ended, waited for or not: it has no memory. */
-function isGone(pid: number): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/statm`, "latin1").startsWith("0 ");
-  } catch {
-    return true;
-  }
-}
 
 /** It was told to end before it could hear that. */
 function endedBefore({ signal, stdout }: HelperResult): boolean {

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { Keeper } from "./keeper.js";
-import { MappedFiles, WakeSet } from "./wake-set.js";
+import { MappedFiles } from "./mapped-files.js";
+import { WakeSet } from "./wake-set.js";
 
 const OWN = 1;
 const CODE = 7;

@@ -13,7 +13,8 @@
  *     … and since                               ▓▓▓▓          goes on where the other ended: a front
  *     read ahead                            as recorded ░░░░  what it will write next, which would be a read from disk for each page
  */
-import type { Keeper, PrefetchRange } from "./keeper.js";
+import type { PrefetchRange } from "./keeper.js";
+import type { MappedFiles } from "./mapped-files.js";
 
 const PAGE_BYTES = 4096;
 const RANGES_MAX = 4096;
@@ -39,44 +40,6 @@ const FRONT_BYTES_MAX = 64 * PAGE_BYTES;
 interface Range {
   readonly offset: number;
   readonly end: number;
-}
-
-/**
- * Files that instances map, such as interpreters, opened in the keeper once for all who read ahead from them. The last of these has them
- * closed: a removed image would keep its disk space otherwise.
- */
-export class MappedFiles {
-  readonly #files = new Map<string, { readonly id: Promise<number>; readonly users: Set<WakeSet> }>();
-  readonly #gone = new WeakSet<WakeSet>();
-
-  constructor(private readonly keeper: Keeper) {}
-
-  /** `file`: device and inode; `mapping`: addresses of one in process `pid`. Undefined when it is gone, or `user` is. */
-  async open(user: WakeSet, pid: number, file: string, mapping: string): Promise<number | undefined> {
-    if (this.#gone.has(user)) return undefined;
-    let entry = this.#files.get(file);
-    if (entry === undefined) {
-      const opened = { id: this.keeper.openFile(`/proc/${pid}/map_files/${mapping}`), users: new Set<WakeSet>() };
-      entry = opened;
-      this.#files.set(file, opened);
-      opened.id.catch(() => this.#files.get(file) === opened && this.#files.delete(file));
-    }
-    entry.users.add(user);
-    return entry.id.catch(() => undefined);
-  }
-
-  /** `user` opens no more, and needs nothing of what it opened. */
-  release(user: WakeSet): void {
-    this.#gone.add(user);
-    for (const [file, { id, users }] of this.#files) {
-      if (!users.delete(user) || users.size > 0) continue;
-      this.#files.delete(file);
-      id.then(
-        (opened) => this.keeper.closeFile(opened),
-        () => undefined,
-      );
-    }
-  }
 }
 
 /** Ranges of one file; the last recording is the first. */

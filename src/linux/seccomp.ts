@@ -150,14 +150,19 @@ const SOCKETS: readonly Instruction[] = [
 
 type Verdict = readonly Instruction[];
 
-const looksAt = (argument: number, test: Instruction): Verdict => [[BPF_LOAD, 0, 0, argument], test, refuse(EPERM), allow];
+const looksAt = (argument: number, test: Instruction, error = EPERM): Verdict => [
+  [BPF_LOAD, 0, 0, argument],
+  test,
+  refuse(error),
+  allow,
+];
 
 /**
  * No reads past the page cache: a device writes into memory whose pages it took hold of before, and the kernel does not count that as
  * written. Such a page would be missed by whoever copies memory while the process runs, and a freeze or a hibernation would lose what
  * was read. Answered as by a file system that cannot.
  */
-const directly = (argument: number): Verdict => [[BPF_LOAD, 0, 0, argument], [BPF_JSET, 0, 1, O_DIRECT], refuse(EINVAL), allow];
+const directly = (argument: number): Verdict => looksAt(argument, [BPF_JSET, 0, 1, O_DIRECT], EINVAL);
 
 /** Each of these looks at one argument (its low half) and returns; sockets and fcntl at two. */
 const BY_ARGUMENT: readonly (readonly [nr: number, verdict: Verdict])[] = [
