@@ -8,8 +8,8 @@
  * from here, every other one is copied then.
  *
  * Pieces are where memory was copied to: sorted, disjoint, each with bytes of its own. Memory that went away leaves its piece
- * unused. What could not be read while the process ran (its mapping went away at that moment) is remembered as lost and copied at
- * the stop, should it be there again.
+ * unused. One that could not be read while the process ran (its mapping went away at that moment) does not count, and what of it is
+ * there at the stop is copied then.
  *
  * Stacks and memory of unusual kinds (vma.stays) are left to the stop, and so are changed pages in mappings of files.
  */
@@ -24,7 +24,6 @@
 
 #define ROUNDS_MAX 12
 #define SMALL_BYTES (128ULL << 10)
-#define LOST_MAX 512
 #define IOVS 256
 #define BATCH_BYTES (1ULL << 20)
 /* Beyond twice what the process has. What it gives back keeps its copy, so this is what ends one that takes ever other memory. */
@@ -33,6 +32,7 @@
 struct piece {
 	uint64_t start, end;
 	uint8_t *bytes;
+	bool lost;
 };
 
 struct ahead {
@@ -46,10 +46,9 @@ struct ahead {
 	size_t piece_count, piece_room;
 	uint64_t piece_bytes, weighed_bytes; /* of all; when the process was last asked how much it has */
 	size_t sorted; /* the first so many are; what a round adds follows them until it ends */
-	uint64_t lost[LOST_MAX];
-	size_t lost_count;
 	/* of a round */
 	struct iovec local[IOVS], remote[IOVS];
+	size_t piece_of[IOVS];
 	size_t pending;
 	uint64_t pending_bytes, round_bytes, bytes;
 	int rounds;
@@ -115,32 +114,25 @@ static size_t find(const struct ahead *ahead, uint64_t address)
 	return low;
 }
 
-/* Page by page, for memory that must not be read or is going away. */
-static void read_slowly(struct ahead *ahead, struct iovec local, uint64_t address)
-{
-	for (uint64_t done = 0; done < local.iov_len; done += PAGE) {
-		if (pread(ahead->mem, (uint8_t *)local.iov_base + done, PAGE, (off_t)(address + done)) == (ssize_t)PAGE)
-			continue;
-		if (ahead->lost_count == LOST_MAX)
-			refuse("its memory changes too fast to be copied while it runs");
-		ahead->lost[ahead->lost_count++] = address + done;
-	}
-}
-
 static void flush(struct ahead *ahead)
 {
 	if (ahead->pending && process_vm_readv(ahead->target->pid, ahead->local, ahead->pending, ahead->remote, ahead->pending, 0) !=
 				      (ssize_t)ahead->pending_bytes)
 		for (size_t i = 0; i < ahead->pending; i++)
-			read_slowly(ahead, ahead->local[i], (uint64_t)ahead->remote[i].iov_base);
+			/* By this way memory is read, too, that the process itself must not read. */
+			if (pread(ahead->mem, ahead->local[i].iov_base, ahead->local[i].iov_len, (off_t)ahead->remote[i].iov_base) !=
+			    (ssize_t)ahead->local[i].iov_len)
+				ahead->pieces[ahead->piece_of[i]].lost = true;
 	ahead->round_bytes += ahead->pending_bytes;
 	ahead->pending = 0;
 	ahead->pending_bytes = 0;
 }
 
-static void add_part(struct ahead *ahead, uint64_t start, uint64_t end, uint8_t *bytes)
+static void add_part(struct ahead *ahead, uint64_t start, uint64_t end, size_t of)
 {
-	ahead->local[ahead->pending] = (struct iovec){ bytes, end - start };
+	const struct piece *piece = &ahead->pieces[of];
+	ahead->piece_of[ahead->pending] = of;
+	ahead->local[ahead->pending] = (struct iovec){ piece->bytes + (start - piece->start), end - start };
 	ahead->remote[ahead->pending++] = (struct iovec){ (void *)start, end - start };
 	ahead->pending_bytes += end - start;
 	if (ahead->pending == IOVS || ahead->pending_bytes >= BATCH_BYTES)
@@ -156,8 +148,7 @@ static void copy_written(void *context, const struct scan_region *range)
 		uint64_t until = range->end;
 		if (piece && piece->start <= at) {
 			until = piece->end < until ? piece->end : until;
-			add_part(ahead, at, until, piece->bytes + (at - piece->start));
-			i++;
+			add_part(ahead, at, until, i++);
 		} else {
 			if (piece && piece->start < until)
 				until = piece->start;
@@ -166,9 +157,9 @@ static void copy_written(void *context, const struct scan_region *range)
 				until = at + BATCH_BYTES;
 			uint8_t *bytes = dump_room(ahead->dump, until - at);
 			ahead->pieces = grow(ahead->pieces, ahead->piece_count, &ahead->piece_room, sizeof *ahead->pieces);
-			ahead->pieces[ahead->piece_count++] = (struct piece){ at, until, bytes };
+			ahead->pieces[ahead->piece_count++] = (struct piece){ at, until, bytes, false };
 			ahead->piece_bytes += until - at;
-			add_part(ahead, at, until, bytes);
+			add_part(ahead, at, until, ahead->piece_count - 1);
 		}
 		at = until;
 	}
@@ -240,10 +231,7 @@ uint64_t ahead_part(const struct ahead *ahead, uint64_t at, uint64_t end, uint8_
 		return piece->start;
 	end = piece->end < end ? piece->end : end;
 	*bytes = piece->bytes + (at - piece->start);
-	*current = true;
-	for (size_t j = 0; j < ahead->lost_count; j++)
-		if (ahead->lost[j] >= at && ahead->lost[j] < end)
-			*current = false;
+	*current = !piece->lost;
 	return end;
 }
 

@@ -66,6 +66,19 @@ describe("a process that is stopped", () => {
     });
   });
 
+  it("is frozen though megabytes go away while they are copied", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.hold", "held");
+      await call(one, "moving.let_go_in_one");
+      for (let round = 0; round < 12; round++) {
+        const image = await one.freeze({ then: "continue", live: round % 2 === 1 });
+        await world.thawed(image, async (clone) => expect(await call(clone, "moving.holds")).toEqual(["held"]));
+        await world.engine.removeImage(image);
+      }
+      await call(one, "moving.end");
+    });
+  });
+
   it("has in its mapping of a file in /tmp that grows meanwhile what the file has", async () => {
     await withPython(async (one) => {
       await call(one, "moving.map_growing_file");
