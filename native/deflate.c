@@ -1,7 +1,7 @@
 /*
  * Hibernation: the memory of a process goes to a file, the process stays (part of the extractor).
  *
- *   extractor deflate PID CONTROL_FD 3<>SWAP        SWAP: an unlinked file that belongs to this process alone
+ *   extractor deflate PID CONTROL_FD [kept=OFFSET,BYTES,…] 3<>SWAP    SWAP: an unlinked file that belongs to this process alone
  *
  * Theory of operation. Private pages are written to the file, then private mappings of the file take the place of the memory, and
  * clean pages of other files are dropped (Hibernate Container, 2023, §3.2). Page tables go with the pages; kernel objects stay.
@@ -22,6 +22,9 @@
  *
  * The second time, mappings of the file are already there: their private pages are written to their own places, and only
  * dropped. Where the file holds what is known from the mappings themselves; nothing else is kept between two runs.
+ *
+ * `kept`: parts of the file, in order, whose private pages are written like all others, and stay where they are. Every request writes
+ * them again, and a page that is there spares it a fault, a copy, and on a cold disk a read.
  *
  * The file is an array of cells of 4 GiB. A range of memory begins in a cell of its own, at its own place within 2 MiB, and what
  * follows it up to the next cell is a hole: memory that grows (mremap) finds zeros. Cells of memory that is gone are
@@ -60,6 +63,7 @@
 #define STOP_WAIT_US 500
 #define ROUNDS_MAX 8
 #define FEW_PAGES 16
+#define KEPT_MAX 512
 
 struct range {
 	uint64_t start, end;
@@ -100,6 +104,10 @@ struct deflation {
 	uint64_t cells[(CELLS_MAX + 63) / 64];
 	uint64_t file_bytes, written_pages;
 	uint64_t stopped_ns;
+	struct range kept[KEPT_MAX]; /* offsets */
+	size_t kept_count;
+	struct range *held; /* addresses of what is kept */
+	size_t held_count, held_room;
 	/* while one mapping is scanned */
 	struct view *view;
 	const struct vma *vma;
@@ -778,12 +786,53 @@ static void keep_threads(struct deflation *d)
 	}
 }
 
+/* Private pages in the parts that are to be kept, by address. */
+static void find_held(struct deflation *d, const struct view *view)
+{
+	for (size_t i = 0; i < view->piece_count && d->kept_count; i++) {
+		const struct piece *piece = &view->pieces[i];
+		size_t k = 0;
+		for (size_t j = 0; piece->mapped && j < piece->range_count; j++) {
+			uint64_t start = piece->ranges[j].start - piece->start + piece->offset;
+			uint64_t end = piece->ranges[j].end - piece->start + piece->offset, to_address = piece->start - piece->offset;
+			while (k > 0 && d->kept[k - 1].end > start)
+				k--;
+			for (; k < d->kept_count && d->kept[k].start < end; k++) {
+				uint64_t from = d->kept[k].start > start ? d->kept[k].start : start;
+				uint64_t to = d->kept[k].end < end ? d->kept[k].end : end;
+				if (from >= to)
+					continue;
+				d->held = grow(d->held, d->held_count, &d->held_room, sizeof *d->held);
+				d->held[d->held_count++] = (struct range){ from + to_address, to + to_address, false };
+			}
+		}
+	}
+}
+
+/* Up to `end`, the first part from `*at` on that is not held; empty when there is none. */
+static struct range next_free(const struct deflation *d, uint64_t *at, uint64_t end)
+{
+	struct range free = { *at, end, false };
+	for (size_t i = 0; i < d->held_count && d->held[i].start < end; i++) {
+		if (d->held[i].end <= free.start)
+			continue;
+		if (d->held[i].start > free.start) {
+			free.end = d->held[i].start;
+			break;
+		}
+		free.start = d->held[i].end;
+	}
+	*at = free.end;
+	return free;
+}
+
 static void remap(struct deflation *d, const struct view *view)
 {
 	size_t count = 0;
 	for (int i = 0; i < d->target->thread_count; i++)
 		read_rseq(&d->target->threads[i]);
-	size_t room = view->piece_count + view->guard_count + 2 * view->vma_count + 1;
+	find_held(d, view);
+	size_t room = view->piece_count + view->guard_count + 2 * view->vma_count + d->held_count + 1;
 	struct script_call *calls = malloc(room * sizeof *calls);
 	if (!calls)
 		die("out of memory");
@@ -809,7 +858,8 @@ static void remap(struct deflation *d, const struct view *view)
 		       (view->vmas[i + 1].start >= HUSK_ZONE_END) == (start >= HUSK_ZONE_END))
 			end = view->vmas[++i].end;
 		calls[count++] = call(SYS_madvise, start, end - start, MADV_RANDOM, 0, 0, 0);
-		calls[count++] = call(SYS_madvise, start, end - start, MADV_DONTNEED, 0, 0, 0);
+		for (struct range free = next_free(d, &start, end); free.start < free.end; free = next_free(d, &start, end))
+			calls[count++] = call(SYS_madvise, free.start, free.end - free.start, MADV_DONTNEED, 0, 0, 0);
 	}
 	for (size_t i = 0; i < view->guard_count; i++)
 		calls[count++] = call(SYS_madvise, view->guards[i].start, view->guards[i].end - view->guards[i].start, MADV_GUARD_INSTALL, 0, 0, 0);
@@ -864,6 +914,13 @@ static uint64_t resident_bytes(pid_t pid)
 	return total;
 }
 
+static void page_out(int pidfd, const struct iovec *parts, size_t *count)
+{
+	if (*count)
+		(void)!syscall(SYS_process_madvise, pidfd, parts, *count, MADV_PAGEOUT, 0);
+	*count = 0;
+}
+
 /*
  * Threads that were interrupted in epoll_wait or the like touched a few pages when they went back to sleep, and the kernel mapped
  * their neighbours. Those are clean: they go again, without another stop. A kernel that cannot do it leaves them.
@@ -874,14 +931,14 @@ static void drop_neighbours(struct deflation *d, const struct view *now)
 	size_t count = 0;
 	int pidfd = (int)syscall(SYS_pidfd_open, d->target->pid, 0);
 	for (size_t i = 0; i < now->vma_count && pidfd >= 0 && !cancelled; i++) {
-		const struct vma *vma = &now->vmas[i];
-		if (in_swap(d, vma))
-			parts[count++] = (struct iovec){ (void *)vma->start, vma->end - vma->start };
-		if (count == sizeof parts / sizeof parts[0] || (count && i + 1 == now->vma_count)) {
-			(void)!syscall(SYS_process_madvise, pidfd, parts, count, MADV_PAGEOUT, 0);
-			count = 0;
+		uint64_t at = now->vmas[i].start, end = in_swap(d, &now->vmas[i]) ? now->vmas[i].end : at;
+		for (struct range free = next_free(d, &at, end); free.start < free.end && !cancelled; free = next_free(d, &at, end)) {
+			parts[count++] = (struct iovec){ (void *)free.start, free.end - free.start };
+			if (count == sizeof parts / sizeof parts[0])
+				page_out(pidfd, parts, &count);
 		}
 	}
+	page_out(pidfd, parts, &count);
 	if (pidfd >= 0)
 		close(pidfd);
 }
@@ -910,15 +967,28 @@ static int report(struct deflation *d, const struct view *view, bool done)
 	return 0;
 }
 
+static void read_kept(struct deflation *d, const char *text)
+{
+	for (char *next = NULL; *text && d->kept_count < KEPT_MAX; text = *next ? next + 1 : next) {
+		uint64_t start = strtoull(text, &next, 10);
+		uint64_t bytes = *next == ',' ? strtoull(next + 1, &next, 10) : 0;
+		uint64_t last = d->kept_count ? d->kept[d->kept_count - 1].end : 0;
+		if (!bytes || start < last || (start | bytes) % PAGE || (*next && *next != ','))
+			die("kept= wants offsets and lengths of whole pages, in order");
+		d->kept[d->kept_count++] = (struct range){ start, start + bytes, false };
+	}
+}
+
 int deflate(struct target *target, int argc, char **argv)
 {
-	(void)argc;
 	struct deflation d = { .target = target, .mem = -1, .pagemap = -1, .uffd = -1 };
 	struct view first = { 0 }, running = { 0 }, stopped = { 0 };
 	char path[64];
 	sigaction(SIGTERM, &(struct sigaction){ .sa_handler = on_term }, NULL);
 	target->pid = atoi(argv[2]);
 	target->control_fd = atoi(argv[3]);
+	if (argc > 4 && strncmp(argv[4], "kept=", 5) == 0)
+		read_kept(&d, argv[4] + 5);
 	if (fstat(SWAP_FD, &d.swap) != 0)
 		die("descriptor %d is no file: %s", SWAP_FD, strerror(errno));
 	d.file_bytes = (uint64_t)d.swap.st_size;

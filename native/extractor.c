@@ -658,7 +658,7 @@ int main(int argc, char **argv)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (argc > 1 && strcmp(argv[1], "freeze") == 0)
 		return freeze(argc, argv);
-	if (argc == 4 && strcmp(argv[1], "deflate") == 0)
+	if ((argc == 4 || argc == 5) && strcmp(argv[1], "deflate") == 0)
 		return deflate(&target, argc, argv);
 	if (argc == 3 && strcmp(argv[1], "verify") == 0)
 		return verify_pages(argv[2]);

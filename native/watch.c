@@ -9,7 +9,7 @@
  * is taken over, and closed with us. The process itself keeps nothing.
  *
  * Answer: when it was armed, CLOCK_MONOTONIC nanoseconds; then as a hibernation tells it, offsets and lengths of what is present
- * in the file of its memory, and in others.
+ * in the file of its memory, what of that was written, and what is present in others.
  */
 #include "track.h"
 #include <errno.h>
@@ -101,8 +101,8 @@ static void tell_range(void *context, const struct scan_region *range)
 
 static void tell_present(pid_t pid, uint64_t armed_ns)
 {
-	char path[64], *own_text, *text;
-	size_t own_bytes, bytes;
+	char path[64], *own_text, *written_text, *text;
+	size_t own_bytes, written_bytes, bytes;
 	struct stat memory;
 	struct mapped *list;
 	size_t count = read_mapped(pid, &list);
@@ -111,9 +111,12 @@ static void tell_present(pid_t pid, uint64_t armed_ns)
 	if (pagemap < 0 || fstat(MEMORY_FD, &memory) != 0)
 		die("cannot look at its pages: %s", strerror(errno));
 	struct telling own = { .out = open_memstream(&own_text, &own_bytes) }, other = { .out = open_memstream(&text, &bytes) };
-	if (!own.out || !other.out)
+	struct telling written = { .out = open_memstream(&written_text, &written_bytes) };
+	if (!own.out || !other.out || !written.out)
 		die("out of memory");
 	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT | IS_SWAPPED, .return_mask = IS_PRESENT | IS_SWAPPED };
+	const struct scan_arg private = { .category_inverted = IS_FILE | IS_ZERO, .category_mask = IS_FILE | IS_ZERO,
+					  .category_anyof_mask = IS_PRESENT | IS_SWAPPED, .return_mask = IS_PRESENT | IS_SWAPPED };
 	bool any = false;
 	for (size_t i = 0; i < count; i++) {
 		const struct mapped *one = &list[i];
@@ -128,12 +131,18 @@ static void tell_present(pid_t pid, uint64_t armed_ns)
 		}
 		scan(pagemap, one->start, one->end, present, tell_range, it);
 		flush(it);
-		if (!its)
+		if (!its) {
 			fprintf(it->out, "]}");
+			continue;
+		}
+		written.mapped = one;
+		scan(pagemap, one->start, one->end, private, tell_range, &written);
+		flush(&written);
 	}
-	if (fclose(own.out) != 0 || fclose(other.out) != 0)
+	if (fclose(own.out) != 0 || fclose(written.out) != 0 || fclose(other.out) != 0)
 		die("out of memory");
-	printf("{\"ok\":true,\"armedNs\":%" PRIu64 ",\"touched\":[%s],\"files\":[%s]}\n", armed_ns, own_text, text);
+	printf("{\"ok\":true,\"armedNs\":%" PRIu64 ",\"touched\":[%s],\"written\":[%s],\"files\":[%s]}\n", armed_ns, own_text,
+	       written_text, text);
 }
 
 int watch_wake(struct target *target, pid_t pid, int control_fd)

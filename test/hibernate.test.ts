@@ -209,6 +209,33 @@ describe.each(["node", "python"] as const)("a hibernated %s function", (language
     });
   });
 
+  it("keeps in memory what each of three wakes wrote, and its state whether a page was kept or not", async () => {
+    await withInstance(bench.engine.boot(spec()), async (instance) => {
+      const [left, written]: [number[], number[]] = [[], []];
+      const digest = async (of: Instance): Promise<string> => ((await step(of, "state")) as [number, string])[1];
+      for (let cycle = 0; cycle < 8; cycle++) {
+        await step(instance, "change", 1000 + cycle);
+        const before = await digest(instance);
+        const report = await instance.hibernate();
+        if (cycle < 3) await until("a helper that watches its wake", () => isWatched(hostPid(instance)) || undefined);
+        left.push((await instance.memory()).privateBytes);
+        written.push(report.writtenPages);
+        expect(await digest(instance), `cycle ${cycle}`).toBe(before);
+      }
+      // The first three wakes are watched: they find nothing that was kept.
+      expect(Math.max(...left.slice(0, 3))).toBeLessThan(Math.min(...left.slice(3)) - 64 * 1024);
+      expect(Math.max(...left.slice(3)) - (left[0] ?? 0)).toBeLessThanOrEqual(MB / 2 + 64 * 1024);
+      expect(Math.max(...written.slice(3))).toBeLessThan(2 * Math.max(...written.slice(1, 3)));
+      await step(instance, "change", 77);
+      const last = await digest(instance);
+      await instance.hibernate();
+      // Pages that were kept are in memory, all others in its file.
+      const image = await instance.freeze({ then: "continue" });
+      await withInstance(bench.engine.thaw(image), async (clone) => expect(await digest(clone)).toBe(last));
+      expect(await digest(instance)).toBe(last);
+    });
+  });
+
   it("reads ahead exactly what three wakes touched, though all of it lies in the page cache", async () => {
     await withInstance(bench.engine.boot(spec()), async (instance) => {
       const prefetched: number[] = [];
@@ -544,6 +571,20 @@ def handler(event, context): return "on"
 });
 
 /** Runs `body` with an engine whose data lie on a small file system of its own. */
+/** Whether a helper waits for its wake. */
+function isWatched(pid: number): boolean {
+  const about = (other: string, file: string): string => {
+    try {
+      return readFileSync(`/proc/${other}/${file}`, "utf8");
+    } catch {
+      return "";
+    }
+  };
+  const helpers = readdirSync("/proc").filter((other) => about(other, "cmdline").includes(`extractor\0watch\0${pid}\0`));
+  const SYS_POLL = "7 ";
+  return helpers.some((other) => about(other, "syscall").startsWith(SYS_POLL));
+}
+
 async function onMount(options: string, body: (engine: Engine, dir: string) => Promise<void>, bootOnly = false): Promise<void> {
   const dir = join(bench.root, "small");
   mkdirSync(dir, { recursive: true });

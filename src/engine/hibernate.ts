@@ -201,8 +201,7 @@ export class Hibernation {
   async #recordWatched(watch: WakeWatch): Promise<void> {
     const touches = await watch.end(this.#wokenNs);
     if (touches === undefined || this.#closed || this.#file === undefined) return;
-    const { touched, files } = touches;
-    await this.#wakeSet.recordWatched(this.#file, this.tools.mapped, this.instance.hostPid, touched, files);
+    await this.#wakeSet.recordWatched(this.#file, this.tools.mapped, this.instance.hostPid, touches);
   }
 
   async #prepare(before: InstanceState): Promise<number> {
@@ -228,6 +227,8 @@ export class Hibernation {
   async #deflate(): Promise<Reply> {
     const { instance, tools } = this;
     const argv = [tools.extractor, "deflate", String(instance.hostPid), String(CONTROL_FD)];
+    const { kept } = this.#wakeSet;
+    if (kept.length > 0) argv.push(`kept=${kept.join(",")}`);
     const ended = await tools.keeper.helper(argv, { files: [this.#file ?? 0], cancel: this.#cancel.signal });
     if (endedBefore(ended) && this.#cancelled) return CANCELLED;
     const reply = parseReply(ended.stdout);

@@ -48,7 +48,7 @@ describe("what a wake reads ahead", () => {
 describe("what watched wakes touched", () => {
   async function watched(...recordings: readonly (readonly [own: readonly number[], others: unknown])[]): Promise<WakeSet> {
     const set = await recorded([page(0, 500), code(page(0, 500))]);
-    for (const [own, others] of recordings) await set.recordWatched(OWN, files, 1, own, others);
+    for (const [own, others] of recordings) await set.recordWatched(OWN, files, 1, { touched: own, written: [], files: others });
     return set;
   }
   const pagesOf = ({ ranges }: WakeSet): number[][] => ranges.map(({ offset, bytes }) => [Number(offset) / 4096, bytes / 4096]);
@@ -75,7 +75,7 @@ describe("what watched wakes touched", () => {
       [100, 2],
     ]);
     expect(set.wanting).toBe(true);
-    await set.recordWatched(OWN, files, 1, [...page(0), ...page(101)], code(page(60)));
+    await set.recordWatched(OWN, files, 1, { touched: [...page(0), ...page(101)], written: [], files: code(page(60)) });
     expect(pagesOf(set)).toEqual([
       [20, 1],
       [40, 1],
@@ -96,11 +96,60 @@ describe("what watched wakes touched", () => {
     expect(set.wanting).toBe(false);
     misfits(1);
     expect(set.wanting).toBe(true);
-    await set.recordWatched(OWN, files, 1, page(1), []);
+    await set.recordWatched(OWN, files, 1, { touched: page(1), written: [], files: [] });
     misfits(7);
     expect(set.wanting).toBe(false);
     misfits(1);
     expect(set.wanting).toBe(true);
+  });
+});
+
+describe("what stays in memory", () => {
+  /** Each wake touches pages 0 to 999. */
+  async function watchedWakes(...written: readonly (readonly (readonly number[])[])[]): Promise<WakeSet> {
+    const set = new WakeSet();
+    for (const one of written)
+      await set.recordWatched(OWN, files, 1, { touched: page(0, 1000), written: one.flat(), files: code(page(3)) });
+    return set;
+  }
+  const pages = (list: readonly number[]): number[] => list.map((bytes) => bytes / 4096);
+
+  it("is what two of three wakes wrote, once three were watched; alone between pages that are read, it is read with them", async () => {
+    const wake = [page(10), page(20, 2)];
+    expect((await watchedWakes(wake, wake)).kept).toEqual([]);
+    const set = await watchedWakes(wake, [page(20, 30)], [page(10), page(70)]);
+    expect(pages(set.kept)).toEqual([10, 1, 20, 2]);
+    // Gaps of four pages are joined: what lies alone in a range is read with it.
+    expect(set.ranges.map(({ file, offset, bytes }) => [file, ...pages([Number(offset), bytes])])).toEqual([
+      [CODE, 3, 1],
+      [OWN, 0, 1000],
+    ]);
+  });
+
+  it("is not read ahead", async () => {
+    const set = await watchedWakes(...[1, 2, 3].map(() => [page(100, 50), page(995, 5)]));
+    expect(pages(set.kept)).toEqual([100, 50, 995, 5]);
+    expect(set.ranges.slice(1).map(({ offset, bytes }) => pages([Number(offset), bytes]))).toEqual([
+      [0, 100],
+      [150, 845],
+    ]);
+  });
+
+  it("is at most half a megabyte, of what is read one by one before what lies together", async () => {
+    const wake = [page(0, 100), page(200, 60), page(300), page(400, 2)];
+    expect(pages((await watchedWakes(wake, wake, wake)).kept)).toEqual([0, 65, 200, 60, 300, 1, 400, 2]);
+  });
+
+  it("is nothing when the next wake is to be watched, which tells it anew", async () => {
+    const wake = [page(100, 50)];
+    const set = await watchedWakes(wake, wake, wake);
+    for (let index = 0; index < 4; index++) set.note(10_000);
+    expect(set.kept).toEqual([]);
+    await set.recordWatched(OWN, files, 1, { touched: page(0, 1000), written: page(600), files: [] });
+    expect(pages(set.kept)).toEqual([100, 50]);
+    for (let index = 0; index < 8; index++) set.note(10_000);
+    await set.recordWatched(OWN, files, 1, { touched: page(0, 1000), written: page(600), files: [] });
+    expect(pages(set.kept)).toEqual([600, 1]);
   });
 });
 
@@ -137,7 +186,7 @@ describe("memory that is filled from one end", () => {
     const set = await recorded([page(3), []]);
     set.recordWritten(OWN, page(10));
     set.recordWritten(OWN, page(10, 2));
-    await set.recordWatched(OWN, files, 1, page(5), []);
+    await set.recordWatched(OWN, files, 1, { touched: page(5), written: [], files: [] });
     expect(set.ranges.map(({ offset }) => Number(offset) / 4096)).toEqual([5, 12]);
   });
 });

@@ -15,6 +15,7 @@
  */
 import type { PrefetchRange } from "./keeper.js";
 import type { MappedFiles } from "./mapped-files.js";
+import type { Touches } from "./wake-watch.js";
 
 const PAGE_BYTES = 4096;
 const RANGES_MAX = 4096;
@@ -25,6 +26,8 @@ const SHARED_RECORDINGS = 4;
 const OWN_FILE = "";
 const WATCHED = 3;
 const WATCHED_NEEDED = 2;
+/** At most so many of the pages that each wake writes stay where they are: 0.5 MB, as much as all the rest that a hibernated instance leaves. */
+const KEPT_BYTES_MAX = 128 * PAGE_BYTES;
 /** Pages of a range that nobody asked for cost less than another read (image/prefetch.ts). */
 const GAP_BYTES = 4 * PAGE_BYTES;
 /** A wake does not fit when more faults than this, and than this part of the set's pages, had to wait for a disk. */
@@ -53,6 +56,9 @@ export class WakeSet {
   readonly #recordings = new Map<string, Recordings>();
   /** Wakes that were watched, newest last. */
   #watched: readonly Recording[] = [];
+  /** What each of them wrote. */
+  #watchedWritten: Recordings = [];
+  #kept: readonly Range[] = [];
   #misfits = 0;
   #misfitsMax = MISFITS;
   /** What was written between the last two hibernations. */
@@ -70,6 +76,14 @@ export class WakeSet {
   /** Whether the next wake shall be watched. */
   get wanting(): boolean {
     return this.#watched.length < WATCHED || this.#misfits >= this.#misfitsMax;
+  }
+
+  /**
+   * What shall stay in memory at the next hibernation, in its file: offset and length by turns. Nothing where the wake after it is to be
+   * watched, for that tells what is touched by what is there.
+   */
+  get kept(): readonly number[] {
+    return this.wanting ? [] : this.#kept.flatMap(({ offset, end }) => [offset, end - offset]);
   }
 
   /**
@@ -94,27 +108,29 @@ export class WakeSet {
   }
 
   /** Takes exactly what a wake and its first request touched. */
-  async recordWatched(file: number, files: MappedFiles, pid: number, touched: unknown, others: unknown): Promise<void> {
+  async recordWatched(
+    file: number,
+    files: MappedFiles,
+    pid: number,
+    { touched, written, files: others }: Touches,
+  ): Promise<void> {
     if (this.#misfits >= this.#misfitsMax) {
       this.#misfits = 0;
       this.#misfitsMax = Math.min(this.#misfitsMax * 2, MISFITS_MAX);
     }
     this.#watched = [...this.#watched, recordingOf(touched, others)].slice(-WATCHED);
+    this.#watchedWritten = [...this.#watchedWritten, rangesOf(written)].slice(-WATCHED);
+    this.#kept = this.#watched.length < WATCHED ? [] : keptOf(seenBy(this.#watchedWritten, WATCHED_NEEDED));
     const often = new Map<string, { mapping: string; ranges: Range[] }>();
     for (const key of new Set(this.#watched.flatMap((one) => [...one.keys()]))) {
       const each = this.#watched.flatMap((one) => one.get(key) ?? []);
       const mapping = each.at(-1)?.mapping ?? "";
+      const lists = each.map(({ ranges }) => ranges);
       // To miss a page of code costs most.
       const needed = key !== OWN_FILE || this.#watched.length < WATCHED ? 1 : WATCHED_NEEDED;
       often.set(key, {
         mapping,
-        ranges: join(
-          seenBy(
-            each.map(({ ranges }) => ranges),
-            needed,
-          ),
-          GAP_BYTES,
-        ),
+        ranges: join(without(seenBy(lists, needed), key === OWN_FILE ? this.#kept : []), GAP_BYTES),
       });
     }
     this.#recorded = await rangesToRead(this, often, file, files, pid);
@@ -152,6 +168,19 @@ async function rangesToRead(
   }
   found.push(...(recording.get(OWN_FILE)?.ranges ?? []).map((range) => prefetchOf(own, range)));
   return found;
+}
+
+/** The shortest first: on a disk each is a read of its own, however short. In order of their places again. */
+function keptOf(written: readonly Range[]): Range[] {
+  const kept: Range[] = [];
+  let room = KEPT_BYTES_MAX;
+  for (const { offset, end } of [...written].sort((a, b) => a.end - a.offset - (b.end - b.offset))) {
+    if (room === 0) break;
+    const bytes = Math.min(end - offset, room);
+    kept.push({ offset, end: offset + bytes });
+    room -= bytes;
+  }
+  return kept.sort((a, b) => a.offset - b.offset);
 }
 
 /** What lies behind each range that reaches beyond the end of one before, or that ends where an earlier front still begins. */
@@ -221,6 +250,20 @@ function seenBy(lists: readonly (readonly Range[])[], needed: number): Range[] {
     if (change > 0 && inside === needed) from = at;
   }
   return seen;
+}
+
+/** What of the ranges none of the others has. Both in order, and disjoint. */
+function without(ranges: readonly Range[], others: readonly Range[]): Range[] {
+  return ranges.flatMap(({ offset, end }) => {
+    const left: Range[] = [];
+    let at = offset;
+    for (const other of others.filter((one) => one.offset < end && one.end > offset)) {
+      if (other.offset > at) left.push({ offset: at, end: other.offset });
+      at = other.end;
+    }
+    if (at < end) left.push({ offset: at, end });
+    return left;
+  });
 }
 
 /** In order, and one where no more than `gapBytes` lie between two. */

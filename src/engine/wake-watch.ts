@@ -15,6 +15,8 @@ const running = new WeakMap<Keeper, number>();
 /** What a watched wake touched, as the extractor tells it. */
 export interface Touches {
   readonly touched: unknown;
+  /** What of `touched` was written. */
+  readonly written: unknown;
   readonly files: unknown;
 }
 
@@ -58,7 +60,8 @@ export class WakeWatch {
       // Told to end before it had begun.
       if (stdout.length === 0) return undefined;
       const reply = parseReply(stdout);
-      if (reply.ok) return { touched: reply.touched, files: reply.files, armedNs: BigInt(Number(reply.armedNs)) };
+      if (reply.ok)
+        return { touched: reply.touched, written: reply.written, files: reply.files, armedNs: BigInt(Number(reply.armedNs)) };
       log.debug({ pid, why: reply.why }, "a wake is not watched");
     } catch (error) {
       log.debug({ pid, err: error }, "a wake is not watched");

@@ -35,9 +35,12 @@ export interface Footprint {
   readonly warm: readonly Left[];
   readonly hibernated: readonly Left[];
   readonly woken: readonly Left[];
-  /** For each instance. NaN when the machine moved by itself. */
+  /** Hibernated again after so many wakes that what each of them writes is kept in memory (engine/wake-set.ts). */
+  readonly kept: readonly Left[];
+  /** For each instance, hibernated once, and as `kept`. NaN when the machine moved by itself. */
   readonly machine: MachineShare;
-  /** First deflation of each, and the one after a wake. */
+  readonly machineKept: MachineShare;
+  /** First deflation of each, and those after a wake. */
   readonly first: readonly HibernateReport[];
   readonly second: readonly HibernateReport[];
   readonly failures: readonly FailedRun[];
@@ -47,6 +50,8 @@ const INSTANCES = 40;
 const AT_ONCE = 4;
 const REQUESTS_BEFORE = 5;
 const SETTLE_MS = 500;
+/** Three of each instance are watched, of 32 instances at a time. */
+const WAKES = 6;
 
 export async function footprint(lab: Lab, subject: HibernateSubject): Promise<Footprint> {
   const { engine, workload, image, kind } = subject;
@@ -55,6 +60,10 @@ export async function footprint(lab: Lab, subject: HibernateSubject): Promise<Fo
   const failures: FailedRun[] = [];
   await sleep(SETTLE_MS);
   const before = availableBytes();
+  const shareOf = (during: number, after: number): MachineShare => {
+    const whole = machineShare(before, during, after);
+    return { bytes: whole.bytes / INSTANCES, driftBytes: whole.driftBytes };
+  };
   const crowd = new Crowd(lab.cleanup, AT_ONCE);
   const deflate = async (): Promise<HibernateReport[]> => {
     const reports: HibernateReport[] = [];
@@ -73,8 +82,12 @@ export async function footprint(lab: Lab, subject: HibernateSubject): Promise<Fo
     return reports;
   };
   const look = () => crowd.instances.map(left);
-  let part: Omit<Footprint, "workload" | "kind" | "machine" | "failures">;
+  const askAll = async () => {
+    for (const [index, instance] of crowd.instances.entries()) await ask(instance, workload, index);
+  };
+  let part: Omit<Footprint, "workload" | "kind" | "machine" | "machineKept" | "failures">;
   let during: number;
+  let duringKept: number;
   try {
     await crowd.fill(INSTANCES, async (index) => {
       lab.progress(`${workload.name}, ${kind}: starting ${index + 1} of ${INSTANCES}`);
@@ -87,16 +100,22 @@ export async function footprint(lab: Lab, subject: HibernateSubject): Promise<Fo
     const first = await deflate();
     const hibernated = look();
     during = availableBytes();
-    for (const [index, instance] of crowd.instances.entries()) await ask(instance, workload, index);
+    await askAll();
     const woken = look();
-    part = { warm, hibernated, woken, first, second: await deflate() };
+    const second = await deflate();
+    for (let wakes = 1; wakes < WAKES; wakes++) {
+      await askAll();
+      second.push(...(await deflate()));
+    }
+    duringKept = availableBytes();
+    part = { warm, hibernated, woken, kept: look(), first, second };
   } finally {
     await crowd.dispose();
   }
   await sleep(SETTLE_MS);
-  const whole = machineShare(before, during, availableBytes());
-  const machine = { bytes: whole.bytes / INSTANCES, driftBytes: whole.driftBytes };
-  return { workload: workload.name, kind, ...part, machine, failures };
+  const after = availableBytes();
+  const [machine, machineKept] = [shareOf(during, after), shareOf(duringKept, after)];
+  return { workload: workload.name, kind, ...part, machine, machineKept, failures };
 }
 
 function at(crowd: Crowd, index: number): Instance {
