@@ -2,10 +2,10 @@
  * extractor: turns a parked process into facts and pages.
  *
  *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
- *   extractor verify PAGES                                    prints the digest of a page space
- *   extractor deflate PID CONTROL_FD 3<>SWAP                  moves the memory of a process to a file (deflate.c)
+ *   extractor verify PAGES                                    prints the digest of a page space (store.c)
+ *   extractor deflate PID CONTROL_FD [kept=…] 3<>SWAP         moves the memory of a process to a file (deflate.c)
  *   extractor tracking                                        says whether this kernel can tell exactly what a process touches
- *   extractor scan PID [PAGES]                                prints the present pages of a process by source
+ *   extractor scan PID [PAGES]                                prints the present pages of a process by source (present.c)
  *   extractor resident|evict|fetch FILE…, bandwidth FILE     the page cache (cache.c)
  *   extractor blocked PID                                     time spent waiting for the disk (blocked.c)
  *

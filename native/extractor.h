@@ -93,7 +93,7 @@ void write_tmp(const struct target *target);
 /* Makes what write_tmp copied durable; the process runs again by then. */
 void store_tmp(void);
 
-/* memory.c */
+/* memory.c, store.c */
 struct dump;
 /* What a process may have mapped as its memory: the page spaces of its image and of that image's base, and the file of its
    hibernation. NULL and -1: not this process. */
@@ -112,6 +112,8 @@ void dump_write_allocator(const struct dump *dump, pid_t pid);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);
 void dump_write_regions(const struct dump *dump);
 int verify_pages(const char *path);
+
+/* present.c */
 int scan_pages(pid_t pid, const char *pages_path, const char *base_path);
 
 /* delta.c: what an image shares with its base. Extents of the base in order of address, as it was laid out. */

@@ -1,4 +1,4 @@
-/* Mappings and present pages, as memory.c reads them and both freezing and hibernating need them. */
+/* Mappings and present pages (mappings.c), and what freezing has of memory for those who copy ahead (memory.c). */
 #pragma once
 #include "extractor.h"
 #include <sys/ioctl.h>

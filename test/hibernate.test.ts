@@ -233,6 +233,7 @@ describe.each(["node", "python"] as const)("a hibernated %s function", (language
       const image = await instance.freeze({ then: "continue" });
       await withInstance(bench.engine.thaw(image), async (clone) => expect(await digest(clone)).toBe(last));
       expect(await digest(instance)).toBe(last);
+      await bench.engine.removeImage(image);
     });
   });
 

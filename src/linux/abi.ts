@@ -27,7 +27,7 @@ export const ABI_CONSTANTS = {
   HUSK_SPARES_MAX: 16,
   /** Programs that run while the one before is still in use: its threads return through frames that lie in it. */
   HUSK_RESUME_AT: 0x10_3000_0000n,
-  /** Where the extractor works in a process that it deflates (native/deflate.c). */
+  /** Where the extractor works in a process that it deflates (native/replace.c). */
   HUSK_WORKSHOP_AT: 0x10_3800_0000n,
   /** The husk's channel to the keeper (SOCK_SEQPACKET) when it is executed. */
   HUSK_CHANNEL_FD: 100,

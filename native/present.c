@@ -1,0 +1,90 @@
+/*
+ * Which pages of a process are present, by where they come from (part of the extractor): `extractor scan`.
+ */
+#include "memory.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+enum { WRITTEN, IN_IMAGE, IN_FILE, ZERO, HUGE, SCAN_LISTS };
+
+struct tally {
+	uint64_t written, image, file, zero;
+	bool in_image;
+	FILE *lists[SCAN_LISTS];
+	uint64_t last[SCAN_LISTS][2];
+};
+
+static void flush_tally(struct tally *tally, int list)
+{
+	uint64_t *last = tally->last[list];
+	if (last[1] > last[0])
+		fprintf(tally->lists[list], "%s\"0x%" PRIx64 "\",%" PRIu64, ftell(tally->lists[list]) ? "," : "", last[0],
+			(last[1] - last[0]) / PAGE);
+	last[0] = last[1] = 0;
+}
+
+static void list_range(struct tally *tally, int list, const struct scan_region *range)
+{
+	if (tally->last[list][1] != range->start) {
+		flush_tally(tally, list);
+		tally->last[list][0] = range->start;
+	}
+	tally->last[list][1] = range->end;
+}
+
+static void tally_range(void *context, const struct scan_region *range)
+{
+	struct tally *tally = context;
+	uint64_t pages = (range->end - range->start) / PAGE;
+	int list = range->categories & IS_ZERO ? ZERO : !(range->categories & IS_FILE) ? WRITTEN : tally->in_image ? IN_IMAGE : IN_FILE;
+	*(list == WRITTEN  ? &tally->written :
+	  list == IN_IMAGE ? &tally->image :
+	  list == IN_FILE  ? &tally->file :
+			     &tally->zero) += pages;
+	list_range(tally, list, range);
+	/* Once more: one fault mapped 2 MiB of it. */
+	if (range->categories & IS_HUGE)
+		list_range(tally, HUGE, range);
+}
+
+int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
+{
+	struct stat is = { 0 }, base = { 0 };
+	if (base_path && stat(base_path, &base) != 0)
+		die("cannot look at %s: %s", base_path, strerror(errno));
+	if (pages_path && stat(pages_path, &is) != 0)
+		die("cannot look at %s: %s", pages_path, strerror(errno));
+	struct vma *vmas;
+	size_t count = read_vmas(pid, &vmas, VMAS_PLAIN);
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
+	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	if (pagemap < 0)
+		die("cannot open %s: %s", path, strerror(errno));
+	struct tally tally = { 0 };
+	char *text[SCAN_LISTS];
+	size_t bytes[SCAN_LISTS];
+	for (int i = 0; i < SCAN_LISTS; i++)
+		tally.lists[i] = open_memstream(&text[i], &bytes[i]);
+	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT, .return_mask = IS_FILE | IS_PRESENT | IS_ZERO | IS_HUGE };
+	for (size_t i = 0; i < count; i++) {
+		if (vmas[i].kind == VDSO)
+			continue;
+		dev_t device = makedev(vmas[i].major, vmas[i].minor);
+		tally.in_image = (pages_path && vmas[i].inode == is.st_ino && device == is.st_dev) ||
+				 (base_path && vmas[i].inode == base.st_ino && device == base.st_dev);
+		scan(pagemap, vmas[i].start, vmas[i].end, present, tally_range, &tally);
+	}
+	for (int i = 0; i < SCAN_LISTS; i++) {
+		flush_tally(&tally, i);
+		fclose(tally.lists[i]);
+	}
+	printf("{\"ok\":true,\"counts\":{\"written\":%" PRIu64 ",\"image\":%" PRIu64 ",\"file\":%" PRIu64 ",\"zero\":%" PRIu64
+	       "},\"written\":[%s],\"image\":[%s],\"file\":[%s],\"zeroes\":[%s],\"huge\":[%s]}\n",
+	       tally.written, tally.image, tally.file, tally.zero, text[WRITTEN], text[IN_IMAGE], text[IN_FILE], text[ZERO],
+	       text[HUGE]);
+	return 0;
+}
