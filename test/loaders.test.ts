@@ -1,5 +1,5 @@
 /** How pages arrive: every loader gives the same function, REAP records and installs, and a splice start asks the disk ahead. */
-import { readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
 import { type Image, type Instance, LOADERS, type Loader, type StartResult } from "../src/engine/index.js";
@@ -8,6 +8,7 @@ import { flipBit } from "./support/damage.js";
 import { packed } from "./support/packing.js";
 import { forgetCached } from "./support/page-cache.js";
 import { pagerOf } from "./support/pager.js";
+import { until } from "./support/server.js";
 import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
 
 const OBJECTS = 5000;
@@ -195,17 +196,17 @@ describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)
       );
       await sleep(round * 3);
       process.kill(pager, "SIGSTOP");
-      // By now it waits for a page that nobody brings.
-      await sleep(20);
-      // The keeper is late, so that the function would have time to read on; it must wait for its end instead.
-      process.kill(keeper, "SIGSTOP");
       try {
-        expect(waitsFor(clone)).toBe("handle_userfault");
+        await until("a page that nobody brings", () => waitsFor(clone) === "handle_userfault" || undefined);
+        // The keeper is late, so that the function would have time to read on; it must wait for its end instead.
+        process.kill(keeper, "SIGSTOP");
         process.kill(pager, "SIGKILL");
         await sleep(20);
         expect(waitsFor(clone)).toBe("handle_userfault");
       } finally {
         process.kill(keeper, "SIGCONT");
+        // Where it was not yet: whoever waits for it would wait for ever.
+        if (existsSync(`/proc/${pager}`)) process.kill(pager, "SIGKILL");
       }
       expect(await answer).toBe("PAGER_LOST");
       expect(clone.alive).toBe(false);
