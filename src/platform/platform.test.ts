@@ -1,6 +1,6 @@
-import { existsSync, readdirSync } from "node:fs";
-import { mkdir, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { chmod, mkdir, rm, truncate, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { FakeEnd, FakeEngine } from "../engine/fake.js";
@@ -365,6 +365,46 @@ describe("a data directory", () => {
     expect([onDisk("functions/a"), onDisk("images")]).toEqual(mine);
     expect(onDisk("functions")).toEqual(["a"]);
     expect(onDisk("logs")).toEqual([]);
+  });
+
+  it.each(["functions/hello/index.mjs", "functions/index.mjs", "images/photo.png", "logs/app.log"])(
+    "is not taken when it has no database and somebody's %s, which stays",
+    async (name) => {
+      const dataDir = join(bed.dataDir, "project");
+      const path = join(dataDir, name);
+      await mkdir(dirname(path), { recursive: true });
+      await chmod(dirname(path), 0o755);
+      await writeFile(path, "mine");
+      await expect(openPlatform({ dataDir, engine: bed.engine })).rejects.toThrow(
+        `The data directory ${dataDir} cannot be used. it has no database of thaw, but ${path}, which thaw did not write and would remove. Give the server a directory of its own with --data`,
+      );
+      expect(readFileSync(path, "utf8")).toBe("mine");
+      expect(statSync(dirname(path)).mode & 0o777).toBe(0o755);
+      expect(readdirSync(dataDir)).toHaveLength(1);
+    },
+  );
+
+  it("is emptied when its own database was moved away", async () => {
+    await deploy();
+    await bed.platform.invoke("a", "");
+    await bed.platform.close();
+    for (const name of readdirSync(bed.dataDir).filter((name) => name.startsWith("thaw.db"))) await rm(join(bed.dataDir, name));
+    await writeFile(join(bed.dataDir, "logs/a.log.1"), "x");
+    bed = await bed.restart();
+    expect(bed.platform.list()).toEqual([]);
+    expect(["functions", "images", "logs"].flatMap(onDisk)).toEqual([]);
+  });
+
+  it("keeps its functions when its database was cut to nothing, which is told", async () => {
+    await deploy();
+    await bed.platform.close();
+    for (const name of readdirSync(bed.dataDir).filter((name) => name.startsWith("thaw.db-"))) await rm(join(bed.dataDir, name));
+    const path = join(bed.dataDir, "thaw.db");
+    await truncate(path);
+    await expect(openPlatform({ dataDir: bed.dataDir, engine: bed.engine })).rejects.toThrow(
+      `The database ${path} could not be opened. it is empty, though functions are there`,
+    );
+    expect(onDisk("functions")).toEqual(["a"]);
   });
 
   it("is closed with its requests answered, idempotently", async () => {

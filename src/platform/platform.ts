@@ -29,7 +29,7 @@ import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
 import { Store } from "./store.js";
-import { layoutOf, sweep } from "./sweep.js";
+import { layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
 import type {
   DeployRequest,
   FollowOptions,
@@ -63,6 +63,7 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
   let lock: DataLock | undefined;
   let store: Store | undefined;
   try {
+    await refuseOthersFiles(layout);
     for (const dir of [layout.root, layout.functions, layout.images, layout.logs]) await mkdirDurably(dir);
     // Functions' files are readable by everyone, so that other user ids can run them; the way to them is not.
     for (const dir of [layout.functions, layout.images, layout.logs]) await chmod(dir, 0o700);

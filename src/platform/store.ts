@@ -12,6 +12,9 @@ import { errorText, ThawError } from "../base/errors.js";
 import type { Image } from "../engine/types.js";
 import type { HeatStatus, ImageEntry, ImageState, WarmUp } from "./types.js";
 
+/** Its name in the data directory. */
+export const DATABASE_FILE = "thaw.db";
+
 /** Each entry brings the schema from its index to the next version. Never edit one that was released. */
 const MIGRATIONS: readonly string[] = [
   `CREATE TABLE functions (
@@ -140,7 +143,7 @@ export class Store {
 
   /** Opens or creates `thaw.db` in `dataDir`, and brings its schema up to date. */
   static open(dataDir: string): Store {
-    const path = join(dataDir, "thaw.db");
+    const path = join(dataDir, DATABASE_FILE);
     return guarded(`The database ${path} could not be opened`, () => {
       const database = new Database(path);
       // Environments of functions may hold secrets.

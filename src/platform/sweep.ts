@@ -1,9 +1,15 @@
 /**
  * What a crash leaves behind: temporary directories, code and images that were complete but never recorded, and the files of
  * functions whose removal was recorded but not finished. All of it is what the database does not name.
+ *
+ * So a directory without a database would lose everything in it. What is there must then look as if a thaw wrote it: a folder of
+ * somebody's project may well have `functions`, `images` and `logs` of its own.
  */
-import { readdir, rm, rmdir } from "node:fs/promises";
+import { readdir, rm, rmdir, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { ThawError } from "../base/errors.js";
+import { TEMPORARY_PREFIX } from "../base/fsync.js";
+import { DATABASE_FILE } from "./store.js";
 
 /** Directories of a platform's data. */
 export interface DataLayout {
@@ -25,6 +31,67 @@ export interface Owned {
   readonly code: readonly { readonly functionName: string; readonly codeHex: string }[];
   /** Names inside the images directory. */
   readonly images: ReadonlySet<string>;
+}
+
+/**
+ * Looks at a directory that is about to be used, and changes nothing. INVALID_ARGUMENT when it has no database, and something that
+ * {@link sweep} would remove and no thaw wrote. DATABASE_FAILED when its database is empty, though functions are there: the file was cut short.
+ */
+export async function refuseOthersFiles(layout: DataLayout): Promise<void> {
+  const database = join(layout.root, DATABASE_FILE);
+  const size = await stat(database).then(
+    (found) => found.size,
+    () => undefined,
+  );
+  if (size !== undefined && size > 0) return;
+  const found = await foreignPath(layout);
+  if (found !== undefined) {
+    throw new ThawError("INVALID_ARGUMENT", {
+      what: `The data directory ${layout.root} cannot be used`,
+      why: `it has no database of thaw, but ${found}, which thaw did not write and would remove`,
+      fix: "Give the server a directory of its own with --data",
+    });
+  }
+  if (size === 0 && (await namesIn(layout.functions)).length > 0) {
+    throw new ThawError("DATABASE_FAILED", {
+      what: `The database ${database} could not be opened`,
+      why: "it is empty, though functions are there",
+      fix: "Restore it from a backup, or start with another data directory",
+    });
+  }
+}
+
+const TEMPORARY = TEMPORARY_PREFIX.replaceAll(".", "\\.");
+const NAME = "[a-zA-Z0-9_-]{1,64}";
+const FUNCTION = new RegExp(`^${NAME}$`);
+const CODE = new RegExp(`^(?:${TEMPORARY}.*|[0-9a-f]{64})$`);
+const IMAGE = new RegExp(`^(?:${TEMPORARY}.*|${NAME}\\.[0-9a-f]{16})$`);
+const LOG = new RegExp(`^(${NAME})\\.log(?:\\.1)?$`);
+
+/** Something that no thaw would have written; a log belongs to a function that has code. */
+async function foreignPath({ functions, images, logs }: DataLayout): Promise<string | undefined> {
+  const owners = await namesIn(functions);
+  for (const owner of owners) {
+    if (!FUNCTION.test(owner)) return join(functions, owner);
+    const child = (await namesIn(join(functions, owner))).find((name) => !CODE.test(name));
+    if (child !== undefined) return join(functions, owner, child);
+  }
+  const image = (await namesIn(images)).find((name) => !IMAGE.test(name));
+  if (image !== undefined) return join(images, image);
+  const log = (await namesIn(logs)).find((name) => !owners.includes(LOG.exec(name)?.[1] ?? ""));
+  return log === undefined ? undefined : join(logs, log);
+}
+
+/** What is in a directory; of a file, its own name, which is empty here and fits no pattern. */
+async function namesIn(path: string): Promise<string[]> {
+  try {
+    return await readdir(path);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT") return [];
+    if (code === "ENOTDIR") return [""];
+    throw error;
+  }
 }
 
 /** Removes everything else. Returns the paths removed, relative to the data directory. */
