@@ -46,7 +46,7 @@ describe("a successful invocation", () => {
     expect((await post("")).json().event).toEqual({});
   });
 
-  it.each(["text/plain", "application/x-www-form-urlencoded", "application/octet-stream"])(
+  it.each(["text/plain", "application/x-www-form-urlencoded", "application/octet-stream", "", "json", "a/b; c=é"])(
     "does not care that the body is called %s",
     async (type) => {
       expect((await post("[1]", { "content-type": type })).json().event).toEqual([1]);
@@ -246,6 +246,36 @@ describe("a bad request", () => {
       "Message",
       /no operation POST/,
     ],
+    [
+      "to an unknown operation, with a body that none of them takes",
+      "x".repeat(9_000_000),
+      {},
+      "/2015-03-31/functions",
+      404,
+      "ResourceNotFoundException",
+      "Message",
+      /no operation POST \/2015-03-31\/functions$/,
+    ],
+    [
+      "to an address that is not in percent-encoding",
+      "{}",
+      {},
+      "/2015-03-31/functions/%E0%A4%A/invocations",
+      400,
+      "InvalidParameterValueException",
+      "message",
+      /address cannot be read\. It is not UTF-8 in percent-encoding/,
+    ],
+    [
+      "to a name without end",
+      "{}",
+      {},
+      URL.replace("hello", "h".repeat(900)),
+      400,
+      "InvalidParameterValueException",
+      "message",
+      /address cannot be read\. The name in it has more than 768 characters/,
+    ],
   ] as const)("%s", async (_name, payload, headers, url, status, exception, member, sentence) => {
     const reply = await post(payload, headers, url);
     expect(reply.statusCode).toBe(status);
@@ -254,6 +284,7 @@ describe("a bad request", () => {
     expect(reply.json()[member]).toMatch(sentence);
     expect(reply.headers["content-type"]).toBe("application/json");
     expect(Object.keys(reply.json()).sort()).toEqual(["Type", member].sort());
+    expect(reply.headers["x-amzn-requestid"]).toMatch(/^[0-9a-f-]{36}$/);
   });
 
   it("of more than 6 MB is a 413 that names the limit", async () => {
@@ -261,9 +292,10 @@ describe("a bad request", () => {
     expect(reply.statusCode).toBe(413);
     expect(reply.headers["x-amzn-errortype"]).toBe("RequestTooLargeException");
     expect(reply.json().message).toContain("6 MiB");
+    expect(reply.headers["x-amzn-requestid"]).toMatch(/^[0-9a-f-]{36}$/);
   });
 
-  it("has a request id too, and our own code beside Lambda's shape", async () => {
+  it("has our own code beside Lambda's shape", async () => {
     const reply = await post("{nope");
     expect(reply.headers["x-amzn-requestid"]).toMatch(/^[0-9a-f-]{36}$/);
     expect(JSON.parse(String(reply.headers["x-thaw-error"])).code).toBe("INVALID_PAYLOAD");

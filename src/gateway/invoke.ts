@@ -3,7 +3,6 @@
  * directions. A function's own error is a reply with status 200 and `X-Amz-Function-Error`; an error of the request or
  * of the server is an exception and becomes Lambda's error shape in `server.ts`.
  */
-import { randomUUID } from "node:crypto";
 import type { IncomingHttpHeaders } from "node:http";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { errorText, ThawError } from "../base/errors.js";
@@ -18,14 +17,19 @@ const EMPTY = Buffer.alloc(0);
 /** Told of every outcome, for what the control routes show. */
 export type OutcomeListener = (name: string, outcome: InvokeOutcome) => void;
 
+/** A payload is JSON whatever it is called; Fastify would refuse a name that is no media type. */
+function forgetContentType(request: FastifyRequest, _reply: FastifyReply, done: () => void): void {
+  delete request.raw.headers["content-type"];
+  done();
+}
+
 /** Adds the route. */
 export function addInvokeRoute(app: FastifyInstance, platform: Platform, onOutcome: OutcomeListener): void {
   type Route = { Params: { reference: string }; Querystring: { Qualifier?: string | string[] } };
 
-  app.post<Route>("/2015-03-31/functions/:reference/invocations", { bodyLimit: LIMITS.payloadBytes }, async (request, reply) => {
-    const requestId = randomUUID();
-    reply.header("x-amzn-requestid", requestId);
-    const { headers } = request;
+  const options = { bodyLimit: LIMITS.payloadBytes, onRequest: forgetContentType };
+  app.post<Route>("/2015-03-31/functions/:reference/invocations", options, async (request, reply) => {
+    const { headers, id: requestId } = request;
     const { Qualifier } = request.query;
     if (Array.isArray(Qualifier)) throw invalid("Qualifier", "it is given twice", "Give it once");
     const { name, qualifier } = parseFunctionRef(request.params.reference, Qualifier);
@@ -38,10 +42,10 @@ export function addInvokeRoute(app: FastifyInstance, platform: Platform, onOutco
     }
     if (type !== "RequestResponse") throw unknownType(type);
 
-    const options = { ...optionsFrom(headers), qualifier, requestId };
-    const outcome = await platform.invoke(name, payload, options);
+    const asked = { ...optionsFrom(headers), qualifier, requestId };
+    const outcome = await platform.invoke(name, payload, asked);
     onOutcome(name, outcome);
-    return sendOutcome(reply, outcome, options);
+    return sendOutcome(reply, outcome, asked);
   });
 }
 
