@@ -1,4 +1,4 @@
-import { mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import Database from "libsql";
@@ -54,6 +54,47 @@ describe("a database is refused", () => {
           "Restore it from a backup, or start with another data directory",
       );
     }
+  });
+
+  it("when pages in the middle of it are damaged", async () => {
+    const store = Store.open(dir);
+    for (let count = 0; count < 100; count++) store.put(version(`f${count}`));
+    store.close();
+    const path = join(dir, "thaw.db");
+    const database = new Database(path);
+    database.pragma("wal_checkpoint(TRUNCATE)");
+    database.close();
+    const bytes = await readFile(path);
+    for (let page = 1; (page + 1) * 4096 <= bytes.length; page++) bytes.fill(0x5a, page * 4096 + 8, page * 4096 + 200);
+    await writeFile(path, bytes);
+    expect(() => Store.open(dir)).toThrow(
+      /^The database .+ could not be opened\. it is damaged: .+\. Restore it from a backup, or start with another data directory$/,
+    );
+  });
+
+  it.each([
+    ["versions", "config", "{", "config"],
+    ["versions", "config", "null", "config"],
+    ["versions", "config", '{"runtime":"nodejs20.x"}', "config.handler, config.memoryMb"],
+    ["versions", "code_hex", "../../b", "code_hex"],
+    ["versions", "image_state", "rXady", "image_state"],
+    ["images", "dir", "..", "dir"],
+    ["images", "dir", "a/b", "dir"],
+    ["images", "summary", "[1]", "summary"],
+    ["images", "source", "X", "source"],
+  ])("when a function's row makes no sense: %s.%s is %s", (table, column, value, told) => {
+    const store = Store.open(dir);
+    store.put(version("a"));
+    store.putImage(version("a"), image("a.0"));
+    store.close();
+    const database = new Database(join(dir, "thaw.db"));
+    database.prepare(`UPDATE ${table} SET ${column} = ?`).run(value);
+    database.close();
+    const again = Store.open(dir);
+    onTestFinished(() => again.close());
+    expect(() => again.all()).toThrow(
+      `The functions could not be read from the database. the database is damaged: what it says of function "a" makes no sense (${told}`,
+    );
   });
 
   it("when a newer thaw wrote it", () => {

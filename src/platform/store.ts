@@ -10,6 +10,7 @@ import { join } from "node:path";
 import Database from "libsql";
 import { errorText, ThawError } from "../base/errors.js";
 import type { Image } from "../engine/types.js";
+import { checkRow, IMAGE_ROW, parseColumn, VERSION_ROW } from "./damaged-rows.js";
 import type { HeatStatus, ImageEntry, ImageState, WarmUp } from "./types.js";
 
 /** Its name in the data directory. */
@@ -151,6 +152,7 @@ export class Store {
       database.pragma("journal_mode=WAL");
       database.pragma("synchronous=FULL");
       database.pragma("foreign_keys=ON");
+      refuseDamaged(database, path);
       migrate(database, path);
       return new Store(database);
     });
@@ -171,7 +173,7 @@ export class Store {
           version: row.version,
           revisionId: row.revision_id,
           modifiedMs: row.modified_ms,
-          config: JSON.parse(row.config) as StoredConfig,
+          config: configOf(row),
           codeHex: row.code_hex,
           codeBytes: row.code_bytes,
         },
@@ -295,9 +297,29 @@ export class Store {
   }
 }
 
-function imageOf({ dir, generation, heat, source, created_ms, summary }: ImageRow): StoredImage {
-  const parsed = summary === null ? {} : { summary: JSON.parse(summary) as ImageSummary };
+function configOf(row: Row): StoredConfig {
+  const config = parseColumn(row, "config");
+  checkRow(VERSION_ROW, { ...row, config });
+  return config as StoredConfig;
+}
+
+function imageOf(row: ImageRow): StoredImage {
+  const { dir, generation, heat, source, created_ms } = row;
+  const summary = row.summary === null ? null : parseColumn(row, "summary");
+  checkRow(IMAGE_ROW, { ...row, summary });
+  const parsed = summary === null ? {} : { summary: summary as ImageSummary };
   return { dir, generation, heat, source, createdMs: created_ms, ...parsed };
+}
+
+/** Before anything is written to it. Costs one reading of the file, which {@link Store.all} does anyway. */
+function refuseDamaged(database: Database.Database, path: string): void {
+  const found = (database.pragma("quick_check") as { quick_check: string }[]).map((row) => row.quick_check);
+  if (found.length === 1 && found[0] === "ok") return;
+  throw new ThawError("DATABASE_FAILED", {
+    what: `The database ${path} could not be opened`,
+    why: `it is damaged: ${(found[0] ?? "it cannot be checked").replaceAll("\n", "; ")}`,
+    fix: databaseFix("SQLITE_CORRUPT"),
+  });
 }
 
 function migrate(database: Database.Database, path: string): void {
