@@ -155,9 +155,10 @@ export class Instances {
     const slot = this.#adopt(attempt, instance);
     if (version.killed) {
       await this.#end(slot);
+      if (this.#closed) throw stopping(version);
       throw new ThawError("FUNCTION_NOT_FOUND", {
         what: `Function "${version.name}" cannot be invoked`,
-        why: "it was removed, or the server stopped, while an instance was starting",
+        why: "it was removed while an instance was starting",
         fix: "Deploy it again",
       });
     }
@@ -327,12 +328,7 @@ export class Instances {
   /** Takes a place, evicting an idle instance when there is none. False when the version is retired. */
   async #reservePlace(version: Version): Promise<boolean> {
     while (true) {
-      if (this.#closed)
-        throw new ThawError("SHUTTING_DOWN", {
-          what: `Function "${version.name}" was not started`,
-          why: "the server is stopping",
-          fix: "Try again when it has been started again",
-        });
+      if (this.#closed) throw stopping(version);
       if (version.retired) return false;
       const ownFull = version.slots.occupied >= version.limit;
       if (!ownFull && this.#occupied < this.#options.maxInstances) break;
@@ -440,6 +436,14 @@ export class Instances {
       details: { limitBytes, usedBytes, bytes, scope: "server" },
     });
   }
+}
+
+function stopping(version: Version): ThawError {
+  return new ThawError("SHUTTING_DOWN", {
+    what: `Function "${version.name}" was not started`,
+    why: "the server is stopping",
+    fix: "Try again when it has been started again",
+  });
 }
 
 /** The next turn of the event loop: whoever's request made an instance superfluous has his answer on the way before processes and memory are ended. */

@@ -417,4 +417,36 @@ describe("a data directory", () => {
     expect(bed.engine.live.size).toBe(0);
     await bed.platform.close();
   });
+
+  it("that is closed tells a request whose instance did not start in time so: the function is not gone", async () => {
+    await deploy();
+    bed.engine.delayMs.thaw = 450;
+    const starting = bed.platform.invoke("a", "");
+    const told = starting.catch((caught: unknown) => caught);
+    await until(() => bed.platform.get("a").counts.starting === 1);
+    await bed.platform.close();
+    expect(isThawError(await told, "SHUTTING_DOWN")).toBe(true);
+    expect(((await told) as Error).message).toContain('Function "a" was not started. the server is stopping');
+    expect(bed.engine.live.size).toBe(0);
+  });
+
+  it("that is closed tells a request that did not end in time so: it is not the function's error", async () => {
+    await deploy("a", { timeoutMs: 60_000 });
+    bed.engine.handler = (_event, context) => {
+      context.log("so far\n");
+      return new Promise(() => {});
+    };
+    const stuck = bed.platform.invoke("a", "", { requestId: "r1" });
+    await until(() => bed.platform.get("a").counts.running === 1);
+    const closed = bed.platform.close();
+    const error = await stuck.catch((caught: unknown) => caught);
+    expect(isThawError(error, "SHUTTING_DOWN")).toBe(true);
+    expect((error as Error).message).toBe(
+      'Function "a" was ended in the middle of the request. the server is stopping, and waits 0.3 s for requests that run. Try again when it has been started again',
+    );
+    await closed;
+    expect(readFileSync(join(bed.dataDir, "logs/a.log"), "utf8")).toMatch(/^START RequestId: r1 .*\nso far\nEND RequestId: r1\n/);
+    expect(bed.platform.metrics().functionErrors).toBe(0);
+    expect(bed.engine.live.size).toBe(0);
+  });
 });

@@ -56,6 +56,15 @@ function neverRan({ attempt, slot }: Lease): boolean {
   return attempt !== undefined && !slot.instance.started;
 }
 
+/** Of a request that still ran when the server's time to stop was over: not the function's doing, and worth another try. */
+function cutShort(version: Version, drainMs: number): ThawError {
+  return new ThawError("SHUTTING_DOWN", {
+    what: `Function "${version.name}" was ended in the middle of the request`,
+    why: `the server is stopping, and waits ${drainMs / 1000} s for requests that run`,
+    fix: "Try again when it has been started again",
+  });
+}
+
 /** Opens a data directory, and everything that was deployed to it. INVALID_ARGUMENT when another server holds it; DATABASE_FAILED. */
 export async function openPlatform(options: PlatformOptions): Promise<Platform> {
   const dataDir = resolve(options.dataDir);
@@ -258,6 +267,10 @@ class LocalPlatform implements Platform {
         ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
       });
       const start = lease.start();
+      if (this.#closing !== undefined && version.killed && result.platformError === "INSTANCE_EXITED") {
+        version.log.append(requestId, renderRequest(requestId, version.spec.memoryMb, start, result));
+        throw cutShort(version, this.#drainMs);
+      }
       this.#learning.answered(slot, start, result);
       // Counted after the answer: nobody waits for it who did not ask.
       const faults = start.kind === "reuse" ? undefined : this.#countFaults(version, instance);
