@@ -100,6 +100,17 @@ describe("a function's log", () => {
     expect((await log.tail(6 * 1024 * 1024)).length).toBeGreaterThan(4 * 1024 * 1024);
   });
 
+  it("goes on in a new file when somebody removed the full one", async () => {
+    log.append("1", `${"x".repeat(FILE_BYTES - 10)}\n`);
+    await log.flush();
+    await rm(join(dir, "hello.log"));
+    log.append("2", "a line that does not fit\n");
+    log.append("3", "another\n");
+    await log.flush();
+    expect(failures).toEqual([]);
+    expect(await log.tail()).toBe("a line that does not fit\nanother\n");
+  });
+
   it("is followed from the backlog on, until the signal", async () => {
     log.append("1", "one\n");
     const controller = new AbortController();

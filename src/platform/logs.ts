@@ -150,7 +150,7 @@ export class FunctionLog {
       try {
         const bytes = Buffer.byteLength(text);
         if (this.#fileBytes > 0 && this.#fileBytes + bytes > FILE_BYTES) {
-          await rename(this.#path, `${this.#path}.1`);
+          await rename(this.#path, `${this.#path}.1`).catch(unlessMissing);
           this.#fileBytes = 0;
         }
         await appendFile(this.#path, text, { mode: 0o600 });
@@ -210,6 +210,11 @@ class Follower {
       }
     }
   }
+}
+
+/** Somebody who made room on the disk may have removed the file; the next batch begins another. */
+function unlessMissing(error: NodeJS.ErrnoException): void {
+  if (error.code !== "ENOENT") throw error;
 }
 
 async function readTail(path: string, bytes: number): Promise<Buffer> {
