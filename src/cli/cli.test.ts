@@ -189,6 +189,7 @@ describe("deploy", () => {
     [["serve", "--policy", "magic"], /It must be one of fixed, histogram/],
     [["serve", "--heat-policy", "magic"], /It must be one of fixed, pronghorn/],
     [["deploy", "hello", "--provisioned", "1001"], /It must be a whole number from 0 to 1000/],
+    [["serve", "--park-loader", "reap"], /It must be one of lazy, eager, splice/],
     [["serve", "--park", "sofa=1"], /It must be one of runtime, image, prefaulted/],
   ])("%j is a usage error", async (args, sentence) => {
     const run = await thaw(args);

@@ -1,7 +1,7 @@
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { FakeEngine } from "../engine/fake.js";
 import { type CliOptions, runCli } from "./testing.js";
@@ -86,6 +86,16 @@ describe("serve", () => {
     expect(await keeping("--park", "prefaulted=1")).toBe(2);
     expect(await keeping("--park", "runtime=0")).toBe(0);
     expect(await keeping("--park", "runtime=4")).toBe(0);
+  });
+
+  it("fills provisioned husks with the loader that it was told, though it parks none of its own", async () => {
+    const park = vi.spyOn(engine, "park");
+    await mkdir(join(cwd, "hello"));
+    await writeFile(join(cwd, "hello", "index.mjs"), "export const handler = async () => null;\n");
+    await serve(["--park-loader", "eager"], {}, async (url) => {
+      await runCli(["deploy", join(cwd, "hello"), "--url", url, "--provisioned", "2", "--wait"]);
+    });
+    expect(park.mock.calls.map(([, ...rest]) => rest)).toEqual([["prefaulted", 2, "eager"]]);
   });
 
   it("hands the times of idle instances to the policy", async () => {

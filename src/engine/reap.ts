@@ -33,7 +33,7 @@ import { ABI_CONSTANTS } from "../linux/abi.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PagedReport } from "./keeper.js";
-import type { Loader } from "./types.js";
+import { type Loader, PARKED_LOADERS } from "./types.js";
 
 const MODES: Readonly<Partial<Record<Loader, PageMode>>> = {
   "reap-lazy": "lazy",
@@ -231,7 +231,7 @@ export class ReapStarts {
 
 /** A parked husk would wait at the pager's gate with its whole set installed: that is `prefaulted`, which `splice` does better. */
 export function refuseParking(loader: Loader): void {
-  if (!isPaged(loader) && loader !== "lazy-4k") return;
+  if (PARKED_LOADERS.some((known) => known === loader)) return;
   throw new ThawError("INVALID_ARGUMENT", {
     what: `no husk can be parked with loader ${loader}`,
     why: "how its pages arrive is what it is for",

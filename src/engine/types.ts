@@ -11,6 +11,8 @@ export type { ImageInspection } from "../image/index.js";
 /** Which ways pages arrive in a thawed instance (docs/design/thaw.md, docs/design/pager.md). */
 export const LOADERS = ["lazy", "lazy-4k", "eager", "splice", "reap-lazy", "reap-parallel", "reap-file", "reap"] as const;
 export type Loader = (typeof LOADERS)[number];
+/** Those that can fill a husk before its request comes. */
+export const PARKED_LOADERS = ["lazy", "eager", "splice"] as const satisfies readonly Loader[];
 
 /** How an instance came to answer. */
 export type StartKind = "boot" | "thaw" | "parked" | "reuse" | "wake";

@@ -10,6 +10,7 @@ import type {
   ImageInspection,
   InvokeResult,
   Loader,
+  PARKED_LOADERS,
   PageCounts,
   StartKind,
   StartResult,
@@ -56,7 +57,7 @@ export interface ParkedTargets {
   readonly image?: number;
   readonly prefaulted?: number;
   /** Loader of the husks parked at `image` and `prefaulted`; default: the engine's. */
-  readonly loader?: Loader;
+  readonly loader?: (typeof PARKED_LOADERS)[number];
 }
 
 export interface PlatformOptions {

@@ -4,7 +4,7 @@ import { resolve } from "node:path";
 import type { Command } from "commander";
 import { errorText, isThawError, ThawError } from "../../base/errors.js";
 import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
-import { LOADERS, type Loader } from "../../engine/types.js";
+import { PARKED_LOADERS } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
 import type { MachineReport } from "../../linux/doctor.js";
 import type { HeatPolicy, IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
@@ -33,7 +33,7 @@ interface Options {
   readonly sharedRuntime?: boolean;
   readonly pool?: number;
   readonly park?: Partial<Record<(typeof PARKED_LEVELS)[number], number>>;
-  readonly parkLoader?: Loader;
+  readonly parkLoader?: (typeof PARKED_LOADERS)[number];
   readonly logLevel?: LogLevel;
 }
 
@@ -71,7 +71,7 @@ export function addServe(program: Command, context: Context): void {
       `husks kept parked for every image, at ${PARKED_LEVELS.join(", ")}; repeatable (default: runtime, ${RUNTIME_HUSKS} for what is started again and again)`,
       levelCount(PARKED_LEVELS),
     )
-    .option("--park-loader <loader>", `how parked husks are filled: ${LOADERS.join(", ")}`, word(LOADERS))
+    .option("--park-loader <loader>", `how parked husks are filled: ${PARKED_LOADERS.join(", ")}`, word(PARKED_LOADERS))
     .option("--log-level <level>", "default: THAW_LOG, else warn", word(LOG_LEVELS))
     .action((options: Options) => serve(context, options));
 }
@@ -158,7 +158,8 @@ function policies(options: Options, make: PolicyMakers): Partial<PlatformOptions
     }),
     ...(pool === undefined ? {} : { genericHusks: pool }),
     ...(park?.runtime === undefined ? { runtimeHusks: RUNTIME_HUSKS } : {}),
-    ...(park === undefined ? {} : { parked: { ...park, ...(parkLoader === undefined ? {} : { loader: parkLoader }) } }),
+    // Also without --park: functions may have provisioned husks.
+    parked: { ...park, ...(parkLoader === undefined ? {} : { loader: parkLoader }) },
   };
 }
 
