@@ -218,6 +218,29 @@ describe("a Node handler", () => {
     expect(await value(hurries)).toBe(false);
   });
 
+  it.each<[string, string, string]>([
+    ["is called by an async handler", "async (e, c, callback) => { callback(null, 'called'); }", "called"],
+    ["is called before the promise is rejected", "async (e, c, callback) => { callback(null, 'called'); throw 1; }", "called"],
+    ["is called before it throws", "(e, c, callback) => { callback(null, 'called'); throw 1; }", "called"],
+    ["is called twice", "(e, c, callback) => { callback(null, 'first'); callback(null, 'second'); }", "first"],
+    ["is called before context.done", "(e, c, callback) => { callback(null, 'first'); c.done(null, 'second'); }", "first"],
+  ])("answers with what came first when the callback %s", async (_name, source, expected) => {
+    expect(await value(await ready(`exports.handler = ${source};`))).toBe(expected);
+  });
+
+  it("answers an error of the callback at once, whatever is left to run", async () => {
+    const runtime = await ready("setInterval(() => {}, 1000); exports.handler = (e, c, callback) => callback(new Error('now'));");
+    expect(json(await runtime.invoke("{}")).errorMessage).toBe("now");
+  });
+
+  it("fails when it is async and nothing can settle its promise, and goes on", async () => {
+    const runtime = await ready("exports.handler = async (e) => { if (!e.fine) await new Promise(() => {}); return 'fine'; };");
+    const frame = await runtime.invoke("{}");
+    expect(frame.header.type).toBe("error");
+    expect(json(frame).errorType).toBe("Runtime.NodeJsExit");
+    expect(await value(runtime, { fine: true })).toBe("fine");
+  });
+
   it.each<[string, string, string, string]>([
     ["an Error", "throw new TypeError('bad')", "TypeError", "bad"],
     ["a text", "throw 'just text'", "string", "just text"],

@@ -147,6 +147,22 @@ function warnCallback() {
   logLine("thaw: callback handlers are on the way out in Lambda; make the handler async and return its result");
 }
 
+/**
+ * Whether this is the handler's first word on `request`: by the callback, by `context.done` and its kin, by its promise, or by throwing.
+ * Only that counts, as in Lambda: an async handler that calls back has answered with that, and not with what its promise brings then.
+ */
+function decide(request) {
+  if (request.decided) return false;
+  request.decided = true;
+  return true;
+}
+
+/** The event loop is empty and the handler has said nothing. From an async function, whose promise can never be settled now, that is an error. */
+function giveUp(request) {
+  if (Object.prototype.toString.call(handler) !== "[object AsyncFunction]") succeed(request, null);
+  else fail(request, runtimeError("NodeJsExit", "the event loop ran empty, but the handler's promise was never settled"));
+}
+
 function call(request, header) {
   let event;
   try {
@@ -157,15 +173,17 @@ function call(request, header) {
   }
   const finish = (error, value) => {
     warnCallback();
-    settle(request, error, value);
+    if (decide(request)) settle(request, error, value);
   };
   const context = new Context(header, finish);
   const callback = (error, value) => {
     warnCallback();
-    if (context.callbackWaitsForEmptyEventLoop) request.onIdle = () => settle(request, error, value);
-    else settle(request, error, value);
+    if (!decide(request)) return;
+    const failed = error !== undefined && error !== null;
+    if (failed || !context.callbackWaitsForEmptyEventLoop) settle(request, error, value);
+    else request.onIdle = () => succeed(request, value);
   };
-  request.onIdle = () => succeed(request, null);
+  request.onIdle = () => giveUp(request);
   onIdle = () => request.onIdle();
   request.startedAt = now();
   try {
@@ -180,17 +198,17 @@ function call(request, header) {
     const result = handler(event, context, callback);
     if (typeof result?.then === "function") {
       Promise.resolve(result).then(
-        (value) => succeed(request, value),
-        (error) => fail(request, error),
+        (value) => decide(request) && succeed(request, value),
+        (error) => decide(request) && fail(request, error),
       );
     } else if (handler.length < 3) {
       // Without a value the answer comes by callback, by context.done, or is null once nothing is left to run.
-      if (result !== undefined) succeed(request, result);
+      if (result !== undefined && decide(request)) succeed(request, result);
     } else {
       warnCallback();
     }
   } catch (error) {
-    fail(request, error);
+    if (decide(request)) fail(request, error);
   }
 }
 
@@ -210,7 +228,7 @@ function toldIn({ text, requestId, deadlineMs, functionName, functionVersion, me
 
 function invoke(header) {
   const told = toldIn(header);
-  const request = { id: header.requestId, startedAt: 0, onIdle: null };
+  const request = { id: header.requestId, startedAt: 0, onIdle: null, decided: false };
   open = request;
   if (header.traceId !== undefined) {
     env._X_AMZN_TRACE_ID = header.traceId;
