@@ -134,9 +134,14 @@ import os
 def handler(event, c):
     c.log("logged\\n")
     return {**{k: getattr(c, k) for k in ("aws_request_id", "function_name", "function_version", "memory_limit_in_mb", "log_group_name", "log_stream_name", "invoked_function_arn")},
-            "remaining": c.get_remaining_time_in_millis(), "custom": c.client_context and c.client_context.custom, "identity": c.identity.cognito_identity_id, "trace": os.environ.get("_X_AMZN_TRACE_ID")}`);
-    const seen = await value(runtime, {}, { clientContext: '{"custom":{"a":1}}', traceId: "Root=1-2-3" });
+            "remaining": c.get_remaining_time_in_millis(), "custom": c.client_context and c.client_context.custom, "app": c.client_context and [c.client_context.client.app_title, c.client_context.client.installation_id], "identity": c.identity.cognito_identity_id, "trace": os.environ.get("_X_AMZN_TRACE_ID")}`);
+    const seen = await value(
+      runtime,
+      {},
+      { clientContext: '{"custom":{"a":1},"client":{"app_title":"t"}}', traceId: "Root=1-2-3" },
+    );
     expect(seen).toMatchObject({
+      app: ["t", null],
       aws_request_id: "request-1",
       function_name: "plain",
       function_version: "1",
@@ -156,8 +161,48 @@ def handler(event, c):
     ["None", "None", null],
     ["text beyond ASCII", "{'a': 'ü😀'}", { a: "ü😀" }],
     ["half a surrogate pair", "'\\ud83d'", "\ud83d"],
+    ["decimals", "[D('19.90'), D('3'), D('-0.5'), {'n': D('1E+2')}]", [19.9, 3, -0.5, { n: 100 }]],
+    ["bytes in it, which are text", "{'a': 'ü'.encode()}", { a: "ü" }],
+    ["bytes, as they are", "b'{\"a\": 1}'", { a: 1 }],
   ])("answers with %s", async (_name, expression, expected) => {
-    expect(await value(await ready(`def handler(e, c): return ${expression}`))).toEqual(expected);
+    const source = `from decimal import Decimal as D\ndef handler(e, c): return ${expression}`;
+    expect(await value(await ready(source))).toEqual(expected);
+  });
+
+  it("logs what it is told to, with level, time and request, as in Lambda", async () => {
+    const runtime = await ready(
+      "import logging\nlog = logging.getLogger()\nlog.setLevel(logging.INFO)\nlog.info('loading')\ndef handler(e, c):\n    log.debug('no')\n    log.info('n is %d', 5)\n    logging.getLogger('lib').error('bad')\n    return len(log.handlers)",
+    );
+    expect(await value(runtime)).toBe(1);
+    await value(runtime, {}, { requestId: "request-2" });
+    await runtime.dispose();
+    const time = "\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z";
+    const lines = [
+      "\\[INFO\\]\t@\t\tloading",
+      ...["request-1", "request-2"].flatMap((id) => [`\\[INFO\\]\t@\t${id}\tn is 5`, `\\[ERROR\\]\t@\t${id}\tbad`]),
+    ];
+    expect(runtime.output).toMatch(new RegExp(`^${lines.join("\n").replaceAll("@", time)}\n$`));
+  });
+
+  it("may have a logging.py of its own", async () => {
+    const runtime = start("ownlog/app.handler", {
+      "ownlog/__init__.py": "",
+      "ownlog/app.py":
+        "import sys, os\nsys.path.insert(0, os.path.dirname(__file__))\nimport logging\ndef handler(e, c): return logging.mine",
+      "ownlog/logging.py": "mine = 'mine'",
+    });
+    expect((await runtime.next()).header.type).toBe("ready");
+    expect(await value(runtime)).toBe("mine");
+  });
+
+  it("answers with all digits of a large whole decimal", async () => {
+    const runtime = await ready("from decimal import Decimal\ndef handler(e, c): return Decimal('12345678901234567890')");
+    expect((await runtime.invoke("{}")).body.toString()).toBe("12345678901234567890");
+  });
+
+  it("is told its error though it closed its stderr", async () => {
+    const runtime = await ready("import os\ndef handler(e, c):\n    os.close(2)\n    raise ValueError('quiet')");
+    expect(json(await runtime.invoke("{}")).errorMessage).toBe("quiet");
   });
 
   it.each<[string, string, string, string]>([
@@ -181,6 +226,19 @@ def handler(event, c):
       "Runtime.MarshalError",
       "Unable to marshal response: Out of range float values are not JSON compliant",
     ],
+    [
+      "a decimal that is no number",
+      "return __import__('decimal').Decimal('NaN')",
+      "Runtime.MarshalError",
+      "Unable to marshal response: Out of range float values are not JSON compliant",
+    ],
+    [
+      "a decimal beyond all numbers",
+      "return __import__('decimal').Decimal('1E+999999')",
+      "Runtime.MarshalError",
+      "Unable to marshal response: Out of range float values are not JSON compliant",
+    ],
+    ["bytes that are no text", "return [b'\\xff']", "Runtime.MarshalError", "Unable to marshal response: 'utf-8' codec"],
     ["endless recursion", "return (lambda f: f(f))(lambda f: f(f))", "RecursionError", "maximum recursion depth exceeded"],
   ])("fails with %s and goes on", async (_name, body, errorType, message) => {
     const runtime = await ready(
@@ -379,6 +437,13 @@ for _ in range(2):
     const [a, b] = forks(`unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})`);
     expect(a?.chosen).toBe(b?.chosen);
     expect(a?.tracked).toBe(3 + 0);
+  });
+
+  it("also reaches what was looked for before it was imported", async () => {
+    const runtime = await ready(
+      "import importlib.util\nimportlib.util.find_spec('random')\nimport random\nstate = random.getstate()\ndef handler(e, c): return random.getstate() != state",
+    );
+    expect(await value(runtime, {}, { thaw: THAW })).toBe(true);
   });
 
   it("happens before after-hooks", async () => {

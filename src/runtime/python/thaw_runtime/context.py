@@ -16,6 +16,16 @@ class CognitoIdentity:
         self.cognito_identity_pool_id = None
 
 
+class Client:
+    """What an app on a device says of itself."""
+
+    __slots__ = ("installation_id", "app_title", "app_version_name", "app_version_code", "app_package_name")
+
+    def __init__(self, value):
+        for name in self.__slots__:
+            setattr(self, name, value.get(name))
+
+
 class ClientContext:
     """``X-Amz-Client-Context``."""
 
@@ -24,7 +34,8 @@ class ClientContext:
     def __init__(self, value):
         self.custom = value.get("custom")
         self.env = value.get("env")
-        self.client = value.get("client")
+        client = value.get("client")
+        self.client = Client(client) if isinstance(client, dict) else client
 
 
 def _client_context(value):

@@ -57,7 +57,10 @@ def log_error(error):
     if error["stackTrace"]:
         lines.append("Traceback (most recent call last):\n")
         lines.extend(error["stackTrace"])
-    os.write(2, "".join(lines).encode("utf-8", "replace"))
+    try:
+        os.write(2, "".join(lines).encode("utf-8", "replace"))
+    except OSError:
+        pass  # the function closed its stderr; the answer matters more
 
 
 def load(handler_name):
@@ -96,13 +99,31 @@ def parse_event(body):
         raise RuntimeFault("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from None
 
 
+#: A Decimal with more digits before its point is no number that anybody can read.
+_DECIMAL_DIGITS_MAX = 400
+
+
+def _beyond_json(value):
+    """What Lambda's own runtime can write and ``json`` cannot: decimals are numbers (DynamoDB returns nothing else), bytes are text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    decimal = sys.modules.get("decimal")  # nobody has a Decimal who did not load it
+    if decimal is not None and isinstance(value, decimal.Decimal):
+        whole = value.is_finite() and value.adjusted() < _DECIMAL_DIGITS_MAX and value == value.to_integral_value()
+        return int(value) if whole else float(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
 def marshal(value):
-    """``value`` as JSON bytes. NaN and infinities are refused: they are not JSON."""
+    """``value`` as JSON bytes; bytes are the answer as they are. NaN and infinities are refused: they are not JSON."""
+    if isinstance(value, bytes):
+        return value
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_beyond_json)
         try:
             return text.encode("utf-8")
         except UnicodeEncodeError:
-            return json.dumps(value, allow_nan=False).encode("ascii")  # half a surrogate pair: only an escape can say it
+            # Half a surrogate pair: only an escape can say it.
+            return json.dumps(value, allow_nan=False, default=_beyond_json).encode("ascii")
     except Exception as error:
         raise RuntimeFault("Runtime.MarshalError", f"Unable to marshal response: {error}") from None

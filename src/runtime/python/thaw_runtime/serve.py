@@ -13,7 +13,7 @@ import time
 
 import snapshot_restore_py as hooks
 
-from . import channel, handler, unique
+from . import channel, handler, logs, unique
 from .context import LambdaContext
 from .heat import code_heat
 
@@ -82,6 +82,7 @@ def _renew(header):
 
 def _invoke(function, header, body):
     request_id = header["requestId"]
+    logs.begin(request_id)
     if "traceId" in header:
         os.environ["_X_AMZN_TRACE_ID"] = header["traceId"]
     else:
@@ -195,6 +196,7 @@ def _become(header, body):
 def main():
     channel.open_channel()
     unique.install()
+    logs.install()
     # A line at a time: whole lines reach the log even when the function is killed.
     sys.stdout.reconfigure(line_buffering=True)
     if "THAW_BASE" in os.environ:

@@ -15,6 +15,8 @@ import sys
 
 from _weakref import ref
 
+from .imports import when_imported
+
 _generators = {}
 _seed_with = None
 
@@ -27,6 +29,8 @@ def _remember(generator):
 def _track(module):
     """Lets generators of ``module``, which is ``random``, register themselves."""
     global _seed_with
+    if not hasattr(module, "Random") or not hasattr(module, "_inst"):
+        return  # somebody's own random.py
     original = module.Random.seed
 
     def seed(self, a=None, version=2):
@@ -44,36 +48,9 @@ def _track(module):
     _remember(module._inst)
 
 
-class _RandomFinder:
-    """Sees the import of ``random`` and steps out of the way."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "random":
-            return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                break
-        else:
-            return None
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            if hasattr(module, "Random") and hasattr(module, "_inst"):  # not somebody's own random.py
-                _track(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
 def install():
     """Once, before the user's code."""
-    if "random" in sys.modules:
-        _track(sys.modules["random"])
-    else:
-        sys.meta_path.insert(0, _RandomFinder())
+    when_imported("random", _track)
 
 
 def renew(thaw):

@@ -1,0 +1,46 @@
+"""Python's ``logging`` as Lambda sets it up: the root logger has a handler that prints a line with level, UTC time and request.
+
+Without it ``logging.getLogger().setLevel("INFO")``, which is all that Lambda's own examples do, would print no information.
+"""
+
+import sys
+import time
+
+from .imports import when_imported
+
+_FORMAT = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s\n"
+_request_id = ""
+
+
+def begin(request_id):
+    """Lines that are logged from now on belong to this request."""
+    global _request_id
+    _request_id = request_id
+
+
+def _set_up(logging):
+    if not hasattr(logging, "getLogger") or not hasattr(logging, "Handler"):
+        return  # somebody's own logging.py
+
+    class LambdaLoggerHandler(logging.Handler):
+        def emit(self, record):
+            try:
+                sys.stdout.write(self.format(record))
+            except Exception:
+                self.handleError(record)
+
+    class LambdaLoggerFilter(logging.Filter):
+        def filter(self, record):
+            record.aws_request_id = _request_id
+            return True
+
+    logging.Formatter.converter = time.gmtime
+    handler = LambdaLoggerHandler()
+    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%S"))
+    handler.addFilter(LambdaLoggerFilter())
+    logging.getLogger().addHandler(handler)
+
+
+def install():
+    """Once, before the user's code."""
+    when_imported("logging", _set_up)
