@@ -377,6 +377,47 @@ describe("a Node handler", () => {
     expect(frame.body.toString()).toBe(`{"statusCode":201}${"\0".repeat(8)}one two`);
   });
 
+  it.each<[string, string, string]>([
+    [
+      "its last prelude",
+      "for (const statusCode of [200, 500]) awslambda.HttpResponseStream.from(s, { statusCode }); s.end('x');",
+      `{"statusCode":500}${"\0".repeat(8)}x`,
+    ],
+    ["objects as JSON", "s.write({ a: 1 }); s.write([2]); s.end();", '{"a":1}[2]'],
+    [
+      "what a buffer held when it was written",
+      "const b = Buffer.from('one '); await new Promise((r) => s.write(b, r)); b.fill('x'); s.end('two');",
+      "one two",
+    ],
+    ["what it ended with, though it never returns", "s.end('x'); await new Promise(() => {});", "x"],
+    ["what it wrote, though it never ends it", "s.write('x');", "x"],
+  ])("streams %s", async (_name, body, expected) => {
+    const runtime = await ready(`exports.handler = awslambda.streamifyResponse(async (event, s) => { ${body} });`);
+    for (const _round of [1, 2]) {
+      const frame = await runtime.invoke("{}");
+      expect([frame.header.type, frame.body.toString()]).toEqual(["result", expected]);
+    }
+  });
+
+  it.each<[string, string, string, string]>([
+    ["destroys its stream", "s.write('x'); s.destroy();", "Error", "the response stream was destroyed before it ended"],
+    [
+      "neither returns nor ends",
+      "s.write('x'); await new Promise(() => {});",
+      "Runtime.NodeJsExit",
+      "neither returned nor ended",
+    ],
+    ["names an object as content type", "s.setContentType({}); s.end('x');", "TypeError", "a content type is a text"],
+  ])("that streams and %s is told so, and goes on", async (_name, body, errorType, message) => {
+    const runtime = await ready(
+      `exports.handler = awslambda.streamifyResponse(async (event, s) => { if (event.fine) return s.end('fine'); ${body} });`,
+    );
+    const frame = await runtime.invoke("{}");
+    expect(frame.header.type).toBe("error");
+    expect(json(frame)).toMatchObject({ errorType, errorMessage: expect.stringContaining(message) });
+    expect((await runtime.invoke('{"fine":true}')).body.toString()).toBe("fine");
+  });
+
   it("ends when the server is gone", async () => {
     const runtime = await ready("setInterval(() => {}, 1000); exports.handler = async () => 1;");
     await value(runtime);
