@@ -302,6 +302,15 @@ def handler(event, c):
     expect(runtime.output).toHaveLength(3000 * 101 + "no line end".length);
   });
 
+  it("keeps answering when it replaced what the runtime stands on", async () => {
+    const runtime = await ready(
+      "import json, os, time\njson.dumps = lambda *a, **k: b'no'\njson.loads = None\nos.write = os.readv = None\ntime.perf_counter = lambda: -1.0\ndef handler(e, c):\n    if e['a'] == 0: raise ValueError('zero')\n    return e['a']",
+    );
+    expect(await value(runtime, { a: 3 })).toBe(3);
+    expect(json(await runtime.invoke('{"a":0}')).errorMessage).toBe("zero");
+    expect(await value(runtime, { a: 4 })).toBe(4);
+  });
+
   it("ends when the server is gone", async () => {
     const runtime = await ready(
       "import threading, time\nthreading.Thread(target=lambda: time.sleep(60)).start()\ndef handler(e, c): return 1",

@@ -4,8 +4,11 @@
 the main thread; one buffer is kept, and a frame that fits costs one read and one write.
 """
 
-import json
 import os
+
+# By name: the function may replace them in their modules.
+from json import dumps, loads
+from os import readv, write
 
 FD = 3
 MAGIC = b"THAW"
@@ -29,7 +32,7 @@ def open_channel():
 
 def _read_into(view):
     try:
-        count = os.readv(FD, [view])
+        count = readv(FD, [view])
     except BlockingIOError:
         os.set_blocking(FD, True)
         return 0
@@ -57,7 +60,7 @@ def receive():
     body_at = PREFIX_BYTES + header_bytes
     end = body_at + body_bytes
     _fill(body_at)
-    header = json.loads(bytes(_view[PREFIX_BYTES:body_at]))
+    header = loads(bytes(_view[PREFIX_BYTES:body_at]))
     if end <= len(_inbox):
         _fill(end)
         body = bytes(_view[body_at:end])
@@ -80,7 +83,7 @@ def _write_all(data):
     view = memoryview(data)
     while len(view) > 0:
         try:
-            view = view[os.write(FD, view) :]
+            view = view[write(FD, view) :]
         except BlockingIOError:
             os.set_blocking(FD, True)
         except ConnectionError:
@@ -89,7 +92,7 @@ def _write_all(data):
 
 def encode(header, body=b""):
     """The bytes of one frame, except for a body so large that copying it would cost."""
-    text = json.dumps(header).encode()
+    text = dumps(header).encode()
     prefix = MAGIC + len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little") + text
     return prefix if len(body) > HEADER_BYTES_MAX else prefix + body
 

@@ -1,9 +1,9 @@
 """The second argument of a handler."""
 
-import json
 import os
 import sys
 import time
+from json import loads
 
 
 class CognitoIdentity:
@@ -41,7 +41,7 @@ class ClientContext:
 def _client_context(value):
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = loads(value)
         except ValueError:
             return None
     return ClientContext(value) if isinstance(value, dict) else None

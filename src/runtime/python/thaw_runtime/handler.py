@@ -1,8 +1,11 @@
 """From a handler string, ``package/module.function``, to a function; and from an exception to Lambda's error object."""
 
-import json
 import os
 import sys
+
+# By name: the function may replace them in their modules.
+from json import dumps, loads
+from os import write
 
 
 class RuntimeFault(Exception):
@@ -58,7 +61,7 @@ def log_error(error):
         lines.append("Traceback (most recent call last):\n")
         lines.extend(error["stackTrace"])
     try:
-        os.write(2, "".join(lines).encode("utf-8", "replace"))
+        write(2, "".join(lines).encode("utf-8", "replace"))
     except OSError:
         pass  # the function closed its stderr; the answer matters more
 
@@ -94,7 +97,7 @@ def parse_event(body):
     if len(body) == 0:
         return {}
     try:
-        return json.loads(bytes(body))
+        return loads(bytes(body))
     except ValueError as error:
         raise RuntimeFault("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from None
 
@@ -119,11 +122,11 @@ def marshal(value):
     if isinstance(value, bytes):
         return value
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_beyond_json)
+        text = dumps(value, ensure_ascii=False, allow_nan=False, default=_beyond_json)
         try:
             return text.encode("utf-8")
         except UnicodeEncodeError:
             # Half a surrogate pair: only an escape can say it.
-            return json.dumps(value, allow_nan=False, default=_beyond_json).encode("ascii")
+            return dumps(value, allow_nan=False, default=_beyond_json).encode("ascii")
     except Exception as error:
         raise RuntimeFault("Runtime.MarshalError", f"Unable to marshal response: {error}") from None

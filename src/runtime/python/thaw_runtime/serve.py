@@ -5,11 +5,13 @@ the whole process.
 """
 
 import gc
-import json
 import os
 import resource
 import sys
-import time
+
+# By name: the function may replace them in their modules.
+from json import dumps, loads
+from time import perf_counter
 
 import snapshot_restore_py as hooks
 
@@ -42,7 +44,7 @@ def _result_header(kind, request_id, started):
     return {
         "type": kind,
         "requestId": request_id,
-        "handlerMs": (time.perf_counter() - started) * 1000 if started else 0,
+        "handlerMs": (perf_counter() - started) * 1000 if started else 0,
         "maxMemoryMb": -(-resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024),
     }
 
@@ -53,14 +55,14 @@ def _fail(request_id, exception, started, last=False):
         header["last"] = True
     error = handler.describe(exception, request_id)
     handler.log_error(error)
-    _answer(header, json.dumps(error).encode())
+    _answer(header, dumps(error).encode())
 
 
 def _fail_too_large(request_id, size, started):
     message = f"Response payload size ({size} bytes) exceeded maximum allowed payload size ({REPLY_BYTES_MAX} bytes)."
     header = _result_header("error", request_id, started)
     header["platformError"] = "RESPONSE_TOO_LARGE"
-    _answer(header, json.dumps(handler.describe(handler.RuntimeFault("Function.ResponseSizeTooLarge", message), request_id)).encode())
+    _answer(header, dumps(handler.describe(handler.RuntimeFault("Function.ResponseSizeTooLarge", message), request_id)).encode())
 
 
 def _renew(header):
@@ -93,7 +95,7 @@ def _invoke(function, header, body):
     try:
         event = handler.parse_event(body)
         context = LambdaContext(header)
-        started = time.perf_counter()
+        started = perf_counter()
         payload = handler.marshal(function(event, context))
     except Exception as exception:
         _fail(request_id, exception, started)
@@ -112,12 +114,12 @@ def _prepare(header):
     """
     global _main_pid
     _main_pid = os.getpid()  # a clone may be frozen before its first request
-    started = time.perf_counter()
+    started = perf_counter()
     try:
         for func, args, kwargs in reversed(list(hooks._before_snapshot)):
             func(*args, **kwargs)
     except Exception as exception:
-        _answer({"type": "prepareError"}, json.dumps(handler.describe(exception)).encode())
+        _answer({"type": "prepareError"}, dumps(handler.describe(exception)).encode())
         return
     answer = {"type": "prepared"}
     if header.get("heat"):
@@ -129,7 +131,7 @@ def _prepare(header):
         gc.collect()  # what finalizers of the first one let go
         _trim()
         gc.freeze()
-    answer["hygieneMs"] = (time.perf_counter() - started) * 1000
+    answer["hygieneMs"] = (perf_counter() - started) * 1000
     _answer(answer)
 
 
@@ -161,7 +163,7 @@ def _rehearse():
     try:
         raise ValueError("rehearsal")
     except ValueError as error:
-        channel.encode({"type": "error"}, json.dumps(handler.describe(error, "")).encode())
+        channel.encode({"type": "error"}, dumps(handler.describe(error, "")).encode())
 
 
 def _load():
@@ -171,7 +173,7 @@ def _load():
     except Exception as exception:
         error = handler.describe(exception)
         handler.log_error(error)
-        _answer({"type": "initError"}, json.dumps(error).encode())
+        _answer({"type": "initError"}, dumps(error).encode())
         os._exit(1)
     _answer({"type": "ready"})
     return function
@@ -181,7 +183,7 @@ def _become(header, body):
     """In a clone of the base: the function's environment takes the place of the base's, and other files lie below /var/task."""
     global _main_pid
     _main_pid = os.getpid()
-    wanted = json.loads(bytes(body))["env"]
+    wanted = loads(bytes(body))["env"]
     for name in [name for name in os.environ if name not in wanted]:
         del os.environ[name]
     for name, value in wanted.items():
