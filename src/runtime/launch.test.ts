@@ -44,6 +44,10 @@ describe("launch", () => {
     });
   });
 
+  it("lets a Node function require its own files by their place below the task root, as in Lambda", () => {
+    expect(launch(NODE).env.NODE_PATH?.split(":")).toContain("/var/task");
+  });
+
   it("starts Python and lets the user choose what is not reserved", () => {
     const started = launch({
       ...NODE,

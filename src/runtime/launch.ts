@@ -105,8 +105,9 @@ function launchNode(input: LaunchInput): Launch {
   if (!chosen(/--max[-_]old[-_]space[-_]size/)) flags.push(`--max-old-space-size=${nodeHeapMb(input.memoryMb)}`);
   return {
     argv: [input.interpreter, ...flags, `${RUNTIME_DIR}/node/bootstrap.cjs`],
-    // What layers bring; CommonJS only, as in Lambda. The second makes `require("thaw-snapshot")` work wherever the caller lies.
-    env: environment(input, { NODE_PATH: `/opt/nodejs/node_modules:${RUNTIME_DIR}/node/packages` }),
+    // What layers bring, and the function's own folders by their names from its root; CommonJS only, as in Lambda. The second makes
+    // `require("thaw-snapshot")` work wherever the caller lies.
+    env: environment(input, { NODE_PATH: `/opt/nodejs/node_modules:${RUNTIME_DIR}/node/packages:${TASK_ROOT}` }),
     cwd: TASK_ROOT,
   };
 }

@@ -272,6 +272,13 @@ def handler(event, c):
     expect(await value(runtime)).toBeGreaterThan(0);
   });
 
+  it.each(["fork", "spawn", "forkserver"])("starts processes of multiprocessing by %s", async (method) => {
+    const runtime = await ready(
+      `import multiprocessing\ndef work(end): end.send('worked')\ndef handler(e, c):\n    m = multiprocessing.get_context('${method}')\n    ours, theirs = m.Pipe()\n    p = m.Process(target=work, args=(theirs,))\n    p.start()\n    theirs.close()\n    said = ours.recv() if ours.poll(10) else None\n    p.join()\n    return [said, p.exitcode]`,
+    );
+    expect(await value(runtime)).toEqual(["worked", 0]);
+  });
+
   it("is told about an event that is not JSON", async () => {
     const runtime = await ready("def handler(e, c): return e");
     expect(json(await runtime.invoke("{no")).errorType).toBe("Runtime.UnmarshalError");

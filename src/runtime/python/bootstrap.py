@@ -3,9 +3,11 @@
 import os
 import sys
 
-# The function's own modules come first, then layers, then ours, which have names that nobody else uses.
-sys.path[0:1] = [os.environ.get("LAMBDA_TASK_ROOT", os.getcwd()), "/opt/python", os.path.dirname(os.path.abspath(__file__))]
+# Not in a process of multiprocessing's, which runs its parent's main script under another name, to have its definitions.
+if __name__ == "__main__":
+    # The function's own modules come first, then layers, then ours, which have names that nobody else uses.
+    sys.path[0:1] = [os.environ.get("LAMBDA_TASK_ROOT", os.getcwd()), "/opt/python", os.path.dirname(os.path.abspath(__file__))]
 
-from thaw_runtime import serve  # noqa: E402
+    from thaw_runtime import serve
 
-serve.main()
+    serve.main()
