@@ -121,6 +121,18 @@ describe.skipIf(PYTHON === undefined)("loading a Python handler", () => {
     expect(runtime.output).toContain(`[ERROR] ${errorType}: `);
   });
 
+  it("does not take the function's files for modules that the runtime itself needs", async () => {
+    const names = ["types", "json", "resource", "enum", "re", "operator", "snapshot_restore_py"];
+    try {
+      const files = Object.fromEntries(names.map((name) => [`${name}.py`, "raise RuntimeError('not the runtime\\'s')"]));
+      const runtime = start("named.handler", { ...files, "named.py": "def handler(e, c): return 'found'" });
+      expect((await runtime.next()).header.type).toBe("ready");
+      expect(await value(runtime)).toBe("found");
+    } finally {
+      for (const name of names) rmSync(join(root, `${name}.py`), { force: true });
+    }
+  });
+
   it("ends with the code that the module chose", async () => {
     const runtime = start("quits.handler", { "quits.py": "import sys; sys.exit(7)" });
     await expect(runtime.next()).rejects.toThrow("the runtime ended (7)");

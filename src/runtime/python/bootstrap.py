@@ -5,9 +5,12 @@ import sys
 
 # Not in a process of multiprocessing's, which runs its parent's main script under another name, to have its definitions.
 if __name__ == "__main__":
-    # The function's own modules come first, then layers, then ours, which have names that nobody else uses.
-    sys.path[0:1] = [os.environ.get("LAMBDA_TASK_ROOT", os.getcwd()), "/opt/python", os.path.dirname(os.path.abspath(__file__))]
+    runtime_dir = os.path.dirname(os.path.abspath(__file__))
 
+    # Ahead of the function's own modules, which may be called as one of the standard library that the runtime needs.
+    sys.path[0:1] = [runtime_dir]
     from thaw_runtime import serve
 
+    # They come first from here on, then layers, then ours, which have names that nobody else uses.
+    sys.path[0:1] = [os.environ.get("LAMBDA_TASK_ROOT", os.getcwd()), "/opt/python", runtime_dir]
     serve.main()
