@@ -349,6 +349,20 @@ describe("a Node handler", () => {
     expect(took).toBeGreaterThanOrEqual(59);
   });
 
+  it.each<[string, string]>([
+    [
+      "calls back",
+      "(e, c, callback) => { const seen = als.getStore(); als.run(e.who, () => setTimeout(() => callback(null, seen), 1)); }",
+    ],
+    ["calls context.done", "(e, c) => { const seen = als.getStore(); als.run(e.who, () => c.done(null, seen)); }"],
+    ["enters it for good", "async (e) => { const seen = als.getStore(); als.enterWith(e.who); return seen; }"],
+  ])("never sees a request's AsyncLocalStorage in the next one, when it %s", async (_name, source) => {
+    const runtime = await ready(
+      `const als = new (require("async_hooks").AsyncLocalStorage)(); als.enterWith("loaded"); exports.handler = ${source};`,
+    );
+    for (const who of ["a", "b", "c"]) expect(await value(runtime, { who })).toBe("loaded");
+  });
+
   it("keeps answering when it replaced what the runtime stands on", async () => {
     const runtime = await ready(
       "const fs = require('fs'); fs.readSync = fs.writeSync = () => { throw 1; }; globalThis.setImmediate = () => {}; JSON.stringify = () => 'no'; process.exit = () => {}; exports.handler = async (e) => e.a;",

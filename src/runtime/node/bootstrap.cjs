@@ -17,6 +17,7 @@
  * `prepared`, so that a thawed function need not read or compile anything of ours; a boot does not pay for it.
  */
 require("./flags.cjs");
+const { AsyncResource } = require("node:async_hooks");
 const unique = require("./unique.cjs");
 const { receive, send, logLine, ServerGone } = require("./channel.cjs");
 const { runtimeError, describe, textOf } = require("./errors.cjs");
@@ -45,6 +46,8 @@ const REPLY_BYTES_MAX = 6_291_556;
 const COLLECTIONS = 3;
 const REHEARSALS = 24;
 
+/** The async context that a function has when it is loaded: each request begins in it, not in that of the request before. */
+let atRest;
 let handler;
 let open = null;
 let onIdle = null;
@@ -96,7 +99,8 @@ function answer(request, header, body) {
   header.maxMemoryMb = Math.ceil(resourceUsage().maxRSS / 1024);
   send(header, body, rehearsing);
   if (rehearsing) return;
-  setImmediate(serve);
+  // Whoever answered may have done so within AsyncLocalStorage.run, whose store an immediate would carry on.
+  atRest.runInAsyncScope(setImmediate, undefined, serve);
 }
 
 function fail(request, thrown) {
@@ -451,6 +455,7 @@ async function loadFunction() {
   setImmediate(() => {
     loading = false;
     onIdle = null;
+    atRest = new AsyncResource("thaw.serve");
     send({ type: "ready" }, "");
     serve();
   });
