@@ -150,6 +150,14 @@ describe("loading a Node handler", () => {
     expect(await runtime.exited).toBe(1);
   });
 
+  it("names the line of a syntax error, also in a file that the handler requires", async () => {
+    const runtime = start("requires.handler", {
+      "requires.js": "require('./mistaken');",
+      "mistaken.js": "const a = 1;\nconst b = 1 +;",
+    });
+    expect(json(await runtime.next()).errorMessage).toBe(`SyntaxError: Unexpected token ';' (${root}/mistaken.js:2)`);
+  });
+
   it("ends with the code that the module chose, and says nothing, when the module exits", async () => {
     const runtime = start("quits.handler", { "quits.js": "process.exit(7);" });
     await expect(runtime.next()).rejects.toThrow("the runtime ended (7)");

@@ -63,6 +63,12 @@ async function loadModule(root, directory, file) {
   return load(load.resolve(file, { paths: [root, path.join(root, directory)] }));
 }
 
+/** Where Node says that the mistake is: the line ahead of what it shows of the source. Empty for ESM, of which it tells nobody. */
+function placeOf(error) {
+  const [first = ""] = typeof error.stack === "string" ? error.stack.split("\n", 1) : [];
+  return /^(file:\/\/)?\/.*:\d+$/.test(first) ? ` (${first})` : "";
+}
+
 let last;
 
 /** What was loaded last: `{root, handler, exports}`; undefined before. */
@@ -77,7 +83,7 @@ async function loadHandler(root, handlerName) {
   try {
     exports = await loadModule(root, directory, file);
   } catch (error) {
-    if (error instanceof SyntaxError) throw runtimeError("UserCodeSyntaxError", textOf(error), error);
+    if (error instanceof SyntaxError) throw runtimeError("UserCodeSyntaxError", `${textOf(error)}${placeOf(error)}`, error);
     if (error?.code === "MODULE_NOT_FOUND" || error?.code === "ERR_MODULE_NOT_FOUND") {
       throw runtimeError("ImportModuleError", textOf(error), error);
     }
