@@ -75,7 +75,7 @@ describe("a function that cannot be loaded is refused with the reason", () => {
     [
       "Node: a syntax error",
       () => bench.node("exports.handler = async ( => 1;"),
-      /^Runtime\.UserCodeSyntaxError: SyntaxError: Unexpected token '=>'$/,
+      /^Runtime\.UserCodeSyntaxError: SyntaxError: Unexpected token '=>' \(\/var\/task\/index\.js:1\)$/,
     ],
     [
       "Node: a module that it requires is missing",
