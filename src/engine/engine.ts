@@ -2,7 +2,6 @@
  * The engine: boots, freezes and thaws on this machine. It owns the keeper, the husk pools and the open images; what a function is
  * for, and when it starts, is decided above.
  */
-import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
@@ -23,7 +22,7 @@ import { findInterpreters, type Interpreter, interpretersAt } from "../linux/int
 import { Bases } from "./bases.js";
 import { bootBegins, bootInstance } from "./boot.js";
 import { chooseHusk } from "./choose-husk.js";
-import { refuseNoexec } from "./data-dir.js";
+import { makeDataDir, refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { type FreezeTools, freezeInstance, generationOf } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
@@ -160,7 +159,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   static async open(options: EngineOptions): Promise<LocalEngine> {
     const paths = nativePaths();
-    mkdirSync(join(options.dataDir, "images"), { recursive: true, mode: 0o700 });
+    makeDataDir(options.dataDir);
     if (options.bootOnly !== true) refuseNoexec(options.dataDir);
     const layout = probeCgroups();
     await sweepCgroups(layout);
