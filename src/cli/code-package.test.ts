@@ -84,6 +84,20 @@ describe("packing a folder", () => {
     await expect(packCode(dir)).rejects.toThrow(/too large to be deployed\. its files are larger than 250 MiB/);
   });
 
+  it("names a file whose name is not UTF-8", async () => {
+    await files({ "index.js": "a" });
+    await writeFile(Buffer.concat([Buffer.from(`${dir}/bad`), Buffer.from([0xff])]), "b");
+    await expect(packCode(dir)).rejects.toMatchObject({ code: "CODE_INVALID", why: "The name of bad\ufffd is not UTF-8" });
+  });
+
+  it("names a file that cannot be read", async () => {
+    // Root may read every file of a disk, but not what the kernel takes writes on alone.
+    await expect(packCode("/proc/sys/net/ipv4/route")).rejects.toMatchObject({
+      code: "CODE_INVALID",
+      why: expect.stringMatching(/^flush cannot be read: EACCES/),
+    });
+  });
+
   it("refuses a folder without files", async () => {
     await expect(packCode(dir)).rejects.toThrow(`${dir} cannot be deployed. It holds no files`);
   });

@@ -9,14 +9,13 @@ import { lstat, readdir, readFile, realpath, stat } from "node:fs/promises";
 import { basename, join, relative, resolve, sep } from "node:path";
 import { type AsyncZippable, zip } from "fflate";
 import { errorText, ThawError } from "../base/errors.js";
-import { formatBytes, MIB } from "../base/units.js";
+import { formatBytes } from "../base/units.js";
+import { LIMITS } from "../platform/types.js";
 import { THAW_JSON } from "./thaw-json.js";
 
-/** Lambda's limits: the upload, and what it unpacks to. */
-export const ZIP_BYTES_MAX = 50 * MIB;
-export const UNZIPPED_BYTES_MAX = 250 * MIB;
-/** A folder with more files than this is not a function but a mistake, such as a home directory. */
-const FILES_MAX = 50_000;
+/** The server's limits: the upload, and what it unpacks to. */
+export const ZIP_BYTES_MAX = LIMITS.packedBytes;
+export const UNZIPPED_BYTES_MAX = LIMITS.unpackedBytes;
 
 const SKIPPED = new Set([".git", ".DS_Store"]);
 // The oldest time a zip can hold. Local, because that is how zip stores it and fflate reads it.
@@ -43,7 +42,7 @@ export async function packCode(path: string, left: readonly (string | undefined)
   if (found.isDirectory()) return packFolder(path, new Set([THAW_JSON, ...left]));
   if (found.isFile() && path.endsWith(".zip")) {
     checkZipSize(path, found.size);
-    return { zip: await readFile(path), fileCount: 0, names: new Set() };
+    return { zip: await readFile(path).catch((error: unknown) => unreadable(path, path, error)), fileCount: 0, names: new Set() };
   }
   throw new ThawError("CODE_INVALID", {
     what: `${path} cannot be deployed`,
@@ -60,11 +59,13 @@ async function packFolder(folder: string, left: ReadonlySet<string | undefined>)
 
   /** Adds what `directory` holds; `ancestors` are real paths above it, by which a link to an ancestor is recognised. */
   async function walk(directory: string, ancestors: readonly string[]): Promise<void> {
-    for (const name of (await readdir(directory)).sort()) {
+    const names = await readdir(directory).catch((error: unknown) => unreadable(root, relative(root, directory) || ".", error));
+    for (const name of names.sort()) {
       const path = join(directory, name);
       const inside = relative(root, path).split(sep).join("/");
       if (SKIPPED.has(name) || left.has(inside)) continue;
-      const target = (await lstat(path)).isSymbolicLink() ? await followed(root, path, inside) : path;
+      const link = await lstat(path).catch((error: unknown) => unreadable(root, inside, error));
+      const target = link.isSymbolicLink() ? await followed(root, path, inside) : path;
       const info = await stat(target);
       if (info.isDirectory()) {
         const real = await realpath(target);
@@ -73,10 +74,11 @@ async function packFolder(folder: string, left: ReadonlySet<string | undefined>)
       } else if (info.isFile()) {
         bytes += info.size;
         if (bytes > UNZIPPED_BYTES_MAX) throw tooLarge(folder, `its files are larger than ${formatBytes(UNZIPPED_BYTES_MAX)}`);
-        if (++fileCount > FILES_MAX) throw tooLarge(folder, `it has more than ${FILES_MAX} files`);
+        if (++fileCount > LIMITS.packageEntries) throw tooLarge(folder, `it has more than ${LIMITS.packageEntries} files`);
         // Upper half of the attributes: the Unix mode. Read permission for all: the function is not the owner.
         const mode = 0o100444 | (info.mode & 0o111 ? 0o111 : 0);
-        entries[inside] = [new Uint8Array(await readFile(target)), { attrs: mode << 16, os: 3 }];
+        const data = await readFile(target).catch((error: unknown) => unreadable(root, inside, error));
+        entries[inside] = [new Uint8Array(data), { attrs: mode << 16, os: 3 }];
       }
     }
   }
@@ -95,6 +97,16 @@ async function packFolder(folder: string, left: ReadonlySet<string | undefined>)
     fileCount,
     names: new Set(Object.keys(entries)),
   };
+}
+
+/** A file without its permission, or whose name is not UTF-8: it cannot be asked for by that. */
+function unreadable(root: string, inside: string, error: unknown): never {
+  throw new ThawError("CODE_INVALID", {
+    what: `${root} cannot be deployed`,
+    why: inside.includes("\ufffd") ? `The name of ${inside} is not UTF-8` : `${inside} cannot be read: ${errorText(error)}`,
+    fix: "Rename it, let it be read, or take it out of the folder",
+    cause: error,
+  });
 }
 
 /** Where a link leads, if that is inside the folder. */

@@ -50,6 +50,7 @@ it.each([
   ['{"a": 1, "b": 2}', /unknown keys "a", "b"/],
   ['{"memory": "lots"}', /memory: /],
   ['{"env": {"A": 1}}', /env\.A: /],
+  ['{"env": {"A=B": "c"}}', /env: a name is empty or has a = in it/],
   ['{"warmUp": "warm-up.mjs"}', /warmUp: it must be a list of events, \{"events": \[\.\.\.\]\} or \{"script": "FILE"\}/],
   ['{"warmUp": {"events": 1}}', /warmUp\.events: /],
   ['{"warmUp": {"script": ""}}', /warmUp\.script: /],

@@ -35,7 +35,10 @@ const SCHEMA = z.strictObject({
   timeout: z.number().positive().optional(),
   /** MB of /tmp. */
   tmp: z.int().positive().optional(),
-  env: z.record(z.string(), z.string()).optional(),
+  env: z
+    .record(z.string(), z.string())
+    .refine((env) => Object.keys(env).every((name) => /^[^=]+$/.test(name)), "a name is empty or has a = in it")
+    .optional(),
   maxInstances: z.int().positive().optional(),
   provisioned: z.int().nonnegative().optional(),
   /** Events, or the script in this folder that prints them. */
