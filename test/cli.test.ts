@@ -1,7 +1,7 @@
 /** Every command as a user types it, against a real server: what stdout, stderr and the exit code say. */
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { cli, ROOT, TestServer, temporaryDir, until, useServers } from "./support/server.js";
@@ -314,6 +314,44 @@ describe("without a server", () => {
     const run = await cli(["doctor", "--url", NOBODY, "--data", temporaryDir("doctor")]);
     expect(run.code).toBe(0);
     expect(run.out).toContain(`\nAt ${NOBODY}: no server answers.\n`);
+  });
+});
+
+describe("as a process", () => {
+  const thaw = (args: readonly string[], stdout: "pipe" | number = "pipe"): ChildProcess =>
+    spawn(process.execPath, [join(ROOT, "bin/thaw.mjs"), ...args, "--url", NOBODY], { stdio: ["pipe", stdout, "pipe"] });
+
+  it("one Ctrl-C ends a command that waits for its payload on stdin", async () => {
+    const child = thaw(["invoke", "hello", "--payload", "-"]);
+    let err = "";
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+      err += text;
+    });
+    // SIGINT is caught: bit 1 of the mask. Stdin is read soon after that.
+    const mask = () => /^SigCgt:.*[2367abef]$/m.exec(readFileSync(`/proc/${child.pid}/status`, "utf8")) ?? undefined;
+    await until("the handler of SIGINT", mask);
+    await new Promise((later) => setTimeout(later, 500));
+    child.kill("SIGINT");
+    const [code] = await once(child, "close");
+    expect([code, err]).toEqual([130, "interrupted\n"]);
+  });
+
+  it("a payload without end is not read to its end", async () => {
+    const run = await cli(["invoke", "hello", "--payload", "@/dev/zero"], { url: NOBODY });
+    expect(run.code).toBe(1);
+    expect(run.err).toContain("No thaw server answers");
+  });
+
+  it("says so when its output cannot be written", async () => {
+    const full = openSync("/dev/full", "w");
+    const child = thaw(["doctor"], full);
+    closeSync(full);
+    let err = "";
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+      err += text;
+    });
+    const [code] = await once(child, "close");
+    expect([code, err]).toEqual([1, "error: The output cannot be written\n  why: ENOSPC: no space left on device, write\n"]);
   });
 });
 

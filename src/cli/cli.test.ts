@@ -198,6 +198,31 @@ describe("deploy", () => {
   });
 });
 
+describe("a usage error", () => {
+  it.each([
+    [["deploy"], "missing required argument 'path'"],
+    [["explode"], "unknown command 'explode'"],
+    [["invoke", "hello", "extra"], "too many arguments for 'invoke'. Expected 1 argument but got 2."],
+    [["logs", "hello", "--follow", "--bytes", "10"], "option '--bytes <n>' cannot be used with option '-f, --follow'"],
+  ])("of %j is JSON for machines", async (args, what) => {
+    const run = await thaw([...args, "--json"]);
+    expect(run).toMatchObject({ code: 2, out: "" });
+    expect(JSON.parse(run.err)).toEqual({
+      error: { code: "INVALID_ARGUMENT", what, fix: "Add --help for what there is", details: {} },
+    });
+  });
+});
+
+describe("a name that a URL has for a directory", () => {
+  it.each([["rm"], ["logs"], ["image", "inspect"], ["wake"]])("%s .", async (...command) => {
+    for (const name of [".", ".."]) {
+      const run = await thaw([...command, name]);
+      expect(run).toMatchObject({ code: 1, out: "" });
+      expect(run.err).toMatch(`error: There is no function "${name}"\n`);
+    }
+  });
+});
+
 describe("invoke", () => {
   beforeEach(() => thaw(["deploy", "hello", "--wait"]));
 
@@ -299,6 +324,38 @@ describe("without a server", () => {
     other.close();
     expect(run.code).toBe(1);
     expect(run.err).toMatch(/^error: What answers at .* is not a thaw server\n {2}why: it replied with status 404 and no JSON\n/);
+  });
+
+  it.each([
+    [200, "application/json", "{}"],
+    [200, "application/json", "null"],
+    [200, "text/html", "<h1>Welcome</h1>"],
+    [200, "application/json", ""],
+    [302, "text/html", ""],
+  ])("a server that is not ours is recognised by its success (%i, %s, %j)", async (status, type, body) => {
+    const other = createServer((_request, reply) => reply.writeHead(status, { "content-type": type }).end(body));
+    await new Promise<void>((resolve) => {
+      other.listen(0, "127.0.0.1", resolve);
+    });
+    const url = `http://127.0.0.1:${(other.address() as AddressInfo).port}`;
+    const commands = [
+      "ls",
+      "invoke x",
+      "logs x",
+      "rm x",
+      "hibernate x",
+      "image inspect x",
+      "image ls x",
+      "heat x",
+      "deploy hello",
+    ];
+    const seen: [string, CliRun][] = [];
+    for (const command of commands) seen.push([command, await thaw([...command.split(" "), "--url", url])]);
+    other.close();
+    for (const [command, run] of seen) {
+      expect(run, command).toMatchObject({ code: 1, out: "" });
+      expect(run.err, command).toMatch(/^error: What answers at .* is not a thaw server\n {2}why: .+\n {2}fix: /);
+    }
   });
 
   it("an interrupted command says so", async () => {

@@ -44,23 +44,40 @@ export class Client {
     return { status: response.statusCode ?? 0, headers: response.headers, body: await this.#read(response) };
   }
 
-  /** A control request whose reply is JSON. Throws what the server threw. */
-  async json<T>(method: string, path: string, parts: RequestParts = {}): Promise<T> {
+  /**
+   * A control request whose reply is JSON. Throws what the server threw. Replies of ours have the member `has`: without it the success
+   * is that of another program.
+   */
+  async json<T extends object>(method: string, path: string, has: keyof T & string, parts: RequestParts = {}): Promise<T> {
     const reply = await this.send(method, path, parts);
-    if (reply.status >= 400) throw errorFrom(reply, this.url);
-    if (reply.body.length === 0) return undefined as T;
+    if (!isSuccess(reply.status)) throw errorFrom(reply, this.url);
+    let value: unknown;
     try {
-      return JSON.parse(reply.body.toString()) as T;
+      value = JSON.parse(reply.body.toString());
     } catch (error) {
       throw notThaw(this.url, `the reply to ${path} is not JSON`, error);
     }
+    if (typeof value === "object" && value !== null && has in value) return value as T;
+    throw notThaw(this.url, `the reply to ${path} has no "${has}"`);
+  }
+
+  /** A control request whose reply is that it was done. Throws what the server threw. */
+  async done(method: string, path: string): Promise<void> {
+    const reply = await this.send(method, path);
+    if (!isSuccess(reply.status)) throw errorFrom(reply, this.url);
+    if (reply.status !== 204) throw notThaw(this.url, `it replied to ${method} ${path} with status ${reply.status}, not 204`);
   }
 
   /** A control request whose reply is text that arrives over time. */
   async *stream(path: string, parts: RequestParts = {}): AsyncGenerator<Buffer> {
     const response = await this.#open("GET", path, parts);
     const status = response.statusCode ?? 0;
-    if (status >= 400) throw errorFrom({ status, headers: response.headers, body: await this.#read(response) }, this.url);
+    const { headers } = response;
+    if (!isSuccess(status)) throw errorFrom({ status, headers, body: await this.#read(response) }, this.url);
+    if (headers["content-type"]?.startsWith("text/plain") !== true) {
+      response.destroy();
+      throw notThaw(this.url, `the reply to ${path} is not plain text`);
+    }
     try {
       for await (const chunk of response) yield chunk as Buffer;
     } catch (error) {
@@ -119,7 +136,13 @@ function parseUrl(text: string): URL {
   });
 }
 
-function notThaw(url: string, why: string, cause?: unknown): ThawError {
+/** Redirects are none: the server sends no such reply, and following one could repeat a request elsewhere. */
+function isSuccess(status: number): boolean {
+  return status >= 200 && status < 300;
+}
+
+/** What answers is another program. */
+export function notThaw(url: string, why: string, cause?: unknown): ThawError {
   return new ThawError("SERVER_UNREACHABLE", {
     what: `What answers at ${url} is not a thaw server`,
     why,

@@ -1,6 +1,7 @@
+import { PassThrough, Readable } from "node:stream";
 import { describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
-import { errorJson, formatError, formatPairs, formatTable } from "./io.js";
+import { errorJson, formatError, formatPairs, formatTable, Interrupted, readUpTo } from "./io.js";
 
 describe("errors for people", () => {
   it("say what, why and fix on lines of their own", () => {
@@ -43,4 +44,29 @@ it("pairs have their values in one column", () => {
 
 it("control characters of a name do not reach the terminal", () => {
   expect(formatTable(["NAME"], [["a\u001b[2Jb"]])).toBe("NAME\na [2Jb\n");
+});
+
+describe("a stream that is read", () => {
+  const { signal } = new AbortController();
+
+  it("gives all that it holds", async () => {
+    expect((await readUpTo(Readable.from([Buffer.from("a"), Buffer.from("bc")]), 3, signal)).toString()).toBe("abc");
+  });
+
+  it("is left when it has more than is wanted: some never end", async () => {
+    const endless = new Readable({
+      read() {
+        this.push(Buffer.alloc(1000));
+      },
+    });
+    expect((await readUpTo(endless, 2500, signal)).length).toBe(3000);
+    expect(endless.destroyed).toBe(true);
+  });
+
+  it("is left when the command is interrupted", async () => {
+    const stop = new AbortController();
+    const reading = readUpTo(new PassThrough(), 10, stop.signal);
+    stop.abort();
+    await expect(reading).rejects.toBeInstanceOf(Interrupted);
+  });
 });

@@ -2,6 +2,7 @@
  * What a command touches outside itself, as one argument, so that tests run commands in the same process and see what
  * a user sees. Also the form of everything printed for people: aligned tables, errors as what, why and fix.
  */
+import { addAbortSignal, type Readable } from "node:stream";
 import { errorText, ThawError } from "../base/errors.js";
 
 /** Streams, environment and directory of one run of the CLI. */
@@ -9,8 +10,8 @@ export interface Io {
   /** Resolves when the text was taken, so that a slow reader slows the command and memory stays bounded. */
   out(text: string | Buffer): Promise<void>;
   err(text: string): void;
-  /** All of standard input. */
-  readInput(): Promise<Buffer>;
+  /** All of standard input, up to the first bytes beyond `bytesMax`. Interrupted by `stop`. */
+  readInput(bytesMax: number): Promise<Buffer>;
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly cwd: string;
   /** Aborted at the first SIGINT or SIGTERM. */
@@ -31,6 +32,23 @@ export class Exit extends Error {
 
 /** A signal ended the command before the server's reply. */
 export class Interrupted extends Error {}
+
+/** What a stream holds, up to the first bytes beyond `bytesMax`: some never end. Throws Interrupted when `stop` comes first. */
+export async function readUpTo(stream: Readable, bytesMax: number, stop: AbortSignal): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  try {
+    for await (const chunk of addAbortSignal(stop, stream)) {
+      chunks.push(chunk as Buffer);
+      bytes += (chunk as Buffer).length;
+      if (bytes > bytesMax) break;
+    }
+  } catch (error) {
+    if (stop.aborted) throw new Interrupted();
+    throw error;
+  }
+  return Buffer.concat(chunks);
+}
 
 /**
  * An error as lines for people. The first says what failed; why and fix follow when they are known.

@@ -1,5 +1,6 @@
 /** Entry point of `thaw`: the real streams, signals and parts. */
 import { once } from "node:events";
+import { readUpTo } from "./io.js";
 import { run } from "./program.js";
 
 const stop = new AbortController();
@@ -18,7 +19,9 @@ for (const [signal, number] of [
 
 // `thaw logs --follow | head` closes our output: a reason to end, not an error.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  process.exit(error.code === "EPIPE" ? 0 : 1);
+  if (error.code === "EPIPE") process.exit(0);
+  process.stderr.write(`error: The output cannot be written\n  why: ${error.message}\n`);
+  process.exit(1);
 });
 
 process.exitCode = await run(process.argv.slice(2), {
@@ -27,11 +30,7 @@ process.exitCode = await run(process.argv.slice(2), {
       if (!process.stdout.write(text)) await once(process.stdout, "drain");
     },
     err: (text) => void process.stderr.write(text),
-    async readInput() {
-      const chunks: Buffer[] = [];
-      for await (const chunk of process.stdin) chunks.push(chunk as Buffer);
-      return Buffer.concat(chunks);
-    },
+    readInput: (bytesMax) => readUpTo(process.stdin, bytesMax, stop.signal),
     env: process.env,
     cwd: process.cwd(),
     stop: stop.signal,

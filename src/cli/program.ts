@@ -1,6 +1,7 @@
 /** The commands of `thaw`, and one run of them: errors become lines on stderr and an exit code. */
 import { createRequire } from "node:module";
 import { Command, CommanderError } from "commander";
+import { ThawError } from "../base/errors.js";
 import type { Context } from "./commands/context.js";
 import { addDeploy } from "./commands/deploy.js";
 import { addDoctor } from "./commands/doctor.js";
@@ -17,23 +18,34 @@ const INTERRUPTED = 130;
 /** Runs one command line (without interpreter and script) and resolves to its exit code. Never throws. */
 export async function run(args: readonly string[], context: Context): Promise<number> {
   const { io } = context;
-  const program = buildProgram(context);
+  const json = args.includes("--json");
+  const program = buildProgram(context, json);
   try {
     await program.parseAsync(args, { from: "user" });
     return EXIT.ok;
   } catch (error) {
-    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    if (error instanceof CommanderError) {
+      if (error.exitCode === 0) return EXIT.ok;
+      if (json) io.err(errorJson(usageError(error)));
+      return EXIT.usage;
+    }
     if (error instanceof Exit) return error.code;
     if (error instanceof Interrupted) {
       io.err("interrupted\n");
       return INTERRUPTED;
     }
-    io.err(args.includes("--json") ? errorJson(error) : formatError(error));
+    io.err(json ? errorJson(error) : formatError(error));
     return EXIT.failed;
   }
 }
 
-function buildProgram(context: Context): Command {
+/** A command line that cannot be used, for machines. */
+function usageError({ message }: CommanderError): ThawError {
+  return new ThawError("INVALID_ARGUMENT", { what: message.replace(/^error: /, ""), fix: "Add --help for what there is" });
+}
+
+/** With `json`, a usage error is printed by `run`, not here. */
+function buildProgram(context: Context, json: boolean): Command {
   const { io } = context;
   const program = new Command("thaw");
   program
@@ -41,7 +53,7 @@ function buildProgram(context: Context): Command {
     .version(version)
     .showHelpAfterError("(add --help for what there is)")
     .exitOverride()
-    .configureOutput({ writeOut: (text) => void io.out(text), writeErr: (text) => io.err(text) });
+    .configureOutput({ writeOut: (text) => void io.out(text), writeErr: (text) => json || io.err(text) });
   addServe(program, context);
   addDeploy(program, context);
   addInvoke(program, context);

@@ -1,5 +1,6 @@
 /** What every command gets, and the options that the client commands share. */
 import type { Command } from "commander";
+import { ThawError } from "../../base/errors.js";
 import type { Logger } from "../../base/log.js";
 import type { Engine } from "../../engine/types.js";
 import type { MachineReport } from "../../linux/doctor.js";
@@ -44,8 +45,13 @@ export function clientOf(io: Io, options: ClientOptions): Client {
   return new Client(options.url ?? (io.env.THAW_URL || DEFAULT_URL), io.stop);
 }
 
-/** The control route of a function. */
+/** The control route of a function. FUNCTION_NOT_FOUND for a name that no route can have. */
 export function functionPath(name: string, rest = ""): string {
+  // A URL has these for directories, and would be that of another route.
+  if (name === "." || name === "..") {
+    const why = "A name has 1 to 64 letters, digits, hyphens and underscores";
+    throw new ThawError("FUNCTION_NOT_FOUND", { what: `There is no function "${name}"`, why, fix: "See `thaw ls`" });
+  }
   return `/thaw/v1/functions/${encodeURIComponent(name)}${rest}`;
 }
 

@@ -82,7 +82,7 @@ async function deploy(io: Io, path: string, options: Options): Promise<void> {
   const warmUp = source === undefined ? named : await warmUpFrom(io, folder, source);
   if (options.waitHot === true && warmUp === undefined) throw nothingToWaitFor();
 
-  const about = await client.json<FunctionView>(options.update === true ? "PUT" : "POST", functionPath(name), {
+  const about = await client.json<FunctionView>(options.update === true ? "PUT" : "POST", functionPath(name), "codeSha256", {
     query: {
       runtime: options.runtime ?? file.runtime,
       handler,
@@ -121,7 +121,7 @@ async function deployBody(zip: Buffer, warmUp: WarmUp | undefined): Promise<Pick
 async function waitForImage(io: Io, client: Client, name: string, options: Options): Promise<ImageStatus> {
   const query = { timeout: String(options.waitTimeout) };
   const status = await withProgress(io, options, "making its image …", () =>
-    client.json<ImageStatus>("GET", functionPath(name, "/ready"), { query }),
+    client.json<ImageStatus>("GET", functionPath(name, "/ready"), "state", { query }),
   );
   if (options.json !== true) await io.out(`${imageSentence(name, status)}\n`);
   return status;
@@ -132,7 +132,7 @@ async function waitForHeat(io: Io, client: Client, name: string, options: Option
   const deadline = performance.now() + options.waitTimeout * 1000;
   const status = await withProgress(io, options, "warming it up …", async () => {
     for (;;) {
-      const status = await client.json<ImageStatus>("GET", functionPath(name, "/ready"));
+      const status = await client.json<ImageStatus>("GET", functionPath(name, "/ready"), "state");
       // Learning from traffic may go on for ever; the events do not.
       const { warmUp = status.heat?.state } = status.heat ?? {};
       if (warmUp !== "running") return status;

@@ -22,7 +22,7 @@ export function addDoctor(program: Command, context: Context): void {
 async function doctor({ io, parts }: Context, options: Options): Promise<void> {
   const client = clientOf(io, options);
   const report = await parts.probeMachine(resolve(io.cwd, options.data));
-  const server = await client.json<ServerView>("GET", "/thaw/v1/server").catch((error: unknown) => {
+  const server = await client.json<ServerView>("GET", "/thaw/v1/server", "runtimes").catch((error: unknown) => {
     if (isThawError(error, "SERVER_UNREACHABLE")) return null;
     throw error;
   });

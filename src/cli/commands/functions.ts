@@ -1,5 +1,5 @@
 /** `thaw ls`, `thaw logs`, `thaw rm`, `thaw hibernate`, `thaw wake`, `thaw image inspect`: what is deployed. */
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { formatBytes, formatUs } from "../../base/units.js";
 import type { FunctionView, ImageView } from "../../gateway/index.js";
 import type { HandReport, ImageState } from "../../platform/types.js";
@@ -19,7 +19,11 @@ export function addFunctionCommands(program: Command, context: Context): void {
     .description("print what a function wrote")
     .argument("<name>")
     .option("-f, --follow", "go on printing as it comes")
-    .option("--bytes <n>", "at most so much of the past (default: 65536)", wholeNumber(1, 999_999_999))
+    .addOption(
+      new Option("--bytes <n>", "at most so much of the past (default: 65536)")
+        .argParser(wholeNumber(1, 999_999_999))
+        .conflicts("follow"),
+    )
     .action((name: string, options: LogsOptions) => logs(io, name, options));
   asClient(program.command("rm"))
     .description("remove a function, its instances, images and logs")
@@ -52,7 +56,7 @@ const STATE_WORDS: Readonly<Record<ImageState, string>> = {
 };
 
 async function list(io: Io, options: ClientOptions): Promise<void> {
-  const reply = await clientOf(io, options).json<{ functions: FunctionView[] }>("GET", "/thaw/v1/functions");
+  const reply = await clientOf(io, options).json<{ functions: FunctionView[] }>("GET", "/thaw/v1/functions", "functions");
   if (options.json === true) return io.out(jsonLine(reply));
   if (reply.functions.length === 0) return io.out("No functions. Deploy one: thaw deploy FOLDER\n");
   const rows = reply.functions.map((info) => {
@@ -94,7 +98,7 @@ function sizeText(sizes: readonly number[]): string {
 }
 
 async function byHand(io: Io, name: string, what: "hibernate" | "wake", options: ClientOptions): Promise<void> {
-  const report = await clientOf(io, options).json<HandReport>("POST", functionPath(name, `/${what}`));
+  const report = await clientOf(io, options).json<HandReport>("POST", functionPath(name, `/${what}`), "instances");
   if (options.json === true) return io.out(jsonLine(report));
   const { instances, skipped, residentBytes, hibernatedBytes } = report;
   const which = `${instances} instance${instances === 1 ? "" : "s"} of ${name}`;
@@ -130,7 +134,7 @@ async function logs(io: Io, name: string, options: LogsOptions): Promise<void> {
 }
 
 async function remove(io: Io, name: string, options: ClientOptions): Promise<void> {
-  await clientOf(io, options).json("DELETE", functionPath(name));
+  await clientOf(io, options).done("DELETE", functionPath(name));
   await io.out(options.json === true ? jsonLine({ removed: name }) : `${printable(name)} removed\n`);
 }
 
@@ -202,7 +206,7 @@ function inspectionPairs(inspection: Inspection): [string, string][] {
 }
 
 async function inspect(io: Io, name: string, options: ClientOptions): Promise<void> {
-  const status = await clientOf(io, options).json<ImageView>("GET", functionPath(name, "/image"));
+  const status = await clientOf(io, options).json<ImageView>("GET", functionPath(name, "/image"), "state");
   if (options.json === true) return io.out(jsonLine(status));
   const { image } = status;
   const pairs: [string, string][] = [["state", status.state]];

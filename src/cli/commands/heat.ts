@@ -30,7 +30,7 @@ export function addHeatCommands(program: Command, image: Command, { io }: Contex
 const NEXT = "next start";
 
 async function listImages(io: Io, name: string, options: ClientOptions): Promise<void> {
-  const images = await clientOf(io, options).json<ImageEntry[]>("GET", functionPath(name, "/images"));
+  const images = await clientOf(io, options).json<ImageEntry[]>("GET", functionPath(name, "/images"), "length");
   if (options.json === true) return io.out(jsonLine(images));
   if (images.length === 0) return io.out(`${printable(`${name} has no image; \`thaw image inspect ${name}\` says why`)}\n`);
   const rows = images.map(({ generation, heat: requests, bytes, code, source, createdMs, chosen }) => [
@@ -56,7 +56,7 @@ async function heat(io: Io, name: string, options: HeatOptions): Promise<void> {
   const { requests, from } = options;
   const body = options.payload === undefined ? undefined : await readPayload(io, options.payload);
   const report = await withProgress(io, options, `replaying ${requests} requests …`, () =>
-    client.json<HeatReport>("POST", functionPath(name, "/heat"), {
+    client.json<HeatReport>("POST", functionPath(name, "/heat"), "image", {
       query: { requests: String(requests), from: from?.toString() },
       ...(body === undefined ? {} : { headers: { "content-type": "application/json" }, body }),
     }),

@@ -1,11 +1,12 @@
 /** `thaw invoke`: the reply goes to stdout as it is, everything about it to stderr. */
-import { readFile } from "node:fs/promises";
+import { createReadStream } from "node:fs";
 import { resolve } from "node:path";
 import type { Command } from "commander";
 import { errorText, ThawError } from "../../base/errors.js";
 import { formatUs } from "../../base/units.js";
-import { errorFrom, type Reply } from "../client.js";
-import { EXIT, Exit, type Io, printable } from "../io.js";
+import { LIMITS } from "../../platform/types.js";
+import { errorFrom, notThaw, type Reply } from "../client.js";
+import { EXIT, Exit, Interrupted, type Io, printable, readUpTo } from "../io.js";
 import { asClient, type ClientOptions, type Context, clientOf, jsonLine } from "./context.js";
 
 interface Options extends ClientOptions {
@@ -60,6 +61,8 @@ async function invoke(io: Io, name: string, options: Options): Promise<void> {
   });
   const totalUs = Math.round((performance.now() - began) * 1000);
   if (reply.status !== 200) throw errorFrom(reply, client.url);
+  if (reply.headers["x-thaw-start"] === undefined)
+    throw notThaw(client.url, "its reply does not say how it started the function");
 
   const about = describe(reply, totalUs);
   if (options.json === true) await io.out(jsonLine(about));
@@ -67,12 +70,13 @@ async function invoke(io: Io, name: string, options: Options): Promise<void> {
   if (about.functionError !== undefined) throw new Exit(EXIT.functionError);
 }
 
-/** The bytes that `--payload` names. INVALID_PAYLOAD. */
+/** The bytes that `--payload` names; of too many, enough for the server to refuse them. INVALID_PAYLOAD. */
 export async function readPayload(io: Io, text: string): Promise<Buffer> {
-  if (text === "-") return io.readInput();
+  if (text === "-") return io.readInput(LIMITS.payloadBytes);
   if (!text.startsWith("@")) return Buffer.from(text);
   const path = resolve(io.cwd, text.slice(1));
-  return readFile(path).catch((error: unknown) => {
+  return readUpTo(createReadStream(path), LIMITS.payloadBytes, io.stop).catch((error: unknown) => {
+    if (error instanceof Interrupted) throw error;
     throw new ThawError("INVALID_PAYLOAD", {
       what: "The payload cannot be read",
       why: errorText(error),
