@@ -68,7 +68,7 @@ export async function checkPrivileges(machine: Machine): Promise<Check> {
     fix:
       uid === "0"
         ? "Grant them to this container or service (docker: --privileged, or --cap-add for each; systemd: AmbientCapabilities and CapabilityBoundingSet)."
-        : "Run as root (sudo), or start `thaw serve --boot-only` to run functions without images.",
+        : "Run as root (sudo): `thaw serve --boot-only` needs that too.",
   };
 }
 

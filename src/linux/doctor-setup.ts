@@ -1,5 +1,5 @@
 /** What was installed, built and configured on this machine. */
-import { join } from "node:path";
+import { join, relative, sep } from "node:path";
 import { formatBytes, GIB, MIB, TIB } from "../base/units.js";
 import type { Check, Machine } from "./doctor-machine.js";
 import { mountOf } from "./mounts.js";
@@ -41,6 +41,15 @@ const SPARSE_BYTES = 8 * TIB;
 export async function checkDataDir(machine: Machine, dataDir: string): Promise<Check> {
   const base = { name: "data", required: true };
   const dir = await machine.nearestDirectory(dataDir);
+  const [below = ""] = relative(dir, dataDir).split(sep);
+  if (below !== "" && (await machine.exists(join(dir, below)))) {
+    return {
+      ...base,
+      ok: false,
+      says: `The data directory ${dataDir} cannot be made: ${join(dir, below)} is a file.`,
+      fix: "Choose another directory with --data.",
+    };
+  }
   const mount = mountOf(dir, (await machine.read("/proc/self/mounts")) ?? "");
   if (mount?.options.includes("noexec") === true) {
     return {

@@ -134,7 +134,7 @@ describe("the doctor", () => {
     const { says, fix } = report.check("privileges");
     expect(says).toMatch(/^Running as user 1000, not as root, without CAP_CHOWN \(to give files/);
     expect(says).toContain("CAP_SYS_PTRACE (to stop a process and read its memory)");
-    expect(fix).toContain("--boot-only");
+    expect(fix).toBe("Run as root (sudo): `thaw serve --boot-only` needs that too.");
   });
 
   it("names the one capability that a container's root lacks", async () => {
@@ -236,6 +236,15 @@ describe("the doctor", () => {
     expect((await probe({ trySparseFile: async () => "EROFS" })).check("data").says).toContain(
       "No file can be written in /srv/data",
     );
+  });
+
+  it("refuses a data directory where a file is in its place or above it", async () => {
+    const options = { nearestDirectory: async () => "/srv", exists: async (path: string) => path === "/srv/data" };
+    expect((await probe(options)).check("data")).toMatchObject({
+      ok: false,
+      says: "The data directory /srv/data cannot be made: /srv/data is a file.",
+    });
+    expect((await probe({ ...options, exists: async () => false })).check("data").ok).toBe(true);
   });
 
   it("takes a full disk for no reason why nothing could be frozen: a server that ended on it has to come back", async () => {
