@@ -355,6 +355,19 @@ describe("as a process", () => {
   });
 });
 
+describe("serve whose messages nobody reads any more", () => {
+  it("goes on, and ends in order when it is told to", async () => {
+    const dataDir = temporaryDir("unread");
+    const args = [join(ROOT, "bin/thaw.mjs"), "serve", "--boot-only", "--port", "0", "--data", dataDir];
+    const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
+    child.stderr.destroy();
+    await once(child.stdout, "data");
+    child.kill("SIGTERM");
+    const [code] = await once(child, "close");
+    expect(code).toBe(0);
+  });
+});
+
 describe("serve --boot-only", () => {
   it("runs functions without images, says so everywhere, and gives nothing else", async () => {
     const dataDir = temporaryDir("boot-only");

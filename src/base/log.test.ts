@@ -1,6 +1,9 @@
+import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { ThawError } from "./errors.js";
-import { createLogger, type LogLevel, silentLogger } from "./log.js";
+import { createLogger, type LogLevel, logTo, silentLogger } from "./log.js";
 
 function capture(level: LogLevel): { log: ReturnType<typeof createLogger>; lines: () => Record<string, unknown>[] } {
   const written: string[] = [];
@@ -16,6 +19,22 @@ describe("the log", () => {
     expect(lines()).toHaveLength(1);
     expect(lines()[0]).toMatchObject({ level: "info", msg: "deployed", functionName: "hello" });
     expect(Number.isNaN(Date.parse(String(lines()[0]?.["time"])))).toBe(false);
+  });
+
+  it("does not end its process when the disk is full, however much is logged", () => {
+    const fd = openSync("/dev/full", "w");
+    const log = createLogger({ level: "info", destination: logTo(fd) });
+    for (let line = 0; line < 100; line++) log.warn("x".repeat(50_000));
+    closeSync(fd);
+  });
+
+  it("writes to a descriptor at once", () => {
+    const path = join(tmpdir(), `thaw-log-${process.pid}`);
+    const fd = openSync(path, "w");
+    createLogger({ level: "info", destination: logTo(fd) }).warn("hello");
+    expect(readFileSync(path, "utf8")).toContain('"msg":"hello"');
+    closeSync(fd);
+    rmSync(path);
   });
 
   it("shows our errors with code, what, why and fix, and their causes", () => {

@@ -4,6 +4,7 @@
  */
 import { type DestinationStream, type Logger, destination as openDestination, pino } from "pino";
 import { ThawError } from "./errors.js";
+import { MIB } from "./units.js";
 
 export type { Logger } from "pino";
 
@@ -17,6 +18,9 @@ export interface LogOptions {
   readonly destination?: DestinationStream;
 }
 
+/** Of lines that could not be written yet. */
+const WAITING_BYTES_MAX = MIB;
+
 /** Makes the root logger; pass it, or a child of it, to whatever logs. */
 export function createLogger(options: LogOptions = {}): Logger {
   return pino(
@@ -27,8 +31,19 @@ export function createLogger(options: LogOptions = {}): Logger {
       formatters: { level: (label) => ({ level: label }) },
       serializers: { err: serializeError },
     },
-    options.destination ?? openDestination({ dest: 2, sync: true }),
+    options.destination ?? logTo(2),
   );
+}
+
+/**
+ * Lines to a descriptor, written at once. Those that cannot be (a full disk, a terminal that was closed) are tried again with the
+ * next one, and dropped beyond a bound: a server does not end because of its log.
+ */
+export function logTo(fd: number): DestinationStream {
+  const stream = openDestination({ dest: fd, sync: true, maxLength: WAITING_BYTES_MAX });
+  // Without a listener an error of the stream would be the end of the process.
+  stream.on("error", () => undefined);
+  return stream;
 }
 
 /** A logger that writes nothing; for tests, and for the engine used as a library. */

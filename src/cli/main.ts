@@ -24,6 +24,9 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   process.exit(1);
 });
 
+// Nobody is left who could be told. `thaw serve 2>&1 | tee log` goes on, and ends in order, without its tee.
+process.stderr.on("error", () => undefined);
+
 process.exitCode = await run(process.argv.slice(2), {
   io: {
     async out(text) {
