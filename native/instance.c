@@ -53,6 +53,7 @@ static void drain_log(struct instance *it) {
 }
 
 static void flush_sending(struct instance *it) {
+	if (it->held > 0) return watch_events(&it->control, EPOLLIN);
 	while (bytes_used(&it->sending) > 0) {
 		ssize_t count = send(it->control.fd, it->sending.data + it->sending.start, bytes_used(&it->sending), MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (count < 0 && errno == EINTR) continue;
@@ -68,7 +69,7 @@ int instance_send(struct instance *it, const uint8_t *payload, size_t count) {
 	if (it->control.fd < 0) return -EPIPE;
 	if (count == 0) return 0;
 	size_t sent = 0;
-	if (bytes_used(&it->sending) == 0) {
+	if (bytes_used(&it->sending) == 0 && it->held == 0) {
 		ssize_t result = send(it->control.fd, payload, count, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (result < 0 && errno != EAGAIN && errno != EINTR) return -EPIPE;
 		if (result > 0) sent = (size_t)result;
@@ -78,6 +79,14 @@ int instance_send(struct instance *it, const uint8_t *payload, size_t count) {
 	memcpy(bytes_room(&it->sending, count - sent), payload + sent, count - sent);
 	it->sending.end += count - sent;
 	return 0;
+}
+
+void instance_hold(struct instance *it) { it->held++; }
+
+void instance_release(struct instance *it) {
+	if (it->held == 0 || --it->held > 0 || it->control.fd < 0 || bytes_used(&it->sending) == 0) return;
+	watch_events(&it->control, EPOLLIN | EPOLLOUT);
+	flush_sending(it);
 }
 
 /* ---- stages ---- */

@@ -37,6 +37,7 @@ struct instance {
 	uint32_t stage_tags[STAGES_MAX];
 	unsigned stage_first, stage_count;
 	struct bytes sending;
+	unsigned held;			/* prefetches that what is sent to it waits for */
 	struct instance *next_dead;
 };
 
@@ -50,6 +51,9 @@ void instance_cloned(struct instance *it, const struct job_answer *answer, const
 void instance_event(struct instance *it, enum watch_kind kind, uint32_t events);
 void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, size_t count);
 int instance_send(struct instance *it, const uint8_t *payload, size_t count);
+/* What is sent to it stays here until as many releases came as holds. */
+void instance_hold(struct instance *it);
+void instance_release(struct instance *it);
 void instance_limits(struct instance *it, uint32_t tag, const char *payload, size_t count);
 void instance_kill(struct instance *it);
 /* A control socket and a log pipe are kept ready for the next stage that passes them. */

@@ -25,6 +25,8 @@ struct pager_answer {
 _Noreturn void pager_run(int socket);
 void pager_answer(const struct pager_answer *answer);
 void pager_order(void);
+/* Whether the page cache has the ranges, by a few of them, others each time. Never waits for a disk. */
+bool seems_cached(const struct prefetch_range *ranges, uint32_t count, int (*descriptor)(uint32_t file));
 
 /* ---- space.c: userfaultfds, on the pager's thread ---- */
 
@@ -40,6 +42,7 @@ void space_turn(int epoll, int timeout_ms);
 void paging_start(void);
 void paging_end(void);
 void paging_event(int watch_kind);
+/* With the id of an instance: nothing, where all seems to be cached; else what is sent to it from now on waits until the pager has asked the disk. */
 void paging_prefetch(const struct message *head, const uint8_t *payload);
 /* The husk of an instance gave its userfaultfd and its gate. */
 struct instance;

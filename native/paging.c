@@ -38,7 +38,7 @@ static uint32_t number;				/* of the pager: instances say which one they depend 
 static unsigned dependents;
 static struct former *formers;
 static struct table known;			/* files that the pager has */
-static uint32_t prefetching[ORDERS_MAX];	/* tags, in order: that is how they are answered */
+static struct { uint32_t tag, instance; } prefetching[ORDERS_MAX];	/* in order: that is how they are answered */
 static unsigned prefetch_first, prefetch_count;
 static uint64_t started_ns;
 static unsigned short_lives;
@@ -87,8 +87,11 @@ void paging_end(void) {
 
 /* ---- orders ---- */
 
+/* The next to be answered: its tag. Whoever waits for it goes on. */
 static uint32_t prefetch_take(void) {
-	uint32_t tag = prefetching[prefetch_first];
+	uint32_t tag = prefetching[prefetch_first].tag;
+	struct instance *it = table_get(&instances, prefetching[prefetch_first].instance);
+	if (it != NULL) instance_release(it);
 	prefetch_first = (prefetch_first + 1) % ORDERS_MAX;
 	prefetch_count--;
 	return tag;
@@ -118,11 +121,19 @@ void paging_prefetch(const struct message *head, const uint8_t *payload) {
 	uint32_t count = head->bytes / sizeof message.ranges[0];
 	int result = count > PREFETCH_RANGES_MAX || head->bytes % sizeof message.ranges[0] != 0 ? -EINVAL : prefetch_count == ORDERS_MAX ? -EAGAIN : 0;
 	if (result == 0) memcpy(message.ranges, payload, head->bytes);
+	struct instance *waits = result == 0 && head->id != 0 ? table_get(&instances, head->id) : NULL;
+	if (waits != NULL && seems_cached(message.ranges, count, file_descriptor)) {
+		struct prefetched none = {0};
+		return frame_unhurried(MSG_PREFETCHED, 0, head->reserved, &none, sizeof none);
+	}
 	for (uint32_t index = 0; index < count && result == 0; index++) result = lend(message.ranges[index].file);
 	message.order = (struct pager_order){.kind = PAGER_PREFETCH, .tag = head->reserved, .count = count};
 	if (result == 0) result = send_with_fds(pager.fd, &message, sizeof message.order + head->bytes, NULL, 0);
 	if (result < 0) return frame_failed(MSG_PREFETCH, head->id, head->reserved, -result, "the pager does not take a prefetch of %u ranges: %s", count, strerror(-result));
-	prefetching[(prefetch_first + prefetch_count++) % ORDERS_MAX] = head->reserved;
+	unsigned last = (prefetch_first + prefetch_count++) % ORDERS_MAX;
+	prefetching[last].tag = head->reserved;
+	prefetching[last].instance = waits != NULL ? waits->id : 0;
+	if (waits != NULL) instance_hold(waits);
 }
 
 /* ---- instances whose memory the pager fills ---- */

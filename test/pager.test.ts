@@ -4,10 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, describe, expect, it } from "vitest";
+import type { Instance } from "../src/engine/index.js";
 import { Keeper, type PrefetchRange } from "../src/engine/keeper.js";
+import { encodePrefetch } from "../src/engine/keeper-messages.js";
 import { nativePaths } from "../src/engine/native.js";
 import { forgetCached } from "./support/page-cache.js";
 import { keeperProcess } from "./support/pager.js";
+import { call, useWorld } from "./support/world.js";
 
 const PAGES = 400;
 const dir = mkdtempSync(join(tmpdir(), "thaw-pager-"));
@@ -81,6 +84,67 @@ describe("a prefetch", () => {
     for (let round = 0; round < 50; round++) times.push((await keeper.prefetch(ranges)).us);
     // 0.1 ms is what it takes; the machine may be busy with other things, so the best counts.
     expect(Math.min(...times)).toBeLessThan(150);
+  });
+});
+
+describe("an instance whose code is asked for", () => {
+  const world = useWorld();
+  const ranges = (file: number) => encodePrefetch(scattered(file));
+  /** The instance's keeper, a file that is in no cache, and its pager, stopped. */
+  async function withStopped(use: (one: Instance, keeper: Keeper, file: number, pager: number) => Promise<void>, warm = false) {
+    const one = await world.boot("python");
+    const { keeper } = one as unknown as { keeper: Keeper };
+    try {
+      const file = await keeper.openFile(coldFile("code"));
+      if (warm) await keeper.prefetch(scattered(file));
+      const pager = processOf(keeper, "thaw-pager");
+      process.kill(pager, "SIGSTOP");
+      await use(one, keeper, file, pager);
+      keeper.closeFile(file);
+    } finally {
+      await one.dispose();
+    }
+  }
+  const idOf = (one: Instance): number => (one as unknown as { id: number }).id;
+  const early = (answer: Promise<unknown>) => Promise.race([answer, sleep(150)]);
+
+  it("is sent nothing until the disk was asked, and then all of it in order", async () => {
+    await withStopped(async (one, keeper, file, pager) => {
+      const asked = keeper.prefetchEncoded(ranges(file), idOf(one));
+      const answer = call(one, "counter.next");
+      expect(await early(answer)).toBeUndefined();
+      process.kill(pager, "SIGCONT");
+      expect(await answer).toBe(1);
+      expect((await asked).pages).toBe(PAGES / 10);
+      expect(await call(one, "counter.next")).toBe(2);
+    });
+  });
+
+  it("goes on when the pager ends", async () => {
+    await withStopped(async (one, keeper, file, pager) => {
+      const asked = keeper.prefetchEncoded(ranges(file), idOf(one));
+      const answer = call(one, "counter.next");
+      expect(await early(answer)).toBeUndefined();
+      process.kill(pager, "SIGKILL");
+      expect(await answer).toBe(1);
+      expect((await asked).pages).toBe(-1);
+    });
+  });
+
+  it("waits for nobody where all is cached, and others never do", async () => {
+    const cold = async (one: Instance, keeper: Keeper, file: number, pager: number) => {
+      const asked = keeper.prefetchEncoded(ranges(file));
+      expect(await call(one, "counter.next")).toBe(1);
+      process.kill(pager, "SIGCONT");
+      expect((await asked).pages).toBe(PAGES / 10);
+    };
+    await withStopped(cold);
+    const warm = async (one: Instance, keeper: Keeper, file: number, pager: number) => {
+      expect(await keeper.prefetchEncoded(ranges(file), idOf(one))).toEqual({ us: 0, pages: 0 });
+      expect(await call(one, "counter.next")).toBe(1);
+      process.kill(pager, "SIGCONT");
+    };
+    await withStopped(warm, true);
   });
 });
 

@@ -25,6 +25,8 @@ import { WakeSet } from "./wake-set.js";
 import { WakeWatch } from "./wake-watch.js";
 
 const SIGTERM = 15;
+/** By then a request that was to be answered from memory waits for a disk. */
+const LATE_MS = 3;
 
 /** What hibernating needs of the engine. */
 export interface HibernateTools {
@@ -47,7 +49,8 @@ export class Hibernation {
   #watch: WakeWatch | undefined;
   #unwatching = Promise.resolve();
   #wokenNs: bigint | undefined;
-  /** Of the process when it was woken; the answer to the first request after that tells how many it took. */
+  /** Of the process since it sleeps; the answer to the first request after its wake tells how many that took. */
+  #faultsAsleep: ProcessFaults | undefined;
   #faultsBefore: ProcessFaults | undefined;
   #report: HibernateReport | undefined;
   #work: Promise<HibernateReport> | undefined;
@@ -96,14 +99,14 @@ export class Hibernation {
   requested(): { sent(): void } | undefined {
     if (this.state === "deflating") this.#cancel.abort();
     if (this.state !== "hibernated") return undefined;
-    void this.#wake();
+    void this.#wake(true);
     return { sent: () => faultPoint("wake-request-sent") };
   }
 
   async wake(): Promise<StartResult> {
     if (this.state !== "hibernated") return this.instance.start;
     if (!this.instance.alive) throw this.instance.exitError();
-    await this.#wake();
+    await this.#wake(false);
     return this.instance.start;
   }
 
@@ -179,13 +182,14 @@ export class Hibernation {
       // A request that came too late to cancel it has woken it by now, also one that came while all this was noted.
       const woken = instance.busy || this.#cancelled;
       this.state = deflated ? (woken ? "woken" : "hibernated") : before;
-      if (this.state === "hibernated") this.#watchNext();
+      if (this.state === "hibernated") this.#asleep();
       tools.log.debug({ instance: instance.id, state: this.state }, "hibernation is over");
     }
   }
 
-  #watchNext(): void {
+  #asleep(): void {
     this.#wokenNs = undefined;
+    this.#faultsAsleep = processFaults(this.instance.hostPid);
     if (this.#file !== undefined && this.#wakeSet.wanting && !this.#closed)
       this.#watch = WakeWatch.begin(this.tools, this.instance.hostPid, this.#file);
   }
@@ -257,13 +261,13 @@ export class Hibernation {
   }
 
   /** Reads ahead beside whatever comes next. Resolves when the pager has asked the disk for all of it. */
-  async #wake(): Promise<void> {
+  async #wake(requested: boolean): Promise<void> {
     const began = monotonicNs();
     const { instance, tools } = this;
     this.state = "woken";
     this.#wokenNs = began;
-    this.#faultsBefore = processFaults(instance.hostPid);
-    const { ranges } = this.#wakeSet;
+    this.#faultsBefore = this.#faultsAsleep;
+    const { ofFiles, ofOwn } = this.#wakeSet;
     const { generation, heat } = instance.start;
     const start = (readUs: number, pages: number): StartResult => ({
       kind: "wake",
@@ -277,16 +281,23 @@ export class Hibernation {
       waitUs: 0,
       prefetchedPages: pages,
     });
-    const reading = ranges.length === 0 ? undefined : tools.keeper.prefetch(ranges);
+    const reading = [
+      ...(ofFiles.length === 0 ? [] : [tools.keeper.prefetchEncoded(ofFiles, requested ? instance.id : 0)]),
+      ...(ofOwn.length === 0 ? [] : [tools.keeper.prefetchEncoded(ofOwn)]),
+    ];
+    // They seemed to be cached, and were not all.
+    if (requested && ofFiles.length > 0)
+      setTimeout(() => instance.busy && instance.alive && void tools.keeper.prefetchEncoded(ofFiles), LATE_MS);
     const us = Number(monotonicNs() - began) / 1000;
     const woken = start(0, 0);
     instance.start = woken;
-    if (reading === undefined) return;
-    const done = await reading;
+    const done = await Promise.all(reading);
+    if (done.length === 0) return;
+    const readUs = done.reduce((sum, part) => sum + part.us, 0);
+    const pages = done.some((part) => part.pages < 0) ? this.#wakeSet.pages : done.reduce((sum, part) => sum + part.pages, 0);
     const { start: current } = instance;
     // Unless it was hibernated and woken again meanwhile.
-    if (current === woken || current.kind === "wake")
-      instance.start = { ...current, ...start(done.us, done.pages < 0 ? this.#wakeSet.pages : done.pages) };
+    if (current === woken || current.kind === "wake") instance.start = { ...current, ...start(readUs, pages) };
   }
 }
 

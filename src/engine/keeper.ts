@@ -261,10 +261,13 @@ export class Keeper {
     return this.prefetchEncoded(encodePrefetch(ranges));
   }
 
-  /** The same, for ranges that are asked for again and again. */
-  async prefetchEncoded(payloads: readonly Buffer[]): Promise<Prefetched> {
+  /**
+   * The same, for ranges that are asked for again and again. @param ahead an instance that will need it: nothing is read where all
+   * seems to be in the page cache; else nothing is sent to that instance until the disk was asked
+   */
+  async prefetchEncoded(payloads: readonly Buffer[], ahead = 0): Promise<Prefetched> {
     const parts = payloads.map((payload) =>
-      this.#ask("prefetch", ABI.MSG_PREFETCH, 0, [payload]).then(
+      this.#ask("prefetch", ABI.MSG_PREFETCH, ahead, [payload]).then(
         ({ payload: answer }) => decodePrefetched(answer),
         (): Prefetched => ({ us: 0, pages: -1 }),
       ),

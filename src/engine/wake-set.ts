@@ -13,7 +13,7 @@
  *     … and since                               ▓▓▓▓          goes on where the other ended: a front
  *     read ahead                            as recorded ░░░░  what it will write next, which would be a read from disk for each page
  */
-import type { PrefetchRange } from "./keeper.js";
+import { encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
 import type { MappedFiles } from "./mapped-files.js";
 import type { Touches } from "./wake-watch.js";
 
@@ -65,8 +65,14 @@ export class WakeSet {
   #written: readonly Range[] = [];
   #fronts: readonly Range[] = [];
   #recorded: readonly PrefetchRange[] = [];
-  /** What to read ahead, in order; ready, because nothing may be worked out when a request waits. */
+  /**
+   * What to read ahead, in order. Of files that others map first: code is among them, and a fault in it that comes before its read was asked
+   * for brings megabytes (image/compile-advice.ts).
+   */
   ranges: readonly PrefetchRange[] = [];
+  /** The same as the keeper takes it, in two parts: nothing may be worked out when a request waits. */
+  ofFiles: readonly Buffer[] = [];
+  ofOwn: readonly Buffer[] = [];
 
   /** How many pages a wake reads ahead. */
   get pages(): number {
@@ -144,6 +150,8 @@ export class WakeSet {
 
   #settle(file: number): void {
     this.ranges = [...this.#recorded, ...this.#fronts.map((range) => prefetchOf(file, range))].slice(0, RANGES_MAX);
+    this.ofFiles = encodePrefetch(this.ranges.filter((range) => range.file !== file));
+    this.ofOwn = encodePrefetch(this.ranges.filter((range) => range.file === file));
   }
 
   #merged(file: string, touched: readonly Range[], count: number): Range[] {
@@ -153,7 +161,6 @@ export class WakeSet {
   }
 }
 
-/** Files of others first: code is among them, and a fault in it that comes before its read was asked for brings megabytes (image/compile-advice.ts). */
 async function rangesToRead(
   user: WakeSet,
   recording: Recording,

@@ -197,7 +197,7 @@ export const ABI_STRUCTS = {
     ["system_us", "u64"],
     ["peak_bytes", "u64"],
   ],
-  /** MSG_PREFETCH: at most PREFETCH_RANGES_MAX of these; `file` is a file id. */
+  /** MSG_PREFETCH, of nobody (id 0), or of an instance: nothing, where all seems to be in the page cache; else nothing is sent to that instance until the disk was asked. At most PREFETCH_RANGES_MAX of these; `file` is a file id. */
   prefetch_range: [
     ["file", "u32"],
     ["reserved", "u32"],

@@ -54,7 +54,7 @@ async function one(
 ): Promise<void> {
   const subject = { engine, workload, image, kind, interpreters };
   if (lab.deadline.passed) throw new Error(`the section's time was over before ${workload.name}, ${kind}`);
-  // What the kernel keeps for whoever comes next (slabs, lists of free pages) is there with the second crowd, and MemAvailable counts it with neither.
+  // What the kernel keeps for whoever comes next (slabs) is there with the second crowd, and MemAvailable counts it with neither.
   if (workload === PROMISED && kind === "boot") await footprint(lab, subject);
   feet.push(await footprint(lab, subject));
   woken.push(await wakes(lab, subject));
