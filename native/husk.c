@@ -45,6 +45,7 @@
 #define ARCH_SET_GS_ 0x1001
 #define ARCH_SET_FS_ 0x1002
 #define PR_SET_NAME_ 15
+#define CAPABILITY_VERSION_3_ 0x20080522
 #define SOL_SOCKET_ 1
 #define SCM_RIGHTS_ 1
 #define MSG_NOSIGNAL_ 0x4000
@@ -300,9 +301,19 @@ static long start_thread(uint64_t flags, uint64_t tid_address, void (*entry)(voi
 static const struct thread_state *spare_states[HUSK_SPARES_MAX];
 static uint32_t spares_made, spares_taken, spares_go;
 
+/* Capabilities belong to a thread. The main one needs its own until a program drops them, these never do. */
+static void drop_capabilities(void)
+{
+	const uint32_t header[2] = { CAPABILITY_VERSION_3_, 0 }, none[6] = { 0 };
+	long result = raw(__NR_capset, header, none);
+	if (failed(result))
+		give_up(result, 0);
+}
+
 __attribute__((used)) static _Noreturn void spare_main(const void *argument)
 {
 	uint64_t index = (uint64_t)argument;
+	drop_capabilities();
 	while (!__atomic_load_n(&spares_go, __ATOMIC_ACQUIRE))
 		raw(__NR_futex, &spares_go, FUTEX_WAIT_PRIVATE_, 0, 0, 0, 0);
 	const struct thread_state *state = spare_states[index];

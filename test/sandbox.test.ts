@@ -53,8 +53,9 @@ exports.handler = async (event) => {
 };
 `;
 
-type Way = "booted" | "thawed";
-const WAYS: readonly Way[] = ["booted", "thawed"];
+/** Thawed in a husk that is new, that had the runtime mapped and threads made, and parked ones. */
+const WAYS = ["booted", "thawed", "runtime", "image", "prefaulted"] as const;
+type Way = (typeof WAYS)[number];
 
 interface Probe {
   /** Runs code inside and returns its outcome. */
@@ -72,7 +73,13 @@ let spec: Record<"python" | "node", FunctionSpec>;
 async function start(language: "python" | "node", way: Way): Promise<Instance> {
   if (way === "booted") return await bench.engine.boot(spec[language]);
   const image = await bench.image(spec[language], language === "python" ? { code: "out = 1" } : { code: "return 1" });
-  return await bench.engine.thaw(image);
+  if (way === "thawed") return await bench.engine.thaw(image, { husk: "fresh" });
+  bench.engine.park(image, way, 1);
+  await bench.engine.poolsFull(20_000);
+  const instance = await bench.engine.thaw(image, way === "runtime" ? {} : { husk: "parked" });
+  expect(instance.start.husk).toBe(way);
+  bench.engine.park(image, way, 0);
+  return instance;
 }
 
 function probeOf(instance: Instance): Probe {
