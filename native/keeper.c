@@ -658,7 +658,9 @@ int main(int argc, char **argv) {
 	struct epoll_event events[EVENTS_MAX];
 	while (!server_gone && !terminated) {
 		if (!outbound_waits) flush_server();
-		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, spares_lack() || outbound_waits ? SPARE_PAUSE_MS : -1);
+		int wait_ms = paging_late();
+		if (spares_lack() || outbound_waits) wait_ms = SPARE_PAUSE_MS;
+		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, wait_ms);
 		if (count < 0 && errno != EINTR) die("epoll_wait");
 		if (count == 0) spares_make(), outbound_waits = false;
 		for (int index = 0; index < count; index++) handle(events[index].data.ptr, events[index].events);

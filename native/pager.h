@@ -44,6 +44,8 @@ void paging_end(void);
 void paging_event(int watch_kind);
 /* With the id of an instance: nothing, where all seems to be cached; else what is sent to it from now on waits until the pager has asked the disk. */
 void paging_prefetch(const struct message *head, const uint8_t *payload);
+/* Lets go who has waited too long for the pager. Milliseconds until there may be another, -1: nobody waits. */
+int paging_late(void);
 /* The husk of an instance gave its userfaultfd and its gate. */
 struct instance;
 void paging_plan(struct instance *it, const struct message *head, const uint8_t *payload);

@@ -4,6 +4,9 @@
  * A file's descriptor travels with the first order that needs it. An order that the pager's socket does not take at once is refused:
  * that happens only when the pager hangs behind a disk with hundreds of them before it.
  *
+ * What is sent to an instance may wait for a prefetch, but not long: the pager works on one order at a time, and others' may be large. After
+ * HOLD_NS_MAX it goes on as if the disk had been asked.
+ *
  * A husk whose loader wants its pages from the pager gives a gate and a userfaultfd. Both go to the pager, and the keeper keeps a
  * duplicate of the latter until the instance has ended.
  *
@@ -22,7 +25,7 @@
 #include <sys/wait.h>
 
 enum { ORDERS_MAX = 4096, SOCKET_BYTES = 4 << 20, ANSWERS_A_TURN = 64, SHORT_LIVES_MAX = 10, TRACE_BYTES_MAX = 64 << 20 };
-static const uint64_t SHORT_LIFE_NS = 100000000;
+static const uint64_t SHORT_LIFE_NS = 100000000, HOLD_NS_MAX = 250000000;
 
 /* One pager with its holder; a former one stays until nobody depends on it. */
 struct former {
@@ -38,8 +41,8 @@ static uint32_t number;				/* of the pager: instances say which one they depend 
 static unsigned dependents;
 static struct former *formers;
 static struct table known;			/* files that the pager has */
-static struct { uint32_t tag, instance; } prefetching[ORDERS_MAX];	/* in order: that is how they are answered */
-static unsigned prefetch_first, prefetch_count;
+static struct { uint32_t tag, instance; uint64_t ordered_ns; } prefetching[ORDERS_MAX];	/* in order: that is how they are answered */
+static unsigned prefetch_first, prefetch_count, holds;
 static uint64_t started_ns;
 static unsigned short_lives;
 
@@ -87,11 +90,31 @@ void paging_end(void) {
 
 /* ---- orders ---- */
 
-/* The next to be answered: its tag. Whoever waits for it goes on. */
+/* Whoever waits for this order goes on. */
+static void let_go(unsigned at) {
+	if (prefetching[at].instance == 0) return;
+	struct instance *it = table_get(&instances, prefetching[at].instance);
+	if (it != NULL) instance_release(it);
+	prefetching[at].instance = 0;
+	holds--;
+}
+
+int paging_late(void) {
+	uint64_t now = holds > 0 ? now_ns() : 0;
+	for (unsigned index = 0; holds > 0 && index < prefetch_count; index++) {
+		unsigned at = (prefetch_first + index) % ORDERS_MAX;
+		if (prefetching[at].instance == 0) continue;
+		uint64_t until = prefetching[at].ordered_ns + HOLD_NS_MAX;
+		if (until > now) return (int)((until - now) / 1000000u) + 1;
+		let_go(at);
+	}
+	return -1;
+}
+
+/* The next to be answered: its tag. */
 static uint32_t prefetch_take(void) {
 	uint32_t tag = prefetching[prefetch_first].tag;
-	struct instance *it = table_get(&instances, prefetching[prefetch_first].instance);
-	if (it != NULL) instance_release(it);
+	let_go(prefetch_first);
 	prefetch_first = (prefetch_first + 1) % ORDERS_MAX;
 	prefetch_count--;
 	return tag;
@@ -133,7 +156,10 @@ void paging_prefetch(const struct message *head, const uint8_t *payload) {
 	unsigned last = (prefetch_first + prefetch_count++) % ORDERS_MAX;
 	prefetching[last].tag = head->reserved;
 	prefetching[last].instance = waits != NULL ? waits->id : 0;
-	if (waits != NULL) instance_hold(waits);
+	if (waits == NULL) return;
+	prefetching[last].ordered_ns = now_ns();
+	holds++;
+	instance_hold(waits);
 }
 
 /* ---- instances whose memory the pager fills ---- */

@@ -131,6 +131,19 @@ describe("an instance whose code is asked for", () => {
     });
   });
 
+  it("does not wait for a pager that hangs", async () => {
+    await withStopped(async (one, keeper, file, pager) => {
+      const asked = [keeper.prefetchEncoded(ranges(file), idOf(one)), keeper.prefetchEncoded(ranges(file), idOf(one))];
+      expect(await Promise.race([call(one, "counter.next"), sleep(10_000)])).toBe(1);
+      // Those of the second request are in the same queue, behind what the pager has not done yet.
+      asked.push(keeper.prefetchEncoded(ranges(file), idOf(one)));
+      expect(await Promise.race([call(one, "counter.next"), sleep(10_000)])).toBe(2);
+      process.kill(pager, "SIGCONT");
+      expect((await Promise.all(asked)).map(({ pages }) => pages)).toEqual([PAGES / 10, 0, 0]);
+      expect(await call(one, "counter.next")).toBe(3);
+    });
+  });
+
   it("waits for nobody where all is cached, and others never do", async () => {
     const cold = async (one: Instance, keeper: Keeper, file: number, pager: number) => {
       const asked = keeper.prefetchEncoded(ranges(file));
