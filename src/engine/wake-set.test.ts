@@ -135,6 +135,25 @@ describe("what stays in memory", () => {
     ]);
   });
 
+  it("is read ahead by a wake before which it was not kept, because that is to be watched", async () => {
+    const set = await watchedWakes(...[1, 2, 3].map(() => [page(100, 50)]));
+    const own = () => set.ranges.slice(1).map(({ offset, bytes }) => pages([Number(offset), bytes]));
+    expect(own()).toEqual([
+      [0, 100],
+      [150, 850],
+    ]);
+    for (let index = 0; index < 4; index++) set.note(10_000);
+    expect(set.kept).toEqual([]);
+    // As each hibernation ends.
+    set.recordWritten(OWN, []);
+    expect(own()).toEqual([[0, 1000]]);
+    await set.recordWatched(OWN, files, 1, { touched: page(0, 1000), written: page(100, 50), files: code(page(3)) });
+    expect(own()).toEqual([
+      [0, 100],
+      [150, 850],
+    ]);
+  });
+
   it("is at most half a megabyte, of what is read one by one before what lies together", async () => {
     const wake = [page(0, 100), page(200, 60), page(300), page(400, 2)];
     expect(pages((await watchedWakes(wake, wake, wake)).kept)).toEqual([0, 65, 200, 60, 300, 1, 400, 2]);

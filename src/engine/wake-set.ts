@@ -64,7 +64,9 @@ export class WakeSet {
   /** What was written between the last two hibernations. */
   #written: readonly Range[] = [];
   #fronts: readonly Range[] = [];
+  /** Of files that others map, and of its own memory, be it kept or not. */
   #recorded: readonly PrefetchRange[] = [];
+  #own: readonly Range[] = [];
   /**
    * What to read ahead, in order. Of files that others map first: code is among them, and a fault in it that comes before its read was asked
    * for brings megabytes (image/compile-advice.ts).
@@ -101,7 +103,8 @@ export class WakeSet {
     const merged = new Map<string, { mapping: string; ranges: Range[] }>();
     for (const [key, { mapping, ranges }] of recordingOf(touched, others))
       merged.set(key, { mapping, ranges: this.#merged(key, ranges, key === OWN_FILE ? RECORDINGS : SHARED_RECORDINGS) });
-    this.#recorded = await rangesToRead(this, merged, file, files, pid);
+    this.#recorded = await rangesOfOthers(this, merged, files, pid);
+    this.#own = merged.get(OWN_FILE)?.ranges ?? [];
     this.#settle(file);
   }
 
@@ -134,12 +137,11 @@ export class WakeSet {
       const lists = each.map(({ ranges }) => ranges);
       // To miss a page of code costs most.
       const needed = key !== OWN_FILE || this.#watched.length < WATCHED ? 1 : WATCHED_NEEDED;
-      often.set(key, {
-        mapping,
-        ranges: join(without(seenBy(lists, needed), key === OWN_FILE ? this.#kept : []), GAP_BYTES),
-      });
+      const seen = seenBy(lists, needed);
+      often.set(key, { mapping, ranges: key === OWN_FILE ? seen : join(seen, GAP_BYTES) });
     }
-    this.#recorded = await rangesToRead(this, often, file, files, pid);
+    this.#recorded = await rangesOfOthers(this, often, files, pid);
+    this.#own = often.get(OWN_FILE)?.ranges ?? [];
     this.#settle(file);
   }
 
@@ -149,7 +151,10 @@ export class WakeSet {
   }
 
   #settle(file: number): void {
-    this.ranges = [...this.#recorded, ...this.#fronts.map((range) => prefetchOf(file, range))].slice(0, RANGES_MAX);
+    // A hibernation whose wake is to be watched kept nothing: then that, too, has to be read.
+    const kept = this.wanting ? [] : this.#kept;
+    const own = this.#watched.length === 0 ? this.#own : join(without(this.#own, kept), GAP_BYTES);
+    this.ranges = [...this.#recorded, ...[...own, ...this.#fronts].map((range) => prefetchOf(file, range))].slice(0, RANGES_MAX);
     this.ofFiles = encodePrefetch(this.ranges.filter((range) => range.file !== file));
     this.ofOwn = encodePrefetch(this.ranges.filter((range) => range.file === file));
   }
@@ -161,19 +166,12 @@ export class WakeSet {
   }
 }
 
-async function rangesToRead(
-  user: WakeSet,
-  recording: Recording,
-  own: number,
-  files: MappedFiles,
-  pid: number,
-): Promise<PrefetchRange[]> {
+async function rangesOfOthers(user: WakeSet, recording: Recording, files: MappedFiles, pid: number): Promise<PrefetchRange[]> {
   const found: PrefetchRange[] = [];
   for (const [key, { mapping, ranges }] of recording) {
     const id = ranges.length === 0 || key === OWN_FILE ? undefined : await files.open(user, pid, key, mapping);
     if (id !== undefined) found.push(...ranges.map((range) => prefetchOf(id, range)));
   }
-  found.push(...(recording.get(OWN_FILE)?.ranges ?? []).map((range) => prefetchOf(own, range)));
   return found;
 }
 
