@@ -114,8 +114,11 @@ static void tell_present(pid_t pid, uint64_t armed_ns)
 	struct telling written = { .out = open_memstream(&written_text, &written_bytes) };
 	if (!own.out || !other.out || !written.out)
 		die("out of memory");
-	const struct scan_arg present = { .category_anyof_mask = IS_PRESENT | IS_SWAPPED, .return_mask = IS_PRESENT | IS_SWAPPED };
-	const struct scan_arg private = { .category_inverted = IS_FILE | IS_ZERO, .category_mask = IS_FILE | IS_ZERO,
+	/* Guard regions count as swapped out, and nobody touches them. */
+	uint64_t guard = guard_category(pagemap);
+	const struct scan_arg present = { .category_inverted = guard, .category_mask = guard, .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
+					  .return_mask = IS_PRESENT | IS_SWAPPED };
+	const struct scan_arg private = { .category_inverted = IS_FILE | IS_ZERO | guard, .category_mask = IS_FILE | IS_ZERO | guard,
 					  .category_anyof_mask = IS_PRESENT | IS_SWAPPED, .return_mask = IS_PRESENT | IS_SWAPPED };
 	bool any = false;
 	for (size_t i = 0; i < count; i++) {
