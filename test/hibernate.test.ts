@@ -171,6 +171,12 @@ const watchersOf = (pid: number): number =>
   }).length;
 const watchers = (instance: Instance): number => watchersOf(hostPid(instance));
 
+/** Faults of its process that waited for a disk. */
+function majorFaults(instance: Instance): number {
+  const stat = readFileSync(`/proc/${hostPid(instance)}/stat`, "utf8");
+  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[9]);
+}
+
 const hostPid = (instance: Instance): number => (instance as Instance & { hostPid: number }).hostPid;
 
 describe.each(["node", "python"] as const)("a hibernated %s function", (language) => {
@@ -339,6 +345,35 @@ describe.each(["node", "python"] as const)("a hibernated %s function", (language
       await bench.engine.removeImage(again);
     });
     await bench.engine.removeImage(image);
+  });
+});
+
+describe("the faults of a wake", () => {
+  it("are those of its request, and none of what threads did while it slept", async () => {
+    const spec = bench.python(`
+import threading, time
+block = bytearray(16 << 20)
+sweeps = 0
+def sweep():
+    global sweeps
+    while True:
+        sum(block[::4096])
+        sweeps += 1
+        time.sleep(0.02)
+threading.Thread(target=sweep, daemon=True).start()
+def handler(event, context): return sweeps`);
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      for (let index = 0; index < 2; index++) {
+        const before = Number(await ask(instance));
+        await instance.hibernate();
+        const asleep = majorFaults(instance);
+        await until("a sweep from disk", () => majorFaults(instance) > asleep + 3000 || undefined);
+        await sleep(100);
+        expect(Number(await ask(instance))).toBeGreaterThan(before);
+        await until("the count", () => instance.start.faultsOutside !== undefined || undefined);
+        expect(instance.start.faultsOutside).toBeLessThan(1000);
+      }
+    });
   });
 });
 

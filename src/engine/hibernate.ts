@@ -49,8 +49,7 @@ export class Hibernation {
   #watch: WakeWatch | undefined;
   #unwatching = Promise.resolve();
   #wokenNs: bigint | undefined;
-  /** Of the process since it sleeps; the answer to the first request after its wake tells how many that took. */
-  #faultsAsleep: ProcessFaults | undefined;
+  /** Of the process until it was woken; the answer to the first request after its wake tells how many that took. */
   #faultsBefore: ProcessFaults | undefined;
   #report: HibernateReport | undefined;
   #work: Promise<HibernateReport> | undefined;
@@ -100,14 +99,24 @@ export class Hibernation {
     if (this.state === "deflating") this.#cancel.abort();
     if (this.state !== "hibernated") return undefined;
     void this.#wake(true);
-    return { sent: () => faultPoint("wake-request-sent") };
+    const sent = (): void => {
+      faultPoint("wake-request-sent");
+      // Behind the microtask that writes it to the keeper: it does not wait for this. What threads did in its sleep is not its own.
+      queueMicrotask(() => this.#countFaults());
+    };
+    return { sent };
   }
 
   async wake(): Promise<StartResult> {
     if (this.state !== "hibernated") return this.instance.start;
     if (!this.instance.alive) throw this.instance.exitError();
+    this.#countFaults();
     await this.#wake(false);
     return this.instance.start;
+  }
+
+  #countFaults(): void {
+    this.#faultsBefore = processFaults(this.instance.hostPid);
   }
 
   /** Called with the answer to each request. */
@@ -189,7 +198,6 @@ export class Hibernation {
 
   #asleep(): void {
     this.#wokenNs = undefined;
-    this.#faultsAsleep = processFaults(this.instance.hostPid);
     if (this.#file !== undefined && this.#wakeSet.wanting && !this.#closed)
       this.#watch = WakeWatch.begin(this.tools, this.instance.hostPid, this.#file);
   }
@@ -266,7 +274,6 @@ export class Hibernation {
     const { instance, tools } = this;
     this.state = "woken";
     this.#wokenNs = began;
-    this.#faultsBefore = this.#faultsAsleep;
     const { ofFiles, ofOwn } = this.#wakeSet;
     const { generation, heat } = instance.start;
     const start = (readUs: number, pages: number): StartResult => ({
