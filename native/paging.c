@@ -5,7 +5,7 @@
  * that happens only when the pager hangs behind a disk with hundreds of them before it.
  *
  * What is sent to an instance may wait for a prefetch, but not long: the pager works on one order at a time, and others' may be large. After
- * HOLD_NS_MAX it goes on as if the disk had been asked.
+ * HOLD_NS_MAX, about what a read of megabytes costs that the wait shall spare, it goes on as if the disk had been asked.
  *
  * A husk whose loader wants its pages from the pager gives a gate and a userfaultfd. Both go to the pager, and the keeper keeps a
  * duplicate of the latter until the instance has ended.
@@ -25,7 +25,7 @@
 #include <sys/wait.h>
 
 enum { ORDERS_MAX = 4096, SOCKET_BYTES = 4 << 20, ANSWERS_A_TURN = 64, SHORT_LIVES_MAX = 10, TRACE_BYTES_MAX = 64 << 20 };
-static const uint64_t SHORT_LIFE_NS = 100000000, HOLD_NS_MAX = 250000000;
+static const uint64_t SHORT_LIFE_NS = 100000000, HOLD_NS_MAX = 25000000;
 
 /* One pager with its holder; a former one stays until nobody depends on it. */
 struct former {
