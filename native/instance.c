@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -21,6 +22,8 @@
 #include <signal.h>
 
 enum { LOG_READ_BYTES = 64 << 10, LAST_READS_MAX = 256, SEND_BUFFER_BYTES = 8 << 20, REPLY_BUFFER_BYTES = 1 << 20 };
+/* As many descriptors as the kernel passes with one message (SCM_MAX_FD). */
+enum { PASSED_MAX = 253 };
 
 /* ---- logs and control ---- */
 
@@ -33,9 +36,73 @@ static bool read_log(struct instance *it) {
 	return count == LOG_READ_BYTES;
 }
 
+/*
+ * A function may pass descriptors with what it writes to descriptor 3, and whoever closes the last one waits as long as it says: a
+ * TCP socket with SO_LINGER, its peer not reading, holds up a close for days, and with the keeper everybody. Only a process that exits never
+ * waits for that (inet_release looks at PF_EXITING), nor for what lies in the queue of a unix socket that was passed. So such
+ * descriptors are held by a child when they are closed here, and it exits.
+ */
+struct closer {
+	pid_t pid;
+	int gate;
+};
+
+static struct closer closer_start(void) {
+	struct closer it = {.pid = -1, .gate = -1};
+	int gate[2];
+	if (pipe2(gate, O_CLOEXEC) != 0) return it;
+	it.pid = fork();
+	if (it.pid == 0) {
+		char none;
+		close(gate[1]);
+		(void)!read(gate[0], &none, 1);
+		_exit(0);
+	}
+	close(gate[0]);
+	it.gate = gate[1];
+	return it;
+}
+
+static void closer_end(struct closer it) {
+	if (it.gate >= 0) close(it.gate);
+	if (it.pid > 0) waitpid(it.pid, NULL, 0);
+}
+
+/* Nobody passes descriptors there but code that means harm: its instance ends. */
+static void refuse_passed(struct instance *it, struct msghdr *message) {
+	struct cmsghdr *head = CMSG_FIRSTHDR(message);
+	if (head == NULL || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) return;
+	instance_kill(it);
+	struct closer closer = closer_start();
+	for (size_t at = 0; at < (head->cmsg_len - CMSG_LEN(0)) / sizeof(int); at++) {
+		int fd;
+		memcpy(&fd, CMSG_DATA(head) + at * sizeof fd, sizeof fd);
+		close(fd);
+	}
+	closer_end(closer);
+}
+
+static ssize_t receive_control(struct instance *it, void *data, size_t count) {
+	struct iovec part = {data, count};
+	union { struct cmsghdr align; char room[CMSG_SPACE(sizeof(int) * PASSED_MAX)]; } control;
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+	ssize_t received = recvmsg(it->control.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	if (received > 0 && message.msg_controllen > 0) refuse_passed(it, &message);
+	return received;
+}
+
+/* What was not read may carry descriptors too. */
+static void close_control(struct instance *it) {
+	int unread = 0;
+	if (it->control.fd < 0 || ioctl(it->control.fd, FIONREAD, &unread) != 0 || unread == 0) return watch_close(&it->control);
+	struct closer closer = closer_start();
+	watch_close(&it->control);
+	closer_end(closer);
+}
+
 static bool read_control(struct instance *it) {
 	if (it->control.fd < 0) return false;
-	ssize_t count = recv(it->control.fd, frame_room(READ_BYTES), READ_BYTES, MSG_DONTWAIT);
+	ssize_t count = receive_control(it, frame_room(READ_BYTES), READ_BYTES);
 	if (count > 0) {
 		frame_end(MSG_DATA, it->id, 0, 0, (size_t)count);
 	} else if (count == 0 || (errno != EAGAIN && errno != EINTR)) {
@@ -43,7 +110,7 @@ static bool read_control(struct instance *it) {
 		if (count < 0 && errno == ECONNRESET) it->unread = true;
 		/* DATA without bytes: the function closed its end. */
 		frame_put(MSG_DATA, it->id, 0, NULL, 0);
-		watch_close(&it->control);
+		close_control(it);
 	}
 	return count > 0;
 }
@@ -164,7 +231,10 @@ static int spare_control[2] = {-1, -1}, spare_log[2] = {-1, -1};
 
 static int new_control(int pair[2]) {
 	int keeper_bytes = SEND_BUFFER_BYTES, function_bytes = REPLY_BUFFER_BYTES;
+	int on = 1;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) return -1;
+	/* Else an urgent byte is dropped unread, and what was passed with it is closed then and there. */
+	setsockopt(pair[0], SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
 	if (setsockopt(pair[0], SOL_SOCKET, SO_SNDBUFFORCE, &keeper_bytes, sizeof keeper_bytes) != 0) setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &keeper_bytes, sizeof keeper_bytes);
 	if (setsockopt(pair[1], SOL_SOCKET, SO_SNDBUFFORCE, &function_bytes, sizeof function_bytes) != 0) setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &function_bytes, sizeof function_bytes);
 	return 0;
@@ -267,7 +337,7 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 	/* Its report, and the close behind it, would take the processor from the function that has just got going. */
 	if (stage.flags & STAGE_QUIET) watch_pause(&it->channel);
 	if (passing.control >= 0) {
-		watch_close(&it->control);
+		close_control(it);
 		bytes_free(&it->sending);
 		watch_open(&it->control, WATCH_CONTROL, passing.control, it);
 	}
@@ -397,7 +467,7 @@ static void instance_end(struct instance *it) {
 	watch_close(&it->pidfd);
 	watch_close(&it->status);
 	watch_close(&it->channel);
-	watch_close(&it->control);
+	close_control(it);
 	watch_close(&it->log);
 	bytes_free(&it->sending);
 	instance_gone(it);

@@ -444,6 +444,63 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
   });
 });
 
+/**
+ * Begins an answer, and passes with its bytes sockets whose close waits twenty seconds for a peer that reads nothing. The function closes its
+ * own at once, so that whoever got them closes them last.
+ */
+const PASSES_SOCKETS = `
+import array, json, os, socket, struct, time
+def full():
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    sender = socket.create_connection(listener.getsockname())
+    peer = listener.accept()[0]
+    sender.setblocking(False)
+    try:
+        while True: sender.send(bytes(65536))
+    except BlockingIOError: pass
+    sender.setblocking(True)
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    return sender.detach(), peer
+def handler(event, context):
+    made = [full() for _ in range(16)]
+    out = socket.socket(fileno=os.dup(3))
+    header = json.dumps({"type": "result", "requestId": context.aws_request_id, "handlerMs": 1, "maxMemoryMb": 1}).encode()
+    out.send(struct.pack("<III", 0x57414854, len(header), 3000000) + header + bytes(900000))
+    flags = socket.MSG_OOB if event["urgent"] else 0
+    for fd, _ in made:
+        out.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))], flags)
+        os.close(fd)
+    time.sleep(100)
+`;
+
+describe("a function that passes descriptors to the keeper", () => {
+  it.each([
+    ["with a byte", false],
+    ["with an urgent byte", true],
+  ])("ends, and holds up nobody (%s)", { timeout: 120_000 }, async (_title, urgent) => {
+    await withInstance(bench.engine.thaw(hello), async (other) => {
+      await withInstance(bench.engine.boot(bench.python(PASSES_SOCKETS)), async (instance) => {
+        const ending = instance.invoke(JSON.stringify({ urgent }));
+        const asking = (async () => {
+          let longest = 0;
+          for (const end = Date.now() + 4000; Date.now() < end; ) {
+            const began = Date.now();
+            expect(await ask(other, { name: "other" })).toEqual({ hello: "other" });
+            longest = Math.max(longest, Date.now() - began);
+          }
+          return longest;
+        })();
+        const [ended, longest] = await Promise.all([ending, asking]);
+        expect(errorOf(ended).errorMessage).toContain("Runtime exited with error: signal 9");
+        expect(longest, "the longest answer of another function, ms").toBeLessThan(5000);
+      });
+    });
+  });
+});
+
 describe("between requests", () => {
   it.each([
     [
