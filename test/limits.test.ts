@@ -1,4 +1,5 @@
 /** The limits of a sandbox: each holds, says so, and harms nobody else. No timing finer than a factor of two. */
+import { execFileSync } from "node:child_process";
 import { afterEach, describe, expect, it } from "vitest";
 import type { FunctionSpec, Instance } from "../src/engine/index.js";
 import { ask, errorOf, useBench, withInstance } from "./support-sandbox.js";
@@ -184,5 +185,22 @@ describe("limits", () => {
       await bench.quiet();
     }
     expect(bench.cgroups("memory").length).toBeLessThan(8);
+  });
+
+  // Last: this process does not get its own limit back.
+  it("that the server has lower than when an image was made hold for its clones, which start", async () => {
+    const spec = bench.python(
+      "import resource\ndef handler(event, context): return resource.getrlimit(resource.RLIMIT_MSGQUEUE), resource.getrlimit(resource.RLIMIT_NOFILE)\n",
+    );
+    const image = await bench.image(spec);
+    execFileSync("prlimit", ["--pid", String(process.pid), "--msgqueue=4096:4096"]);
+    await bench.reopen();
+    const again = await bench.engine.openImage(image.dir);
+    await withInstance(bench.engine.thaw(again), async (instance) => {
+      expect(await ask(instance)).toEqual([
+        [4096, 4096],
+        [1024, 1024],
+      ]);
+    });
   });
 });
