@@ -37,6 +37,9 @@
 
 enum { ARGUMENTS_MAX = 64, REMOVE_TRIES = 200, REMOVE_PAUSE_US = 10000 };
 
+/* 64 MB, as /dev/shm. */
+static const char TCP_BYTES_MAX[] = "67108864";
+
 static int self_socket, keeper_process, self_proc, host_network, host_mounts, current_mounts;
 static int templates[TEMPLATES_MAX];
 static struct cgroups groups;
@@ -171,6 +174,8 @@ static int prepare_slot(unsigned slot, bool reused, char *text) {
 		snprintf(text, TEXT_BYTES, "cannot make a cgroup for %s: %s; is the limit on cgroups reached?", groups.controllers[index].name, strerror(error));
 		return -error;
 	}
+	/* Version 1 counts the buffers of TCP apart, and only where they were given a limit: a function could take memory beyond its own in them. */
+	if (!groups.unified) cgroup_write(&groups, "memory", slot, "memory.kmem.tcp.limit_in_bytes", TCP_BYTES_MAX);
 	return 0;
 }
 

@@ -1,5 +1,6 @@
 /** The limits of a sandbox: each holds, says so, and harms nobody else. No timing finer than a factor of two. */
 import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
 import type { FunctionSpec, Instance } from "../src/engine/index.js";
 import { ask, errorOf, useBench, withInstance } from "./support-sandbox.js";
@@ -80,6 +81,17 @@ def child(event):
         while True: kept.append(bytearray(8 << 20))
     _, status = os.waitpid(pid, 0)
     return os.WTERMSIG(status)
+def connections(event):
+    """Fills connections to itself that nobody reads."""
+    for _ in range(event["max"]):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sender = socket.create_connection(listener.getsockname())
+            kept.append((sender, listener.accept()[0]))
+        sender.setblocking(False)
+        try:
+            while True: sender.send(bytes(65536))
+        except BlockingIOError: pass
+    return "filled"
 def core(event): return resource.getrlimit(resource.RLIMIT_CORE)
 def queues(event):
     made = 0
@@ -161,6 +173,16 @@ describe.each(["booted", "thawed"] as const)("an instance (%s)", (way) => {
       expect(opened).toBeGreaterThan(1000);
       expect(opened).toBeLessThanOrEqual(1021);
       expect(await ask(instance, { do: "core" })).toEqual([0, 0]);
+    });
+  });
+
+  it("takes no more memory in buffers of TCP than it is given and 64 MB", async () => {
+    const buffers = (): number => 4096 * Number(/^TCP: .* mem (\d+)$/m.exec(readFileSync("/proc/net/sockstat", "utf8"))?.[1]);
+    const before = buffers();
+    await withInstance(start(way, { memoryMb: 128 }), async (instance) => {
+      // Where they are counted with the rest it may be killed for them.
+      await instance.invoke(JSON.stringify({ do: "connections", max: 60 }));
+      expect(buffers() - before).toBeLessThan((128 + 64) * 1024 * 1024);
     });
   });
 
