@@ -357,6 +357,8 @@ static void write_unix(const struct descriptor *d, int type)
 	if ((idle || type == SOCK_DGRAM) && getsockname(d->mine, (struct sockaddr *)&local, &local_bytes) == 0 &&
 	    local_bytes > sizeof local.sun_family)
 		refuse("it holds a unix socket that is bound to a name (descriptor %d)", d->fd);
+	if (info_number(d, "scm_fds: ", 10) > 0)
+		refuse("descriptors that were passed lie unread in a unix socket (descriptor %d)", d->fd);
 	static uint8_t bytes[QUEUE_BYTES_MAX];
 	if (type != SOCK_STREAM && recv(d->mine, bytes, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 && peer_is_here)
 		refuse("unread datagrams lie in a unix socket (descriptor %d)", d->fd);
@@ -465,6 +467,9 @@ static void write_locks(const struct descriptor *d)
 	for (const char *at = d->info; (at = strstr(at, "lock:\t")); at++) {
 		if (sscanf(at, "lock:\t%*d: %15s %*s %15s %*d %*s %llu %31s", type, mode, &start, end) != 4)
 			continue;
+		/* Whoever opens the file waits until its holder has heard of it, and that one stands still: 45 s for each. */
+		if (strcmp(type, "LEASE") == 0)
+			refuse("it holds a lease on %s (descriptor %d)", d->link, d->fd);
 		if (!any)
 			json_open("locks", '[');
 		any = true;
@@ -608,7 +613,10 @@ static void write_tree(int dir, const char *prefix, int depth)
 			json_path("target", target);
 		} else if (S_ISREG(is.st_mode)) {
 			json_string("type", "file");
-			fd = openat(dir, entry->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+			/* Not waiting: a mapping keeps a lease whose descriptor is closed. */
+			fd = openat(dir, entry->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+			if (fd < 0 && errno == EWOULDBLOCK)
+				refuse("there is a lease on %s", path);
 			if (fd < 0)
 				die("cannot open %s: %s", path, strerror(errno));
 			store_contents(fd, (uint64_t)is.st_size, path);

@@ -524,7 +524,7 @@ describe("between requests", () => {
 
 describe("a function that stands in the way of its freezing is refused by name, and goes on", () => {
   const HELPERS = `
-import ctypes, mmap, os, signal, threading, time
+import array, ctypes, fcntl, mmap, os, signal, socket, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 kept = []
@@ -546,6 +546,22 @@ def reserve():
 def fifo(): os.mkfifo("/tmp/fifo")
 def sparse():
     with open("/tmp/sparse", "w") as file: file.truncate(1 << 40)
+def lease():
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    kept.append(open("/tmp/leased", "w"))
+    fcntl.fcntl(kept[-1], fcntl.F_SETLEASE, fcntl.F_WRLCK)
+def mappedlease():
+    libc.open.restype = ctypes.c_int
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fd = libc.open(b"/tmp/leased", os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(fd, 4096)
+    kept.append(libc.mmap(None, ctypes.c_size_t(4096), mmap.PROT_READ, mmap.MAP_PRIVATE, fd, ctypes.c_long(0)))
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    os.close(fd)
+def passed():
+    ends = socket.socketpair()
+    ends[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2]))])
+    kept.extend(ends)
 def child():
     if os.fork() == 0: time.sleep(1000)
 def handler(event, context):
@@ -559,6 +575,9 @@ def handler(event, context):
     ["reserve", "its memory is spread over"],
     ["fifo", "/tmp/fifo is neither a file, a directory nor a link"],
     ["sparse", "/tmp/sparse: more than 64 MiB of temporary files"],
+    ["lease", "it holds a lease on /tmp/leased (descriptor "],
+    ["mappedlease", "there is a lease on /tmp/leased"],
+    ["passed", "descriptors that were passed lie unread in a unix socket (descriptor "],
     ["child", "it has a live child process (python"],
   ])("(%s)", async (deed, why) => {
     await withInstance(bench.engine.boot(bench.python(HELPERS)), async (instance) => {
