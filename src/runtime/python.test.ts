@@ -286,7 +286,8 @@ def handler(event, c):
 
   it.each(["fork", "spawn", "forkserver"])("starts processes of multiprocessing by %s", async (method) => {
     const runtime = await ready(
-      `import multiprocessing\ndef work(end): end.send('worked')\ndef handler(e, c):\n    m = multiprocessing.get_context('${method}')\n    ours, theirs = m.Pipe()\n    p = m.Process(target=work, args=(theirs,))\n    p.start()\n    theirs.close()\n    said = ours.recv() if ours.poll(10) else None\n    p.join()\n    return [said, p.exitcode]`,
+      // What the fork server leaves in its folder goes with the function's.
+      `import multiprocessing, tempfile\ntempfile.tempdir = ${JSON.stringify(root)}\ndef work(end): end.send('worked')\ndef handler(e, c):\n    m = multiprocessing.get_context('${method}')\n    ours, theirs = m.Pipe()\n    p = m.Process(target=work, args=(theirs,))\n    p.start()\n    theirs.close()\n    said = ours.recv() if ours.poll(10) else None\n    p.join()\n    return [said, p.exitcode]`,
     );
     expect(await value(runtime)).toEqual(["worked", 0]);
   });
