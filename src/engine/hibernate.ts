@@ -288,10 +288,7 @@ export class Hibernation {
       waitUs: 0,
       prefetchedPages: pages,
     });
-    const reading = [
-      ...(ofFiles.length === 0 ? [] : [tools.keeper.prefetchEncoded(ofFiles, requested ? instance.id : 0)]),
-      ...(ofOwn.length === 0 ? [] : [tools.keeper.prefetchEncoded(ofOwn)]),
-    ];
+    const reading = [tools.keeper.prefetchEncoded(ofFiles, requested ? instance.id : 0), tools.keeper.prefetchEncoded(ofOwn)];
     // They seemed to be cached, and were not all.
     if (requested && ofFiles.length > 0)
       setTimeout(() => instance.busy && instance.alive && void tools.keeper.prefetchEncoded(ofFiles), LATE_MS);
@@ -299,7 +296,6 @@ export class Hibernation {
     const woken = start(0, 0);
     instance.start = woken;
     const done = await Promise.all(reading);
-    if (done.length === 0) return;
     const readUs = done.reduce((sum, part) => sum + part.us, 0);
     const pages = done.some((part) => part.pages < 0) ? this.#wakeSet.pages : done.reduce((sum, part) => sum + part.pages, 0);
     const { start: current } = instance;

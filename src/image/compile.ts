@@ -214,7 +214,7 @@ function resume(program: ProgramBuilder, facts: Facts): void {
 
 /**
  * Limits come after the descriptors, whose number they could forbid. One that the server has lower by now, as another shell or supervisor
- * started it, cannot be raised, and stays: the function has the lower of the two.
+ * started it, cannot be raised: that pair stays as the husk has it.
  */
 function restoreLimits(program: ProgramBuilder, facts: Facts): void {
   assert(facts.rlimits.length === RLIMIT_COUNT, "resource limits");
