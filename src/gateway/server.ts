@@ -100,9 +100,6 @@ export function buildGateway(
       log.error({ err: error, method: request.method, path: request.url }, "request failed");
     return sendError(error, request, reply);
   });
-  app.setNotFoundHandler((request) => {
-    throw noOperation(request);
-  });
 
   addInvokeRoute(app, platform, (name, { start }) => {
     const { kind, us, loader, generation } = start;
