@@ -409,6 +409,19 @@ static long give(long fd, uint64_t kind)
 	return raw(__NR_close, fd);
 }
 
+/* What the server has lower by now, as another shell or supervisor started it, cannot be raised: of each pair the lower ones hold. */
+static long limit(uint64_t resource, uint64_t soft, uint64_t hard)
+{
+	uint64_t has[2];
+	long result = raw(__NR_prlimit64, 0, resource, 0, has);
+	if (failed(result))
+		return result;
+	uint64_t want[2] = { soft, hard < has[1] ? hard : has[1] };
+	if (want[0] > want[1])
+		want[0] = want[1];
+	return raw(__NR_prlimit64, 0, resource, want, 0);
+}
+
 static long run_op(const struct program_op *op, uint32_t index)
 {
 	switch (op->kind) {
@@ -463,6 +476,8 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return 0;
 	case OP_GIVE:
 		return give((long)argument(op, 0), op->args[1]);
+	case OP_LIMIT:
+		return limit(op->args[0], op->args[1], op->args[2]);
 	case OP_RESUME: {
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
 		long tid = raw(__NR_set_tid_address, state->tid_address);

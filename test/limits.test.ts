@@ -212,16 +212,21 @@ describe("limits", () => {
   // Last: this process does not get its own limit back.
   it("that the server has lower than when an image was made hold for its clones, which start", async () => {
     const spec = bench.python(
-      "import resource\ndef handler(event, context): return resource.getrlimit(resource.RLIMIT_MSGQUEUE), resource.getrlimit(resource.RLIMIT_NOFILE)\n",
+      `
+import resource
+resource.setrlimit(resource.RLIMIT_SIGPENDING, (20, 200))
+def handler(event, context): return [resource.getrlimit(kind) for kind in (resource.RLIMIT_MSGQUEUE, resource.RLIMIT_NOFILE, resource.RLIMIT_SIGPENDING)]
+`,
     );
     const image = await bench.image(spec);
-    execFileSync("prlimit", ["--pid", String(process.pid), "--msgqueue=4096:4096"]);
+    execFileSync("prlimit", ["--pid", String(process.pid), "--msgqueue=4096:4096", "--sigpending=100:100"]);
     await bench.reopen();
     const again = await bench.engine.openImage(image.dir);
     await withInstance(bench.engine.thaw(again), async (instance) => {
       expect(await ask(instance)).toEqual([
         [4096, 4096],
         [1024, 1024],
+        [20, 100],
       ]);
     });
   });

@@ -212,16 +212,8 @@ function resume(program: ProgramBuilder, facts: Facts): void {
   program.resume(threadState(program, main, facts.frame));
 }
 
-/**
- * Limits come after the descriptors, whose number they could forbid. One that the server has lower by now, as another shell or supervisor
- * started it, cannot be raised: that pair stays as the husk has it.
- */
+/** Limits come after the descriptors, whose number they could forbid. */
 function restoreLimits(program: ProgramBuilder, facts: Facts): void {
   assert(facts.rlimits.length === RLIMIT_COUNT, "resource limits");
-  for (const [resource, [soft, hard]] of facts.rlimits.entries()) {
-    const bytes = Buffer.alloc(16);
-    bytes.writeBigUInt64LE(soft, 0);
-    bytes.writeBigUInt64LE(hard, 8);
-    program.call(`resource limit ${resource}`, SYS.prlimit64, [0, resource, program.data(bytes), 0], { mayFail: true });
-  }
+  for (const [resource, [soft, hard]] of facts.rlimits.entries()) program.limit(resource, soft, hard);
 }

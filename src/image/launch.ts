@@ -63,12 +63,8 @@ export function compileBoot(launch: {
   for (const [resource, limit] of [
     [RLIMIT_CORE, 0n],
     [RLIMIT_NOFILE, FUNCTION_FILES_MAX],
-  ] as const) {
-    const bytes = Buffer.alloc(16);
-    bytes.writeBigUInt64LE(limit, 0);
-    bytes.writeBigUInt64LE(limit, 8);
-    program.call(`resource limit ${resource}`, SYS.prlimit64, [0, resource, program.data(bytes), 0]);
-  }
+  ] as const)
+    program.limit(resource, limit, limit);
   dropCapabilities(program);
   program.stamp(1);
   program.report();

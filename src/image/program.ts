@@ -158,6 +158,11 @@ export class ProgramBuilder {
     this.push(ABI_CONSTANTS.OP_GIVE, label, [fd, kind]);
   }
 
+  /** A resource limit; where this machine has lower ones, those hold. */
+  limit(resource: number, soft: bigint, hard: bigint): void {
+    this.push(ABI_CONSTANTS.OP_LIMIT, `resource limit ${resource}`, [resource, soft, hard]);
+  }
+
   /** Tells the keeper that all that can fail is done. */
   report(): void {
     this.push(ABI_CONSTANTS.OP_REPORT, "report", []);

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 8;
+export const HUSK_VERSION = 9;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -53,6 +53,7 @@ export const ABI_CONSTANTS = {
   OP_RELEASE: 12,
   OP_GIVE: 13,
   OP_SPARES: 14,
+  OP_LIMIT: 15,
 
   /** A failed system call ends the program unless this is set. */
   OP_FLAG_MAY_FAIL: 1,

@@ -50,7 +50,6 @@ export const SYS = {
   pipe2: 293,
   inotify_init1: 294,
   unshare: 272,
-  prlimit64: 302,
   setns: 308,
   seccomp: 317,
   memfd_create: 319,
