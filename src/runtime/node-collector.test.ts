@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { SOURCE_DIR } from "./plain-process.js";
 
 function traced(program: string, ...flags: string[]): string {
-  return execFileSync(process.execPath, [...flags, "-e", program], { encoding: "utf8", timeout: 60_000 });
+  return execFileSync(process.execPath, [...flags, "-e", program], { encoding: "utf8", timeout: 60_000, maxBuffer: 2 ** 26 });
 }
 
 /** Lines of --trace-gc about full collections, while the collector collects once. `before` runs ahead of it and knows `gc`. */

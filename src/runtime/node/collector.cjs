@@ -7,19 +7,23 @@
  * optimised code that knows them ("deoptimization, reason: weak objects"). Seen after one such collection: 7 of 7 functions of a
  * parser, 4 of 4 around a regular expression, back in the interpreter, and the next request 7 times slower. A collection that
  * V8 runs by itself has marked nearly everything when it comes to shapes, and keeps them. So one of those is brought about: marking is
- * told to begin, V8 goes on with it in tasks of the event loop and on its own thread, and a registered object tells the end.
+ * told to begin, V8 goes on with it in tasks of the event loop and on its own thread, and something registered tells the end.
  * Measured, three rounds of each on 45 and 300 MB of garbage: CPU 33 and 93 ms against 41 and 80 ms, what remained 14 and 21 MB
  * against 16 and 29 MB; code of seven functions (all tiers) was the same before and after.
  *
  * Marking must not be told to begin right behind its end, before the news of that: it would begin anew, and the image be frozen in the middle of it. Seen in 2
  * of 12 images of 80 MB when it was told every 20 ms; the first request then had to bring it to its end, and wrote 250 to 900 pages instead of 150. An object that was registered
  * before marking began tells its end; one that was registered while V8 marks is taken for something that lives. So something is always registered, to hear of what V8
- * has begun by itself, and only such news has marking told to begin again.
+ * has begun by itself, and only such news has marking told to begin again; never while the statistics know of an end whose news has not come.
+ *
+ * Marking begins at the next look that V8 takes at its limits, for which there is a flag: behind a minor collection (V8 11 keeps more shapes
+ * where one came first), or where something large gets its place among old objects. Since V8 13 (Node 24) a minor collection in
+ * the middle of marking brings that to its end at once, and shapes die as they do by `gc()`. So there it is something large: a name for a property, which V8 copies.
  *
  * Each collection also ages code, and the sixth takes the bytecode of what did not run in between: an image is collected three times
  * for each generation, which says nothing about use. So nothing ages meanwhile.
  */
-const { getHeapCodeStatistics, setFlagsFromString } = require("node:v8");
+const { GCProfiler, getHeapCodeStatistics, setFlagsFromString } = require("node:v8");
 const { runInNewContext } = require("node:vm");
 
 const { setImmediate, setTimeout, clearTimeout } = globalThis;
@@ -29,13 +33,19 @@ const ROUND_MS_MAX = 5000;
 /** Where the program kept that news from being heard, nothing is registered for the collection after it, and that one ends in silence. Doubled each time. */
 const SILENT_MS = 100;
 
+const MINOR_ENDS_MARKING = Number.parseInt(process.versions.v8, 10) >= 13;
+/** Above 128 KiB an object has pages of its own. These bytes are zero but for the first four, so that images need not store them. */
+const large = MINOR_ENDS_MARKING ? Buffer.alloc(140_000) : undefined;
+let names = 0;
+
 const now = performance.now.bind(performance);
 
 let collect;
+let profiler;
 let onCollected = null;
 let registered = 0;
 const registry = new FinalizationRegistry((number) => {
-  registerGarbage();
+  if (number === registered) registerGarbage();
   onCollected?.(number);
 });
 
@@ -49,23 +59,49 @@ function withFlag(name, use) {
   }
 }
 
-/** In a frame of its own, so that nothing on the stack knows the object. Returns its number. */
+/**
+ * In a frame of its own, so that nothing on the stack knows what is registered. Returns its number. A symbol, because those are old from the
+ * beginning: of young objects a minor collection tells, too, since V8 14.
+ */
 function registerGarbage() {
-  registry.register({}, ++registered);
+  registry.register(Symbol("garbage"), ++registered);
   return registered;
 }
 registerGarbage();
+
+/** Has marking begin; does nothing while V8 marks. */
+function beginMarking() {
+  if (!MINOR_ENDS_MARKING) {
+    withFlag("stress-incremental-marking", () => collect({ type: "minor" }));
+    return;
+  }
+  large.writeUInt32LE(++names);
+  const name = large.latin1Slice();
+  withFlag("stress-incremental-marking", () => {
+    ({})[name] = null;
+  });
+}
+
+/** Whether a full collection has ended since the last call, or since {@link profiler} was started. */
+function hasCollected() {
+  const { statistics } = profiler.stop();
+  profiler = new GCProfiler();
+  profiler.start();
+  return statistics.some(({ gcType }) => gcType === "MarkSweepCompact");
+}
 
 /** One full collection that begins now or later; `done` is called in a later turn of the event loop. */
 function round(done) {
   const endMs = now() + ROUND_MS_MAX;
   let timer;
   let told = 0;
+  let over = false;
   const begin = () => {
-    // Does nothing while V8 marks.
-    if (told < own) withFlag("stress-incremental-marking", () => collect({ type: "minor" }));
+    // Of what has ended there is news to come, or silence, which the next turn of the timer ends.
+    if (told < own && !hasCollected()) beginMarking();
   };
   const wait = (patienceMs) => {
+    if (over) return;
     timer = setTimeout(
       () => {
         // The news is here, and waits for its turn.
@@ -75,15 +111,16 @@ function round(done) {
           onCollected(own);
           return;
         }
-        // Behind any news that is on its way.
-        setImmediate(() => setImmediate(begin));
-        wait(patienceMs * 2);
+        begin();
+        // Not before news that is on its way: where nobody ran for a while, this timer and the next are due at once.
+        setImmediate(wait, patienceMs * 2);
       },
       Math.min(patienceMs, Math.ceil(endMs - now())),
     );
   };
   const own = registerGarbage();
   onCollected = (number) => {
+    hasCollected();
     // One immediate at a time, however many are told of: of several, one knows the next, and code that never met that would fall back.
     if (told === 0) setImmediate(heard);
     told = Math.max(told, number);
@@ -92,6 +129,7 @@ function round(done) {
     // What was registered later died of a collection that began later, too.
     if (told >= own) {
       onCollected = null;
+      over = true;
       clearTimeout(timer);
       done();
       return;
@@ -99,7 +137,7 @@ function round(done) {
     told = 0;
     begin();
   };
-  // Behind the end of this job: until then the object is in use.
+  // Behind the end of this job: until then what was registered is in use.
   setImmediate(begin);
   wait(SILENT_MS);
 }
@@ -117,12 +155,15 @@ function finishSweeping() {
 function collectGarbage(rounds, done) {
   collect ??= withFlag("expose-gc", () => runInNewContext("gc"));
   setFlagsFromString("--no-flush-bytecode");
+  profiler = new GCProfiler();
+  profiler.start();
   const next = (left) => {
     if (left > 0) {
       round(() => next(left - 1));
       return;
     }
     setFlagsFromString("--flush-bytecode");
+    profiler.stop();
     finishSweeping();
     done();
   };

@@ -39,12 +39,11 @@ const ELEMENTS_MAX = 1000;
 /** Looking at a function takes about 2 us. */
 const WALK_MS_MAX = 30;
 
-/** Bits of %GetOptimizationStatus, the same since V8 11. */
-const TURBOFANNED = 1 << 6;
-const MAGLEVVED = 1 << 5;
-const BASELINE = 1 << 15;
-/** Never compiled, so never called; or so long ago that its bytecode was dropped. */
-const LAZY = 1 << 18;
+/** Of a function that was never called, so never compiled, %GetOptimizationStatus has this bit on top: 18 since V8 11, 17 in V8 14. */
+const neverCalled = () => undefined;
+const topBit = (bits) => 1 << (31 - Math.clz32(bits));
+/** What the others are to it; the same in all of these. The first two are optimised code. */
+const [TURBOFANNED, MAGLEVVED, BASELINE] = [12, 13, 3];
 
 /** Must be compiled while V8 knows the syntax, so it is called once at once. */
 function natives() {
@@ -157,11 +156,13 @@ function measure({ root, handler, exports }, bootstrap) {
   const native = natives();
   const functions = walk([handler, exports, ...modulesBelow(root)], makeIsOwn(native, bootstrap));
   const tiers = { interpreted: 0, baseline: 0, optimised: 0 };
+  const lazy = topBit(native.status(neverCalled));
   for (const fn of functions) {
-    const bits = Number(native.status(fn));
-    if ((bits & (TURBOFANNED | MAGLEVVED)) !== 0) tiers.optimised += 1;
-    else if ((bits & BASELINE) !== 0) tiers.baseline += 1;
-    else if ((bits & LAZY) === 0) tiers.interpreted += 1;
+    const bits = native.status(fn);
+    if ((bits & ((lazy >> TURBOFANNED) | (lazy >> MAGLEVVED))) !== 0) tiers.optimised += 1;
+    else if ((bits & (lazy >> BASELINE)) !== 0) tiers.baseline += 1;
+    // The others were never called, or so long ago that their bytecode was dropped.
+    else if ((bits & lazy) === 0) tiers.interpreted += 1;
   }
   return { functions: functions.length, tiers, codeBytes: getHeapCodeStatistics().code_and_metadata_size };
 }
