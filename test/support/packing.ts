@@ -46,6 +46,8 @@ function stored(image: Image): WorkingSet | undefined {
 /** A set is stable after five recordings at most; a start ends before what it recorded is stored, and one in a while records nothing. */
 const STARTS_MAX = 20;
 const RECORDED_MS = 1_000;
+/** Moving waits for the disk several times, whatever else that has to do. */
+const PACKED_MS_MAX = 50_000;
 
 /** Has it started until its working set is stable, and resolves when that lies together on the disk; where that cannot be, when it is stable. */
 export async function packed(image: Image, start: () => Promise<unknown>): Promise<void> {
@@ -55,5 +57,5 @@ export async function packed(image: Image, start: () => Promise<unknown>): Promi
     await start();
     for (const end = Date.now() + RECORDED_MS; (stored(image)?.recordings ?? 0) === before && Date.now() < end; ) await sleep(5);
   }
-  if (canPack(image.dir)) await until("the working set lies together", () => stored(image)?.packed);
+  if (canPack(image.dir)) await until("the working set lies together", () => stored(image)?.packed, PACKED_MS_MAX);
 }

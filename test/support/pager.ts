@@ -24,6 +24,11 @@ export function keeperProcess(keeper: number, name: string): number {
   return 0;
 }
 
+/** Whether SIGSTOP has taken effect; nothing else runs in a process before it is told to go on, or killed. */
+export function hasStopped(pid: number): boolean {
+  return parentOf(pid)?.state === "T";
+}
+
 /** The keeper that an instance belongs to, and its pager. */
 export function pagerOf(instance: Instance): { readonly keeper: number; readonly pager: number } {
   const init = parentOf(hostPid(instance))?.parent ?? 0;
