@@ -4,6 +4,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import type { Image } from "../src/engine/index.js";
 import { decodeManifest, imageFiles, mayResumeAhead } from "../src/image/index.js";
 import { descendants } from "./support/processes.js";
+import { until } from "./support/server.js";
 import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
 
 const SYS_READ = { node: "0", python: "19" } as const;
@@ -36,13 +37,32 @@ async function park(image: Image): Promise<number> {
   world.engine.pool({ generic: 0 });
   world.engine.park(image, "prefaulted", 1);
   await world.engine.poolsFull(20_000);
-  const husks = descendants(process.pid).filter(({ exe }) => exe.endsWith("/husk"));
-  expect(husks).toHaveLength(1);
-  return husks[0]?.pid ?? 0;
+  // Those that were let go take a moment to end.
+  return until("no husk but the parked one", () => {
+    const husks = descendants(process.pid).filter(({ exe }) => exe.endsWith("/husk"));
+    expect(husks.length).toBeGreaterThan(0);
+    return husks.length === 1 ? husks[0]?.pid : undefined;
+  });
 }
 
 /** System call and arguments that the main thread is blocked in. */
 const blockedIn = (pid: number): string[] => readFileSync(`/proc/${pid}/syscall`, "utf8").split(" ");
+
+/** Whether it is gone, or nothing of it will run any more. */
+function hasEnded(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return stat.slice(stat.lastIndexOf(")") + 2).startsWith("Z");
+  } catch {
+    return true;
+  }
+}
+
+/** Whether all threads sleep: those that were released with the main thread need a moment on a processor to get there. */
+function sleeps(pid: number): boolean {
+  const stats = readdirSync(`/proc/${pid}/task`).map((tid) => readFileSync(`/proc/${pid}/task/${tid}/stat`, "utf8"));
+  return stats.every((stat) => stat.slice(stat.lastIndexOf(")") + 2).startsWith("S"));
+}
 
 /** Of all threads, nanoseconds on a processor. */
 const ran = (pid: number): number[] =>
@@ -51,7 +71,8 @@ const ran = (pid: number): number[] =>
 describe.each(LANGUAGES)("a parked %s husk", (language) => {
   it("waits in the runtime's read, and none of its threads runs until a request comes", async () => {
     const pid = await park(await quietImage(language));
-    await expect.poll(() => blockedIn(pid).slice(0, 2)).toEqual([SYS_READ[language], CONTROL]);
+    await expect.poll(() => blockedIn(pid).slice(0, 2), { timeout: 30_000 }).toEqual([SYS_READ[language], CONTROL]);
+    await until("all its threads to sleep", () => sleeps(pid) || undefined, 30_000);
     const before = ran(pid);
     await new Promise((resolve) => setTimeout(resolve, WATCHED_MS));
     expect(ran(pid)).toEqual(before);
@@ -70,7 +91,9 @@ describe.each(LANGUAGES)("a parked %s husk", (language) => {
   it("that was killed as it was taken is told from a function that ended", async () => {
     const pid = await park(await quietImage(language));
     process.kill(pid, "SIGKILL");
-    // Its end is noticed only in a later turn.
+    // Until then it could still read. Its end is noticed only in a later turn.
+    for (const end = Date.now() + 30_000; !hasEnded(pid) && Date.now() < end; );
+    expect(hasEnded(pid)).toBe(true);
     const clone = await world.engine.thaw(parked as Image, { ...PARKED, early: true });
     await expect(call(clone, "counter.next")).rejects.toMatchObject({ code: "SANDBOX_FAILED" });
     await clone.dispose();
@@ -88,6 +111,7 @@ describe.each(LANGUAGES)("a parked %s husk", (language) => {
 describe("a husk whose function has a timer and a thread that waits for it", () => {
   it("is resumed with its request, and not before", async () => {
     const pid = await park(await world.imageAfter("python", ["clocks.set", 1]));
+    await expect.poll(() => blockedIn(pid)[0], { timeout: 30_000 }).toBe(SYS_RECVMSG);
     await new Promise((resolve) => setTimeout(resolve, WATCHED_MS));
     expect(blockedIn(pid)[0]).toBe(SYS_RECVMSG);
     await world.thawed(
