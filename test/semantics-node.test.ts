@@ -3,14 +3,18 @@
  * goes on. Steps are functions of test/fixtures/node.
  */
 import { pbkdf2Sync } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
 import { openFromTheFuture } from "./support/clock.js";
-import { call, useWorld } from "./support/world.js";
+import { call, hostPid, useWorld } from "./support/world.js";
 
 const DAY_S = 86_400;
 const DAY_MS = DAY_S * 1000;
 const HOUR_MS = 3_600_000;
+/** Longer than the server waits for the end of a process that says nothing more. */
+const TOLD_AFTER_MS = 2_500;
 const world = useWorld();
 
 /** Looks at two clones of `image`: one made on the way, and one that was parked up to its last step. */
@@ -177,6 +181,20 @@ describe("processes and signals", () => {
     expect(result.payload.toString()).toContain(sentence);
     expect(await reason).toContain(sentence);
     expect(one.alive).toBe(false);
+    await one.dispose();
+  });
+
+  it("says how it ended, also where that is told late", async () => {
+    const one = await world.boot("node");
+    const stat = readFileSync(`/proc/${hostPid(one)}/stat`, "utf8");
+    const init = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
+    process.kill(init, "SIGSTOP");
+    const answer = one.invoke(JSON.stringify({ step: "processes.exit", args: [9] }));
+    await sleep(TOLD_AFTER_MS);
+    process.kill(init, "SIGCONT");
+    const result = await answer;
+    expect(result).toMatchObject({ platformError: "INSTANCE_EXITED", alive: false });
+    expect(result.payload.toString()).toContain("Runtime exited with error: exit status 9");
     await one.dispose();
   });
 

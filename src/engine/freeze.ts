@@ -24,6 +24,7 @@ import {
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { PreparedHeader } from "../runtime/frames.js";
 import type { LiveInstance } from "./instance.js";
+import { isExiting } from "./instance-end.js";
 import type { Keeper } from "./keeper.js";
 import { extractLive, type LiveStop } from "./live-freeze.js";
 import { parseReply } from "./native.js";
@@ -109,6 +110,7 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
 /** A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later. */
 export async function hasEnded(instance: LiveInstance, { code }: Readonly<Record<string, unknown>>): Promise<boolean> {
   if (code === "failed") await Promise.race([instance.husk.gone(), sleep(EXIT_GRACE_MS)]);
+  if (code === "failed" && isExiting(instance.hostPid)) await instance.husk.gone();
   return !instance.alive;
 }
 

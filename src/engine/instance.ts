@@ -14,7 +14,7 @@ import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type 
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import { deliverFirst, type Husk } from "./husk-pool.js";
-import { type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
+import { type Ending, type EndReason, exitError, isExiting, obituary, type UnansweredRequest } from "./instance-end.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
@@ -364,9 +364,10 @@ export class LiveInstance implements Instance, InstanceListener {
 
   onControlEnd(): void {
     if (this.running === undefined && this.waiting === undefined) return;
-    // A process that ends closes it too, and what it ended of is told by its exit, which follows at once. Else no answer can come.
-    setTimeout(() => {
+    // A process that ends closes it too, and what it ended of is told by its exit, however late that is. Else no answer can come.
+    const look = (): void => {
       if (this.exit !== undefined) return;
+      if (isExiting(this.hostPid)) return void setTimeout(look, CONTROL_END_GRACE_MS).unref();
       this.violate(
         new ThawError("PROTOCOL_VIOLATION", {
           what: "the function closed its control descriptor (3)",
@@ -374,7 +375,8 @@ export class LiveInstance implements Instance, InstanceListener {
           fix: "leave descriptor 3 alone: it belongs to the runtime",
         }),
       );
-    }, CONTROL_END_GRACE_MS).unref();
+    };
+    setTimeout(look, CONTROL_END_GRACE_MS).unref();
   }
 
   onData(bytes: Buffer): void {
