@@ -111,11 +111,11 @@ describe("warm-up events", () => {
 
   it.each([
     ["throws", { fail: "no name" }, "request 2 (warm-up event 1) failed: TypeError: no name"],
-    ["hangs", { hang: true }, "request 2 (warm-up event 1) did not answer within 2 s"],
+    ["hangs", { hang: true }, "request 2 (warm-up event 1) did not answer within 6 s"],
     ["child", { child: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*child/],
     ["listens", { listen: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*listen/],
   ] as const)("that go wrong (%s) are named in the status; what was made before serves on", async (name, event, why) => {
-    await deploy(name, { timeoutMs: name === "hangs" ? 2_000 : 30_000, warmUp: { events: [{}, event], requests: 12 } });
+    await deploy(name, { timeoutMs: name === "hangs" ? 6_000 : 30_000, warmUp: { events: [{}, event], requests: 12 } });
     await settled(name);
     expect(platform.get(name).image.heat).toMatchObject({ state: "failed", reason: expect.stringMatching(asPattern(why)) });
     expect(heats(name)).toEqual(["0: 0 deploy", "1: 1 warm-up chosen"]);

@@ -72,7 +72,8 @@ describe.each(LANGUAGES)("a %s function", (language) => {
         return clone.start.coldPages;
       });
     /** No request before somebody has looked: it would bring the pages itself. */
-    const looked = (clone: Instance) => until("the disk to be asked", () => (clone.start.coldPages ?? 0) > 0 || undefined, 30_000);
+    const looked = (clone: Instance) =>
+      until("the disk to be asked", () => (clone.start.coldPages ?? 0) > 0 || undefined, 30_000);
     // The first start behind one that read may be too early to find all of it.
     const found = () => expect.poll(() => start(), { timeout: 30_000 }).toBe(0);
     await found();
