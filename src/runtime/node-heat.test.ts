@@ -1,10 +1,11 @@
 /** What a Node runtime says of its code's heat, and that preparing for a freeze leaves that code as it is. */
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { FunctionFrame, HeatMember, PrepareHeader } from "./frames.js";
-import { PlainRuntime } from "./plain-process.js";
+import { PlainRuntime, SOURCE_DIR } from "./plain-process.js";
 
 let root: string;
 let made = 0;
@@ -118,6 +119,17 @@ describe("the heat of a Node function's code", () => {
     expect(await invoke(runtime)).toBe(5);
     // Thing, make, size, run, open, three in collections, handler. What closures enclose is not seen.
     expect((await prepare(runtime))?.functions).toBe(9);
+  });
+
+  it("is looked for as long as it has a processor, however long it waits for one", () => {
+    // Whenever it looks at the clock, a second has passed.
+    const script = `
+      let ms = 0; performance.now = () => (ms += 1000);
+      const { codeHeat } = require(${JSON.stringify(`${SOURCE_DIR}node/heat.cjs`)});
+      const handler = () => 1; const exported = { handler, other: () => 2, more: { inner: () => 3 } };
+      console.log(codeHeat({ root: "/nowhere", handler, exports: exported }, codeHeat).functions);`;
+    const { stdout, stderr } = spawnSync(process.execPath, ["-e", script], { encoding: "utf8" });
+    expect([stdout, stderr]).toEqual(["3\n", ""]);
   });
 
   it("calls nothing of the function: no getter, no trap of a proxy, no iterator", async () => {
