@@ -4,6 +4,7 @@ import type { Image } from "../src/engine/index.js";
 import { call, LANGUAGES, useWorld } from "./support/world.js";
 
 const REQUESTS = 1000;
+const REQUESTS_MAX = 20_000;
 const world = useWorld();
 /** The fastest tier. */
 const HOT = { node: "optimised", python: "specialised" } as const;
@@ -13,6 +14,23 @@ async function frozenAfter(language: (typeof LANGUAGES)[number], requests: numbe
   try {
     for (let i = 0; i < requests; i++) expect(await call(instance, "heat.work")).toBe(3);
     return await instance.freeze({ then: "end" });
+  } finally {
+    await instance.dispose();
+  }
+}
+
+/** Frozen after so many requests, or a multiple of that: V8 optimises in threads of its own, which may wait for a processor. */
+async function hotImage(language: (typeof LANGUAGES)[number]): Promise<{ image: Image; requests: number; optimised: number }> {
+  const instance = await world.boot(language);
+  try {
+    for (let requests = REQUESTS; ; requests += REQUESTS) {
+      for (let i = 0; i < REQUESTS; i++) expect(await call(instance, "heat.work")).toBe(3);
+      const image = await instance.freeze();
+      const optimised = image.code?.tiers[HOT[language]] ?? 0;
+      if (optimised > 0) return { image, requests, optimised };
+      expect(requests).toBeLessThan(REQUESTS_MAX);
+      await world.engine.removeImage(image);
+    }
   } finally {
     await instance.dispose();
   }
@@ -31,20 +49,18 @@ describe.each(LANGUAGES)("the heat of a %s image", (language) => {
   });
 
   it("says that its code is optimised after many, still does when thawed and frozen again, and every start tells it", async () => {
-    const image = await frozenAfter(language, REQUESTS);
-    expect(image.heat).toBe(REQUESTS);
-    const optimised = image.code?.tiers[hot] ?? 0;
-    expect(optimised).toBeGreaterThan(0);
+    const { image, requests, optimised } = await hotImage(language);
+    expect(image.heat).toBe(requests);
     const clone = await world.engine.thaw(image);
     try {
-      expect(clone.start).toMatchObject({ kind: "thaw", generation: 0, heat: REQUESTS });
+      expect(clone.start).toMatchObject({ kind: "thaw", generation: 0, heat: requests });
       // As it was frozen: nothing ran in between.
       const next = await clone.freeze();
-      expect(next).toMatchObject({ generation: 1, heat: REQUESTS });
+      expect(next).toMatchObject({ generation: 1, heat: requests });
       expect(next.code?.tiers[hot]).toBeGreaterThanOrEqual(optimised);
       expect(await call(clone, "heat.work")).toBe(3);
       await clone.hibernate();
-      expect(await clone.wake()).toMatchObject({ kind: "wake", generation: 0, heat: REQUESTS });
+      expect(await clone.wake()).toMatchObject({ kind: "wake", generation: 0, heat: requests });
     } finally {
       await clone.dispose();
     }

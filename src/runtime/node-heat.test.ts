@@ -50,6 +50,9 @@ async function prepare(runtime: PlainRuntime, options: Partial<PrepareHeader> = 
   return header.heat;
 }
 
+/** Optimised code is there when the request that called for it is answered, not when V8's threads have had a processor. */
+const AT_ONCE = ["--no-concurrent-recompilation"];
+
 /** Shapes that only live within a request, and a function that nothing but its module knows. */
 const PARSER = `
   class Lexer { constructor(text) { this.text = text; this.at = 0; }
@@ -67,7 +70,7 @@ const PARSER = `
 
 describe("the heat of a Node function's code", () => {
   it("is none for a function that was never called, and grows with requests", async () => {
-    const runtime = await ready(PARSER);
+    const runtime = await ready(PARSER, "cjs", AT_ONCE);
     const cold = await prepare(runtime);
     expect(cold?.tiers).toMatchObject({ baseline: 0, optimised: 0 });
     expect(await invoke(runtime, 1000)).toBe(5);
@@ -82,7 +85,7 @@ describe("the heat of a Node function's code", () => {
   });
 
   it("survives being prepared, however often, with shapes of which no object is left", async () => {
-    const runtime = await ready(PARSER);
+    const runtime = await ready(PARSER, "cjs", AT_ONCE);
     await invoke(runtime, 1000);
     const optimised = (await prepare(runtime))?.tiers.optimised ?? 0;
     expect(optimised).toBeGreaterThanOrEqual(3);
@@ -98,6 +101,8 @@ describe("the heat of a Node function's code", () => {
     const runtime = await ready(
       `function roll(times) { let sum = 0; for (let i = 0; i < times; i++) sum += Math.random(); return sum; }
        exports.roll = roll; exports.handler = async () => roll(200) > 0;`,
+      "cjs",
+      AT_ONCE,
     );
     await invoke(runtime, 2000);
     const before = await prepare(runtime);
@@ -212,7 +217,13 @@ describe("optimised code, Node's own included,", () => {
       return fresh.match(/\[(?:bailout|marking dependent)[^\n]*/g) ?? [];
     };
     await prepare(runtime);
-    expect(await invoke(runtime, 2000)).toBe(answer);
+    // V8's threads may wait for a processor; at once, the code would be optimised by other feedback.
+    for (let tries = 0, optimised = 0; optimised === 0; tries++) {
+      expect(tries).toBeLessThan(10);
+      expect(await invoke(runtime, 2000)).toBe(answer);
+      optimised = (await prepare(runtime))?.tiers.optimised ?? 0;
+    }
+    expect(await invoke(runtime, 100)).toBe(answer);
     fallen();
     for (let generation = 1; generation <= 2; generation++) {
       expect((await prepare(runtime))?.tiers.optimised).toBeGreaterThanOrEqual(1);
