@@ -50,7 +50,7 @@ afterAll(async () => {
 
 const zip = zipSync({ "index.mjs": new TextEncoder().encode(CODE) });
 const deploy = async (name: string, more: Partial<DeployRequest> = {}): Promise<void> => {
-  await platform.deploy({ name, zip, ...more });
+  await platform.deploy({ name, zip, timeoutMs: 30_000, ...more });
   await platform.waitReady(name);
 };
 const until = async (what: string, condition: () => boolean): Promise<void> => {
@@ -115,7 +115,7 @@ describe("warm-up events", () => {
     ["child", { child: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*child/],
     ["listens", { listen: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*listen/],
   ] as const)("that go wrong (%s) are named in the status; what was made before serves on", async (name, event, why) => {
-    await deploy(name, { timeoutMs: name === "hangs" ? 6_000 : 30_000, warmUp: { events: [{}, event], requests: 12 } });
+    await deploy(name, { ...(name === "hangs" ? { timeoutMs: 6_000 } : {}), warmUp: { events: [{}, event], requests: 12 } });
     await settled(name);
     expect(platform.get(name).image.heat).toMatchObject({ state: "failed", reason: expect.stringMatching(asPattern(why)) });
     expect(heats(name)).toEqual(["0: 0 deploy", "1: 1 warm-up chosen"]);
@@ -138,7 +138,7 @@ describe("learning from traffic", () => {
     const learnt = () => platform.images("learns").filter(({ source }) => source === "traffic");
     await until("an image from traffic", () => learnt().length > 0);
     const { counts } = platform.get("learns");
-    expect(counts.idle + counts.running).toBe(1);
+    expect(counts.idle + counts.running + counts.hibernated).toBe(1);
     const hot = learnt().at(-1);
     expect(hot?.heat).toBeGreaterThan(0);
     const heat = hot?.heat ?? 0;
