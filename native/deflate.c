@@ -41,8 +41,6 @@
 #include <unistd.h>
 
 #define CHUNK_PAGES 256
-#define STOP_TRIES 400
-#define STOP_WAIT_US 500
 #define ROUNDS_MAX 8
 #define FEW_PAGES 16
 
@@ -210,13 +208,13 @@ static bool stop(struct deflation *d, bool all)
 {
 	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
 	setpriority(PRIO_PROCESS, 0, -20);
-	for (int i = 0; i < STOP_TRIES && !cancelled; i++) {
+	for (int i = 0; i < PARK_TRIES && !cancelled; i++) {
 		uint64_t began;
 		if (stop_in_place(d->target, all, &began)) {
 			d->stopped_ns -= began;
 			return true;
 		}
-		usleep(STOP_WAIT_US);
+		usleep(PARK_WAIT_US);
 	}
 	if (!cancelled)
 		refuse("its main thread does not wait for a request");

@@ -503,7 +503,6 @@ static struct sources read_sources(int count, char **words, const char **live)
 enum { LIVE_READY = 'r', LIVE_STOP = 's', LIVE_RELEASED = 'l' };
 /* While it waits for the order to stop, what was written meanwhile is copied this often: a long request would leave much. */
 #define LIVE_ROUND_MS 50
-#define ARM_TRIES 400
 #define ARM_WAIT_MS 1
 /* While the process runs it comes first. */
 #define NICE_RUNNING 10
@@ -553,12 +552,12 @@ static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_n
 		return NULL;
 	/* A function that is busy now is waited for: its own time limit, which the server holds, ends that. */
 	for (int i = 0; !stop_in_place(&target, false, &began); i++) {
-		if (live < 0 && i == ARM_TRIES)
+		if (live < 0 && i == PARK_TRIES)
 			refuse("its main thread does not wait for a request (it never returned to the runtime)");
 		if (live >= 0)
 			(void)live_told(live, ARM_WAIT_MS);
 		else
-			usleep(ARM_WAIT_MS * 500);
+			usleep(PARK_WAIT_US);
 	}
 	/* Looked at again when all is stopped; what is known now need not hold requests back. */
 	refuse_company();

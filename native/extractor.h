@@ -63,6 +63,13 @@ struct target {
 	uint64_t vdso, syscall_at;
 	bool steps, steps_known; /* how system calls are run in it */
 };
+/*
+ * A main thread that has answered comes back to its read once it has a processor and the interpreter's lock. Looked for so often, with such a
+ * pause in between: 5 s. Nobody waits for nothing, for a request would not be read either.
+ */
+#define PARK_TRIES 10000
+#define PARK_WAIT_US 500
+
 /* Stops every thread while the main one waits for a request; refuses when it never does. Signals wait, too.
    Returns when the stop began, CLOCK_MONOTONIC nanoseconds. */
 uint64_t stop_all(struct target *target);

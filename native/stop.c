@@ -24,8 +24,6 @@
 #ifndef PTRACE_GET_RSEQ_CONFIGURATION
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif
-#define PARK_TRIES 400
-#define PARK_WAIT_NS 500000
 #define SEIZE_ROUNDS 64
 #define ENDING_WAIT_NS 50000
 #define STOP_TICK_US 100000
@@ -67,7 +65,7 @@ static void wait_parked(const struct target *target)
 	for (int i = 0; i < PARK_TRIES; i++) {
 		if (parked(target))
 			return;
-		nanosleep(&(struct timespec){ 0, PARK_WAIT_NS }, NULL);
+		usleep(PARK_WAIT_US);
 	}
 	refuse("its main thread does not wait for a request (it never returned to the runtime)");
 }
