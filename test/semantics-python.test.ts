@@ -58,7 +58,7 @@ describe("clocks, timers and signals", () => {
     });
   });
 
-  it("hears each signal that comes while it is stopped, be it for a hibernation or a freeze", async () => {
+  it("hears each signal that comes while it is stopped, be it for a hibernation or a freeze", { timeout: 180_000 }, async () => {
     const one = await world.boot("python");
     // Of a real-time signal all are queued, not one of each kind.
     const number = 40;
