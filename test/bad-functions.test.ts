@@ -2,7 +2,8 @@
  * Functions that misbehave: what the caller is told, word for word, and that nothing of them stays. Each is tried in a booted and,
  * where it gets that far, in a thawed instance.
  */
-import { readFileSync, renameSync } from "node:fs";
+import { existsSync, readFileSync, renameSync } from "node:fs";
+import { setTimeout as pause } from "node:timers/promises";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { isThawError } from "../src/base/errors.js";
 import type { FunctionSpec, Image, Instance, InvokeResult } from "../src/engine/index.js";
@@ -223,6 +224,13 @@ def handler(event, context):
     return globals()[event["do"]](event) if "do" in event else "ready"
 `;
 
+/** Of a process, from the third field on. */
+function statOf(pid: number): string[] {
+  const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+  return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+}
+
+const QUICK = { timeoutMs: 1500 };
 const images = new Map<string, Image>();
 type Way = "booted" | "thawed";
 
@@ -230,12 +238,15 @@ async function start(language: "node" | "python", way: Way, overrides: Partial<F
   const key = `${language} ${JSON.stringify(overrides)}`;
   const make = (): FunctionSpec => (language === "node" ? bench.node(NODE, overrides) : bench.python(PYTHON, overrides));
   if (way === "booted") return await bench.engine.boot(make());
-  const image = images.get(key) ?? (await bench.image(make()));
+  const image = images.get(key) ?? (await (overrides === QUICK ? unused(make()) : bench.image(make())));
   images.set(key, image);
   return await bench.engine.thaw(image);
 }
 
-const QUICK = { timeoutMs: 1500 };
+/** An image of what had no request: where the time for one is short, it may be too short for the first. */
+function unused(spec: FunctionSpec): Promise<Image> {
+  return withInstance(bench.engine.boot(spec), (instance) => instance.freeze({ then: "end" }));
+}
 
 describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
   /** Invokes once with a short timeout, and asserts that the instance is over, whatever the answer. */
@@ -484,18 +495,22 @@ describe("a function that passes descriptors to the keeper", () => {
     await withInstance(bench.engine.thaw(hello), async (other) => {
       await withInstance(bench.engine.boot(bench.python(PASSES_SOCKETS)), async (instance) => {
         const ending = instance.invoke(JSON.stringify({ urgent }));
+        let over = false;
         const asking = (async () => {
           let longest = 0;
-          for (const end = Date.now() + 4000; Date.now() < end; ) {
+          for (const end = Date.now() + 4000; !over || Date.now() < end; ) {
             const began = Date.now();
             expect(await ask(other, { name: "other" })).toEqual({ hello: "other" });
             longest = Math.max(longest, Date.now() - began);
           }
           return longest;
         })();
-        const [ended, longest] = await Promise.all([ending, asking]);
+        const ended = await ending.finally(() => {
+          over = true;
+        });
         expect(errorOf(ended).errorMessage).toContain("Runtime exited with error: signal 9");
-        expect(longest, "the longest answer of another function, ms").toBeLessThan(5000);
+        // One close alone takes 20 s.
+        expect(await asking, "the longest answer of another function, ms").toBeLessThan(15_000);
       });
     });
   });
@@ -511,13 +526,34 @@ describe("between requests", () => {
   ])("an instance that ends by %s says so to whoever invokes it next", async (_title, source) => {
     await withInstance(bench.engine.boot(bench.node(source, { timeoutMs: 20_000 })), async (instance) => {
       expect(await ask(instance)).toBe(1);
-      // The timer takes a whole millisecond; three requests can take less, and would then all be answered before it is due.
-      await new Promise((resolve) => setTimeout(resolve, 10));
-      const result = await instance.invoke("{}");
-      // Either the deed is done before the second request is read, or it is part of it.
-      expect(result.alive || result.functionError === "Unhandled").toBe(true);
-      if (result.alive)
-        expect(errorOf(await instance.invoke("{}")).errorType).toMatch(/^Runtime\.(ProtocolViolation|ExitError)$/);
+      // The deed is done when the function gets to it: requests that are read before are answered.
+      let result = await instance.invoke("{}");
+      for (const end = Date.now() + 30_000; result.functionError === undefined && Date.now() < end; )
+        result = await instance.invoke("{}");
+      expect(errorOf(result).errorType).toMatch(/^Runtime\.(ProtocolViolation|ExitError)$/);
+      expect(result.alive).toBe(false);
+    });
+  });
+});
+
+describe("a function whose end is noticed late", () => {
+  it("is told how it ended, and not that it closed its descriptors", async () => {
+    await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
+      const { hostPid } = instance as Instance & { hostPid: number };
+      const init = Number(statOf(hostPid)[1]);
+      process.kill(init, "SIGSTOP");
+      const ending = instance.invoke(JSON.stringify({ do: "exit", code: 7 }));
+      try {
+        await eventually(() => expect(statOf(hostPid)[0]).toBe("Z"));
+        // Longer than the engine waits for the end of a process behind that of its control socket.
+        await pause(2000);
+      } finally {
+        // One that was killed meanwhile shows in the answer.
+        if (existsSync(`/proc/${init}`)) process.kill(init, "SIGCONT");
+      }
+      const result = await ending;
+      expect(errorOf(result).errorMessage).toContain("exit status 7");
+      expect(result.platformError).toBe("INSTANCE_EXITED");
     });
   });
 });
@@ -620,11 +656,13 @@ def handler(event, context):
 
 describe("what does not end is bounded", () => {
   const hooked = (hook: string): string =>
-    `awslambda.snapshot.registerBeforeSnapshot(${hook});\nexports.handler = async (event) => { if (event.stop) setTimeout(() => process.kill(process.pid, "SIGSTOP"), 0); return "ready"; };`;
+    `awslambda.snapshot.registerBeforeSnapshot(${hook});\nexports.handler = async (event) => { if (event.stop) setImmediate(() => process.kill(process.pid, "SIGSTOP")); return "ready"; };`;
 
   async function frozen(source: string, event: object): Promise<[string, string | undefined]> {
     return await withInstance(bench.engine.boot(bench.node(source)), async (instance) => {
       expect(await ask(instance, event)).toBe("ready");
+      const { hostPid } = instance as Instance & { hostPid: number };
+      if ("stop" in event) await eventually(() => expect(statOf(hostPid)[0]).toBe("T"));
       const error = await refusal(instance.freeze());
       expect(instance.alive).toBe(false);
       return [error.code, error.why];
@@ -655,7 +693,7 @@ describe("what does not end is bounded", () => {
     await withInstance(bench.engine.boot(bench.node(source)), async (instance) => {
       expect(await ask(instance, { stop: true })).toBe("ready");
       const { hostPid } = instance as Instance & { hostPid: number };
-      await eventually(() => expect(readFileSync(`/proc/${hostPid}/stat`, "utf8")).toMatch(/\) T /));
+      await eventually(() => expect(statOf(hostPid)[0]).toBe("T"));
       const outcome = await instance.freeze({ hygiene: false }).catch((error: unknown) => error);
       if (isThawError(outcome)) expect(outcome.code).toBe("FREEZE_REFUSED");
       else await withInstance(bench.engine.thaw(outcome as Image), async (clone) => expect(await ask(clone)).toBe("ready"));
