@@ -10,6 +10,7 @@ export default defineConfig({
     pool: "forks",
     passWithNoTests: false,
     teardownTimeout: 20_000,
+    expect: { poll: { timeout: 30_000 } },
     projects: [
       {
         extends: true,

@@ -99,17 +99,22 @@ describe("serve", () => {
   });
 
   it("hands the times of idle instances to the policy", async () => {
-    engine.residentBytes.warm = 80 * 2 ** 20;
     await mkdir(join(cwd, "hello"));
     await writeFile(join(cwd, "hello", "index.mjs"), "export const handler = async () => null;\n");
-    await serve(["--keep-warm", "0.02", "--keep-hibernated", "0.3"], {}, async (url) => {
-      const json = async (...args: string[]) => JSON.parse((await runCli([...args, "--json"], { url, cwd })).out);
-      await json("deploy", "hello", "--wait");
-      await json("invoke", "hello");
-      const states = async () => (await json("ls")).functions[0].instances.map(({ state }: { state: string }) => state);
-      await expect.poll(states).toEqual(["hibernated"]);
-      await expect.poll(states).toEqual([]);
-    });
+    const states = async (hibernatedS: string, expected: readonly string[]) => {
+      engine = new FakeEngine({ dir: cwd });
+      engine.residentBytes.warm = 80 * 2 ** 20;
+      await serve(["--keep-warm", "0.02", "--keep-hibernated", hibernatedS, "--data", hibernatedS], {}, async (url) => {
+        const json = async (...args: string[]) => JSON.parse((await runCli([...args, "--json"], { url, cwd })).out);
+        await json("deploy", "hello", "--wait");
+        await json("invoke", "hello");
+        await expect
+          .poll(async () => (await json("ls")).functions[0].instances.map(({ state }: { state: string }) => state))
+          .toEqual(expected);
+      });
+    };
+    await states("600", ["hibernated"]);
+    await states("0.02", []);
   });
 });
 

@@ -1,10 +1,12 @@
 /** Hibernation of a fake instance: as slow as the test says, failing when it says so, given up when a request comes. */
-import { setTimeout as sleep } from "node:timers/promises";
 import { assert } from "../base/errors.js";
 import type { FakeInstance } from "./fake.js";
 import type { HibernateReport, InstanceState, StartResult } from "./types.js";
 
 const PAGE_BYTES = 4096;
+
+/** By the timer of whoever stopped time. */
+const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class FakeHibernation {
   state: InstanceState = "warm";

@@ -139,7 +139,7 @@ describe("closing", () => {
       .toBe(1);
     const began = performance.now();
     await gateway.close();
-    expect(performance.now() - began).toBeLessThan(5000);
+    expect(performance.now() - began).toBeLessThan(30_000);
     await half;
   });
 

@@ -24,7 +24,7 @@ async function deploy(name: string, more: object = {}): Promise<void> {
 }
 const until = async (condition: () => boolean): Promise<void> => {
   for (let tries = 0; !condition(); tries++) {
-    expect(tries).toBeLessThan(600);
+    expect(tries).toBeLessThan(6_000);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 };

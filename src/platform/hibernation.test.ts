@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { isThawError, ThawError } from "../base/errors.js";
 import { createLogger } from "../base/log.js";
 import { MIB } from "../base/units.js";
@@ -8,8 +8,21 @@ import type { IdlePolicy, PlatformOptions } from "./types.js";
 
 let bed: TestBed;
 afterEach(async () => {
+  vi.useRealTimers();
   await bed.close();
 });
+
+/** From here on time stands still but for {@link pass}: where a machine that is slow would skip a state, or make a gap smaller. */
+function stopTime(): void {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "performance"] });
+}
+async function pass(ms: number): Promise<void> {
+  // In steps, as what becomes due in one of them may be over in the next.
+  for (let step = 0; step < 10; step++) {
+    await vi.advanceTimersByTimeAsync(ms / 10);
+    for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setImmediate(resolve));
+  }
+}
 
 const WARM = 80 * MIB;
 const WOKEN = 20 * MIB;
@@ -23,7 +36,7 @@ async function deploy(name: string, more: object = {}): Promise<void> {
   await bed.platform.deploy({ name, zip: zipOf(), ...more });
   await bed.platform.waitReady(name);
 }
-const until = async (condition: () => boolean, tries = 600): Promise<void> => {
+const until = async (condition: () => boolean, tries = 6_000): Promise<void> => {
   for (let count = 0; !condition(); count++) {
     expect(count, "waited too long").toBeLessThan(tries);
     await new Promise((resolve) => setTimeout(resolve, 5));
@@ -37,14 +50,16 @@ const wake = { prefer: { kind: "wake" } } as const;
 
 describe("an instance that nobody uses", () => {
   it("is hibernated after its time, woken by the next request with the same memory, and ends when its time is over", async () => {
-    await openBed({ keepWarmMs: 30, keepHibernatedMs: 400 });
+    await openBed({ keepWarmMs: 30_000, keepHibernatedMs: 400_000 });
+    stopTime();
     bed.engine.handler = (_, { instanceId, served }) => ({ instanceId, served });
     const first = await bed.platform.invoke("a", "");
+    await pass(29_000);
     expect(states()).toEqual(["warm"]);
-    await until(() => states()[0] === "hibernated");
+    await pass(2_000);
     expect(bed.platform.get("a")).toMatchObject({
       instances: [{ state: "hibernated", residentBytes: MIB / 2, hibernatedBytes: 300 * 4096 }],
-      counts: { running: 0, idle: 0, hibernated: 1, starting: 0 },
+      counts: { running: 0, idle: 0, hibernated: 1, starting: 0, waiting: 0 },
     });
 
     const second = await bed.platform.invoke("a", "");
@@ -54,7 +69,12 @@ describe("an instance that nobody uses", () => {
     expect(states()).toEqual(["woken"]);
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("reuse");
 
-    await until(() => states().length === 0 && bed.engine.live.size === 0);
+    await pass(31_000);
+    expect(states()).toEqual(["hibernated"]);
+    await pass(398_000);
+    expect(states()).toEqual(["hibernated"]);
+    await pass(2_000);
+    expect([states(), bed.engine.live.size]).toEqual([[], 0]);
     expect(bed.platform.metrics()).toMatchObject({
       hibernations: 2,
       wakes: 1,
@@ -67,25 +87,30 @@ describe("an instance that nobody uses", () => {
   });
 
   it("stays warm where hibernating would save nothing, and ends when its time is over", async () => {
-    await openBed({ keepWarmMs: 20, keepHibernatedMs: 150 });
+    await openBed({ keepWarmMs: 20_000, keepHibernatedMs: 150_000 });
     bed.engine.residentBytes.warm = MIB;
+    stopTime();
     await bed.platform.invoke("a", "");
-    await new Promise((resolve) => setTimeout(resolve, 80));
+    await pass(169_000);
     expect(states()).toEqual(["warm"]);
     expect(calls("hibernate")).toEqual([]);
-    await until(() => states().length === 0);
+    await pass(2_000);
+    expect(states()).toEqual([]);
   });
 
   it("is taken out of its deflation by a request, which waits for no cycle", async () => {
     await openBed({ keepWarmMs: 10 });
     bed.engine.delayMs.hibernate = 2_000;
+    stopTime();
     await bed.platform.invoke("a", "");
-    await until(() => states()[0] === "deflating");
-    const began = performance.now();
+    await pass(20);
+    expect(states()).toEqual(["deflating"]);
+    // Time stands still: whatever waited for the cycle would wait for ever.
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("reuse");
-    expect(performance.now() - began).toBeLessThan(1_000);
-    await until(() => bed.platform.metrics().deflationsCancelled === 1);
-    expect(bed.platform.metrics().hibernations).toBe(0);
+    await pass(2_000);
+    expect(bed.platform.metrics()).toMatchObject({ deflationsCancelled: 1, hibernations: 0 });
+    // Another cycle may have begun meanwhile.
+    await pass(2_000);
   });
 
   it("goes on being deflated while another one is idle", async () => {
@@ -104,16 +129,20 @@ describe("an instance that nobody uses", () => {
     const policy: IdlePolicy = {
       name: "test",
       decide: () => [
-        { afterMs: 10, action: "hibernate" },
-        { afterMs: 100, action: "wake" },
-        { afterMs: 300, action: "hibernate" },
+        { afterMs: 10_000, action: "hibernate" },
+        { afterMs: 100_000, action: "wake" },
+        { afterMs: 300_000, action: "hibernate" },
       ],
     };
     await openBed({ policy });
+    stopTime();
     await bed.platform.invoke("a", "");
-    await until(() => states()[0] === "hibernated");
-    await until(() => states()[0] === "woken");
-    await until(() => states()[0] === "hibernated");
+    await pass(11_000);
+    expect(states()).toEqual(["hibernated"]);
+    await pass(90_000);
+    expect(states()).toEqual(["woken"]);
+    await pass(200_000);
+    expect(states()).toEqual(["hibernated"]);
     expect(calls("wake")).toHaveLength(1);
     expect(bed.platform.metrics()).toMatchObject({ hibernations: 2, wakes: 1 });
   });
@@ -195,13 +224,15 @@ describe("when hibernating fails", () => {
     const log = createLogger({ level: "error", destination: { write: (line: string) => lines.push(line) } });
     await openBed({ keepWarmMs: 10, log, hibernateBackoffMs: 40 });
     bed.engine.failNext("hibernate", fullDisk(), 3);
+    stopTime();
     await bed.platform.invoke("a", "");
     const times: number[] = [];
-    for (let tries = 1; tries <= 4; tries++) {
-      await until(() => calls("hibernate").length === tries);
-      times.push(performance.now());
+    for (let ms = 0; ms < 1_000; ms += 10) {
+      await pass(10);
+      if (calls("hibernate").length > times.length) times.push(performance.now());
     }
-    await until(() => states()[0] === "hibernated");
+    expect(times).toHaveLength(4);
+    expect(states()).toEqual(["hibernated"]);
     const gaps = times.slice(1).map((time, index) => time - (times[index] ?? 0));
     expect(gaps[0]).toBeGreaterThan(30);
     expect(gaps[1]).toBeGreaterThan(70);
@@ -254,12 +285,15 @@ describe("when hibernating fails", () => {
   it("in any other way, its function pauses and others go on", async () => {
     await openBed({ keepWarmMs: 10 }, ["a", "b"]);
     bed.engine.failNext("hibernate", new ThawError("HIBERNATE_FAILED", { what: "hibernating failed", why: "EINVAL" }));
+    stopTime();
     await bed.platform.invoke("a", "");
-    await until(() => calls("hibernate a").length === 1);
+    await pass(20);
+    expect(calls("hibernate a")).toHaveLength(1);
     await bed.platform.invoke("b", "");
-    await until(() => states("b")[0] === "hibernated");
-    expect(states("a")).toEqual(["warm"]);
-    await until(() => states("a")[0] === "hibernated");
+    await pass(20);
+    expect([states("b"), states("a")]).toEqual([["hibernated"], ["warm"]]);
+    await pass(1_500);
+    expect(states("a")).toEqual(["hibernated"]);
   });
 });
 
@@ -279,14 +313,20 @@ describe("a request that demands a wake", () => {
   it("waits for one that is being hibernated", async () => {
     await openBed();
     bed.engine.delayMs.hibernate = 60;
+    stopTime();
     await bed.platform.invoke("a", "");
     const hibernating = bed.platform.hibernate("a");
-    await until(() => states()[0] === "deflating");
-    const { start } = await bed.platform.invoke("a", "", wake);
+    await pass(20);
+    expect(states()).toEqual(["deflating"]);
+    const waking = bed.platform.invoke("a", "", wake);
+    await pass(0);
+    expect(bed.platform.get("a").counts.waiting).toBe(1);
+    await pass(40);
+    const { start } = await waking;
     expect(start.kind).toBe("wake");
-    expect(start.waitUs).toBeGreaterThan(30_000);
+    expect(start.waitUs).toBe(40_000);
     await hibernating;
-    expect(bed.platform.get("a").counts).toEqual({ running: 0, idle: 1, hibernated: 0, starting: 0 });
+    expect(bed.platform.get("a").counts).toEqual({ running: 0, idle: 1, hibernated: 0, starting: 0, waiting: 0 });
   });
 
   it("is not what one that demands reuse gets", async () => {

@@ -153,7 +153,7 @@ describe("an image that cannot be used", () => {
     expect(result.payload.toString()).toBe("1");
     expect(ran).toBe(1);
     expect(bed.platform.get("a").lastFallback?.reason).toBe(start.fallback);
-    expect(bed.platform.get("a").counts).toEqual({ running: 0, idle: 1, hibernated: 0, starting: 0 });
+    expect(bed.platform.get("a").counts).toEqual({ running: 0, idle: 1, hibernated: 0, starting: 0, waiting: 0 });
     await until(() => bed.platform.get("a").image.state === "ready");
     expect(bed.platform.metrics()).toMatchObject({ fallbacks: 1, invocations: 1, starts: { boot: 1, thaw: 0 }, evictions: 0 });
   });

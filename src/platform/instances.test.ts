@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { FakeEnd } from "../engine/fake.js";
 import { openTestBed, type TestBed, zipOf } from "./testing.js";
@@ -33,7 +33,7 @@ async function openBed(
 const wait = JSON.stringify({ wait: true });
 const until = async (condition: () => boolean): Promise<void> => {
   for (let tries = 0; !condition(); tries++) {
-    expect(tries).toBeLessThan(400);
+    expect(tries).toBeLessThan(6_000);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 };
@@ -196,7 +196,7 @@ describe("instances", () => {
     bed.engine.failNext("invoke", new ThawError("KEEPER_FAILED", { what: "The keeper ended" }));
     await expect(bed.platform.invoke("a", "")).rejects.toThrow("The keeper ended");
     await until(() => bed.engine.live.size === 0);
-    expect(bed.platform.metrics().instances).toEqual({ running: 0, idle: 0, hibernated: 0, starting: 0, max: 32 });
+    expect(bed.platform.metrics().instances).toEqual({ running: 0, idle: 0, hibernated: 0, starting: 0, waiting: 0, max: 32 });
   });
 });
 
@@ -220,13 +220,17 @@ describe("a demanded start", () => {
     await openBed({}, ["a"]);
     const busy = bed.platform.invoke("a", wait);
     await until(() => gates.length === 1);
-    setTimeout(() => gates.shift()?.(), 30);
-    const { start } = await bed.platform.invoke("a", "", { prefer: { kind: "reuse" } });
+    const demanding = bed.platform.invoke("a", "", { prefer: { kind: "reuse" } });
+    await until(() => bed.platform.get("a").counts.waiting === 1);
+    expect(bed.platform.metrics().instances.waiting).toBe(1);
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    gates.shift()?.();
+    const { start } = await demanding;
     expect(start.kind).toBe("reuse");
     expect(start.us).toBe(0);
     expect(start.waitUs).toBeGreaterThan(20_000);
     await busy;
-    expect(bed.platform.metrics().instances).toMatchObject({ running: 0, idle: 1 });
+    expect(bed.platform.metrics().instances).toMatchObject({ running: 0, idle: 1, waiting: 0 });
   });
 
   it("of a thaw waits for the image, and reports the wait apart", async () => {
@@ -242,8 +246,12 @@ describe("a demanded start", () => {
     await openBed({ parked: { image: 1 } }, ["a"]);
     await bed.platform.invoke("a", "", { prefer: { kind: "parked" }, dispose: true });
     const [levels] = bed.engine.parked.values();
-    setTimeout(() => levels?.set("image", 1), 30);
-    const { start } = await bed.platform.invoke("a", "", { prefer: { kind: "parked" } });
+    const thaw = vi.spyOn(bed.engine, "thaw");
+    const demanding = bed.platform.invoke("a", "", { prefer: { kind: "parked" } });
+    await until(() => thaw.mock.calls.length === 1);
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    levels?.set("image", 1);
+    const { start } = await demanding;
     expect(start.kind).toBe("parked");
     expect(start.waitUs).toBeGreaterThan(20_000);
   });

@@ -207,13 +207,14 @@ export class Instances {
   }
 
   counts(): InstanceCounts & { max: number } {
-    const counts = { running: 0, idle: 0, hibernated: 0, starting: 0, max: this.#options.maxInstances };
+    const counts = { running: 0, idle: 0, hibernated: 0, starting: 0, waiting: 0, max: this.#options.maxInstances };
     for (const version of this.#versions) {
       const own = version.instanceCounts();
       counts.running += own.running;
       counts.idle += own.idle;
       counts.hibernated += own.hibernated;
       counts.starting += own.starting;
+      counts.waiting += own.waiting;
     }
     return counts;
   }

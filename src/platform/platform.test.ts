@@ -215,7 +215,7 @@ describe("a deployed function", () => {
       codeSha256: expect.stringMatching(/^[A-Za-z0-9+/]{43}=$/),
       image: { state: "ready", attempts: 1, image: { generation: 0, heat: 0 } },
       instances: [],
-      counts: { running: 0, idle: 0, hibernated: 0, starting: 0 },
+      counts: { running: 0, idle: 0, hibernated: 0, starting: 0, waiting: 0 },
     });
   });
 
@@ -420,7 +420,8 @@ describe("a data directory", () => {
 
   it("that is closed tells a request whose instance did not start in time so: the function is not gone", async () => {
     await deploy();
-    bed.engine.delayMs.thaw = 450;
+    // Long after the time for requests that run is over.
+    bed.engine.delayMs.thaw = 2_500;
     const starting = bed.platform.invoke("a", "");
     const told = starting.catch((caught: unknown) => caught);
     await until(() => bed.platform.get("a").counts.starting === 1);

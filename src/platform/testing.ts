@@ -104,7 +104,7 @@ export function pointsPolicy(...points: readonly number[]): PointsPolicy {
 /** Waits for what happens in the background. */
 export async function until(condition: () => boolean): Promise<void> {
   for (let tries = 0; !condition(); tries++) {
-    if (tries >= 600) throw new Error("what was waited for did not happen within three seconds");
+    if (tries >= 6_000) throw new Error("what was waited for did not happen within half a minute");
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }

@@ -235,6 +235,8 @@ export interface InstanceCounts {
   readonly idle: number;
   readonly hibernated: number;
   readonly starting: number;
+  /** Requests that demand an instance that is running, or being hibernated, now. */
+  readonly waiting: number;
 }
 
 /** What hibernating or waking by hand did. */

@@ -116,8 +116,8 @@ export class Version {
   }
 
   instanceCounts(): InstanceCounts {
-    const { running, idle, hibernated, starting } = this.slots;
-    return { running, idle: idle.length, hibernated: hibernated.length, starting };
+    const { running, idle, hibernated, starting, waiters } = this.slots;
+    return { running, idle: idle.length, hibernated: hibernated.length, starting, waiting: waiters.length };
   }
 
   imageStatus(): ImageStatus {
