@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
 import { descendants } from "./support/processes.js";
-import { type Files, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
+import { type Files, HOLD, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
 
 /** Does what the event says. */
 const NODE: Files = {
@@ -12,7 +12,7 @@ const NODE: Files = {
 let count = 0;
 const held = [];
 exports.handler = async (event) => {
-  if (event.sleep) await new Promise((resolve) => setTimeout(resolve, event.sleep));
+  while (require("fs").existsSync("${HOLD}")) await new Promise((resolve) => setTimeout(resolve, 20));
   if (event.spin) for (;;);
   if (event.fill) for (;;) held.push(Buffer.alloc(4 << 20, 1));
   if (event.log) console.log(event.log);
@@ -28,7 +28,8 @@ import os, time
 count = 0
 def handler(event, context):
     global count
-    if "sleep" in event: time.sleep(event["sleep"] / 1000)
+    while os.path.exists("${HOLD}"): time.sleep(0.02)
+    if "sleep" in event: time.sleep(event["sleep"])
     if "log" in event: print(event["log"])
     if "fail" in event: raise ValueError(event["fail"])
     if "fill" in event:
@@ -147,12 +148,12 @@ describe("a server", () => {
     it("kills at the timeout, and starts anew", async () => {
       await server.deployReady(`${language}-brief`, language === "node" ? NODE : PYTHON, {
         ...(language === "python" ? { handler: "app.handler" } : {}),
-        timeout: "1",
+        timeout: "3",
       });
-      const reply = await server.invoke(`${language}-brief`, language === "node" ? { spin: true } : { sleep: 60_000 });
+      const reply = await server.invoke(`${language}-brief`, language === "node" ? { spin: true } : { sleep: 60 });
       expect(reply.headers.get("x-amz-function-error")).toBe("Unhandled");
       expect(reply.headers.get("x-thaw-platform-error")).toBe("TIMEOUT");
-      expect(reply.json.errorMessage).toMatch(/Task timed out after 1\.00 seconds$/);
+      expect(reply.json.errorMessage).toMatch(/Task timed out after 3\.00 seconds$/);
       const next = await server.invoke(`${language}-brief`);
       expect(next.json.count).toBe(1);
       expect(next.start.kind).toBe("thaw");
@@ -305,9 +306,13 @@ describe("a server", () => {
 
   it("makes a demanded reuse wait for a busy instance, and reports the wait apart", async () => {
     await server.deployReady("shared", NODE);
-    const busy = server.invoke("shared", { sleep: 300, tag: "busy" });
+    const release = await server.hold("shared");
+    const busy = server.invoke("shared", { tag: "busy" });
     await until("the instance to run", async () => ((await server.view("shared")).counts.running > 0 ? true : undefined));
-    const reuse = await server.invoke("shared", {}, { "x-thaw-prefer": "reuse" });
+    const waiting = server.invoke("shared", {}, { "x-thaw-prefer": "reuse" });
+    await until("the request to wait", async () => ((await server.view("shared")).counts.waiting > 0 ? true : undefined));
+    release();
+    const reuse = await waiting;
     expect(reuse.json.count).toBe(2);
     expect(reuse.start).toEqual({ kind: "reuse", generation: 0, heat: 0, us: 0, wait: expect.any(Number) });
     expect((await busy).json.tag).toBe("busy");
@@ -327,18 +332,21 @@ describe("a server", () => {
   it("gives each of 50 requests in flight on three functions its own answer", async () => {
     await server.deployReady("third", NODE, { env: "WHO=third" });
     const names = ["node", "python", "third"];
-    const replies = await Promise.all(
-      Array.from({ length: 50 }, async (_, index) => {
-        const name = names[index % 3] ?? "";
-        return { name, tag: `tag ${index}`, reply: await server.invoke(name, { tag: `tag ${index}`, sleep: 50 }) };
-      }),
-    );
+    const { idle } = (await server.metrics()).instances;
+    const releases = await Promise.all(names.map((name) => server.hold(name)));
+    const asked = Array.from({ length: 50 }, async (_, index) => {
+      const name = names[index % 3] ?? "";
+      return { name, tag: `tag ${index}`, reply: await server.invoke(name, { tag: `tag ${index}` }) };
+    });
+    await until("all to run", async () => ((await server.metrics()).instances.running === asked.length ? true : undefined));
+    for (const release of releases) release();
+    const replies = await Promise.all(asked);
     for (const { name, tag, reply } of replies) {
       expect(reply.status).toBe(200);
       expect(reply.json).toMatchObject({ who: name, tag });
     }
     // One request at a time in one instance: while all were in flight, nobody shared.
-    expect(replies.filter(({ reply }) => reply.start.kind === "thaw").length).toBeGreaterThan(5);
+    expect(replies.filter(({ reply }) => reply.start.kind === "thaw").length).toBeGreaterThanOrEqual(asked.length - idle);
   });
 
   it("deploys a folder by the command line as well", async () => {
@@ -366,17 +374,18 @@ describe("a server with few instances", () => {
   let server: TestServer;
   beforeAll(async () => {
     server = await TestServer.start(temporaryDir("limits"), {
-      args: ["--max-instances", "2", "--keep-alive", "2", "--pool", "0"],
+      args: ["--max-instances", "2", "--pool", "0"],
     });
     for (const name of ["a", "b", "c"]) await server.deployReady(name, NODE, name === "a" ? { maxInstances: "1" } : {});
   });
 
-  /** Starts a request that sleeps, and returns once its instance runs. */
-  async function occupy(name: string): Promise<{ done: Promise<Reply> }> {
+  /** Starts a request that is not answered before it is released, and returns once its instance runs. */
+  async function occupy(name: string): Promise<{ release: () => void; done: Promise<Reply> }> {
     const { running } = (await server.view(name)).counts;
-    const done = server.invoke(name, { sleep: 1000 });
+    const release = await server.hold(name);
+    const done = server.invoke(name);
     await until(`${name} to run`, async () => ((await server.view(name)).counts.running > running ? true : undefined));
-    return { done };
+    return { release, done };
   }
 
   it("has no husk to give when the pool is off, and says so", async () => {
@@ -402,7 +411,10 @@ describe("a server with few instances", () => {
     const overall = await server.invoke("c");
     expect(refusal(overall).text).toContain("all 2 instances that this server may have are busy");
     expect(overall.json.Reason).toBe("ConcurrentInvocationLimitExceeded");
-    for (const { done } of [first, second]) expect((await done).status).toBe(200);
+    for (const { release, done } of [first, second]) {
+      release();
+      expect((await done).status).toBe(200);
+    }
   });
 
   it("evicts an idle instance of another function rather than refuse", async () => {
@@ -416,8 +428,12 @@ describe("a server with few instances", () => {
     expect((await server.view("a")).counts.idle).toBe(0);
     expect((await server.invoke("b")).start.kind).toBe("reuse");
   });
+});
 
+describe("a server that keeps idle instances for a second", () => {
   it("lets an idle instance go when its time is over, and thaws again", async () => {
+    const server = await TestServer.start(temporaryDir("keep-alive"), { args: ["--keep-alive", "1", "--pool", "0"] });
+    await server.deployReady("b", NODE);
     expect((await server.invoke("b")).status).toBe(200);
     await until("all idle instances to end", async () => ((await server.metrics()).instances.idle === 0 ? true : undefined));
     await until("their processes to end", async () => ((await server.metrics()).engine.instances === 0 ? true : undefined));
@@ -432,9 +448,26 @@ describe("a server with parked husks", () => {
     await server.deployReady("node", NODE, { env: "WHO=node" });
   });
 
+  /** Four requests that are all there before another husk can be made. */
+  async function four(prefer: string): Promise<Reply[]> {
+    const { keeper } = server;
+    process.kill(keeper.pid, "SIGSTOP");
+    try {
+      const replies = Array.from({ length: 4 }, (_, tag) => server.invoke("node", { tag }, { "x-thaw-prefer": prefer }));
+      await until("four requests", async () => {
+        const { running, starting } = (await server.metrics()).instances;
+        return running + starting === 4 ? true : undefined;
+      });
+      process.kill(keeper.pid, "SIGCONT");
+      return await Promise.all(replies);
+    } finally {
+      process.kill(keeper.pid, "SIGCONT");
+    }
+  }
+
   it("starts from the parked husk, and makes who comes next wait for another, reported apart", async () => {
-    const demand = { "x-thaw-prefer": "parked;dispose" };
-    const replies = await Promise.all(Array.from({ length: 4 }, (_, tag) => server.invoke("node", { tag }, demand)));
+    await until("a husk to be parked", async () => ((await server.metrics()).engine.husks.prefaulted === 1 ? true : undefined));
+    const replies = await four("parked;dispose");
     for (const [tag, reply] of replies.entries()) {
       expect(reply.json, reply.text).toEqual({ who: "node", count: 1, tag });
       expect(reply.start).toMatchObject({ kind: "parked", loader: "splice", generation: 0, us: expect.any(Number) });
@@ -443,19 +476,24 @@ describe("a server with parked husks", () => {
   });
 
   it("waits for a pooled husk too", async () => {
-    const demand = { "x-thaw-prefer": "thaw;husk=pooled;dispose" };
-    const replies = await Promise.all(Array.from({ length: 4 }, (_, tag) => server.invoke("node", { tag }, demand)));
+    const replies = await four("thaw;husk=pooled;dispose");
     for (const [tag, reply] of replies.entries()) expect(reply.json, reply.text).toEqual({ who: "node", count: 1, tag });
     expect(replies.filter(({ start }) => typeof start.wait === "number").length).toBeGreaterThanOrEqual(2);
   });
 
   it("replaces a parked husk that somebody killed", async () => {
     await until("a husk to be parked", async () => ((await server.metrics()).engine.husks.prefaulted === 1 ? true : undefined));
+    await until("no instance", async () => ((await server.metrics()).engine.instances === 0 ? true : undefined));
     // Every sandbox without an instance: the children of the keeper's children that no request started.
-    const husks = descendants(server.keeper.pid).filter(({ exe }) => exe.endsWith("/husk"));
+    const living = () => descendants(server.keeper.pid).filter(({ exe }) => exe.endsWith("/husk"));
+    const husks = living();
     expect(husks.length).toBeGreaterThanOrEqual(1);
     for (const { pid } of husks) process.kill(pid, "SIGKILL");
-    await until("the server to notice", async () => ((await server.metrics()).engine.husks.prefaulted === 0 ? true : undefined));
+    // Others are made in their places only by a server that noticed.
+    await until("others in their places", () => {
+      const others = living().filter(({ pid }) => !husks.some((husk) => husk.pid === pid));
+      return others.length >= husks.length ? true : undefined;
+    });
     const reply = await server.invoke("node", { tag: "after" }, { "x-thaw-prefer": "parked;dispose" });
     expect(reply.json, reply.text).toEqual({ who: "node", count: 1, tag: "after" });
     expect(reply.start.kind).toBe("parked");

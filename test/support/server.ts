@@ -4,7 +4,7 @@
  */
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { zipSync } from "fflate";
@@ -16,9 +16,9 @@ import { type Living, livingProcesses } from "./processes.js";
 
 export const ROOT = join(import.meta.dirname, "../..");
 const CLI = join(ROOT, "bin/thaw.mjs");
-const START_MS_MAX = 30_000;
-const STOP_MS_MAX = 20_000;
-const CLI_MS_MAX = 30_000;
+const START_MS_MAX = 45_000;
+const STOP_MS_MAX = 45_000;
+const CLI_MS_MAX = 90_000;
 
 /** One run of `thaw`, as a user sees it. */
 export interface CliRun {
@@ -38,6 +38,9 @@ export interface Reply {
   /** X-Thaw-Start in parts, numbers as numbers; empty when there was none. */
   readonly start: Readonly<Record<string, string | number>>;
 }
+
+/** A function waits while this is there; see {@link TestServer.hold}. */
+export const HOLD = "/var/task/hold";
 
 /** Files of a function by path. */
 export type Files = Readonly<Record<string, string>>;
@@ -121,7 +124,7 @@ export async function cli(
 }
 
 /** Calls until `read` gives something; fails with `what` after `ms`. */
-export async function until<T>(what: string, read: () => T | undefined | Promise<T | undefined>, ms = 15_000): Promise<T> {
+export async function until<T>(what: string, read: () => T | undefined | Promise<T | undefined>, ms = 45_000): Promise<T> {
   const end = Date.now() + ms;
   for (;;) {
     const value = await read();
@@ -239,13 +242,15 @@ export class TestServer {
     return this.request("POST", `/2015-03-31/functions/${encodeURIComponent(name)}/invocations`, { headers, body });
   }
 
-  /** Over HTTP. Settings are those of the query: `memory`, `timeout`, `env`, … */
+  /** Over HTTP. Settings are those of the query: `memory`, `timeout`, `env`, … The default timeout is too short for a machine that is busy. */
   deploy(name: string, files: Files, settings: Readonly<Record<string, string>> = {}, method = "POST"): Promise<Reply> {
     const encoder = new TextEncoder();
     const zip = zipSync(Object.fromEntries(Object.entries(files).map(([path, text]) => [path, encoder.encode(text)])));
-    const query = new URLSearchParams(settings).toString();
-    const path = `/thaw/v1/functions/${name}${query === "" ? "" : `?${query}`}`;
-    return this.request(method, path, { body: zip, headers: { "content-type": "application/zip" } });
+    const query = new URLSearchParams({ timeout: "30", ...settings }).toString();
+    return this.request(method, `/thaw/v1/functions/${name}?${query}`, {
+      body: zip,
+      headers: { "content-type": "application/zip" },
+    });
   }
 
   /** Deploys, and waits for the first image or for the reason why there is none. */
@@ -259,6 +264,14 @@ export class TestServer {
     const reply = await this.request("GET", `/thaw/v1/functions/${name}/ready?timeout=30`);
     if (reply.status !== 200) throw new Error(`image of ${name}: ${reply.status} ${reply.text}`);
     return reply.json as ImageStatus;
+  }
+
+  /** From now on, a function that looks for {@link HOLD} waits there, until what this returns is called. */
+  async hold(name: string): Promise<() => void> {
+    const { codeSha256 } = await this.view(name);
+    const file = join(this.dataDir, "functions", name, Buffer.from(codeSha256, "base64").toString("hex"), "hold");
+    writeFileSync(file, "");
+    return () => rmSync(file, { force: true });
   }
 
   async view(name: string): Promise<FunctionView> {
