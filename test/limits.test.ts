@@ -1,6 +1,7 @@
 /** The limits of a sandbox: each holds, says so, and harms nobody else. No timing finer than a factor of two. */
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import type { FunctionSpec, Instance } from "../src/engine/index.js";
 import { ask, errorOf, useBench, withInstance } from "./support-sandbox.js";
@@ -108,6 +109,17 @@ async function start(way: Way, overrides: Partial<FunctionSpec> = {}): Promise<I
   return way === "booted" ? await bench.engine.boot(spec) : await bench.engine.thaw(await bench.image(spec));
 }
 
+/** Of how many processors an instance may have the time. */
+function quotaOf(instance: Instance): number {
+  const { hostPid } = instance as Instance & { hostPid: number };
+  const read = (path: string, file: string): string => readFileSync(join(path, file), "utf8").trim();
+  const dir = bench.cgroups("cpu").find((path) => read(path, "cgroup.procs").split("\n").includes(String(hostPid))) ?? "";
+  const files =
+    dir === bench.cgroups("unified").find((path) => path === dir) ? ["cpu.max"] : ["cpu.cfs_quota_us", "cpu.cfs_period_us"];
+  const [quota = 0, period = 0] = files.flatMap((file) => read(dir, file).split(" ")).map(Number);
+  return quota / period;
+}
+
 describe.each(["booted", "thawed"] as const)("an instance (%s)", (way) => {
   it("that forks without end is refused with EAGAIN, goes on answering, and leaves nothing", async () => {
     await withInstance(start(way, { memoryMb: 1024 }), async (instance) => {
@@ -189,9 +201,11 @@ describe.each(["booted", "thawed"] as const)("an instance (%s)", (way) => {
   it("gets the share of a processor that its memory stands for, and not more", async () => {
     // One processor for anything below 1,769 MB.
     await withInstance(start(way, { memoryMb: 512 }), async (instance) => {
+      expect(quotaOf(instance)).toBe(1);
       const processors = (await ask(instance, { do: "burn", seconds: 1 })) as number;
       expect(processors).toBeLessThan(1.6);
-      expect(processors).toBeGreaterThan(0.2);
+      // How much of its share there is to be had depends on what else the machine does.
+      expect(processors).toBeGreaterThan(0.02);
     });
   });
 });
