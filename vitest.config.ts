@@ -9,7 +9,7 @@ export default defineConfig({
   test: {
     pool: "forks",
     passWithNoTests: false,
-    teardownTimeout: 20_000,
+    teardownTimeout: 60_000,
     expect: { poll: { timeout: 30_000 } },
     projects: [
       {

@@ -8,7 +8,7 @@ import { isThawError, type ThawError } from "../src/base/errors.js";
 import { type Engine, type FunctionSpec, type Image, type Instance, type InvokeResult, openEngine } from "../src/engine/index.js";
 
 /** Long enough for a machine whose two processors do something else. */
-const SETTLE_MS = 20_000;
+const SETTLE_MS = 30_000;
 
 /** An engine without pooled husks, so that whatever lives in a cgroup of its own was started by the test. */
 export class Bench {

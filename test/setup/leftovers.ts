@@ -17,7 +17,7 @@ import { fileURLToPath } from "node:url";
 export const RUN_MARK = "THAW_TEST_RUN";
 
 const ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
-const SETTLE_MS = 5000;
+const SETTLE_MS = 30_000;
 
 export interface ProcessFacts {
   readonly pid: number;
@@ -152,11 +152,15 @@ export default function setup(): () => Promise<void> {
   return async () => {
     const context = { mark, runnerPid: process.pid, root: ROOT };
     const deadline = Date.now() + SETTLE_MS;
-    let found = findLeftovers(before, readMachine(), context);
-    // An exit that is under way is no leftover: SIGKILL and the end of a pid namespace take a moment.
-    while (found.length > 0 && Date.now() < deadline) {
+    let seen = findLeftovers(before, readMachine(), context);
+    let found = seen;
+    // An exit that is under way is no leftover: SIGKILL and the end of a pid namespace take a moment. Nor is what one look alone sees:
+    // a process of somebody else's whose parent came or went while the machine was read looks like an orphan.
+    while (seen.length > 0 && Date.now() < deadline) {
       await new Promise((resolve) => setTimeout(resolve, 100));
-      found = findLeftovers(before, readMachine(), context);
+      const again = findLeftovers(before, readMachine(), context);
+      found = again.filter((one) => seen.includes(one));
+      seen = again;
     }
     if (found.length === 0) return;
     // The runner prints what a teardown throws, and then exits with 0.

@@ -18,7 +18,7 @@ export const ROOT = join(import.meta.dirname, "../..");
 const CLI = join(ROOT, "bin/thaw.mjs");
 const START_MS_MAX = 45_000;
 const STOP_MS_MAX = 45_000;
-const CLI_MS_MAX = 90_000;
+const CLI_MS_MAX = 45_000;
 
 /** One run of `thaw`, as a user sees it. */
 export interface CliRun {
@@ -124,7 +124,7 @@ export async function cli(
 }
 
 /** Calls until `read` gives something; fails with `what` after `ms`. */
-export async function until<T>(what: string, read: () => T | undefined | Promise<T | undefined>, ms = 45_000): Promise<T> {
+export async function until<T>(what: string, read: () => T | undefined | Promise<T | undefined>, ms = 30_000): Promise<T> {
   const end = Date.now() + ms;
   for (;;) {
     const value = await read();
