@@ -7,10 +7,10 @@ import { defineConfig } from "vitest/config";
  */
 export default defineConfig({
   test: {
+    expect: { poll: { timeout: 30_000 } },
     pool: "forks",
     passWithNoTests: false,
-    teardownTimeout: 60_000,
-    expect: { poll: { timeout: 30_000 } },
+    teardownTimeout: 45_000,
     projects: [
       {
         extends: true,
