@@ -208,14 +208,14 @@ static bool stop(struct deflation *d, bool all)
 {
 	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
 	setpriority(PRIO_PROCESS, 0, -20);
-	for (int i = 0; i < PARK_TRIES && !cancelled; i++) {
+	uint64_t since = 0;
+	do {
 		uint64_t began;
 		if (stop_in_place(d->target, all, &began)) {
 			d->stopped_ns -= began;
 			return true;
 		}
-		usleep(PARK_WAIT_US);
-	}
+	} while (!cancelled && may_park(&since));
 	if (!cancelled)
 		refuse("its main thread does not wait for a request");
 	return false;

@@ -551,13 +551,11 @@ static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_n
 	if (lacks)
 		return NULL;
 	/* A function that is busy now is waited for: its own time limit, which the server holds, ends that. */
-	for (int i = 0; !stop_in_place(&target, false, &began); i++) {
-		if (live < 0 && i == PARK_TRIES)
-			refuse("its main thread does not wait for a request (it never returned to the runtime)");
+	for (uint64_t since = 0; !stop_in_place(&target, false, &began);) {
 		if (live >= 0)
 			(void)live_told(live, ARM_WAIT_MS);
-		else
-			usleep(PARK_WAIT_US);
+		else if (!may_park(&since))
+			refuse("its main thread does not wait for a request (it never returned to the runtime)");
 	}
 	/* Looked at again when all is stopped; what is known now need not hold requests back. */
 	refuse_company();

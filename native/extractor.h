@@ -63,19 +63,15 @@ struct target {
 	uint64_t vdso, syscall_at;
 	bool steps, steps_known; /* how system calls are run in it */
 };
-/*
- * A main thread that has answered comes back to its read once it has a processor and the interpreter's lock. Looked for so often, with such a
- * pause in between: 5 s. Nobody waits for nothing, for a request would not be read either.
- */
-#define PARK_TRIES 10000
-#define PARK_WAIT_US 500
-
 /* Stops every thread while the main one waits for a request; refuses when it never does. Signals wait, too.
    Returns when the stop began, CLOCK_MONOTONIC nanoseconds. */
 uint64_t stop_all(struct target *target);
 /* Stops every thread, or the main one alone, if the main one waits for a request; false otherwise. For a process that goes on
    where it is: signals wait, and of other threads only original_regs are read and nothing is written back. */
 bool stop_in_place(struct target *target, bool all, uint64_t *began);
+/* Pauses for a moment between two tries to stop it. False once its main thread has had seconds to come back to its read: it, or who holds a
+   lock that it needs, may have to wait for a processor. `since` is 0 at first. */
+bool may_park(uint64_t *since);
 void read_rseq(struct thread *thread);
 /* Reads registers and everything that only the threads themselves know. */
 void read_threads(struct target *target);

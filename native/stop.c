@@ -24,8 +24,11 @@
 #ifndef PTRACE_GET_RSEQ_CONFIGURATION
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif
+#define PARK_MS_MAX 5000
+#define PARK_WAIT_NS 500000
 #define SEIZE_ROUNDS 64
 #define ENDING_WAIT_NS 50000
+#define ENDING_MS_MAX 2000
 #define STOP_TICK_US 100000
 #define STOP_TICKS_MAX 20
 #define XSTATE_BYTES_MAX 32768
@@ -60,14 +63,25 @@ static bool parked(const struct target *target)
 	return sscanf(text, "%ld %lx", &nr, &fd_argument) == 2 && waits_for_request(target, nr, fd_argument);
 }
 
+static bool within(uint64_t *since, uint64_t ms)
+{
+	uint64_t now = clock_ns(CLOCK_MONOTONIC);
+	if (*since == 0)
+		*since = now;
+	return now - *since < ms * 1000000;
+}
+
+bool may_park(uint64_t *since)
+{
+	nanosleep(&(struct timespec){ 0, PARK_WAIT_NS }, NULL);
+	return within(since, PARK_MS_MAX);
+}
+
 static void wait_parked(const struct target *target)
 {
-	for (int i = 0; i < PARK_TRIES; i++) {
-		if (parked(target))
-			return;
-		usleep(PARK_WAIT_US);
-	}
-	refuse("its main thread does not wait for a request (it never returned to the runtime)");
+	for (uint64_t since = 0; !parked(target);)
+		if (!may_park(&since))
+			refuse("its main thread does not wait for a request (it never returned to the runtime)");
 }
 
 static bool known(const struct target *target, pid_t tid)
@@ -263,7 +277,8 @@ static void seize_all(struct target *target)
 	seize(target, target->pid);
 	if (target->thread_count == 0)
 		killed();
-	for (int round = 0; round < SEIZE_ROUNDS; round++) {
+	uint64_t since = 0;
+	for (int round = 0; round < SEIZE_ROUNDS;) {
 		int before = target->thread_count;
 		DIR *tasks = opendir(path);
 		if (!tasks)
@@ -274,11 +289,18 @@ static void seize_all(struct target *target)
 				seize(target, tid);
 		}
 		closedir(tasks);
-		/* Those that are ending included. */
-		if (target->thread_count == before && read_status(target->pid, target->pid, "Threads:", 10, 0) == (uint64_t)before)
+		if (target->thread_count != before) {
+			round++;
+			continue;
+		}
+		/* Those that are ending included: they may wait for a processor. */
+		if (read_status(target->pid, target->pid, "Threads:", 10, 0) == (uint64_t)before)
 			return;
-		if (target->thread_count == before)
-			nanosleep(&(struct timespec){ 0, ENDING_WAIT_NS }, NULL);
+		if (is_over(target->pid, target->pid))
+			killed();
+		if (!within(&since, ENDING_MS_MAX))
+			refuse("one of its threads does not end");
+		nanosleep(&(struct timespec){ 0, ENDING_WAIT_NS }, NULL);
 	}
 	refuse("it keeps making threads");
 }

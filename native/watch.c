@@ -27,8 +27,6 @@
 #include <unistd.h>
 
 #define MEMORY_FD 3
-#define TRIES 200
-#define TRY_US 500
 
 /* One mapping of a file. */
 struct mapped {
@@ -67,14 +65,14 @@ static size_t read_mapped(pid_t pid, struct mapped **list)
 }
 
 /* Made by the process, held by us. */
-static int make_userfaultfd(struct target *target)
+static int make_userfaultfd(struct target *target, struct pollfd *told)
 {
-	uint64_t began;
-	int tries = 0;
+	uint64_t began, since = 0;
 	while (!stop_in_place(target, false, &began)) {
-		if (++tries == TRIES)
+		if (poll(told, 1, 0) > 0)
+			refuse("it was woken first");
+		if (!may_park(&since))
 			refuse("it does not wait for a request");
-		usleep(TRY_US);
 	}
 	int uffd = track_make(target, WP_UNPOPULATED);
 	release_all(target);
@@ -160,7 +158,7 @@ int watch_wake(struct target *target, pid_t pid, int control_fd)
 		die("cannot wait for its wake: %s", strerror(errno));
 	target->pid = pid;
 	target->control_fd = control_fd;
-	int uffd = make_userfaultfd(target);
+	int uffd = make_userfaultfd(target, &wait[0]);
 	struct mapped *list;
 	size_t count = read_mapped(pid, &list);
 	for (size_t i = 0; i < count; i++) {
