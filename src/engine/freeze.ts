@@ -21,10 +21,10 @@ import {
   type RawManifest,
   writeManifest,
 } from "../image/index.js";
+import { isEnding } from "../linux/ending.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { PreparedHeader } from "../runtime/frames.js";
 import type { LiveInstance } from "./instance.js";
-import { isExiting } from "./instance-end.js";
 import type { Keeper } from "./keeper.js";
 import { extractLive, type LiveStop } from "./live-freeze.js";
 import { parseReply } from "./native.js";
@@ -36,6 +36,8 @@ const HELPER_FD = 3;
 /** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
 const PREPARE_MS_MAX = 30_000;
 const EXIT_GRACE_MS = 250;
+const EXIT_MS_MAX = 30_000;
+const EXIT_LOOK_MS = 5;
 
 /** What freezing needs of the engine. */
 export interface FreezeTools {
@@ -107,10 +109,22 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
   }
 }
 
-/** A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later. */
+/**
+ * A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later: how much
+ * later, the machine decides.
+ */
 export async function hasEnded(instance: LiveInstance, { code }: Readonly<Record<string, unknown>>): Promise<boolean> {
-  if (code === "failed") await Promise.race([instance.husk.gone(), sleep(EXIT_GRACE_MS)]);
-  if (code === "failed" && isExiting(instance.hostPid)) await instance.husk.gone();
+  const began = nowMs();
+  const graceMs = code === "failed" ? EXIT_GRACE_MS : 0;
+  let told = false;
+  const gone = instance.husk.gone().then(() => {
+    told = true;
+  });
+  while (instance.alive && !told) {
+    const maxMs = isEnding(instance.hostPid) ? EXIT_MS_MAX : graceMs;
+    if (nowMs() - began >= maxMs) break;
+    await Promise.race([gone, sleep(EXIT_LOOK_MS)]);
+  }
   return !instance.alive;
 }
 

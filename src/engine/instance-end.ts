@@ -1,5 +1,4 @@
 /** How an instance ended, as an error, and what the request that it did not answer is told. */
-import { readFileSync } from "node:fs";
 import { nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import type { InstanceExit } from "./keeper.js";
@@ -36,20 +35,6 @@ const PLATFORM_ERRORS = {
 } as const as Readonly<Record<string, readonly [NonNullable<InvokeResult["platformError"]>, string]>> & {
   readonly INSTANCE_EXITED: readonly ["INSTANCE_EXITED", "Runtime.ExitError"];
 };
-
-/** Field of /proc/PID/stat behind the name, counted from 0, and its bit for a task that executes nothing of its own any more (PF_EXITING). */
-const FLAGS = 6;
-const EXITING = 0x4;
-
-/** Whether a process ends by itself. Its descriptors are closed by then, but the news of its end waits for its sandbox's init. */
-export function isExiting(pid: number): boolean {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return (Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[FLAGS]) & EXITING) !== 0;
-  } catch {
-    return true;
-  }
-}
 
 /** Why the instance is over, as an error. */
 export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {

@@ -10,11 +10,12 @@
 import { randomUUID } from "node:crypto";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
+import { isEnding } from "../linux/ending.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import { deliverFirst, type Husk } from "./husk-pool.js";
-import { type Ending, type EndReason, exitError, isExiting, obituary, type UnansweredRequest } from "./instance-end.js";
+import { type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
@@ -367,7 +368,7 @@ export class LiveInstance implements Instance, InstanceListener {
     // A process that ends closes it too, and what it ended of is told by its exit, however late that is. Else no answer can come.
     const look = (): void => {
       if (this.exit !== undefined) return;
-      if (isExiting(this.hostPid)) return void setTimeout(look, CONTROL_END_GRACE_MS).unref();
+      if (isEnding(this.hostPid)) return void setTimeout(look, CONTROL_END_GRACE_MS).unref();
       this.violate(
         new ThawError("PROTOCOL_VIOLATION", {
           what: "the function closed its control descriptor (3)",
