@@ -307,7 +307,7 @@ static int run_helper(char *payload, size_t count, const int *lent, unsigned len
 	long pid = sys_clone3(&args);
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		int null = open("/dev/null", O_RDONLY);
+		int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
 		/* What is lent, or the way to tell a failure, may lie where another shall be: all go up first, then down to their places. */
 		int kept[HELPER_FDS_MAX], placed = fcntl(failure[1], F_DUPFD_CLOEXEC, HELPER_FDS_MAX + 3);
 		if (placed >= 0) failure[1] = placed;
