@@ -97,7 +97,7 @@ export async function startOverHttp(
 
 /** After husks were made; a longer pause lets the processors fall asleep, which would be measured, too. */
 const SETTLE_MS = 1;
-const POOLS_MS_MAX = 5_000;
+const POOLS_MS_MAX = 15_000;
 /** Counts that stay the same for so long are those of pools that lack nothing. */
 const POOLS_STILL_MS = 300;
 
