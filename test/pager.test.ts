@@ -11,6 +11,7 @@ import { nativePaths } from "../src/engine/native.js";
 import { forgetCached } from "./support/page-cache.js";
 import { keeperProcess } from "./support/pager.js";
 import { call, useWorld } from "./support/world.js";
+import { eventually } from "./support-sandbox.js";
 
 const PAGES = 400;
 const dir = mkdtempSync(join(tmpdir(), "thaw-pager-"));
@@ -41,6 +42,11 @@ function coldFile(name: string): string {
 /** Every tenth page of a file. */
 function scattered(file: number): PrefetchRange[] {
   return Array.from({ length: PAGES / 10 }, (_, index) => ({ file, offset: BigInt(index * 10 * 4096), bytes: 4096 }));
+}
+
+/** Resolves when the keeper has taken all that it was asked before, and handed on what is not its own. */
+async function taken(keeper: Keeper): Promise<void> {
+  keeper.closeFile(await keeper.openFile("/dev/null"));
 }
 
 const processOf = (keeper: Keeper, name: string): number => keeperProcess(keeper.pid, name);
@@ -80,10 +86,11 @@ describe("a prefetch", () => {
     const file = await keeper.openFile(coldFile("cheap"));
     const ranges = Array.from({ length: 200 }, (_, index) => ({ file, offset: BigInt(index * 2 * 4096), bytes: 4096 }));
     await keeper.prefetch(ranges);
-    const times: number[] = [];
-    for (let round = 0; round < 50; round++) times.push((await keeper.prefetch(ranges)).us);
     // 0.1 ms is what it takes; the machine may be busy with other things, so the best counts.
-    expect(Math.min(...times)).toBeLessThan(150);
+    let best = Number.POSITIVE_INFINITY;
+    for (const end = Date.now() + 30_000; best >= 150 && Date.now() < end; )
+      for (let round = 0; round < 50; round++) best = Math.min(best, (await keeper.prefetch(ranges)).us);
+    expect(best).toBeLessThan(150);
   });
 });
 
@@ -127,6 +134,7 @@ describe("an instance whose code is asked for", () => {
     await withStopped(async (one, keeper, file, pager) => {
       const asked = keeper.prefetchEncoded(ranges(file), idOf(one));
       const answer = call(one, "counter.next");
+      await taken(keeper);
       process.kill(pager, "SIGKILL");
       expect(await answer).toBe(1);
       expect((await asked).pages).toBe(-1);
@@ -136,10 +144,10 @@ describe("an instance whose code is asked for", () => {
   it("does not wait for a pager that hangs", async () => {
     await withStopped(async (one, keeper, file, pager) => {
       const asked = [keeper.prefetchEncoded(ranges(file), idOf(one)), keeper.prefetchEncoded(ranges(file), idOf(one))];
-      expect(await Promise.race([call(one, "counter.next"), sleep(10_000)])).toBe(1);
+      expect(await Promise.race([call(one, "counter.next"), sleep(30_000)])).toBe(1);
       // Those of the second request are in the same queue, behind what the pager has not done yet.
       asked.push(keeper.prefetchEncoded(ranges(file), idOf(one)));
-      expect(await Promise.race([call(one, "counter.next"), sleep(10_000)])).toBe(2);
+      expect(await Promise.race([call(one, "counter.next"), sleep(30_000)])).toBe(2);
       process.kill(pager, "SIGCONT");
       expect((await Promise.all(asked)).map(({ pages }) => pages)).toEqual([PAGES / 10, 0, 0]);
       expect(await call(one, "counter.next")).toBe(3);
@@ -172,7 +180,7 @@ describe("the end of the pager", () => {
     expect(pager).toBeGreaterThan(0);
     process.kill(pager, "SIGSTOP");
     const inFlight = keeper.prefetch([{ file, offset: 4096n, bytes: 4096 }]);
-    await sleep(20);
+    await taken(keeper);
     process.kill(processOf(keeper, name), "SIGKILL");
     expect((await inFlight).pages).toBe(-1);
     expect((await keeper.prefetch([{ file, offset: 8192n, bytes: 4096 }])).pages).toBe(1);
@@ -184,8 +192,7 @@ describe("the end of the pager", () => {
     const pids = ["thaw-pager", "thaw-holder"].map((name) => processOf(keeper, name));
     process.kill(keeper.pid, "SIGKILL");
     await keeper.close();
-    for (let tries = 0; tries < 100 && pids.some(lives); tries++) await sleep(20);
-    expect(pids.filter(lives)).toEqual([]);
+    await eventually(() => expect(pids.filter(lives)).toEqual([]));
   });
 });
 
