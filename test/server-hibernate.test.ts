@@ -20,17 +20,30 @@ export const handler = async () => ({ count: ++count, sum: ballast.reduce((sum, 
 };
 const SUM = BALLAST_MB * (BALLAST_MB + 1);
 
-/** Private resident memory of everything that the keeper runs. */
-function privateBytes(server: TestServer): number {
-  let kilobytes = 0;
+/** Private resident memory of each process that the keeper runs, in kilobytes. */
+function privateOfEach(server: TestServer): Map<number, number> {
+  const each = new Map<number, number>();
   for (const { pid } of descendants(server.keeper.pid)) {
     try {
+      let kilobytes = 0;
       const text = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
       for (const [, value] of text.matchAll(/^Private_(?:Clean|Dirty):\s+(\d+)/gm)) kilobytes += Number(value);
+      each.set(pid, kilobytes);
     } catch {
       // It ended meanwhile.
     }
   }
+  return each;
+}
+
+/**
+ * Of all of them together. They are looked at one after the other, and memory that one gives back another may have when that is looked at:
+ * so each is looked at twice, and the smaller figure counts. All of that was there between the two rounds.
+ */
+function privateBytes(server: TestServer): number {
+  const first = privateOfEach(server);
+  let kilobytes = 0;
+  for (const [pid, second] of privateOfEach(server)) kilobytes += Math.min(first.get(pid) ?? 0, second);
   return kilobytes * 1024;
 }
 
@@ -137,7 +150,10 @@ describe("a memory budget", () => {
     expect(one).toHaveLength(30);
     expect(most).toBeGreaterThan(200 * MB);
     expect(most).toBeLessThan(budget + Math.max(...one));
-    expect((await server.metrics()).memory.residentBytes).toBeLessThan(budget);
+    await until("what is beyond the budget to be hibernated", async () => {
+      const { memory } = await server.metrics();
+      return memory.residentBytes < budget || undefined;
+    });
     await server.stop();
   }, 240_000);
 });

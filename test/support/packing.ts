@@ -45,7 +45,7 @@ function stored(image: Image): WorkingSet | undefined {
 
 /** A set is stable after five recordings at most; a start ends before what it recorded is stored, and one in a while records nothing. */
 const STARTS_MAX = 20;
-const RECORDED_MS = 1_000;
+const RECORDED_MS = 2_000;
 /** Moving waits for the disk several times, whatever else that has to do. */
 const PACKED_MS_MAX = 50_000;
 
