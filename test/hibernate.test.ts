@@ -366,7 +366,8 @@ def handler(event, context): return sweeps`);
         await until("a sweep from disk", () => majorFaults(instance) > awake + 3000 || undefined);
         // The one that is under way, and one that began after it: no page is missing any more.
         const swept = (): number => Number(readFileSync(`/proc/${hostPid(instance)}/root/tmp/sweeps`, "utf8"));
-        const earlier = swept();
+        // It is empty for a moment each time.
+        const earlier = await until("a word of the thread", () => swept() || undefined);
         await until("another sweep", () => swept() > earlier + 1 || undefined);
         expect(Number(await ask(instance))).toBeGreaterThan(before);
         await until("the count", () => instance.start.faultsOutside !== undefined || undefined);
