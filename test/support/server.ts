@@ -261,7 +261,7 @@ export class TestServer {
   }
 
   async ready(name: string): Promise<ImageStatus> {
-    const reply = await this.request("GET", `/thaw/v1/functions/${name}/ready?timeout=30`);
+    const reply = await this.request("GET", `/thaw/v1/functions/${name}/ready?timeout=60`);
     if (reply.status !== 200) throw new Error(`image of ${name}: ${reply.status} ${reply.text}`);
     return reply.json as ImageStatus;
   }
