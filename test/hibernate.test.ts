@@ -484,7 +484,7 @@ import ctypes, threading
 from snapshot_restore_py import register_before_snapshot
 libc = ctypes.PyDLL(None)
 def hold():
-    for _ in range(8): libc.usleep(500000)
+    for _ in range(2): libc.usleep(500000)
 register_before_snapshot(lambda: threading.Thread(target=hold).start())
 def handler(event, context): return "on"`);
     await withInstance(bench.engine.boot(spec), async (instance) => {

@@ -52,7 +52,7 @@ const blockedIn = (pid: number): string[] => readFileSync(`/proc/${pid}/syscall`
 function hasEnded(pid: number): boolean {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return stat.slice(stat.lastIndexOf(")") + 2).startsWith("Z");
+    return /^[ZX]/.test(stat.slice(stat.lastIndexOf(")") + 2));
   } catch {
     return true;
   }

@@ -2,13 +2,13 @@
  * What a function may not do, tried by functions: each attempt gets the error that Linux gives an unprivileged process, booted and
  * thawed alike, and the host is afterwards as it was.
  */
-import { chmodSync, existsSync, readFileSync, watch, writeFileSync } from "node:fs";
+import { chmodSync, copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, watch, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { FunctionSpec, Instance } from "../src/engine/index.js";
-import { ask, useBench } from "./support-sandbox.js";
+import { type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
+import { ask, refusal, useBench } from "./support-sandbox.js";
 
 const bench = useBench();
 
@@ -552,5 +552,24 @@ describe("the host", () => {
     expect(look()).toEqual(before);
     expect(readFileSync("/proc/self/mountinfo", "utf8")).not.toContain(bench.root);
     for (const { instance: one } of probes.values()) expect(one.alive).toBe(true);
+  });
+});
+
+describe("an interpreter that lies where functions have a directory of their own", () => {
+  it("is refused with where it lies", async () => {
+    const dir = mkdtempSync("/tmp/thaw-test-interpreter-");
+    const node = join(dir, "node");
+    copyFileSync(process.execPath, node);
+    const engine = await openEngine({ dataDir: join(dir, "data"), interpreters: [node] });
+    try {
+      const error = await refusal(engine.boot(bench.node("exports.handler = async () => 1;")));
+      expect(error).toMatchObject({
+        code: "RUNTIME_MISSING",
+        why: `${node} lies in /tmp, and functions have a /tmp of their own`,
+      });
+    } finally {
+      await engine.close();
+      rmSync(dir, { recursive: true });
+    }
   });
 });

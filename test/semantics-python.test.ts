@@ -3,8 +3,6 @@
  * has four beats: set up state, freeze, thaw, see that it goes on. Steps are functions of test/fixtures/python.
  */
 import { createHash } from "node:crypto";
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
@@ -131,36 +129,6 @@ describe("threads", () => {
     expect(computed).toMatchObject({ slept: true });
     await instance.dispose();
     await clones(image, async (one) => expect(await call(one, "threads.computed")).toEqual(computed));
-  });
-
-  it("keep the main one from its request for a while, by the interpreter's lock: freeze and hibernation wait", async () => {
-    const codeDir = join(world.dataDir, "holding");
-    mkdirSync(codeDir);
-    // A sum is one call, in which the lock is not given up.
-    const source = `import threading, time
-n = 1_000_000
-def work():
-    for _ in range(5): sum(range(n))
-def handler(event, context):
-    global n
-    while True:
-        began = time.monotonic()
-        sum(range(n))
-        if time.monotonic() - began > 0.4: break
-        n *= 2
-    threading.Thread(target=work).start()
-    return "held"
-`;
-    writeFileSync(join(codeDir, "app.py"), source);
-    const one = await world.boot("python", { name: "holding", codeDir, handler: "app.handler" });
-    const ask = async (instance: Instance) => expect((await instance.invoke("{}")).payload.toString()).toBe('"held"');
-    await ask(one);
-    const image = await one.freeze();
-    await world.thawed(image, ask);
-    await ask(one);
-    expect(await one.hibernate()).toMatchObject({ cancelled: false });
-    await one.dispose();
-    await world.engine.removeImage(image);
   });
 
   it("leave an event loop with its tasks, which goes on", async () => {

@@ -1,6 +1,6 @@
 /** Root file systems by runtime, each made once and copied for every sandbox (src/linux/rootfs.ts says what is in them). */
 import { ThawError } from "../base/errors.js";
-import type { Interpreter } from "../linux/interpreters.js";
+import { hiddenBelow, type Interpreter } from "../linux/interpreters.js";
 import { planRoot } from "../linux/rootfs.js";
 import type { Keeper } from "./keeper.js";
 import type { NativePaths } from "./native.js";
@@ -55,6 +55,14 @@ export class Templates {
         what: `runtime ${runtime} is not on this machine`,
         why: `found: ${this.interpreters.map((one) => one.id).join(", ") || "none"}`,
         fix: "install its interpreter, or choose another runtime",
+      });
+    }
+    const hidden = hiddenBelow(interpreter.path);
+    if (hidden !== undefined) {
+      throw new ThawError("RUNTIME_MISSING", {
+        what: `runtime ${runtime} cannot be used`,
+        why: `${interpreter.path} lies in ${hidden}, and functions have a ${hidden} of their own`,
+        fix: "install the interpreter elsewhere, below /usr/local or /opt for example",
       });
     }
     const plan = planRoot(interpreter, { huskPath: this.paths.husk, runtimeDir: this.paths.runtimeDir });

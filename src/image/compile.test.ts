@@ -23,7 +23,6 @@ function operations({ bytes, labels }: Program): { kind: number; nr: number; arg
 const CONTENTS = Buffer.from("hello");
 const SYS_CAPSET = 126;
 const SYS_EXECVE = 59;
-const SYS_PRLIMIT = 302;
 
 const SYS_DUP3 = 292;
 const RUNS = [{ address: 0x500000n, pages: 1 }];
@@ -48,11 +47,11 @@ describe("a compiled image", () => {
     for (const program of [compileThaw(facts, { contents: CONTENTS, source: "lazy", runtime: false }), compileResume(facts)]) {
       const list = operations(program);
       expect(list.at(-1)?.kind).toBe(ABI.OP_RESUME);
-      const limits = list.filter(({ nr }) => nr === SYS_PRLIMIT);
-      expect(limits.map(({ args }) => args[1])).toEqual(Array.from({ length: 16 }, (_, resource) => BigInt(resource)));
+      const limits = list.filter(({ kind }) => kind === ABI.OP_LIMIT);
+      expect(limits.map(({ args }) => args[0])).toEqual(Array.from({ length: 16 }, (_, resource) => BigInt(resource)));
       const descriptors = list.findLastIndex(({ kind, nr }) => kind === ABI.OP_INSTALL || nr === SYS_DUP3);
       expect(descriptors).toBeGreaterThan(0);
-      expect(descriptors).toBeLessThan(list.findIndex(({ nr }) => nr === SYS_PRLIMIT));
+      expect(descriptors).toBeLessThan(list.findIndex(({ kind }) => kind === ABI.OP_LIMIT));
     }
   });
 

@@ -34,7 +34,8 @@ export class TookTooLong extends Error {
 export async function within<T>(promise: Promise<T>, ms: number, what: string): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new TookTooLong(what, ms)), ms);
+    // Timers know whole milliseconds, and are due up to one early: before a deadline that then had not passed.
+    timer = setTimeout(() => reject(new TookTooLong(what, ms)), Math.ceil(ms) + 1);
   });
   try {
     return await Promise.race([promise, late]);

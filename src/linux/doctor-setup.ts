@@ -2,6 +2,7 @@
 import { join, relative, sep } from "node:path";
 import { formatBytes, GIB, MIB, TIB } from "../base/units.js";
 import type { Check, Machine } from "./doctor-machine.js";
+import { hiddenBelow } from "./interpreters.js";
 import { mountOf } from "./mounts.js";
 
 const HELPERS = ["keeper", "husk", "extractor", "shim.so"] as const;
@@ -27,11 +28,23 @@ export async function checkNative(machine: Machine, dir: string): Promise<Check>
 export async function checkInterpreters(machine: Machine): Promise<Check> {
   const base = { name: "interpreters", required: true };
   const found: string[] = [];
-  const node = await machine.run("node", ["-p", "process.version + ' at ' + process.execPath"]);
-  if (node.ok) found.push(`Node ${node.output}`);
-  const python = await machine.run("python3", ["-c", "import sys; print(sys.version.split()[0], 'at', sys.executable)"]);
-  if (python.ok) found.push(`Python ${python.output}`);
-  if (found.length > 0) return { ...base, ok: true, says: `Found on the PATH: ${found.join("; ")}.` };
+  const hidden: string[] = [];
+  const add = (name: string, { ok, output }: { ok: boolean; output: string }): void => {
+    if (!ok) return;
+    const dir = hiddenBelow(output.slice(output.indexOf(" at ") + " at ".length));
+    if (dir === undefined) found.push(`${name} ${output}`);
+    else hidden.push(`${name} ${output} is not used: functions have a ${dir} of their own.`);
+  };
+  add("Node", await machine.run("node", ["-p", "process.version + ' at ' + process.execPath"]));
+  add("Python", await machine.run("python3", ["-c", "import sys; print(sys.version.split()[0], 'at', sys.executable)"]));
+  if (found.length > 0) return { ...base, ok: true, says: [`Found on the PATH: ${found.join("; ")}.`, ...hidden].join(" ") };
+  if (hidden.length > 0)
+    return {
+      ...base,
+      ok: false,
+      says: hidden.join(" "),
+      fix: "Install an interpreter elsewhere, below /usr/local or /opt for example.",
+    };
   return { ...base, ok: false, says: "Neither node nor python3 is on the PATH.", fix: "apt-get install nodejs python3" };
 }
 

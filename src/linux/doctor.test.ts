@@ -222,6 +222,16 @@ describe("the doctor", () => {
     expect([none.ok, none.canFreeze]).toEqual([false, true]);
   });
 
+  it("does not count an interpreter that lies where functions have a directory of their own", async () => {
+    const node = { ok: true, missing: false, output: "v24.1.0 at /tmp/node/bin/node" };
+    const one = (await probe({ commands: { node } })).check("interpreters");
+    expect(one.says).toBe(
+      "Found on the PATH: Python 3.11.2 at /usr/bin/python3.11. Node v24.1.0 at /tmp/node/bin/node is not used: functions have a /tmp of their own.",
+    );
+    expect(one.ok).toBe(true);
+    expect((await probe({ commands: { node, python3: ABSENT } })).check("interpreters").ok).toBe(false);
+  });
+
   it("refuses a data directory mounted noexec, and says where", async () => {
     const report = await probe({ files: { "/proc/self/mounts": `${MOUNTS_V2}tmpfs /srv tmpfs rw,noexec 0 0\n` } });
     expect(report.check("data").says).toContain("is on /srv, which is mounted noexec");

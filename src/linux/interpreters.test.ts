@@ -2,7 +2,7 @@ import { chmodSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { findInterpreters, interpretersAt, mappedFiles } from "./interpreters.js";
+import { findInterpreters, hiddenBelow, interpretersAt, mappedFiles } from "./interpreters.js";
 
 const dir = mkdtempSync(join(tmpdir(), "thaw-interpreters-"));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -24,6 +24,22 @@ describe("finding interpreters", () => {
     writeFileSync(join(dir, "python3"), "#!/bin/sh\nexit 1\n");
     chmodSync(join(dir, "python3"), 0o755);
     expect((await findInterpreters(dir)).some(({ language }) => language === "python")).toBe(false);
+  });
+
+  it("prefers one that sandboxes can see to one before it that lies in a directory which they have of their own", async () => {
+    const saying = (name: string, path: string): void => {
+      const answer = JSON.stringify({ path, version: "3.99.0", prefixes: [], maps: "" });
+      writeFileSync(join(dir, name), `#!/bin/sh\necho '${answer}'\n`);
+      chmodSync(join(dir, name), 0o755);
+    };
+    const paths = async (): Promise<string[]> =>
+      (await findInterpreters(dir)).filter(({ id }) => id === "python3.99").map(({ path }) => path);
+    saying("python3", "/dev/null");
+    expect(await paths()).toEqual(["/dev/null"]);
+    saying("python3.99", realpathSync("/bin/sh"));
+    expect(await paths()).toEqual([realpathSync("/bin/sh")]);
+    expect(hiddenBelow("/tmp/node")).toBe("/tmp");
+    expect(hiddenBelow("/tmpfiles/node")).toBeUndefined();
   });
 
   it("takes exactly those that are named, and refuses what is none by its path", async () => {

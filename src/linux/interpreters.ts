@@ -23,6 +23,14 @@ export interface Interpreter {
   readonly libraries: readonly string[];
 }
 
+/** Directories that each sandbox has of its own: what the host has there cannot be seen in it. */
+const OWN_DIRS = ["/tmp", "/dev", "/proc", "/var/task", "/var/runtime"] as const;
+
+/** The directory, if any, for which sandboxes cannot see what lies at `path`. */
+export function hiddenBelow(path: string): string | undefined {
+  return OWN_DIRS.find((dir) => path.startsWith(`${dir}/`));
+}
+
 const TIMEOUT_MS = 15_000;
 const run = promisify(execFile);
 
@@ -49,7 +57,7 @@ interface Answer {
   readonly maps: string;
 }
 
-/** All usable interpreters; of several with one id, the first on the PATH. `node` that runs this process comes first. */
+/** All interpreters; of several with one id, the first on the PATH that sandboxes can see. `node` that runs this process comes first. */
 export async function findInterpreters(searchPath = process.env["PATH"] ?? ""): Promise<Interpreter[]> {
   const asked = await Promise.all([
     ...unique([process.execPath, ...candidates(searchPath, /^node(js)?$/)]).map((path) => ask("node", path)),
@@ -57,7 +65,10 @@ export async function findInterpreters(searchPath = process.env["PATH"] ?? ""): 
   ]);
   const found = new Map<string, Interpreter>();
   for (const interpreter of asked) {
-    if (interpreter !== undefined && !found.has(interpreter.id)) found.set(interpreter.id, interpreter);
+    if (interpreter === undefined) continue;
+    const before = found.get(interpreter.id);
+    if (before === undefined || (hiddenBelow(before.path) !== undefined && hiddenBelow(interpreter.path) === undefined))
+      found.set(interpreter.id, interpreter);
   }
   return [...found.values()];
 }

@@ -113,7 +113,7 @@ function round(done) {
         }
         begin();
         // Not before news that is on its way: where nobody ran for a while, this timer and the next are due at once.
-        setImmediate(wait, patienceMs * 2);
+        setImmediate(() => wait(patienceMs * 2));
       },
       Math.min(patienceMs, Math.ceil(endMs - now())),
     );
