@@ -10,8 +10,6 @@ import type { Keeper, PassedFd } from "./keeper.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
 import type { Phase, StartResult } from "./types.js";
 
-const READY_GRACE_MS = 30_000;
-
 /** What is known of a boot when it begins. */
 export function bootBegins(pooled: boolean): StartResult {
   return { kind: "boot", us: 0, phases: [], waitUs: 0, husk: pooled ? "generic" : "fresh", prefetchedPages: 0 };
@@ -69,12 +67,13 @@ function initFailed(instance: LiveInstance, why: string, details: Record<string,
 
 /** Resolves when the function is loaded. INIT_FAILED. */
 export async function ready(instance: LiveInstance): Promise<void> {
+  const { graceMs } = instance.owner;
   const late = new ThawError("INIT_FAILED", {
     what: `function "${instance.spec.name}" did not finish loading`,
-    why: `it took longer than ${READY_GRACE_MS / 1000} s`,
+    why: `it took longer than ${graceMs / 1000} s`,
     fix: "do less at load",
   });
-  const timer = setTimeout(() => instance.fail(late), READY_GRACE_MS);
+  const timer = setTimeout(() => instance.fail(late), graceMs);
   try {
     const { header, body } = await instance.expect("ready");
     if (header.type !== "initError") return;

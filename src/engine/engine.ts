@@ -63,6 +63,7 @@ import type {
 const NO_PIDS: ReadonlySet<number> = new Set();
 /** An answer that takes so long may be waiting for the disk. */
 const LATE_MS = 2;
+const GRACE_MS = 30_000;
 const NONE_COLD = Promise.resolve(0);
 
 /** How the engine is opened. */
@@ -77,6 +78,11 @@ export interface EngineOptions {
   readonly sharedRuntime?: boolean;
   /** Paths of the interpreters to use, and no others. Default: those that are found on this machine. */
   readonly interpreters?: readonly string[];
+  /**
+   * Milliseconds that a function has for loading, and for its before-snapshot hooks with the garbage collection behind them, which takes about a
+   * second for each gigabyte of small objects. Default 30,000.
+   */
+  readonly graceMs?: number;
   /** Called once when the keeper ended by itself: every instance is gone, and this engine cannot make another. */
   readonly onLost?: (error: ThawError) => void;
 }
@@ -84,6 +90,7 @@ export interface EngineOptions {
 export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;
+  readonly graceMs: number;
   private readonly templates: Templates;
   private readonly bases: Bases;
   private readonly images: OpenImages;
@@ -114,6 +121,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.limits = new Limits(keeper, layout);
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
+    this.graceMs = options.graceMs ?? GRACE_MS;
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.parking.poolGeneric(id));
     this.bases = this.makeBases(options);

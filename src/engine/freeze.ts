@@ -33,8 +33,6 @@ import type { FreezeOptions, FreezeReport } from "./types.js";
 const PAGE_BYTES = 4096;
 /** First of the files that a helper is given. */
 const HELPER_FD = 3;
-/** Hooks and garbage collection; the latter takes about a second for each gigabyte of small objects. */
-const PREPARE_MS_MAX = 30_000;
 const EXIT_GRACE_MS = 250;
 const EXIT_MS_MAX = 30_000;
 const EXIT_LOOK_MS = 5;
@@ -59,6 +57,7 @@ const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
 
 /** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze, how hot the code is, where the runtime tells. */
 export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<PreparedHeader> {
+  const { graceMs } = instance.owner;
   const answer = instance.expect("prepared");
   const heat = done === "frozen" ? { heat: true as const } : {};
   instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }), ...heat });
@@ -68,11 +67,11 @@ export async function prepare(instance: LiveInstance, { code, done, collect }: P
       instance.fail(
         new ThawError(code, {
           what: `function "${instance.spec.name}" could not be ${done}`,
-          why: `its before-snapshot hooks took longer than ${PREPARE_MS_MAX / 1000} s, and it was ended`,
+          why: `its before-snapshot hooks took longer than ${graceMs / 1000} s, and it was ended`,
           fix: "mend the hook",
         }),
       ),
-    PREPARE_MS_MAX,
+    graceMs,
   );
   const { header, body } = await answer.finally(() => clearTimeout(timer));
   if (header.type === "prepared") return header;

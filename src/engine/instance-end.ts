@@ -36,6 +36,15 @@ const PLATFORM_ERRORS = {
   readonly INSTANCE_EXITED: readonly ["INSTANCE_EXITED", "Runtime.ExitError"];
 };
 
+/** Nothing can come from a function that did this, and it goes on. */
+export function controlClosed(): ThawError {
+  return new ThawError("PROTOCOL_VIOLATION", {
+    what: "the function closed its control descriptor (3)",
+    why: "no answer can come through it",
+    fix: "leave descriptor 3 alone: it belongs to the runtime",
+  });
+}
+
 /** Why the instance is over, as an error. */
 export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
   if (end?.kind === "violation" || end?.kind === "failed") return end.error;

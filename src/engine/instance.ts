@@ -15,7 +15,7 @@ import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type 
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import { deliverFirst, type Husk } from "./husk-pool.js";
-import { type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
+import { controlClosed, type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
@@ -44,6 +44,8 @@ const CONTROL_END_GRACE_MS = 1000;
 
 /** What an instance asks of the engine. */
 export interface InstanceOwner {
+  /** {@link EngineOptions.graceMs}. */
+  readonly graceMs: number;
   freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image>;
   pages(instance: LiveInstance): Promise<PageCounts>;
   hibernation(instance: LiveInstance): Hibernation;
@@ -106,7 +108,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   constructor(
     private readonly keeper: Keeper,
-    private readonly owner: InstanceOwner,
+    readonly owner: InstanceOwner,
     readonly husk: Husk,
     readonly spec: FunctionSpec,
     start: StartResult,
@@ -369,13 +371,7 @@ export class LiveInstance implements Instance, InstanceListener {
     const look = (): void => {
       if (this.exit !== undefined) return;
       if (isEnding(this.hostPid)) return void setTimeout(look, CONTROL_END_GRACE_MS).unref();
-      this.violate(
-        new ThawError("PROTOCOL_VIOLATION", {
-          what: "the function closed its control descriptor (3)",
-          why: "no answer can come through it",
-          fix: "leave descriptor 3 alone: it belongs to the runtime",
-        }),
-      );
+      this.violate(controlClosed());
     };
     setTimeout(look, CONTROL_END_GRACE_MS).unref();
   }
