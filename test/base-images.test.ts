@@ -190,7 +190,7 @@ exports.handler = async (event) => {
   });
 
   it("is stored whole where most of it is its own, and so is what is frozen of its clones", async () => {
-    const big = 'const own = require("node:crypto").randomBytes(24 << 20); let count = 0;';
+    const big = 'const own = require("node:crypto").randomBytes(48 << 20); let count = 0;';
     const sum = 'require("node:crypto").createHash("sha256").update(own).digest("hex")';
     const instance = await bench.engine.boot(bench.node(`${big} exports.handler = async () => [${sum}, ++count];`), {
       base: true,

@@ -266,8 +266,10 @@ def handler(event, c):
 
   it("shows where an error came from, without frames of the runtime", async () => {
     const runtime = await ready("def handler(e, c):\n    return deep()\ndef deep():\n    raise ValueError('here')\n");
-    expect(json(await runtime.invoke("{}")).stackTrace).toEqual([
-      `  File "${root}/ready.py", line 2, in handler\n    return deep()\n           ^^^^^^\n`,
+    const trace = (json(await runtime.invoke("{}")) as { stackTrace: string[] }).stackTrace;
+    // Newer versions mark the place only where that is not the whole line.
+    expect(trace.map((frame) => frame.replace(/^ +\^+\n/m, ""))).toEqual([
+      `  File "${root}/ready.py", line 2, in handler\n    return deep()\n`,
       `  File "${root}/ready.py", line 4, in deep\n    raise ValueError('here')\n`,
     ]);
   });
