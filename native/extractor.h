@@ -52,7 +52,7 @@ struct thread {
 	uint64_t altstack[3];
 	uint64_t robust_list, robust_bytes;
 	uint64_t rseq, rseq_bytes, rseq_signature;
-	uint64_t tid_address;
+	uint64_t tid_address, tid_word;
 	char name[17];
 };
 struct target {

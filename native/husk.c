@@ -53,7 +53,6 @@
 #define FUTEX_WAIT_PRIVATE_ 128
 #define FUTEX_WAKE_PRIVATE_ 129
 #define CLONE_THREAD_FLAGS_ 0x00050f00 /* VM FS FILES SIGHAND THREAD SYSVSEM */
-#define CLONE_PARENT_CHILD_TID_ 0x01200000 /* CHILD_CLEARTID, CHILD_SETTID */
 
 /* ---- system calls: raw, returning -errno ---- */
 
@@ -218,6 +217,9 @@ static void clear_address_space(void)
 
 static void set_thread_facts(const struct thread_state *state)
 {
+	int32_t tid = (int32_t)raw(__NR_set_tid_address, state->tid_address);
+	if (state->tid_word)
+		*(volatile int32_t *)state->tid_word = tid;
 	raw(__NR_arch_prctl, ARCH_SET_FS_, state->fs_base);
 	if (state->gs_base)
 		raw(__NR_arch_prctl, ARCH_SET_GS_, state->gs_base);
@@ -268,7 +270,7 @@ static long run_syscall(const struct program_op *op)
  * clone(2) for a thread that starts in `entry(argument)` on its own small stack and never returns.
  * A function call cannot cross the stack switch, hence the assembly.
  */
-static long start_thread(uint64_t flags, uint64_t tid_address, void (*entry)(void), const void *argument)
+static long start_thread(void (*entry)(void), const void *argument)
 {
 	if (threads_made >= HUSK_THREADS_MAX)
 		return -E2BIG_;
@@ -277,7 +279,7 @@ static long start_thread(uint64_t flags, uint64_t tid_address, void (*entry)(voi
 	stack[0] = (uint64_t)entry;
 	stack[1] = (uint64_t)argument;
 	long result;
-	register long r10 __asm__("r10") = (long)tid_address;
+	register long r10 __asm__("r10") = 0;
 	register long r8 __asm__("r8") = 0;
 	__asm__ volatile("syscall\n\t"
 			 "test %%rax, %%rax\n\t"
@@ -289,7 +291,7 @@ static long start_thread(uint64_t flags, uint64_t tid_address, void (*entry)(voi
 			 "jmp *%%rax\n"
 			 "1:"
 			 : "=a"(result)
-			 : "a"((long)__NR_clone), "D"(flags), "S"(stack), "d"(0), "r"(r10), "r"(r8)
+			 : "a"((long)__NR_clone), "D"((long)CLONE_THREAD_FLAGS_), "S"(stack), "d"(0), "r"(r10), "r"(r8)
 			 : "rcx", "r11", "memory");
 	return result;
 }
@@ -319,14 +321,13 @@ __attribute__((used)) static _Noreturn void spare_main(const void *argument)
 	const struct thread_state *state = spare_states[index];
 	for (; !state;)
 		raw(__NR_exit, 0);
-	*(volatile int32_t *)state->tid_address = (int32_t)raw(__NR_set_tid_address, state->tid_address);
 	thread_main(state);
 }
 
 static long make_spares(uint64_t count)
 {
 	for (uint64_t i = 0; i < count && i < HUSK_SPARES_MAX; i++) {
-		long result = start_thread(CLONE_THREAD_FLAGS_, 0, (void (*)(void))spare_main, (const void *)i);
+		long result = start_thread((void (*)(void))spare_main, (const void *)i);
 		if (failed(result))
 			return result;
 		spares_made++;
@@ -450,8 +451,7 @@ static long run_op(const struct program_op *op, uint32_t index)
 			return 0;
 		}
 		threads_waiting |= waits;
-		return start_thread(CLONE_THREAD_FLAGS_ | CLONE_PARENT_CHILD_TID_, state->tid_address,
-				    waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
+		return start_thread(waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
 	}
 	case OP_TOUCH: {
 		/* Writes without changing anything: the kernel copies the page. */
@@ -480,8 +480,6 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return limit(op->args[0], op->args[1], op->args[2]);
 	case OP_RESUME: {
 		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
-		long tid = raw(__NR_set_tid_address, state->tid_address);
-		*(volatile int32_t *)state->tid_address = (int32_t)tid;
 		set_thread_facts(state);
 		become(state->frame);
 	}

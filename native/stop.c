@@ -34,7 +34,7 @@
 #define XSTATE_BYTES_MAX 32768
 
 /* Indexes into struct user_regs_struct. */
-enum { R_RAX = 10, R_RCX = 11, R_RDX = 12, R_RSI = 13, R_RDI = 14, R_ORIG_RAX = 15, R_RIP = 16, R_CS = 17, R_RSP = 19, R_SS = 20 };
+enum { R_RAX = 10, R_RCX = 11, R_RDX = 12, R_RSI = 13, R_RDI = 14, R_ORIG_RAX = 15, R_RIP = 16, R_CS = 17, R_RSP = 19, R_SS = 20, R_FS_BASE = 21 };
 enum { R_R10 = 7, R_R9 = 8, R_R8 = 9 };
 
 /* Errors with which the kernel marks a system call to be restarted. */
@@ -618,6 +618,40 @@ static void read_thread(struct target *target, struct thread *thread)
 	refuse_filters(target, thread);
 }
 
+/* A thread's number in the namespace of its process. */
+static int inner_tid(const struct target *target, const struct thread *thread)
+{
+	char path[64], line[256];
+	int tid = -1;
+	snprintf(path, sizeof path, "/proc/%d/task/%d/status", target->pid, thread->tid);
+	FILE *status = fopen(path, "re");
+	while (status && tid < 0 && fgets(line, sizeof line, status))
+		if (strncmp(line, "NSpid:", 6) == 0)
+			tid = atoi(strrchr(line, '\t') + 1);
+	if (status)
+		fclose(status);
+	if (tid < 0)
+		die("cannot read a thread's number: %s", strerror(errno));
+	return tid;
+}
+
+/*
+ * Where the C library keeps the number of a thread, which is another one in each clone. In glibc a field of the thread's descriptor, which up to 2.42
+ * is also what the kernel clears at its end; since 2.43 that is another one, with states of its own. 0: nowhere that is known.
+ */
+static uint64_t find_tid_word(const struct target *target, int mem, const struct thread *thread)
+{
+	const uint64_t descriptor = thread->regs[R_FS_BASE];
+	const uint64_t places[] = { descriptor + 0x2d0 /* glibc */, thread->tid_address, descriptor + 0x30 /* musl */ };
+	int tid = inner_tid(target, thread);
+	for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+		int word;
+		if (pread(mem, &word, sizeof word, (off_t)places[i]) == sizeof word && word == tid)
+			return places[i];
+	}
+	return 0;
+}
+
 /* Asks as many threads at once, each of which answers at a place of its own below the main thread's stack. */
 #define ASKED_AT_ONCE 64
 #define ANSWER_WORDS 4
@@ -671,6 +705,8 @@ void read_threads(struct target *target)
 		read_thread(target, &target->threads[i]);
 	for (int i = 0; i < target->thread_count; i += ASKED_AT_ONCE)
 		ask_threads(target, mem, i, target->thread_count - i < ASKED_AT_ONCE ? target->thread_count - i : ASKED_AT_ONCE);
+	for (int i = 0; i < target->thread_count; i++)
+		target->threads[i].tid_word = find_tid_word(target, mem, &target->threads[i]);
 	close(mem);
 }
 
@@ -695,6 +731,7 @@ void write_threads(const struct target *target)
 		json_int("rseqBytes", (int64_t)thread->rseq_bytes);
 		json_int("rseqSignature", (int64_t)thread->rseq_signature);
 		json_hex("tidAddress", thread->tid_address);
+		json_hex("tidWord", thread->tid_word);
 		json_close('}');
 	}
 	json_close(']');

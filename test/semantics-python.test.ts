@@ -131,6 +131,18 @@ describe("threads", () => {
     await clones(image, async (one) => expect(await call(one, "threads.computed")).toEqual(computed));
   });
 
+  it("of the C library are joined, end detached, and are reached by its signals under their new numbers", async () => {
+    const instance = await world.boot("python");
+    expect(await call(instance, "threads.start_native")).toBe(3);
+    const image = await instance.freeze({ then: "end" });
+    await clones(image, async (one) => {
+      const again = await one.freeze();
+      await world.thawed(again, async (two) => expect(await call(two, "threads.end_native")).toEqual([["MainThread"], 0, 0]));
+      expect(await call(one, "threads.end_native")).toEqual([["MainThread"], 0, 0]);
+      await world.engine.removeImage(again);
+    });
+  });
+
   it("leave an event loop with its tasks, which goes on", async () => {
     const image = await world.imageAfter("python", "threads.start_loop");
     await clones(image, async (one) => {

@@ -104,6 +104,7 @@ function threadState(program: ProgramBuilder, thread: ThreadFacts, frame: Facts[
     fs_base: register(thread, "fsBase"),
     gs_base: register(thread, "gsBase"),
     tid_address: thread.tidAddress,
+    tid_word: thread.tidWord,
     robust_list: thread.robustList,
     robust_bytes: thread.robustBytes,
     rseq: thread.rseq,

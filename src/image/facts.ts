@@ -51,6 +51,7 @@ const thread = z.object({
   rseqBytes: count,
   rseqSignature: count,
   tidAddress: hex,
+  tidWord: hex,
 });
 
 const common = { fd: count, flags: count, pos: count };

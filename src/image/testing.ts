@@ -31,6 +31,7 @@ export function sampleFacts(overrides: Partial<RawFacts> = {}): RawFacts {
     rseqBytes: 32,
     rseqSignature: 0x53053053,
     tidAddress: "0x7f0000003000",
+    tidWord: "0x7f0000003000",
   });
   const identity = { inode: "0x1234", size: "0x8000", mtimeS: 1_700_000_000, mtimeNs: 5, ctimeS: 1_700_000_001, ctimeNs: 6 };
   return {
@@ -173,6 +174,7 @@ const threadArbitrary = fc.record({
   rseqBytes: count,
   rseqSignature: count,
   tidAddress: u64,
+  tidWord: u64,
 });
 const factsArbitrary: fc.Arbitrary<RawFacts> = fc
   .record({

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 9;
+export const HUSK_VERSION = 10;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -270,7 +270,10 @@ export const ABI_STRUCTS = {
     ["frame", "u64"],
     ["fs_base", "u64"],
     ["gs_base", "u64"],
+    /** The word that the kernel clears when the thread ends. */
     ["tid_address", "u64"],
+    /** The word that shall hold the thread's number: for glibc before 2.43 the same. 0: none. */
+    ["tid_word", "u64"],
     ["robust_list", "u64"],
     ["robust_bytes", "u64"],
     ["rseq", "u64"],
