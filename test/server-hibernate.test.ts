@@ -153,7 +153,7 @@ describe("a memory budget", () => {
     expect(kinds.slice(30).filter((kind) => kind === "wake").length).toBeGreaterThan(20);
     const one = (await server.list()).flatMap(({ instances }) => instances.map(({ residentBytes }) => residentBytes));
     expect(one).toHaveLength(30);
-    expect(seen).toBeGreaterThan(200 * MB);
+    expect(seen).toBeGreaterThan(BALLAST_MB * MB);
     expect(most).toBeLessThan(budget + Math.max(...one));
     await until("what is beyond the budget to be hibernated", async () => {
       const { memory } = await server.metrics();
