@@ -438,20 +438,11 @@ static void write_socket(const struct descriptor *d)
 static const char *lasting_path(const struct descriptor *d)
 {
 	static char path[sizeof d->link + 16];
-	char status_path[64], line[256], own[32] = "";
+	char own[32];
 	if (strncmp(d->link, "/proc/", 6) != 0)
 		return d->link;
-	snprintf(status_path, sizeof status_path, "/proc/%d/status", pid);
-	FILE *status = fopen(status_path, "re");
-	while (status && fgets(line, sizeof line, status)) {
-		const char *inner = strncmp(line, "NSpid:", 6) == 0 ? strrchr(line, '\t') : NULL;
-		if (inner)
-			snprintf(own, sizeof own, "/proc/%d", atoi(inner));
-	}
-	if (status)
-		fclose(status);
-	size_t length = strlen(own);
-	if (!length || strncmp(d->link, own, length) != 0 || (d->link[length] && d->link[length] != '/'))
+	size_t length = (size_t)snprintf(own, sizeof own, "/proc/%d", inner_tid(pid, pid));
+	if (strncmp(d->link, own, length) != 0 || (d->link[length] && d->link[length] != '/'))
 		return d->link;
 	if (strncmp(d->link + length, "/task/", 6) == 0)
 		refuse("it holds %s open (descriptor %d)", d->link, d->fd);

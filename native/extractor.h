@@ -72,6 +72,8 @@ bool stop_in_place(struct target *target, bool all, uint64_t *began);
 /* Pauses for a moment between two tries to stop it. False once its main thread has had seconds to come back to its read: it, or who holds a
    lock that it needs, may have to wait for a processor. `since` is 0 at first. */
 bool may_park(uint64_t *since);
+/* A thread's number in the innermost namespace, as its process sees it; -1 where that cannot be read. */
+int inner_tid(pid_t pid, pid_t thread);
 void read_rseq(struct thread *thread);
 /* Reads registers and everything that only the threads themselves know. */
 void read_threads(struct target *target);

@@ -618,20 +618,17 @@ static void read_thread(struct target *target, struct thread *thread)
 	refuse_filters(target, thread);
 }
 
-/* A thread's number in the namespace of its process. */
-static int inner_tid(const struct target *target, const struct thread *thread)
+int inner_tid(pid_t pid, pid_t thread)
 {
 	char path[64], line[256];
 	int tid = -1;
-	snprintf(path, sizeof path, "/proc/%d/task/%d/status", target->pid, thread->tid);
+	snprintf(path, sizeof path, "/proc/%d/task/%d/status", pid, thread);
 	FILE *status = fopen(path, "re");
 	while (status && tid < 0 && fgets(line, sizeof line, status))
 		if (strncmp(line, "NSpid:", 6) == 0)
 			tid = atoi(strrchr(line, '\t') + 1);
 	if (status)
 		fclose(status);
-	if (tid < 0)
-		die("cannot read a thread's number: %s", strerror(errno));
 	return tid;
 }
 
@@ -643,7 +640,9 @@ static uint64_t find_tid_word(const struct target *target, int mem, const struct
 {
 	const uint64_t descriptor = thread->regs[R_FS_BASE];
 	const uint64_t places[] = { descriptor + 0x2d0 /* glibc */, thread->tid_address, descriptor + 0x30 /* musl */ };
-	int tid = inner_tid(target, thread);
+	int tid = inner_tid(target->pid, thread->tid);
+	if (tid < 0)
+		die("cannot read a thread's number: %s", strerror(errno));
 	for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
 		int word;
 		if (pread(mem, &word, sizeof word, (off_t)places[i]) == sizeof word && word == tid)

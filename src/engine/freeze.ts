@@ -33,6 +33,7 @@ import type { FreezeOptions, FreezeReport } from "./types.js";
 const PAGE_BYTES = 4096;
 /** First of the files that a helper is given. */
 const HELPER_FD = 3;
+/** How long its end is waited for: of one that does not look like ending, of one that does; and how often it is looked at. */
 const EXIT_GRACE_MS = 250;
 const EXIT_MS_MAX = 30_000;
 const EXIT_LOOK_MS = 5;

@@ -82,11 +82,15 @@ function beginMarking() {
   });
 }
 
-/** Whether a full collection has ended since the last call, or since {@link profiler} was started. */
-function hasCollected() {
-  const { statistics } = profiler.stop();
+function startProfiler() {
   profiler = new GCProfiler();
   profiler.start();
+}
+
+/** Whether a full collection has ended since the last call, or since {@link startProfiler}. */
+function hasCollected() {
+  const { statistics } = profiler.stop();
+  startProfiler();
   return statistics.some(({ gcType }) => gcType === "MarkSweepCompact");
 }
 
@@ -155,8 +159,7 @@ function finishSweeping() {
 function collectGarbage(rounds, done) {
   collect ??= withFlag("expose-gc", () => runInNewContext("gc"));
   setFlagsFromString("--no-flush-bytecode");
-  profiler = new GCProfiler();
-  profiler.start();
+  startProfiler();
   const next = (left) => {
     if (left > 0) {
       round(() => next(left - 1));
