@@ -424,6 +424,7 @@ describe("doctor", () => {
       machine: {
         ok: false,
         canFreeze: false,
+        interpreters: [],
         checks: [
           { name: "kernel", ok: true, required: true, says: "Linux 6.18" },
           { name: "ptrace", ok: false, required: true, says: "not permitted", fix: "run as root" },

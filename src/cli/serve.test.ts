@@ -7,6 +7,7 @@ import { FakeEngine } from "../engine/fake.js";
 import { type CliOptions, runCli } from "./testing.js";
 
 const BAD_MACHINE = {
+  interpreters: [],
   ok: false,
   canFreeze: false,
   checks: [

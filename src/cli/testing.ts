@@ -27,6 +27,7 @@ export const GOOD_MACHINE: MachineReport = {
   ok: true,
   canFreeze: true,
   checks: [{ name: "kernel", ok: true, required: true, says: "Linux 6.18" }],
+  interpreters: [],
 };
 
 /** Runs `thaw` with `args`. */

@@ -7,6 +7,7 @@ import { randomBytes } from "node:crypto";
 import { constants } from "node:fs";
 import { access, mkdir, open, readdir, readFile, rm, rmdir, stat, statfs } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { findInterpreters, type Interpreter } from "./interpreters.js";
 
 /** One question and its answer. */
 export interface Check {
@@ -44,6 +45,8 @@ export interface Machine {
   trySparseFile(dir: string, bytes: number): Promise<string | undefined>;
   tryMapFiles(): Promise<string | undefined>;
   freeBytes(dir: string): Promise<number>;
+  /** What functions could run on. Asking each takes 50 ms of a processor, and where version managers put scripts before them, five times as much. */
+  interpreters(): Promise<readonly Interpreter[]>;
 }
 
 const COMMAND_MS_MAX = 5000;
@@ -139,5 +142,6 @@ export function thisMachine(): Machine {
       const facts = await statfs(dir);
       return facts.bavail * facts.bsize;
     },
+    interpreters: () => findInterpreters(),
   };
 }

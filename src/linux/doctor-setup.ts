@@ -2,7 +2,7 @@
 import { join, relative, sep } from "node:path";
 import { formatBytes, GIB, MIB, TIB } from "../base/units.js";
 import type { Check, Machine } from "./doctor-machine.js";
-import { hiddenBelow } from "./interpreters.js";
+import { hiddenBelow, type Interpreter } from "./interpreters.js";
 import { mountOf } from "./mounts.js";
 
 const HELPERS = ["keeper", "husk", "extractor", "shim.so"] as const;
@@ -24,20 +24,17 @@ export async function checkNative(machine: Machine, dir: string): Promise<Check>
   };
 }
 
-/** Asks what `node` and `python3` on the PATH really are: either may be a script that starts something else. */
-export async function checkInterpreters(machine: Machine): Promise<Check> {
+/** The runtimes that functions may name, and what each is: what the PATH has may be a script that starts something else. */
+export function checkInterpreters(interpreters: readonly Interpreter[]): Check {
   const base = { name: "interpreters", required: true };
   const found: string[] = [];
   const hidden: string[] = [];
-  const add = (name: string, { ok, output }: { ok: boolean; output: string }): void => {
-    if (!ok) return;
-    const dir = hiddenBelow(output.slice(output.indexOf(" at ") + " at ".length));
-    if (dir === undefined) found.push(`${name} ${output}`);
-    else hidden.push(`${name} ${output} is not used: functions have a ${dir} of their own.`);
-  };
-  add("Node", await machine.run("node", ["-p", "process.version + ' at ' + process.execPath"]));
-  add("Python", await machine.run("python3", ["-c", "import sys; print(sys.version.split()[0], 'at', sys.executable)"]));
-  if (found.length > 0) return { ...base, ok: true, says: [`Found on the PATH: ${found.join("; ")}.`, ...hidden].join(" ") };
+  for (const { id, version, path } of interpreters) {
+    const dir = hiddenBelow(path);
+    if (dir === undefined) found.push(`${id} (${version} at ${path})`);
+    else hidden.push(`${id} (${version} at ${path}) is not used: functions have a ${dir} of their own.`);
+  }
+  if (found.length > 0) return { ...base, ok: true, says: [`Functions can use ${found.join(", ")}.`, ...hidden].join(" ") };
   if (hidden.length > 0)
     return {
       ...base,

@@ -1,9 +1,10 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { probeCgroups } from "./cgroups.js";
-import { type Check, probeMachine } from "./doctor.js";
+import { type Check, type MachineReport, probeMachine } from "./doctor.js";
 import { readCgroupLayout } from "./doctor-cgroups.js";
 import { type CommandResult, type Machine, thisMachine } from "./doctor-machine.js";
+import type { Interpreter } from "./interpreters.js";
 
 const ALL_CAPABILITIES = "000001ffffffffff";
 const MOUNTS_V2 = "/dev/sda1 / ext4 rw,relatime 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
@@ -35,6 +36,16 @@ interface Changes extends Partial<Machine> {
   readonly unshare?: (args: readonly string[]) => CommandResult;
 }
 
+const NODE: Interpreter = {
+  id: "nodejs20.x",
+  language: "node",
+  path: "/usr/bin/node",
+  version: "20.19.0",
+  prefixes: [],
+  libraries: [],
+};
+const PYTHON: Interpreter = { ...NODE, id: "python3.11", language: "python", path: "/usr/bin/python3.11", version: "3.11.2" };
+
 const YES: CommandResult = { ok: true, missing: false, output: "" };
 const ABSENT: CommandResult = { ok: false, missing: true, output: "not found" };
 
@@ -43,8 +54,6 @@ function machineWith(changes: Changes = {}): Machine {
   const { files: changedFiles, commands, unshare, ...rest } = changes;
   const files: Readonly<Record<string, string | undefined>> = { ...FILES, ...changedFiles };
   const answers: Readonly<Record<string, CommandResult>> = {
-    node: { ...YES, output: "v20.19.0 at /usr/bin/node" },
-    python3: { ...YES, output: "3.11.2 at /usr/bin/python3.11" },
     gcc: YES,
     make: YES,
     "/opt/thaw/native/build/extractor": { ...YES, output: '{"ok":true}' },
@@ -62,13 +71,12 @@ function machineWith(changes: Changes = {}): Machine {
     trySparseFile: async () => undefined,
     tryMapFiles: async () => undefined,
     freeBytes: async () => 50e9,
+    interpreters: async () => [NODE, PYTHON],
     ...rest,
   };
 }
 
-async function probe(
-  changes: Changes = {},
-): Promise<{ ok: boolean; canFreeze: boolean; failed: Check[]; check(name: string): Check }> {
+async function probe(changes: Changes = {}): Promise<MachineReport & { failed: Check[]; check(name: string): Check }> {
   const report = await probeMachine({ machine: machineWith(changes), dataDir: "/srv/data", nativeDir: "/opt/thaw/native/build" });
   const check = (name: string): Check => {
     const found = report.checks.find((item) => item.name === name);
@@ -214,22 +222,24 @@ describe("the doctor", () => {
   });
 
   it("wants one interpreter at least; a machine without any can freeze, but not serve", async () => {
-    expect((await probe({ commands: { node: ABSENT } })).check("interpreters").says).toBe(
-      "Found on the PATH: Python 3.11.2 at /usr/bin/python3.11.",
+    const two = await probe();
+    expect(two.check("interpreters").says).toBe(
+      "Functions can use nodejs20.x (20.19.0 at /usr/bin/node), python3.11 (3.11.2 at /usr/bin/python3.11).",
     );
-    const none = await probe({ commands: { node: ABSENT, python3: ABSENT } });
+    expect(two.interpreters).toEqual([NODE, PYTHON]);
+    const none = await probe({ interpreters: async () => [] });
     expect(none.check("interpreters").fix).toBe("apt-get install nodejs python3");
     expect([none.ok, none.canFreeze]).toEqual([false, true]);
   });
 
   it("does not count an interpreter that lies where functions have a directory of their own", async () => {
-    const node = { ok: true, missing: false, output: "v24.1.0 at /tmp/node/bin/node" };
-    const one = (await probe({ commands: { node } })).check("interpreters");
+    const node = { ...NODE, id: "nodejs24.x", version: "24.1.0", path: "/tmp/node/bin/node" };
+    const one = (await probe({ interpreters: async () => [node, PYTHON] })).check("interpreters");
     expect(one.says).toBe(
-      "Found on the PATH: Python 3.11.2 at /usr/bin/python3.11. Node v24.1.0 at /tmp/node/bin/node is not used: functions have a /tmp of their own.",
+      "Functions can use python3.11 (3.11.2 at /usr/bin/python3.11). nodejs24.x (24.1.0 at /tmp/node/bin/node) is not used: functions have a /tmp of their own.",
     );
     expect(one.ok).toBe(true);
-    expect((await probe({ commands: { node, python3: ABSENT } })).check("interpreters").ok).toBe(false);
+    expect((await probe({ interpreters: async () => [node] })).check("interpreters").ok).toBe(false);
   });
 
   it("refuses a data directory mounted noexec, and says where", async () => {

@@ -18,6 +18,7 @@ import {
 } from "./doctor-kernel.js";
 import { type Check, type Machine, thisMachine } from "./doctor-machine.js";
 import { checkDataDir, checkDisk, checkInterpreters, checkLimits, checkNative, checkOvercommit } from "./doctor-setup.js";
+import type { Interpreter } from "./interpreters.js";
 
 export type { Check } from "./doctor-machine.js";
 
@@ -28,6 +29,8 @@ export interface MachineReport {
   /** Processes can be frozen and thawed here; false is what `serve --boot-only` is for. */
   readonly canFreeze: boolean;
   readonly checks: readonly Check[];
+  /** What functions can run on here; a server that asked need not ask again. */
+  readonly interpreters: readonly Interpreter[];
 }
 
 export interface ProbeOptions {
@@ -59,7 +62,8 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
   const packageDir = join(dirname(fileURLToPath(import.meta.url)), "../..");
   const platform = checkPlatform(machine);
   // Elsewhere every further answer would only repeat the first.
-  if (!platform.ok) return { ok: false, canFreeze: false, checks: [platform] };
+  if (!platform.ok) return { ok: false, canFreeze: false, checks: [platform], interpreters: [] };
+  const asking = machine.interpreters();
   const rest = await Promise.all([
     checkKernel(machine),
     checkPrivileges(machine),
@@ -71,7 +75,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
     checkRecording(machine, options.nativeDir ?? join(packageDir, "native/build")),
     checkCgroups(machine),
     checkNative(machine, options.nativeDir ?? join(packageDir, "native/build")),
-    checkInterpreters(machine),
+    asking.then(checkInterpreters),
     checkDataDir(machine, dataDir),
     checkDisk(machine, dataDir),
     checkLimits(machine),
@@ -82,5 +86,6 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
     ok: checks.every((check) => check.ok || !check.required),
     canFreeze: checks.every((check) => check.ok || !FREEZING.includes(check.name)),
     checks,
+    interpreters: await asking,
   };
 }

@@ -74,12 +74,13 @@ export async function findInterpreters(searchPath = process.env["PATH"] ?? ""): 
 }
 
 /**
- * Those at exactly these paths, and no others: a measurement that must not share the machine's interpreters brings its own. RUNTIME_MISSING when one is
- * none.
+ * Exactly these, and no others; paths are asked what they are. A measurement that must not share the machine's interpreters brings its own, and a server
+ * those that its doctor found. RUNTIME_MISSING when a path leads to none.
  */
-export async function interpretersAt(paths: readonly string[]): Promise<Interpreter[]> {
+export async function interpretersAt(named: readonly (Interpreter | string)[]): Promise<Interpreter[]> {
   return Promise.all(
-    paths.map(async (path) => {
+    named.map(async (path) => {
+      if (typeof path !== "string") return path;
       const found = await ask(basename(path).startsWith("python") ? "python" : "node", path);
       if (found !== undefined) return found;
       throw new ThawError("RUNTIME_MISSING", {

@@ -4,6 +4,7 @@ import { ThawError } from "../../base/errors.js";
 import type { Logger } from "../../base/log.js";
 import type { Engine } from "../../engine/types.js";
 import type { MachineReport } from "../../linux/doctor.js";
+import type { Interpreter } from "../../linux/interpreters.js";
 import { Client, DEFAULT_URL } from "../client.js";
 import type { Io } from "../io.js";
 
@@ -11,6 +12,7 @@ import type { Io } from "../io.js";
 export type OpenEngine = (options: {
   dataDir: string;
   bootOnly: boolean;
+  interpreters?: readonly Interpreter[];
   log: Logger;
   onLost: (error: Error) => void;
 }) => Promise<Engine>;
