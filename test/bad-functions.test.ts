@@ -544,6 +544,8 @@ describe("a function whose end is noticed late", () => {
       const { hostPid } = instance as Instance & { hostPid: number };
       const init = Number(statOf(hostPid)[1]);
       process.kill(init, "SIGSTOP");
+      // Until it has run, and heard that, it may still take the end of a child.
+      await eventually(() => expect(statOf(init)[0]).toBe("T"));
       const ending = instance.invoke(JSON.stringify({ do: "exit", code: 7 }));
       try {
         await eventually(() => expect(statOf(hostPid)[0]).toBe("Z"));

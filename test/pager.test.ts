@@ -57,7 +57,8 @@ describe("a prefetch", () => {
     const path = coldFile("exact");
     const file = await keeper.openFile(path);
     expect((await keeper.prefetch(scattered(file))).pages).toBe(PAGES / 10);
-    expect((await keeper.prefetch(scattered(file))).pages).toBe(0);
+    // The kernel may leave a page out, or take one back, where memory is short: that one is asked for again.
+    await expect.poll(async () => (await keeper.prefetch(scattered(file))).pages).toBe(0);
     // What lies between them was left alone.
     expect((await keeper.prefetch([{ file, offset: 0n, bytes: PAGES * 4096 }])).pages).toBe(PAGES - PAGES / 10);
   });

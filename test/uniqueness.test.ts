@@ -3,7 +3,10 @@
  * line had before. 200 thaws over three generations: an image, one frozen from a thawed instance, one frozen from a thawed
  * instance of that.
  */
-import { describe, expect, it } from "vitest";
+import { chmodSync, cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
 import { call, LANGUAGES, useWorld } from "./support/world.js";
 
@@ -113,5 +116,74 @@ describe("clones of one image that run at the same time", () => {
     await world.engine.removeImage(image);
     expect(draws.repeats).toEqual([]);
     expect(Math.max(...draws.counts())).toBe(16);
+  });
+});
+
+/** Libraries that take more random bytes than they need now, or some for each process; and a bundle that has them without their names on the path. */
+const KEEPING = `
+const crypto = require("node:crypto");
+const { v7 } = require("uuid");
+const { ObjectId } = require("bson");
+// Of the same lengths, and drawn in the same ways; but these are keys, and no library's.
+const keys = [crypto.randomBytes(5), crypto.randomFillSync(new Uint8Array(256)), crypto.webcrypto.getRandomValues(new Uint8Array(2688))];
+let pool, at;
+const fillPool = (bytes) => {
+  if (pool === undefined || at + bytes > pool.length) {
+    pool = Buffer.allocUnsafe(bytes * 128);
+    crypto.randomFillSync(pool);
+    at = 0;
+  }
+  at += bytes;
+};
+const bundled = () => {
+  fillPool(21);
+  return pool.subarray(at - 21, at).toString("hex");
+};
+exports.handler = async () => {
+  const { nanoid } = await import("nanoid");
+  return {
+    keys: keys.map((key) => crypto.createHash("sha256").update(key).digest("hex")),
+    // Without the time that they begin with: the clones run in the same second.
+    drawn: { nanoid: nanoid(), uuid: v7().slice(19), bson: new ObjectId().toHexString().slice(8, 18), bundled: bundled() },
+  };
+};
+`;
+
+describe("clones of an image whose libraries had drawn random bytes ahead", () => {
+  let codeDir = "";
+  beforeAll(() => {
+    codeDir = mkdtempSync(join(tmpdir(), "thaw-test-"));
+    chmodSync(codeDir, 0o755);
+    writeFileSync(join(codeDir, "index.js"), KEEPING);
+    for (const name of ["bson", "nanoid", "uuid"])
+      cpSync(join(import.meta.dirname, "../node_modules", name), join(codeDir, "node_modules", name), { recursive: true });
+  });
+  afterAll(() => rmSync(codeDir, { recursive: true, force: true }));
+
+  it("draw others, while the function's own keys stay, also from an image of a clone and in what was frozen", async () => {
+    const draws = new Draws();
+    const keys = new Set<string>();
+    const parents: Instance[] = [];
+    const draw = async (instance: Instance, who: string): Promise<void> => {
+      const { payload, functionError } = await instance.invoke("{}");
+      expect(functionError, payload.toString()).toBeUndefined();
+      const answer = JSON.parse(payload.toString()) as { keys: string[]; drawn: Record<string, string> };
+      draws.add(answer.drawn, who);
+      keys.add(answer.keys.join());
+    };
+    let instance = await world.boot("node", { codeDir, handler: "index.handler" });
+    for (const generation of [0, 1]) {
+      await draw(instance, `the parent of generation ${generation}`);
+      const image = await instance.freeze();
+      parents.push(instance);
+      for (let thaw = 0; thaw < 8; thaw++)
+        await world.thawed(image, (clone) => draw(clone, `thaw ${thaw} of generation ${generation}`));
+      if (generation === 0) instance = await world.engine.thaw(image);
+      await world.engine.removeImage(image);
+    }
+    expect(draws.repeats).toEqual([]);
+    expect(draws.counts()).toEqual([18, 18, 18, 18]);
+    expect(keys.size).toBe(1);
+    for (const parent of parents) await parent.dispose();
   });
 });

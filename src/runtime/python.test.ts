@@ -471,6 +471,53 @@ for _ in range(2):
     expect(a?.tracked).toBe(3 + 0);
   });
 
+  /** As {@link forks}, with numpy: the real one where THAW_TEST_NUMPY names the directory that has it, else a model of what we rely on. */
+  function numpyForks(renew: string): Record<string, unknown>[] {
+    const script = `
+import sys, os, json, gc
+sys.path[:0] = ${JSON.stringify([`${SOURCE_DIR}python`, process.env["THAW_TEST_NUMPY"] ?? join(import.meta.dirname, "../../test/fixtures/numpy")])}
+from thaw_runtime import unique
+unique.install()
+import numpy, pickle
+random = numpy.random
+unneeded = unique._numpy_draws == unique._numpy_seen
+own, chosen, state, seeded = random.default_rng(), random.default_rng(42), random.RandomState(), random.RandomState(42)
+for one in (random, state, seeded): one.standard_normal()
+gc.freeze()
+unique.remember()
+remembered = gc.get_freeze_count() > 0
+pickled = b"thaw_runtime" in pickle.dumps(own.bit_generator._seed_seq.entropy)
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        ${renew}
+        print(json.dumps({"module": random.random_sample(), "moduleNormal": random.standard_normal(), "own": own.random(), "state": state.random_sample(), "stateNormal": state.standard_normal(),
+            "chosen": chosen.random(), "seeded": seeded.random_sample(), "unneeded": unneeded, "remembered": remembered, "pickled": pickled}), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+`;
+    const { stdout, stderr } = spawnSync(PYTHON ?? "python3", ["-s", "-B", "-c", script], { encoding: "utf8" });
+    if (stdout === "") throw new Error(stderr);
+    return stdout
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as Record<string, unknown>);
+  }
+  const DRAWN = ["module", "moduleNormal", "own", "state", "stateNormal"];
+
+  it("is needed for numpy, too", () => {
+    const [a, b] = numpyForks("pass");
+    for (const name of DRAWN) expect(a?.[name], name).toBe(b?.[name]);
+  });
+
+  it("renews what numpy seeded from the system, and leaves what the user seeded", () => {
+    const [a, b] = numpyForks(`unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})`);
+    for (const name of DRAWN) expect(a?.[name], name).not.toBe(b?.[name]);
+    expect([a?.chosen, a?.seeded]).toEqual([b?.chosen, b?.seeded]);
+    // Its import alone is no reason to look through the heap; what was put aside there stays so; and what others unpickle is a plain number.
+    expect([a?.unneeded, a?.remembered, a?.pickled]).toEqual([true, true, false]);
+  });
+
   it("also reaches what was looked for before it was imported", async () => {
     const runtime = await ready(
       "import importlib.util\nimportlib.util.find_spec('random')\nimport random\nstate = random.getstate()\ndef handler(e, c): return random.getstate() != state",

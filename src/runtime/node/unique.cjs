@@ -9,6 +9,7 @@
  * - `crypto.randomUUID` and `randomInt` keep random bytes ahead: both now draw each time. `randomBytes`, Web Crypto and
  *   TLS draw from OpenSSL, which reseeds when the process id changed; the engine never repeats one within a lineage.
  * - `process.pid` is a constant in Node. `process.ppid` is not.
+ * - what some libraries keep of random bytes: kept.cjs.
  *
  * Not reached: a worker thread that was alive at the freeze keeps its own `Math.random` and caches (a new one is a
  * new isolate, seeded anew); contexts made by native addons. `performance.now()` counts the time spent frozen and
@@ -18,6 +19,7 @@ const crypto = require("node:crypto");
 const vm = require("node:vm");
 const { readlinkSync } = require("node:fs");
 const { syncBuiltinESMExports } = require("node:module");
+const kept = require("./kept.cjs");
 
 const { randomFillSync } = crypto;
 const { nextTick } = process;
@@ -175,6 +177,7 @@ function install() {
   Object.defineProperty(Math, "random", { value: random, writable: true, enumerable: false, configurable: true });
   installVm();
   installCrypto();
+  kept.install();
   syncBuiltinESMExports();
   rehearse();
   mainState[STALE] = 1;
@@ -230,6 +233,7 @@ function renew(thaw) {
   told = thaw.pid;
   pid = undefined;
   Object.defineProperty(process, "pid", { get: livePid, enumerable: true, configurable: true });
+  kept.renew();
 }
 
 module.exports = { install, renew };

@@ -1,4 +1,4 @@
-"""What must happen to a module of the standard library as soon as it is imported; most functions import none of them."""
+"""What must happen to a module as soon as it is imported; most functions import none of those that are asked for."""
 
 import sys
 
