@@ -177,7 +177,7 @@ static void bound_copies(struct ahead *ahead)
 	if (ahead->piece_bytes < ahead->weighed_bytes + UNUSED_BYTES_MAX)
 		return;
 	if (ahead->piece_bytes > 2 * rollup_anonymous(ahead->target->pid) + 2 * UNUSED_BYTES_MAX)
-		refuse("its memory changes too fast to be copied while it runs");
+		put_off("its memory changes too fast to be copied while it runs");
 	ahead->weighed_bytes = ahead->piece_bytes;
 }
 

@@ -184,6 +184,13 @@ void refuse(const char *format, ...)
 	end_with("refused", false, format, args);
 }
 
+void put_off(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	end_with("busy", false, format, args);
+}
+
 void refuse_instance(const char *format, ...)
 {
 	va_list args;
@@ -284,13 +291,16 @@ static uint64_t status_hex(const char *status, const char *name, int base)
 	return at ? strtoull(at + strlen(name), NULL, base) : 0;
 }
 
-static void refuse_pending(uint64_t pending, const char *where)
+/* One that is blocked may stay so; any other came in this moment, and is heard as soon as the process goes on. */
+static void refuse_pending(uint64_t pending, uint64_t blocked, const char *where)
 {
 	for (int signal = 1; signal <= 64; signal++) {
 		if (!(pending & (1ULL << (signal - 1))))
 			continue;
 		const char *name = sigabbrev_np(signal);
-		refuse("signal %d (%s%s) is pending%s", signal, name ? "SIG" : "", name ? name : "real-time", where);
+		if (blocked & (1ULL << (signal - 1)))
+			refuse("signal %d (%s%s) is pending%s", signal, name ? "SIG" : "", name ? name : "real-time", where);
+		put_off("signal %d (%s%s) came at that moment%s", signal, name ? "SIG" : "", name ? name : "real-time", where);
 	}
 }
 
@@ -308,7 +318,10 @@ static void write_signals(void)
 		die("cannot read %s: %s", path, strerror(errno));
 	close(fd);
 	text[got] = 0;
-	refuse_pending(status_hex(text, "ShdPnd:", 16), "");
+	uint64_t blocked_by_all = ~0ULL;
+	for (int i = 0; i < target.thread_count; i++)
+		blocked_by_all &= target.threads[i].sigmask;
+	refuse_pending(status_hex(text, "ShdPnd:", 16), blocked_by_all, "");
 	for (int i = 0; i < target.thread_count; i++) {
 		char task[64], own[4096];
 		snprintf(task, sizeof task, "/proc/%d/task/%d/status", target.pid, target.threads[i].tid);
@@ -318,7 +331,7 @@ static void write_signals(void)
 			die("cannot read %s: %s", task, strerror(errno));
 		close(fd);
 		own[got] = 0;
-		refuse_pending(status_hex(own, "SigPnd:", 16), i == 0 ? "" : " in one of its threads");
+		refuse_pending(status_hex(own, "SigPnd:", 16), target.threads[i].sigmask, i == 0 ? "" : " in one of its threads");
 	}
 	uint64_t wanted = status_hex(text, "SigCgt:", 16) | status_hex(text, "SigIgn:", 16);
 	json_int("umask", (int64_t)status_hex(text, "Umask:", 8));

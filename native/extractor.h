@@ -13,10 +13,12 @@
 
 /* extractor.c: one sentence of refusal or failure, then the end. The stopped process goes on (see release_all). */
 _Noreturn void refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Stands in the way now, and may not a moment later. */
+_Noreturn void put_off(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* What this process is about, and another of the same function need not be. */
 _Noreturn void refuse_instance(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* From here on a failure leaves half a process: refuse and die end it instead of letting it go. */
+/* From here on a failure leaves half a process: all of them end it instead of letting it go. */
 void no_way_back(bool on);
 /* A plain sentence for the image report. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));

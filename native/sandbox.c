@@ -326,7 +326,8 @@ static _Noreturn void husk_process(void) {
 	set_capabilities(true);
 	check(setsid(), "setsid");
 	check(personality(ADDR_NO_RANDOMIZE), "personality");
-	struct rlimit no_core = {0, 0};
+	/* With none at all the kernel would still start a handler that core_pattern pipes to; with one byte it writes no file and starts none (core(5)). */
+	struct rlimit no_core = {1, 1};
 	check(setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
 	for (int fd = 0; fd <= 2; fd++) check(dup2(NULL_FD, fd), "dup2");
 	/* Kept until the exec so that a failure can be told; the channel alone is inherited. */

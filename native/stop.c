@@ -299,7 +299,7 @@ static void seize_all(struct target *target)
 		if (is_over(target->pid, target->pid))
 			killed();
 		if (!within(&since, ENDING_MS_MAX))
-			refuse("one of its threads does not end");
+			put_off("one of its threads does not end");
 		nanosleep(&(struct timespec){ 0, ENDING_WAIT_NS }, NULL);
 	}
 	refuse("it keeps making threads");

@@ -126,7 +126,8 @@ describe("a process that is stopped", () => {
         for (; !over; await pause(20)) most = Math.max(most, extractorMb(hostPid(one)));
         expect(await slept).toBe(true);
         const made = await frozen.catch((error: unknown) => error);
-        if (made instanceof Error) expect(made).toMatchObject({ why: "its memory changes too fast to be copied while it runs" });
+        if (made instanceof Error)
+          expect(made).toMatchObject({ code: "FREEZE_FAILED", why: "its memory changes too fast to be copied while it runs" });
         else await world.engine.removeImage(made as Image);
       }
       expect(most).toBeLessThan(400);

@@ -94,6 +94,7 @@ function refusal(instance: LiveInstance, reply: Readonly<Record<string, unknown>
     });
   if (reply.code === "exhausted")
     return new ThawError("RESOURCE_EXHAUSTED", { what, why, fix: "free some space where the server keeps its images (--data)" });
+  if (reply.code === "busy") return new ThawError("FREEZE_FAILED", { what, why, fix: "it may pass: try again" });
   return new ThawError("FREEZE_FAILED", { what, why });
 }
 

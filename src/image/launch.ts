@@ -61,7 +61,8 @@ export function compileBoot(launch: {
   program.call("stderr", SYS.dup3, [passed(BOOT_PASSES.log), 2, 0]);
   program.call("working directory", SYS.chdir, [program.text("/var/task")]);
   for (const [resource, limit] of [
-    [RLIMIT_CORE, 0n],
+    // Of 1 the kernel makes neither a file nor a handler's input; of 0, the latter (core(5)).
+    [RLIMIT_CORE, 1n],
     [RLIMIT_NOFILE, FUNCTION_FILES_MAX],
   ] as const)
     program.limit(resource, limit, limit);

@@ -77,6 +77,32 @@ describe("making an image fails", () => {
     expect(bed.platform.metrics()).toMatchObject({ freezes: 1, freezeFailures: 1 });
   });
 
+  it("because the moment was a bad one: it is tried again, and deploy --wait waits for that", async () => {
+    bed = await openTestBed();
+    const why = "signal 14 (SIGALRM) came at that moment";
+    bed.engine.failNext("freeze", new ThawError("FREEZE_FAILED", { what: 'function "a" could not be frozen', why }), 2);
+    await deploy();
+    expect(await bed.platform.waitReady("a")).toMatchObject({ state: "ready", attempts: 3 });
+    expect(bed.platform.metrics()).toMatchObject({ freezes: 1, freezeFailures: 2 });
+  });
+
+  it("because freezing fails each time: after three tries deploy --wait says so, and it runs by boot", async () => {
+    bed = await openTestBed();
+    bed.engine.failNext(
+      "freeze",
+      new ThawError("FREEZE_FAILED", { what: 'function "a" could not be frozen', why: "it is odd" }),
+      100,
+    );
+    await deploy();
+    await expect(bed.platform.waitReady("a")).rejects.toThrow("it is odd");
+    expect(bed.platform.get("a").image).toMatchObject({
+      state: "failed",
+      attempts: 3,
+      reason: expect.stringContaining("it is odd"),
+    });
+    expect((await bed.platform.invoke("a", "", { dispose: true })).start.kind).toBe("boot");
+  });
+
   it("because this machine cannot: boot only, and the status says so", async () => {
     bed = await openTestBed({}, { canFreeze: false });
     await deploy();

@@ -7,7 +7,7 @@
  *     deploy ─▶ pending ──▶ ready ───────────────────────────────────────────────────────┘
  *               │  ▲  │ └─▶ refused   the process holds what cannot be frozen: it runs by boot
  *               │  │  └───▶ failed    it could not be loaded, or not frozen
- *               └──┘ something ran out: again after 1, 2, 4 … 60 s, at most {@link ATTEMPTS_MAX} times
+ *               └──┘ something ran out: again after 1, 2, 4 … 60 s, at most {@link ATTEMPTS_MAX} times; a freeze failed: {@link FAILURES_MAX} times
  *
  * The instance that is frozen takes no place of those that requests compete for.
  */
@@ -27,8 +27,9 @@ import type { Version } from "./version.js";
  * takes some ten milliseconds of the event loop.
  */
 const OPENED_AT_START_MAX = 64;
-/** Tries for one version, while things run out. */
+/** Tries for one version, while things run out; and while what fails may have to do with the moment. */
 export const ATTEMPTS_MAX = 8;
+export const FAILURES_MAX = 3;
 const BACKOFF_MS_MAX = 60_000;
 const BOOT_ONLY = "This server runs functions without images: every start that finds no idle instance is a boot";
 
@@ -263,7 +264,12 @@ export class Images {
       return;
     }
     this.#note(version, "no image could be made", error);
-    if (isThawError(error, "RESOURCE_EXHAUSTED") && version.image.attempts < ATTEMPTS_MAX) {
+    const attemptsMax = isThawError(error, "RESOURCE_EXHAUSTED")
+      ? ATTEMPTS_MAX
+      : isThawError(error, "FREEZE_FAILED")
+        ? FAILURES_MAX
+        : 0;
+    if (version.image.attempts < attemptsMax) {
       const pauseMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2 ** (version.image.attempts - 1));
       log.warn({ err: error, function: version.name, pauseMs }, "no image could be made; trying again");
       version.image.reason = error.message;
@@ -275,6 +281,8 @@ export class Images {
           this.#schedule(version);
         }, pauseMs).unref(),
       );
+      // Who waits is told at once that there is no room; a moment that passes he waits for.
+      if (isThawError(error, "FREEZE_FAILED")) return;
     } else {
       log.warn({ err: error, function: version.name }, "no image could be made; the function runs by boot");
       this.#record(version, "failed", error.message);
