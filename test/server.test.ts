@@ -184,6 +184,27 @@ describe("a server", () => {
     expect((await server.invoke("node")).json.who).toBe("node");
   });
 
+  it("tells in the log what an instance died of after it had answered", async () => {
+    const files = {
+      "app.py": `
+import os, sys, threading
+def die():
+    print("nobody waits for this", file=sys.stderr, flush=True)
+    os._exit(3)
+def handler(event, context):
+    threading.Timer(0.02, die).start()
+    return 1
+`,
+    };
+    await server.deployReady("dies", files, { handler: "app.handler" });
+    expect((await server.invoke("dies")).json).toBe(1);
+    await expect.poll(async () => (await server.cli(["logs", "dies"])).out).toContain("thaw: an idle instance ended by itself");
+    expect((await server.cli(["logs", "dies"])).out).toMatch(
+      /END RequestId[^]*nobody waits for this\nthaw: an idle instance ended by itself: .*exit status 3\b/,
+    );
+    expect((await server.cli(["rm", "dies"])).code).toBe(0);
+  });
+
   it("refuses what it cannot take, with Lambda's exception and our sentence", async () => {
     const large = Buffer.alloc(20 * 1024 * 1024, 0x20);
     const cases: readonly (readonly [Promise<Reply>, number, string, string, RegExp])[] = [

@@ -289,6 +289,8 @@ const FAKE_FAULTS: StartFaults = { minor: 400, major: 3, diskBytes: 12_288, bloc
 /** An instance of {@link FakeEngine}. */
 export class FakeInstance implements Instance {
   alive = true;
+  /** For tests: what it has printed since its last answer. */
+  printed = "";
   started = true;
   served = 0;
   start: StartResult;
@@ -401,6 +403,12 @@ export class FakeInstance implements Instance {
 
   onExit(listener: (reason: string) => void): void {
     this.#exitListeners.add(listener);
+  }
+
+  takeLogs(): Buffer {
+    const taken = Buffer.from(this.printed);
+    this.printed = "";
+    return taken;
   }
 
   /** For tests: the process ends by itself, as when it is killed from outside. */

@@ -288,6 +288,8 @@ export interface Instance {
   faults(): Promise<StartFaults | undefined>;
   /** Resident bytes, private to this instance and shared with others, and those that hibernations hold on disk. */
   memory(): Promise<InstanceMemory>;
+  /** What it has printed since its last answer, at most 4 MiB; empty when asked again. The next answer brings only what comes after. */
+  takeLogs(): Buffer;
   /** Ends every process of the instance and gives back its cgroup. Idempotent. */
   dispose(): Promise<void>;
   /** Called once when the instance ends, for whatever reason. */

@@ -191,6 +191,27 @@ describe("instances", () => {
     expect(result.functionError).toBeUndefined();
   });
 
+  it("that died while idle are told in the log, with what they had printed since their last answer", async () => {
+    await openBed({}, ["a"]);
+    await bed.platform.invoke("a", "");
+    for (const instance of bed.engine.live) {
+      instance.printed = "Error: nobody caught this";
+      instance.crash("exit status 1");
+    }
+    await until(() => bed.engine.live.size === 0);
+    expect(await bed.platform.logs("a")).toMatch(
+      /\nError: nobody caught this\nthaw: an idle instance ended by itself: exit status 1\n$/,
+    );
+  });
+
+  it("that are ended leave what they had printed since their last answer in the log, and no word of their end", async () => {
+    await openBed({ keepAliveMs: 30 }, ["a"]);
+    await bed.platform.invoke("a", "");
+    for (const instance of bed.engine.live) instance.printed = "later\n";
+    await until(() => bed.engine.live.size === 0);
+    expect(await bed.platform.logs("a")).toMatch(/\nREPORT .*\nlater\n$/);
+  });
+
   it("whose invoke fails with an error of the platform are ended, and the error is told", async () => {
     await openBed({}, ["a"]);
     bed.engine.failNext("invoke", new ThawError("KEEPER_FAILED", { what: "The keeper ended" }));

@@ -367,14 +367,15 @@ export class Instances {
     this.#options.budget.count(-reservedBytes);
     this.#options.budget.assign(slot, reservedBytes);
     version.slots.all.add(slot);
-    instance.onExit(() => {
-      if (this.idle.remove(slot)) void this.#end(slot);
+    instance.onExit((reason) => {
+      if (!this.idle.remove(slot)) return;
+      void this.#end(slot, `thaw: an idle instance ended by itself: ${reason}\n`);
     });
     return slot;
   }
 
-  /** Ends an instance that is in no list; its place is free when the promise resolves. Safe to call again. */
-  #end(slot: Slot): Promise<void> {
+  /** Ends an instance that is in no list; its place is free when the promise resolves. Safe to call again. What no answer brought of its output is logged. */
+  #end(slot: Slot, obituary = ""): Promise<void> {
     const { version } = slot;
     if (!version.slots.all.delete(slot)) return Promise.resolve();
     slot.state = "ending";
@@ -388,6 +389,9 @@ export class Instances {
         );
       })
       .then(() => {
+        const printed = slot.instance.takeLogs().toString("utf8");
+        const newline = printed === "" || printed.endsWith("\n") ? "" : "\n";
+        if (printed + obituary !== "") version.log.append("", `${printed}${newline}${obituary}`);
         this.#options.budget.assign(slot, 0);
         version.slots.ending.delete(ended);
         this.#ending.delete(ended);
