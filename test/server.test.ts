@@ -200,7 +200,7 @@ def handler(event, context):
     expect((await server.invoke("dies")).json).toBe(1);
     await expect.poll(async () => (await server.cli(["logs", "dies"])).out).toContain("thaw: an idle instance ended by itself");
     expect((await server.cli(["logs", "dies"])).out).toMatch(
-      /END RequestId[^]*nobody waits for this\nthaw: an idle instance ended by itself: .*exit status 3\b/,
+      /END RequestId[\s\S]*nobody waits for this\nthaw: an idle instance ended by itself: .*exit status 3\b/,
     );
     expect((await server.cli(["rm", "dies"])).code).toBe(0);
   });
