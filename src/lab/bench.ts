@@ -79,7 +79,7 @@ try {
 async function bench(sections: readonly Section[], { json = false, ...how }: Options): Promise<number> {
   const root = mkdtempSync(join(tmpdir(), "thaw-bench-"));
   cleanup.add("removing the data directory", () => rmSync(root, { recursive: true, force: true }));
-  const environment = readEnvironment(root);
+  const environment = await readEnvironment(root);
   const colour = wantsColour(process.stdout);
   if (!json) process.stdout.write(`${describeEnvironment(environment)}\n\n`);
   let failed = false;

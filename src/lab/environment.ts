@@ -5,6 +5,8 @@ import { execFileSync } from "node:child_process";
 import { readFileSync, statfsSync } from "node:fs";
 import { cpus, loadavg, release, totalmem, version } from "node:os";
 import { fileURLToPath } from "node:url";
+import { thisMachine } from "../linux/doctor-machine.js";
+import { restingSeconds } from "../linux/reclaim.js";
 
 /** The root of the package: the directory that holds package.json, from `src/lab` and `dist/lab` alike. */
 export const PACKAGE_ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -27,10 +29,12 @@ export interface Environment {
   readonly loadBefore: number;
   /** How the page cache was kept; sections that do otherwise say so. */
   readonly pageCache: string;
+  /** Seconds after which pages that rest are paged out (DAMON), or null: what is measured after a longer pause comes from disk. */
+  readonly pagedOutAfterS: number | null;
 }
 
 /** Gathers the facts; `dataDir` is where images will be written. */
-export function readEnvironment(dataDir: string): Environment {
+export async function readEnvironment(dataDir: string): Promise<Environment> {
   return {
     time: new Date().toISOString(),
     kernel: `${release()} ${version()}`,
@@ -44,14 +48,16 @@ export function readEnvironment(dataDir: string): Environment {
     cgroups: cgroupLayout(),
     loadBefore: loadavg()[0] ?? Number.NaN,
     pageCache: "warm: files were read by earlier runs, and one round before the first that counts",
+    pagedOutAfterS: (await restingSeconds(thisMachine())) ?? null,
   };
 }
 
 /** The facts in two lines, for people. */
 export function describeEnvironment(facts: Environment): string {
+  const rest = facts.pagedOutAfterS === null ? "" : `, but what rests for ${facts.pagedOutAfterS} s is paged out (DAMON)`;
   return [
     `${facts.cpu}, ${facts.cores} cores, ${facts.memoryMb} MiB; Linux ${facts.kernel}`,
-    `Node ${facts.node}, Python ${facts.python}, commit ${facts.commit}; images on ${facts.dataFilesystem}, cgroups ${facts.cgroups}, load ${facts.loadBefore.toFixed(2)}; page cache warm`,
+    `Node ${facts.node}, Python ${facts.python}, commit ${facts.commit}; images on ${facts.dataFilesystem}, cgroups ${facts.cgroups}, load ${facts.loadBefore.toFixed(2)}; page cache warm${rest}`,
   ].join("\n");
 }
 

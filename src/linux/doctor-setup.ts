@@ -4,6 +4,7 @@ import { formatBytes, GIB, MIB, TIB } from "../base/units.js";
 import type { Check, Machine } from "./doctor-machine.js";
 import { hiddenBelow, type Interpreter } from "./interpreters.js";
 import { mountOf } from "./mounts.js";
+import { restingSeconds } from "./reclaim.js";
 
 const HELPERS = ["keeper", "husk", "extractor", "shim.so"] as const;
 
@@ -153,5 +154,17 @@ export async function checkOvercommit(machine: Machine): Promise<Check> {
     ok: false,
     says: "The kernel counts reserved address space as used memory (vm.overcommit_memory is 2): few instances will fit.",
     fix: "sysctl -w vm.overcommit_memory=0",
+  };
+}
+
+export async function checkPageCache(machine: Machine): Promise<Check> {
+  const base = { name: "page cache", required: false };
+  const seconds = await restingSeconds(machine);
+  if (seconds === undefined) return { ...base, ok: true, says: "Images stay in the page cache until their memory is needed." };
+  return {
+    ...base,
+    ok: false,
+    says: `Pages that nobody touched for ${seconds} s are paged out (DAMON), images among them: functions that rest so long start from disk.`,
+    fix: "Nothing, where memory is short: starts from disk are prefetched. Else end that scheme (/sys/kernel/mm/damon, or damon_reclaim's parameters), or keep husks parked (`thaw serve --park image=1`).",
   };
 }

@@ -242,6 +242,25 @@ describe("the doctor", () => {
     expect((await probe({ interpreters: async () => [node] })).check("interpreters").ok).toBe(false);
   });
 
+  it("says where pages that rest are taken back, and after how long", async () => {
+    const scheme = "/sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes";
+    const files = {
+      "/sys/kernel/mm/damon/admin/kdamonds/0/state": "on\n",
+      "/sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/monitoring_attrs/intervals/aggr_us": "5000000\n",
+      [`${scheme}/0/action`]: "stat\n",
+      [`${scheme}/1/action`]: "pageout\n",
+      [`${scheme}/1/access_pattern/age/min`]: "6\n",
+    };
+    const report = await probe({ files });
+    expect(report.ok).toBe(true);
+    expect(report.check("page cache").says).toContain("Pages that nobody touched for 30 s are paged out (DAMON)");
+    const off = await probe({ files: { ...files, "/sys/kernel/mm/damon/admin/kdamonds/0/state": "off\n" } });
+    expect(off.check("page cache").ok).toBe(true);
+    const module = "/sys/module/damon_reclaim/parameters";
+    const both = await probe({ files: { ...files, [`${module}/enabled`]: "Y\n", [`${module}/min_age`]: "12000000\n" } });
+    expect(both.check("page cache").says).toContain("for 12 s");
+  });
+
   it("refuses a data directory mounted noexec, and says where", async () => {
     const report = await probe({ files: { "/proc/self/mounts": `${MOUNTS_V2}tmpfs /srv tmpfs rw,noexec 0 0\n` } });
     expect(report.check("data").says).toContain("is on /srv, which is mounted noexec");

@@ -17,7 +17,15 @@ import {
   checkTime,
 } from "./doctor-kernel.js";
 import { type Check, type Machine, thisMachine } from "./doctor-machine.js";
-import { checkDataDir, checkDisk, checkInterpreters, checkLimits, checkNative, checkOvercommit } from "./doctor-setup.js";
+import {
+  checkDataDir,
+  checkDisk,
+  checkInterpreters,
+  checkLimits,
+  checkNative,
+  checkOvercommit,
+  checkPageCache,
+} from "./doctor-setup.js";
 import type { Interpreter } from "./interpreters.js";
 
 export type { Check } from "./doctor-machine.js";
@@ -80,6 +88,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
     checkDisk(machine, dataDir),
     checkLimits(machine),
     checkOvercommit(machine),
+    checkPageCache(machine),
   ]);
   const checks: Check[] = [platform, ...rest];
   return {
