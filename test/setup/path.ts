@@ -4,21 +4,21 @@
  * they lead to in their place: the same interpreters, in the same order. What is a script and what is not has tests of its own
  * (src/linux/interpreters.test.ts).
  */
-import { closeSync, openSync, readdirSync, readSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readSync, realpathSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { findInterpreters } from "../../src/linux/interpreters.js";
 
 const INTERPRETER = /^(node(js)?|python3(\.\d+)?)$/;
 
-/** Whether `dir` has a script by the name of an interpreter. */
-function hasScripts(dir: string): boolean {
+/** Whether `dir` has interpreters, and they and all else in it are scripts: a version manager's. */
+function isShims(dir: string): boolean {
   let names: string[];
   try {
     names = readdirSync(dir);
   } catch {
     return false;
   }
-  return names.some((name) => INTERPRETER.test(name) && isScript(join(dir, name)));
+  return names.some((name) => INTERPRETER.test(name)) && names.every((name) => isScript(join(dir, name)));
 }
 
 function isScript(path: string): boolean {
@@ -39,8 +39,13 @@ function isScript(path: string): boolean {
 /** The runner calls this before the first test. */
 export default async function setup(): Promise<void> {
   const before = (process.env["PATH"] ?? "").split(delimiter);
-  const plain = before.filter((dir) => !hasScripts(dir));
-  if (plain.length === before.length) return;
-  const found = await findInterpreters();
-  process.env["PATH"] = [...new Set([...found.map(({ path }) => dirname(path)), ...plain])].join(delimiter);
+  const own = realpathSync(process.execPath);
+  const after = await Promise.all(
+    before.map(async (dir) => {
+      if (!isShims(dir)) return [dir];
+      const found = await findInterpreters(dir);
+      return found.filter(({ path }) => path !== own).map(({ path }) => dirname(path));
+    }),
+  );
+  process.env["PATH"] = [...new Set(after.flat())].join(delimiter);
 }
