@@ -402,7 +402,11 @@ void instance_cloned(struct instance *it, const struct job_answer *answer, const
 			char path[64];
 			snprintf(path, sizeof path, "h%u/memory.peak", it->slot);
 			it->peak = openat(cgroups.controllers[0].dir, path, O_RDWR | O_CLOEXEC);
-			if (it->peak >= 0) (void)!write(it->peak, "0", 1);
+			if (it->peak >= 0 && write(it->peak, "0", 1) < 0) {
+				/* Since the slot was made, by whomever: of this instance it says nothing. */
+				close(it->peak);
+				it->peak = -1;
+			}
 		}
 	}
 	if (it->killed) sys_pidfd_kill(it->pidfd.fd, SIGKILL);

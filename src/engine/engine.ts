@@ -9,14 +9,7 @@ import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
-import {
-  type CgroupLayout,
-  type CgroupParents,
-  makeParents,
-  probeCgroups,
-  removeParents,
-  sweepCgroups,
-} from "../linux/cgroups.js";
+import { type CgroupParents, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
@@ -111,14 +104,13 @@ export class LocalEngine implements Engine, InstanceOwner {
     private readonly paths: NativePaths,
     private readonly keeper: Keeper,
     private readonly recorder: Recorder,
-    layout: CgroupLayout,
     private readonly parents: CgroupParents,
     private readonly fingerprint: Fingerprint,
     interpreters: readonly Interpreter[],
   ) {
     this.log = options.log ?? silentLogger();
     this.mapped = new MappedFiles(keeper);
-    this.limits = new Limits(keeper, layout);
+    this.limits = new Limits(keeper, parents.layout);
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.graceMs = options.graceMs ?? GRACE_MS;
@@ -192,7 +184,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       await removeParents(parents);
       throw error;
     }
-    return new LocalEngine(options, paths, keeper, recorder, layout, parents, readFingerprint(), interpreters);
+    return new LocalEngine(options, paths, keeper, recorder, parents, readFingerprint(), interpreters);
   }
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {

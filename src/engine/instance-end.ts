@@ -84,7 +84,12 @@ export function obituary(ending: Ending, request: UnansweredRequest): Omit<Invok
     platformError,
     handlerMs: ms,
     totalMs: ms,
-    maxMemoryMb: ending.exit === undefined ? 0 : Math.ceil(ending.exit.peakBytes / 2 ** 20),
+    maxMemoryMb: ending.exit === undefined ? 0 : Math.ceil(peakBytes(ending.exit) / 2 ** 20),
     alive: false,
   };
+}
+
+/** With version 2 of control groups a peak can be begun anew only since Linux 6.12. Before, its largest process stands for all of it. */
+function peakBytes({ peakBytes: counted, maxRssKb }: InstanceExit): number {
+  return counted > 0 ? counted : maxRssKb * 1024;
 }

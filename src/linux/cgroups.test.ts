@@ -1,5 +1,8 @@
-import { describe, expect, it } from "vitest";
-import { limitWrites, probeCgroups, processStart } from "./cgroups.js";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { limitWrites, makeParents, probeCgroups, processStart } from "./cgroups.js";
 
 const HYBRID = `31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
@@ -49,6 +52,34 @@ describe("limits", () => {
       "unified cpu.max=1000 100000",
       "unified pids.max=11",
     ]);
+  });
+
+  it("leaves swap alone where a kernel with v2 does not count it: the file is not there", () => {
+    const writes = limitWrites({ version: "v2", mounts: {}, swapLimit: false }, { memoryMb: 64, cpus: 1, pids: 10 });
+    expect(writes.map(({ file }) => file)).toEqual(["memory.max", "cpu.max", "pids.max"]);
+  });
+});
+
+describe("the parents of cgroups in one tree", () => {
+  const owner = `thaw/${process.pid}-${processStart(process.pid)}`;
+  const trees: string[] = [];
+  const tree = (): string => {
+    const path = mkdtempSync(join(tmpdir(), "thaw-cgroups-"));
+    trees.push(path);
+    return path;
+  };
+  afterAll(() => {
+    for (const path of trees) rmSync(path, { recursive: true });
+  });
+
+  it("tell whether swap is counted", () => {
+    const mount = tree();
+    const layout = { version: "v2", mounts: { unified: mount }, swapLimit: true } as const;
+    expect(makeParents(layout)).toEqual({ layout: { ...layout, swapLimit: false }, dirs: { unified: join(mount, owner) } });
+    writeFileSync(join(mount, owner, "memory.swap.max"), "max\n");
+    expect(makeParents(layout).layout.swapLimit).toBe(true);
+    for (const dir of [mount, join(mount, "thaw"), join(mount, owner)])
+      expect(readFileSync(join(dir, "cgroup.subtree_control"), "utf8")).toBe("+memory +cpu +pids");
   });
 });
 

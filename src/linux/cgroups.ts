@@ -18,7 +18,7 @@ export type Controller = (typeof CONTROLLERS)[number];
 export interface CgroupLayout {
   readonly version: "v1" | "v2";
   readonly mounts: Readonly<Record<string, string>>;
-  /** Whether memory and swap are limited together (v1) or swap apart (v2). */
+  /** Whether the kernel counts swap, and so can limit it: with memory (v1) or apart (v2, where {@link makeParents} finds out). */
   readonly swapLimit: boolean;
 }
 
@@ -118,6 +118,8 @@ export function makeParents(layout: CgroupLayout, label = ""): CgroupParents {
       }
     }
   } catch (error) {
+    for (const dir of Object.values(dirs)) for (const empty of [dir, dirname(dir)]) removeIfEmpty(empty);
+    if ((error as NodeJS.ErrnoException).code === "EBUSY") throw crowded(layout.mounts["unified"] ?? "", error);
     throw new ThawError("SANDBOX_FAILED", {
       what: "The cgroups for functions cannot be made",
       why: errorText(error),
@@ -125,7 +127,24 @@ export function makeParents(layout: CgroupLayout, label = ""): CgroupParents {
       cause: error,
     });
   }
-  return { layout, dirs };
+  if (layout.version === "v1") return { layout, dirs };
+  // The root of the hierarchy has no such file on any kernel, the directories below it where swap is counted.
+  return { layout: { ...layout, swapLimit: existsSync(join(dirs["unified"] ?? "", "memory.swap.max")) }, dirs };
+}
+
+/** Version 2 lends controllers only from the root of the hierarchy, or from a cgroup in which no process lives ("no internal processes"). */
+function crowded(mount: string, cause: unknown): ThawError {
+  return new ThawError("SANDBOX_FAILED", {
+    what: "The cgroups for functions cannot be made",
+    why: `processes live in ${mount} itself, which is a container's cgroup and not the root: from there the kernel lends no controllers`,
+    fix: emptyMount(mount),
+    cause,
+  });
+}
+
+/** What makes room in the cgroup of a container that has one of its own. */
+export function emptyMount(mount: string): string {
+  return `give this container the host's cgroups (docker: --privileged --cgroupns=host), or move its processes down first: mkdir ${mount}/init && for p in $(cat ${mount}/cgroup.procs); do echo $p > ${mount}/init/cgroup.procs; done`;
 }
 
 /** Removes the parents once the keeper ended; it removed what was below. Idempotent. */
@@ -203,7 +222,7 @@ export function limitWrites(layout: CgroupLayout, limits: Limits): LimitWrite[] 
   const pids = String(limits.pids + 1);
   if (layout.version === "v2") {
     return [
-      { controller: "unified", file: "memory.swap.max", value: "0" },
+      ...(layout.swapLimit ? [{ controller: "unified", file: "memory.swap.max", value: "0" }] : []),
       { controller: "unified", file: "memory.max", value: bytes },
       { controller: "unified", file: "cpu.max", value: `${quota} ${CPU_PERIOD_US}` },
       { controller: "unified", file: "pids.max", value: pids },

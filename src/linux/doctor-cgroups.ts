@@ -1,5 +1,5 @@
 /** Which control groups there are: version 2 alone, or a version 1 hierarchy for each controller (also "hybrid"). */
-import { CONTROLLERS } from "./cgroups.js";
+import { CONTROLLERS, emptyMount } from "./cgroups.js";
 import type { Check, Machine } from "./doctor-machine.js";
 
 /** Where limits could be set, and what is missing there: what the engine only refuses, the doctor explains. */
@@ -66,6 +66,23 @@ export async function checkCgroups(machine: Machine): Promise<Check> {
       fix: "Run as root, with /sys/fs/cgroup mounted read-write (docker: --privileged --cgroupns=host).",
     };
   }
+  if (layout.version === 2 && (await isCrowded(machine, layout.mount))) {
+    return {
+      ...base,
+      ok: false,
+      says: `Processes live in ${layout.mount} itself, which is a container's cgroup and not the root: from there the kernel lends no controllers to cgroups below.`,
+      fix: `Either ${emptyMount(layout.mount)}`,
+    };
+  }
   const layoutName = layout.version === 2 ? `version 2 at ${layout.mount}` : "version 1, one hierarchy for each controller";
   return { ...base, ok: true, says: `Control groups can be made (${layoutName}: ${CONTROLLERS.join(", ")}).` };
+}
+
+/** Version 2 lends controllers only from the root, which alone has no cgroup.type, or from where no process lives. */
+async function isCrowded(machine: Machine, mount: string): Promise<boolean> {
+  if (!(await machine.exists(`${mount}/cgroup.type`))) return false;
+  const words = async (file: string): Promise<string[]> =>
+    ((await machine.read(`${mount}/${file}`)) ?? "").split(/\s+/).filter((word) => word !== "");
+  const lent = await words("cgroup.subtree_control");
+  return (await words("cgroup.procs")).length > 0 && CONTROLLERS.some((name) => !lent.includes(name));
 }

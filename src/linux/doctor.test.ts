@@ -335,6 +335,19 @@ describe("cgroups", () => {
     expect(v1.check("cgroups").fix).toBe("Mount it: mount -t cgroup -o pids none /sys/fs/cgroup/pids");
   });
 
+  it("of a container of its own are told to be full of processes, and what to do", async () => {
+    const container = { "/sys/fs/cgroup/cgroup.type": "domain\n", "/sys/fs/cgroup/cgroup.procs": "1\n7\n" };
+    const report = await probe({ files: { ...container, "/sys/fs/cgroup/cgroup.subtree_control": "memory pids\n" } });
+    expect(report.check("cgroups").says).toBe(
+      "Processes live in /sys/fs/cgroup itself, which is a container's cgroup and not the root: from there the kernel lends no controllers to cgroups below.",
+    );
+    expect(report.check("cgroups").fix).toMatch(/--cgroupns=host.*mkdir \/sys\/fs\/cgroup\/init/);
+    expect(report.canFreeze).toBe(false);
+    const lent = await probe({ files: { ...container, "/sys/fs/cgroup/cgroup.subtree_control": "cpu memory pids\n" } });
+    const moved = await probe({ files: { ...container, "/sys/fs/cgroup/cgroup.procs": "" } });
+    expect([lent.check("cgroups").ok, moved.check("cgroups").ok]).toEqual([true, true]);
+  });
+
   it("must be writable", async () => {
     const report = await probe({ tryDirectory: async () => "EROFS" });
     expect(report.check("cgroups").says).toBe("A cgroup cannot be made in /sys/fs/cgroup: EROFS.");
