@@ -55,7 +55,7 @@ export function fakeInspection(image: Image): ImageInspection {
   const none = { lineagePids: [], threads: [], mappings: {}, mappedFiles: [], descriptors: [], bytes: {} };
   return {
     ...none,
-    formatVersion: 2,
+    formatVersion: 3,
     createdMs: 0,
     generation: image.generation,
     heat: image.heat,

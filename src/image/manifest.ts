@@ -3,7 +3,7 @@
  * shrink to a sixth):
  *
  * ```
- * thaw-manifest 2 <sha256 of what follows, hex> <bytes of what follows>\n<gzip of JSON>
+ * thaw-manifest 3 <sha256 of what follows, hex> <bytes of what follows>\n<gzip of JSON>
  * ```
  *
  * Everything else in an image's directory is either described by it (`pages`, `tmp`) or can be thrown away (`working-set`).
@@ -15,7 +15,7 @@ import { errorText, ThawError } from "../base/errors.js";
 import { factsSchema } from "./facts.js";
 
 /** Bumped when an older reader could misunderstand a newer image. */
-export const IMAGE_VERSION = 2;
+export const IMAGE_VERSION = 3;
 
 const specSchema = z.object({
   name: z.string(),

@@ -108,8 +108,12 @@ export const REFUSED: Readonly<Record<string, number>> = {
   quotactl_fd: 443,
 };
 
-/** Answered as by a kernel that does not have them. clone3 and openat2 hide their flags from a filter; io_uring cannot be frozen. */
+/**
+ * Answered as by a kernel that does not have them. clone3 and openat2 hide their flags from a filter; io_uring cannot be frozen; protection
+ * keys belong to a process's memory, so a clone has none of those that V8 took for WebAssembly, and its next module would end it.
+ */
 export const ABSENT: Readonly<Record<string, number>> = {
+  pkey_alloc: 330,
   io_uring_setup: 425,
   io_uring_enter: 426,
   io_uring_register: 427,
