@@ -424,6 +424,7 @@ describe("doctor", () => {
       machine: {
         ok: false,
         canFreeze: false,
+        canBoot: true,
         interpreters: [],
         checks: [
           { name: "kernel", ok: true, required: true, says: "Linux 6.18" },

@@ -10,6 +10,7 @@ const BAD_MACHINE = {
   interpreters: [],
   ok: false,
   canFreeze: false,
+  canBoot: true,
   checks: [
     { name: "ptrace", ok: false, required: true, says: "not permitted", fix: "run as root" },
     { name: "swap", ok: false, required: false, says: "off" },
@@ -131,6 +132,13 @@ describe("serve where freezing cannot work", () => {
         "  fix: run as root; `thaw serve --boot-only` runs functions without images\n",
     });
     expect(engine.calls).toEqual([]);
+  });
+
+  it("does not offer what would fail as well", async () => {
+    const run = await serve([], { machine: { ...BAD_MACHINE, canBoot: false } });
+    expect(run.err).toBe(
+      "error: Functions cannot run on this machine\n" + "  why: ptrace: not permitted\n" + "  fix: run as root\n",
+    );
   });
 
   it("runs with --boot-only, and says so", async () => {

@@ -26,6 +26,7 @@ export interface CliOptions {
 export const GOOD_MACHINE: MachineReport = {
   ok: true,
   canFreeze: true,
+  canBoot: true,
   checks: [{ name: "kernel", ok: true, required: true, says: "Linux 6.18" }],
   interpreters: [],
 };

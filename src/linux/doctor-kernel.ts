@@ -13,8 +13,8 @@ export function checkPlatform(machine: Machine): Check {
     name: "platform",
     ok,
     required: true,
-    says: `This is ${here}: processes can be frozen only on Linux on x86-64.`,
-    fix: "Run thaw on such a machine, or start `thaw serve --boot-only` to run functions without images.",
+    says: `This is ${here}: functions run only on Linux on x86-64.`,
+    fix: "Run thaw on such a machine.",
   };
 }
 

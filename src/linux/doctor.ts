@@ -36,6 +36,8 @@ export interface MachineReport {
   readonly ok: boolean;
   /** Processes can be frozen and thawed here; false is what `serve --boot-only` is for. */
   readonly canFreeze: boolean;
+  /** Functions can run here, if only by boot. */
+  readonly canBoot: boolean;
   readonly checks: readonly Check[];
   /** What functions can run on here; a server that asked need not ask again. */
   readonly interpreters: readonly Interpreter[];
@@ -49,19 +51,10 @@ export interface ProbeOptions {
   readonly machine?: Machine;
 }
 
-/** The checks on which freezing depends: the others concern only this run's set-up, or are advice. */
-const FREEZING = [
-  "platform",
-  "kernel",
-  "privileges",
-  "namespaces",
-  "checkpoint",
-  "ptrace",
-  "seccomp",
-  "cgroups",
-  "native",
-  "data",
-];
+/** The checks on which every sandbox depends: where one fails, `serve --boot-only` is no way out. */
+const BOOTING = ["platform", "privileges", "namespaces", "seccomp", "cgroups", "native"];
+/** Those on which freezing depends: the others concern only this run's set-up, or are advice. */
+const FREEZING = [...BOOTING, "kernel", "checkpoint", "ptrace", "data"];
 
 /** Probes the machine: tenths of a second, most of them spent in asking interpreters. Leaves nothing behind. */
 export async function probeMachine(options: ProbeOptions = {}): Promise<MachineReport> {
@@ -70,7 +63,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
   const packageDir = join(dirname(fileURLToPath(import.meta.url)), "../..");
   const platform = checkPlatform(machine);
   // Elsewhere every further answer would only repeat the first.
-  if (!platform.ok) return { ok: false, canFreeze: false, checks: [platform], interpreters: [] };
+  if (!platform.ok) return { ok: false, canFreeze: false, canBoot: false, checks: [platform], interpreters: [] };
   const asking = machine.interpreters();
   const rest = await Promise.all([
     checkKernel(machine),
@@ -94,6 +87,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
   return {
     ok: checks.every((check) => check.ok || !check.required),
     canFreeze: checks.every((check) => check.ok || !FREEZING.includes(check.name)),
+    canBoot: checks.every((check) => check.ok || !BOOTING.includes(check.name)),
     checks,
     interpreters: await asking,
   };

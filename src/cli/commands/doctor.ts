@@ -38,13 +38,15 @@ async function doctor({ io, parts }: Context, options: Options): Promise<void> {
   if (!report.ok) throw new Exit(EXIT.failed);
 }
 
-function reportText({ canFreeze, checks }: MachineReport): string {
+function reportText({ canFreeze, canBoot, checks }: MachineReport): string {
   const rows = checks.map(({ name, ok, required, says }) => [ok ? "ok" : required ? "FAILS" : "warns", name, says]);
   const fixes = checks
     .filter(({ ok, fix }) => !ok && fix !== undefined)
     .map(({ name, fix }) => `  ${printable(`${name}: ${fix}`)}\n`);
   const verdict = canFreeze
     ? "Functions can be frozen and thawed on this machine."
-    : "Functions cannot be frozen on this machine. `thaw serve --boot-only` runs them without images.";
+    : canBoot
+      ? "Functions cannot be frozen on this machine. `thaw serve --boot-only` runs them without images."
+      : "Functions cannot run on this machine.";
   return `${formatTable(["", "CHECK", "FOUND"], rows)}${fixes.length === 0 ? "" : `\nWhat to do:\n${fixes.join("")}`}\n${verdict}\n`;
 }

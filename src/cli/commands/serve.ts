@@ -174,11 +174,14 @@ function cannotGoOn(cause: unknown): ThawError {
   });
 }
 
-function cannotFreeze({ checks }: MachineReport): ThawError {
+function cannotFreeze({ canBoot, checks }: MachineReport): ThawError {
   const failed = checks.filter(({ ok, required }) => required && !ok);
   return new ThawError("UNSUPPORTED_PLATFORM", {
-    what: "Functions cannot be frozen on this machine",
+    what: `Functions cannot ${canBoot ? "be frozen" : "run"} on this machine`,
     why: failed.map(({ name, says }) => `${name}: ${says}`).join("; "),
-    fix: [...failed.flatMap(({ fix }) => fix ?? []), "`thaw serve --boot-only` runs functions without images"].join("; "),
+    fix: [
+      ...failed.flatMap(({ fix }) => fix ?? []),
+      ...(canBoot ? ["`thaw serve --boot-only` runs functions without images"] : []),
+    ].join("; "),
   });
 }
