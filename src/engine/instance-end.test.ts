@@ -15,5 +15,6 @@ describe("the memory of an instance that ended", () => {
   it("is the peak of its group, and where the kernel cannot tell that, its largest process", () => {
     expect(memoryOf({ peakBytes: 100 * 2 ** 20, maxRssKb: 60 * 1024 })).toBe(100);
     expect(memoryOf({ maxRssKb: 60 * 1024 })).toBe(60);
+    expect(memoryOf({ maxRssKb: 150 * 1024 }), "its limit at most").toBe(128);
   });
 });

@@ -84,12 +84,15 @@ export function obituary(ending: Ending, request: UnansweredRequest): Omit<Invok
     platformError,
     handlerMs: ms,
     totalMs: ms,
-    maxMemoryMb: ending.exit === undefined ? 0 : Math.ceil(peakBytes(ending.exit) / 2 ** 20),
+    maxMemoryMb: ending.exit === undefined ? 0 : Math.ceil(peakBytes(ending.exit, ending.spec) / 2 ** 20),
     alive: false,
   };
 }
 
-/** With version 2 of control groups a peak can be begun anew only since Linux 6.12. Before, its largest process stands for all of it. */
-function peakBytes({ peakBytes: counted, maxRssKb }: InstanceExit): number {
-  return counted > 0 ? counted : maxRssKb * 1024;
+/**
+ * With version 2 of control groups a peak can be begun anew only since Linux 6.12. Before, its largest process stands for all of it; that has pages of
+ * files, too, which others may be charged for, so it may seem larger than it could be.
+ */
+function peakBytes({ peakBytes: counted, maxRssKb }: InstanceExit, { memoryMb }: FunctionSpec): number {
+  return counted > 0 ? counted : Math.min(maxRssKb * 1024, memoryMb * 2 ** 20);
 }
