@@ -64,7 +64,7 @@ static void read_memory(struct deflation *d, uint64_t address, size_t bytes)
 	for (size_t done = 0; done < bytes;) {
 		ssize_t got = pread(d->mem, buffer + done, bytes - done, (off_t)(address + done));
 		if (got <= 0 && d->target->thread_count > 0)
-			die("cannot read memory at 0x%" PRIx64 ": %s", address, strerror(errno));
+			unreadable(address + done);
 		if (got <= 0)
 			memset(buffer + done, 0, (size_t)(got = PAGE));
 		done += (size_t)got;

@@ -227,6 +227,14 @@ void dump_identify(const struct dump *dump, pid_t pid, struct vma *vmas, size_t 
 			identify(pid, &vmas[i]);
 }
 
+_Noreturn void unreadable(uint64_t address)
+{
+	if (errno == EIO)
+		refuse("its memory at 0x%" PRIx64 " cannot be read: it has guard regions (MADV_GUARD_INSTALL), it seems, which Linux 6.13 to 6.15 do not tell from swapped memory",
+		       address);
+	die("cannot read memory at 0x%" PRIx64 ": %s", address, strerror(errno));
+}
+
 static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *region)
 {
 	struct iovec local[IOV_COUNT], remote[IOV_COUNT];
@@ -256,7 +264,7 @@ static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *regi
 					ssize_t got = pread(mem, (uint8_t *)local[j].iov_base + done, local[j].iov_len - done,
 							    (off_t)((uint64_t)remote[j].iov_base + done));
 					if (got <= 0)
-						die("cannot read memory at %p: %s", remote[j].iov_base, strerror(errno));
+						unreadable((uint64_t)remote[j].iov_base + done);
 					done += (size_t)got;
 				}
 			}

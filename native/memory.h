@@ -51,6 +51,8 @@ void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (
 	  void *context);
 /* IS_GUARD, where this kernel tells of guard regions (Linux 6.16), else 0. */
 uint64_t guard_category(int pagemap);
+/* What a page that must be readable and is not (errno) means for the process. */
+_Noreturn void unreadable(uint64_t address);
 bool is_zero(const uint8_t *page);
 /* The path of a mapped file with an allocator (jemalloc) that relies on zeros where memory was given back; NULL: none. A private
    mapping of a file gives the file's bytes back. */

@@ -180,7 +180,7 @@ function cannotFreeze({ canBoot, checks }: MachineReport): ThawError {
     what: `Functions cannot ${canBoot ? "be frozen" : "run"} on this machine`,
     why: failed.map(({ name, says }) => `${name}: ${says}`).join("; "),
     fix: [
-      ...failed.flatMap(({ fix }) => fix ?? []),
+      ...failed.flatMap(({ fix }) => fix?.replace(/\.$/, "") ?? []),
       ...(canBoot ? ["`thaw serve --boot-only` runs functions without images"] : []),
     ].join("; "),
   });
