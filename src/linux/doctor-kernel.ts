@@ -14,7 +14,7 @@ export function checkPlatform(machine: Machine): Check {
     ok,
     required: true,
     says: `This is ${here}: functions run only on Linux on x86-64.`,
-    fix: "Run thaw on such a machine.",
+    fix: "Run thaw on such a machine: `thaw serve --boot-only`, which needs no freezing, needs one too.",
   };
 }
 

@@ -110,7 +110,10 @@ describe("the doctor", () => {
     expect(report.canFreeze).toBe(false);
     expect(report.failed).toHaveLength(1);
     expect(report.check("platform").says).toBe("This is darwin on arm64: functions run only on Linux on x86-64.");
-    expect([report.canBoot, report.check("platform").fix]).toEqual([false, "Run thaw on such a machine."]);
+    expect([report.canBoot, report.check("platform").fix]).toEqual([
+      false,
+      "Run thaw on such a machine: `thaw serve --boot-only`, which needs no freezing, needs one too.",
+    ]);
   });
 
   it("says why working sets cannot be recorded exactly, which keeps nothing from running", async () => {
