@@ -204,6 +204,29 @@ describe("instances", () => {
     );
   });
 
+  it("that died right behind their answer are told, too; those that died of a request are not told twice", async () => {
+    await openBed({}, ["a"]);
+    await bed.platform.invoke("a", "");
+    const [instance] = [...bed.engine.live];
+    const invoke = instance?.invoke.bind(instance);
+    if (instance === undefined || invoke === undefined) throw new Error("no instance is there");
+    instance.invoke = async (...args) => {
+      const answer = await invoke(...args);
+      instance.crash("exit status 3");
+      return answer;
+    };
+    expect((await bed.platform.invoke("a", "")).result.functionError).toBeUndefined();
+    await until(() => bed.engine.live.size === 0);
+    const told = /thaw: an idle instance ended by itself: (.*)\n/g;
+    expect([...(await bed.platform.logs("a")).matchAll(told)].map(([, reason]) => reason)).toEqual(["exit status 3"]);
+    bed.engine.handler = () => {
+      throw new FakeEnd("INSTANCE_EXITED");
+    };
+    expect((await bed.platform.invoke("a", "")).result.platformError).toBe("INSTANCE_EXITED");
+    await until(() => bed.engine.live.size === 0);
+    expect([...(await bed.platform.logs("a")).matchAll(told)]).toHaveLength(1);
+  });
+
   it("that are ended leave what they had printed since their last answer in the log, and no word of their end", async () => {
     await openBed({ keepAliveMs: 30 }, ["a"]);
     await bed.platform.invoke("a", "");

@@ -172,6 +172,8 @@ export class Instances {
     const { version } = slot;
     version.slots.running -= 1;
     if (version.slots.running + version.slots.starting === 0) version.idleTimes.begun();
+    // Its end was told with its answer, if that was how it ended.
+    if (dispose) slot.endedBy = undefined;
     if (dispose || version.retired || slot.state === "ending" || !slot.instance.alive) {
       void this.#end(slot);
       this.#disappoint(version);
@@ -368,14 +370,15 @@ export class Instances {
     this.#options.budget.assign(slot, reservedBytes);
     version.slots.all.add(slot);
     instance.onExit((reason) => {
-      if (!this.idle.remove(slot)) return;
-      void this.#end(slot, `thaw: an idle instance ended by itself: ${reason}\n`);
+      if (slot.state === "ending") return;
+      slot.endedBy = reason;
+      if (this.idle.remove(slot)) void this.#end(slot);
     });
     return slot;
   }
 
   /** Ends an instance that is in no list; its place is free when the promise resolves. Safe to call again. What no answer brought of its output is logged. */
-  #end(slot: Slot, obituary = ""): Promise<void> {
+  #end(slot: Slot): Promise<void> {
     const { version } = slot;
     if (!version.slots.all.delete(slot)) return Promise.resolve();
     slot.state = "ending";
@@ -391,7 +394,8 @@ export class Instances {
       .then(() => {
         const printed = slot.instance.takeLogs().toString("utf8");
         const newline = printed === "" || printed.endsWith("\n") ? "" : "\n";
-        if (printed + obituary !== "") version.log.append("", `${printed}${newline}${obituary}`);
+        const end = slot.endedBy === undefined ? "" : `thaw: an idle instance ended by itself: ${slot.endedBy}\n`;
+        if (printed + end !== "") version.log.append("", `${printed}${newline}${end}`);
         this.#options.budget.assign(slot, 0);
         version.slots.ending.delete(ended);
         this.#ending.delete(ended);

@@ -38,6 +38,8 @@ export interface Slot extends Due {
   askedAt: number;
   /** While it is being frozen as it goes on: it answers requests, but is neither hibernated nor ended before this settles. */
   freezing: Promise<void> | undefined;
+  /** Why it ended, where neither we ended it nor an answer told of it. */
+  endedBy: string | undefined;
 }
 
 /** What users see of an instance. */
@@ -77,6 +79,7 @@ export function newSlot(version: Version, instance: Instance, origin?: Image): S
     freezeAt: undefined,
     askedAt: -1,
     freezing: undefined,
+    endedBy: undefined,
     dueMs: 0,
     dueIndex: -1,
   };
