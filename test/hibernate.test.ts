@@ -5,6 +5,7 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, readdirSync, readFileSync, readlinkSync, truncateSync, writeFileSync } from "node:fs";
+import { release } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it, onTestFinished } from "vitest";
@@ -378,7 +379,8 @@ def handler(event, context): return sweeps`);
 });
 
 describe("guard regions", () => {
-  it("take no room among what every wake writes: none touches them", async () => {
+  // Where the kernel has them and does not tell of them, hibernation is refused (test/moving-process.test.ts).
+  it.skipIf(/^6\.1[345]\./.test(release()))("take no room among what every wake writes: none touches them", async () => {
     const spec = bench.python(`
 import ctypes
 libc = ctypes.CDLL(None)

@@ -3,6 +3,7 @@
  * hold back, children that have the same memory. Whatever they do, nothing of theirs is lost, or they are refused by name.
  */
 import { readdirSync, readFileSync, statSync } from "node:fs";
+import { release } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Image, type Instance, LOADERS } from "../src/engine/index.js";
@@ -258,6 +259,13 @@ describe("guard regions", () => {
       const guarded = await call(one, "moving.guard");
       if (guarded === null) return; // before Linux 6.13
       expect(guarded).toEqual([11, "07"]);
+      if (/^6\.1[345]\./.test(release())) {
+        // These kernels have guard regions and do not tell of them.
+        for (const move of [() => one.hibernate(), () => one.freeze({ live: true }), () => one.freeze()])
+          await expect(move()).rejects.toThrow(/guard regions .* which Linux 6.13 to 6.15 do not tell from swapped memory/);
+        expect(await call(one, "moving.guard")).toEqual(guarded);
+        return;
+      }
       for (let round = 0; round < 2; round++) {
         await one.hibernate();
         expect(await call(one, "moving.guard")).toEqual(guarded);
