@@ -29,7 +29,7 @@ import type { Version } from "./version.js";
 const OPENED_AT_START_MAX = 64;
 /** Tries for one version, while things run out; and while what fails may have to do with the moment. */
 export const ATTEMPTS_MAX = 8;
-export const FAILURES_MAX = 3;
+const FAILURES_MAX = 3;
 const BACKOFF_MS_MAX = 60_000;
 const BOOT_ONLY = "This server runs functions without images: every start that finds no idle instance is a boot";
 

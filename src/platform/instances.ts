@@ -22,6 +22,7 @@ import { formatBytes } from "../base/units.js";
 import type { Instance, StartResult } from "../engine/types.js";
 import type { Budget } from "./budget.js";
 import { IdleInstances } from "./idle.js";
+import { wholeLines } from "./logs.js";
 import type { IdlePolicy } from "./policy.js";
 import { newSlot, type Slot } from "./slot.js";
 import { type Attempt, startOf } from "./starts.js";
@@ -392,10 +393,9 @@ export class Instances {
         );
       })
       .then(() => {
-        const printed = slot.instance.takeLogs().toString("utf8");
-        const newline = printed === "" || printed.endsWith("\n") ? "" : "\n";
+        const printed = wholeLines(slot.instance.takeLogs());
         const end = slot.endedBy === undefined ? "" : `thaw: an idle instance ended by itself: ${slot.endedBy}\n`;
-        if (printed + end !== "") version.log.append("", `${printed}${newline}${end}`);
+        if (printed + end !== "") version.log.append("", printed + end);
         this.#options.budget.assign(slot, 0);
         version.slots.ending.delete(ended);
         this.#ending.delete(ended);

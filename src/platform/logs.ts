@@ -26,17 +26,22 @@ const PENDING_BYTES_MAX = 32 * 1024 * 1024;
 const FOLLOW_ENTRIES_MAX = 10_000;
 const TAIL_BYTES_DEFAULT = 64 * 1024;
 
+/** What was printed, its last line ended. */
+export function wholeLines(printed: Buffer): string {
+  const text = printed.toString("utf8");
+  return text === "" || text.endsWith("\n") ? text : `${text}\n`;
+}
+
 /** The text of one request. */
 export function renderRequest(requestId: string, memoryMb: number, start: StartResult, result: InvokeResult): string {
-  const output = result.logs.length === 0 ? "" : result.logs.toString("utf8");
-  const newline = output === "" || output.endsWith("\n") ? "" : "\n";
+  const output = wholeLines(result.logs);
   const ms = result.totalMs;
   const begun =
     start.kind === "reuse" ? "" : `\t${start.kind === "boot" ? "Init" : "Restore"} Duration: ${(start.us / 1000).toFixed(2)} ms`;
   const status =
     result.platformError === undefined ? "" : `\tStatus: ${result.platformError === "TIMEOUT" ? "timeout" : "error"}`;
   return (
-    `START RequestId: ${requestId} Version: ${LATEST}\n${output}${newline}END RequestId: ${requestId}\n` +
+    `START RequestId: ${requestId} Version: ${LATEST}\n${output}END RequestId: ${requestId}\n` +
     `REPORT RequestId: ${requestId}\tDuration: ${ms.toFixed(2)} ms\tBilled Duration: ${Math.ceil(ms)} ms\t` +
     `Memory Size: ${memoryMb} MB\tMax Memory Used: ${Math.round(result.maxMemoryMb)} MB${begun}${status}\n`
   );

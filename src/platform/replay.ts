@@ -1,6 +1,7 @@
 /** Requests that nobody waits for, sent to a private instance so that its code gets hot; each answer is checked. */
 import { ThawError } from "../base/errors.js";
 import type { Image, Instance, InvokeResult } from "../engine/types.js";
+import { wholeLines } from "./logs.js";
 import { LIMITS } from "./types.js";
 import type { Version } from "./version.js";
 
@@ -55,8 +56,7 @@ export async function replayOne(
   }
   if (result.functionError !== undefined || !result.alive) {
     const why = `${events.name(index)} ${complaint(version, result)}`;
-    const output = result.logs.toString("utf8");
-    version.log.append("", `thaw: warm-up: ${why}\n${output}${output === "" || output.endsWith("\n") ? "" : "\n"}`);
+    version.log.append("", `thaw: warm-up: ${why}\n${wholeLines(result.logs)}`);
     throw failed(version, why);
   }
   // The first answer of an instance that records its working set took a fault for every page.

@@ -425,6 +425,16 @@ def handler(e, c):
 });
 
 describe.skipIf(PYTHON === undefined)("uniqueness after a thaw of Python", () => {
+  /** Runs a script that prints objects, one JSON line each. */
+  function linesOf(script: string): Record<string, unknown>[] {
+    const { stdout, stderr } = spawnSync(PYTHON ?? "python3", ["-s", "-B", "-c", script], { encoding: "utf8" });
+    if (stdout === "") throw new Error(stderr);
+    return stdout
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as Record<string, unknown>);
+  }
+
   /** Forks: two processes in the very same state, as two thaws are. Prints what each draws, one JSON line each. */
   function forks(renew: string): Record<string, unknown>[] {
     const script = `
@@ -445,12 +455,7 @@ for _ in range(2):
         os._exit(0)
     os.waitpid(pid, 0)
 `;
-    const { stdout, stderr } = spawnSync(PYTHON ?? "python3", ["-s", "-B", "-c", script], { encoding: "utf8" });
-    if (stdout === "") throw new Error(stderr);
-    return stdout
-      .trim()
-      .split("\n")
-      .map((line) => JSON.parse(line) as Record<string, unknown>);
+    return linesOf(script);
   }
 
   it("is needed: without it two clones draw the same", () => {
@@ -496,12 +501,7 @@ for _ in range(2):
         os._exit(0)
     os.waitpid(pid, 0)
 `;
-    const { stdout, stderr } = spawnSync(PYTHON ?? "python3", ["-s", "-B", "-c", script], { encoding: "utf8" });
-    if (stdout === "") throw new Error(stderr);
-    return stdout
-      .trim()
-      .split("\n")
-      .map((line) => JSON.parse(line) as Record<string, unknown>);
+    return linesOf(script);
   }
   const DRAWN = ["module", "moduleNormal", "own", "state", "stateNormal"];
 

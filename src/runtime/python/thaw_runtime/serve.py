@@ -130,10 +130,8 @@ def _prepare(header):
         gc.collect()
         gc.collect()  # what finalizers of the first one let go
         _trim()
-        unique.remember()
         gc.freeze()
-    else:
-        unique.remember()
+    unique.remember()
     answer["hygieneMs"] = (perf_counter() - started) * 1000
     _answer(answer)
 
