@@ -10,6 +10,7 @@ import type { MachineReport } from "../../linux/doctor.js";
 import type { HeatPolicy, IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
 import { levelCount, seconds, size, wholeNumber, word } from "../options.js";
+import { tierUpEarly } from "../tier-up.js";
 import type { Context } from "./context.js";
 
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
@@ -79,6 +80,7 @@ export function addServe(program: Command, context: Context): void {
 async function serve({ io, parts }: Context, options: Options): Promise<void> {
   const bootOnly = options.bootOnly === true;
   const dataDir = resolve(io.cwd, options.data);
+  tierUpEarly();
   // Loading the server's parts takes a fifth of a second, in which the machine's answers are waited for anyway.
   const [report, { fixedPoints, fixedPolicy, histogramPolicy, openPlatform, pronghorn }, { isLoopback, openGateway }] =
     await Promise.all([
