@@ -1,8 +1,8 @@
 /** `thaw.json` in a function's folder: defaults for `thaw deploy`, which options on the command line override. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { z } from "zod";
 import { errorText, ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 import type { WarmUpSource } from "./warm-up.js";
 
 /** Its name; the file describes the package and is not part of it. */

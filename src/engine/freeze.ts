@@ -6,6 +6,7 @@
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { nowMs, sleep } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
@@ -177,13 +178,17 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const factsPath = join(temporary, "facts.json");
     const rawFacts = JSON.parse(await readFile(factsPath, "utf8")) as RawManifest["facts"];
     await rm(factsPath);
+    // Between two steps of some milliseconds whoever waits for an answer gets it: the server does all of this beside its requests.
+    await nextTurn();
     const facts = factsSchema.parse(rawFacts);
+    await nextTurn();
     checkFacts(facts);
     const tmp = await describeTmp(temporary);
     const shared = base !== undefined && facts.regions.some(({ kind }) => kind === "base");
     if (!shared) await rm(basePath(temporary), { force: true });
     // Compiled once now, so that what no program can bring back is refused while somebody listens.
     compileThaw(facts, { contents: Buffer.alloc(0), source: "lazy", runtime: true });
+    await nextTurn();
     const report: FreezeReport = {
       hygieneMs: prepared?.hygieneMs ?? 0,
       stoppedMs: Number(reply.stoppedUs) / 1000,

@@ -8,8 +8,9 @@
  * deploy that happens or does not. `curl -F code=@hello.zip -F 'warmUp=<events.json'` makes one. Node's own parser reads it: the whole
  * body is in memory by then, and its size is bounded.
  */
-import { z } from "zod";
+
 import { errorText, ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
 import { LIMITS, type WarmUp } from "../platform/types.js";
 

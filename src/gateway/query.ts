@@ -1,6 +1,7 @@
 /** The query strings of control routes. Strict: an unknown or repeated name is an error, not a silent default. */
-import { z } from "zod";
+
 import { ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 
 const wholeNumber = z
   .string()

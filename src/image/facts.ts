@@ -2,7 +2,7 @@
  * What the extractor reports of a stopped process (native/extractor.c writes it, this schema checks it). 64-bit values are
  * hexadecimal strings in JSON and bigint here.
  */
-import { z } from "zod";
+import { z } from "../base/schema.js";
 
 const hex = z
   .string()

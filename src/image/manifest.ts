@@ -10,8 +10,8 @@
  */
 import { createHash } from "node:crypto";
 import { gunzipSync, gzipSync } from "node:zlib";
-import { z } from "zod";
 import { errorText, ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 import { factsSchema } from "./facts.js";
 
 /** Bumped when an older reader could misunderstand a newer image. */

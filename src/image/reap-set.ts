@@ -6,7 +6,7 @@
  * Trace file: `thaw-reap-trace 1 <sha256 of what follows> <bytes of what follows>`, then compressed JSON. Its `accesses` hold two numbers
  * for each page: distance in pages from the page before, and 1 for a write or 0 for a read.
  */
-import { z } from "zod";
+import { z } from "../base/schema.js";
 import { ABI_CONSTANTS as ABI, structBytes, writeStruct } from "../linux/abi.js";
 import { isStored } from "./compile-paged.js";
 import { type Facts, type Region, storedRuns } from "./facts.js";

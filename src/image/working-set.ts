@@ -7,7 +7,7 @@
  * for each run of pages: distance in pages from the end of the run before, pages, recordings that saw it written, recordings
  * that saw it only read.
  */
-import { z } from "zod";
+import { z } from "../base/schema.js";
 import { decodeSealed, encodeSealed } from "./sealed.js";
 
 /** Consecutive pages. */

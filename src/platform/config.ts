@@ -1,7 +1,7 @@
 /** What a function may be configured to: checked at the door, with the limit and its value in every refusal. */
 import { isDeepStrictEqual } from "node:util";
-import { z } from "zod";
 import { ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 import { MIB } from "../base/units.js";
 import { RESERVED_ENVIRONMENT } from "../runtime/launch.js";
 import { type DeployRequest, LIMITS } from "./types.js";

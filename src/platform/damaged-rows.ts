@@ -2,8 +2,9 @@
  * What is read from the database is checked before anything is done with it: SQLite has no checksums, a damaged page may be read as
  * other rows, and what no row names is removed from disk.
  */
-import { z } from "zod";
+
 import { ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 
 const whole = z.int().min(0);
 const text = z.string();
