@@ -12,6 +12,7 @@
  * beyond the hottest image, by the requests that live instances answer: code that is compiled late shows there before any image has it.
  */
 import { ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 import { LatencyEstimate } from "./latency-estimate.js";
 import { TypicalLatency } from "./typical-latency.js";
@@ -33,7 +34,7 @@ export interface FixedPointsOptions {
 export function fixedPoints(points: readonly number[] = HEAT_POINTS, options: FixedPointsOptions = {}): HeatPolicy {
   checkPoints(points);
   const settings = { tries: 2, pays: 0.05, curiosity: 0.003, imagesMax: 8, ...options };
-  return { name: "fixed", begin: (random = Math.random) => new FixedPoints(points, settings, random) };
+  return { name: "fixed", begin: (random = Math.random, saved) => new FixedPoints(points, settings, random, saved) };
 }
 
 /** Of an instance, the requests that count. */
@@ -54,6 +55,8 @@ const LOST = 0.5;
 /** Starts of both before anything is given up for being slow: it does not come back. */
 const LOST_MIN = 8;
 const LOOK_AGAIN_MAX = 1 / 20;
+/** Of each request and each stretch of the curve, the samples that are saved: enough to tell what is typical. */
+const SAVED_SAMPLES = 12;
 /** An image that was chosen this often and never answered will not. */
 const SILENT = 15;
 /** A new image that was chosen so often for each start it should answer is not waited for any longer. */
@@ -83,11 +86,31 @@ interface Candidate extends Compared {
   readonly starts: number;
 }
 
+const whole = z.int().nonnegative();
+const samples = z.array(z.number().nonnegative());
+/** What {@link FixedPoints.save} gives. */
+const SAVED = z.object({
+  points: z.array(whole),
+  images: z.array(
+    z.object({
+      generation: whole,
+      heat: whole,
+      chosen: whole,
+      requests: z.array(samples).max(REQUESTS),
+      hottest: z.literal(true).exactOptional(),
+    }),
+  ),
+  hottestHeat: whole.exactOptional(),
+  steps: whole,
+  lived: z.array(z.number().nonnegative()).length(REQUESTS),
+  curve: z.array(samples),
+});
+
 class FixedPoints implements HeatDecider {
   private readonly known = new Map<number, Known>();
-  /** The hottest image there ever was, and what it had to beat: they outlive their images, so that no point is taken twice. */
+  /** The hottest image there ever was, and how many it had to beat: they outlive their images, so that no point is taken twice. */
   private hottest: Known | undefined;
-  private before: Known[] = [];
+  private steps = 0;
   /** How many of the last starts, about twenty, lived to answer each request. */
   private readonly lived = new Float64Array(REQUESTS);
   /** Of live instances, by the first point that is not below the request. */
@@ -97,8 +120,10 @@ class FixedPoints implements HeatDecider {
     private readonly points: readonly number[],
     private readonly settings: Settings,
     private readonly random: () => number,
+    saved?: unknown,
   ) {
     this.curve = points.map(() => new LatencyEstimate());
+    if (saved !== undefined) this.restore(SAVED.parse(saved));
   }
 
   choose(images: readonly ImagePoint[]): ImagePoint {
@@ -144,6 +169,40 @@ class FixedPoints implements HeatDecider {
     return [...slow, ...rest.slice(0, Math.max(0, tooMany))].map(({ image }) => image);
   }
 
+  save(): z.input<typeof SAVED> {
+    const samples = (of: readonly (TypicalLatency | LatencyEstimate)[]) => of.map((one) => one.recent(SAVED_SAMPLES));
+    const { hottest } = this;
+    return {
+      points: [...this.points],
+      images: [...this.known].map(([generation, known]) => ({
+        generation,
+        heat: known.heat,
+        chosen: known.chosen,
+        requests: samples(known.requests),
+        ...(known === hottest ? { hottest: true as const } : {}),
+      })),
+      ...(hottest === undefined ? {} : { hottestHeat: hottest.heat }),
+      steps: this.steps,
+      lived: [...this.lived].map((starts) => Number(starts.toPrecision(4))),
+      curve: samples(this.curve),
+    };
+  }
+
+  /** What other points taught says nothing about these. */
+  private restore({ points, images, hottestHeat, steps, lived, curve }: z.output<typeof SAVED>): void {
+    if (points.join() !== this.points.join()) throw new Error(`it was learned with the points ${points.join(", ")}`);
+    for (const { generation, heat, chosen, requests, hottest } of images) {
+      const known: Known = { heat, chosen, requests: requests.map(() => new TypicalLatency()) };
+      for (const [index, samples] of requests.entries()) for (const ms of samples) known.requests[index]?.add(ms);
+      this.known.set(generation, known);
+      if (hottest === true) this.hottest = known;
+    }
+    if (hottestHeat !== undefined) this.hottest ??= { heat: hottestHeat, chosen: 0, requests: [] };
+    this.steps = steps;
+    this.lived.set(lived);
+    for (const [index, samples] of curve.entries()) for (const ms of samples) this.curve[index]?.add(ms);
+  }
+
   /** Images that came are remembered, those that went are forgotten. */
   private meet(images: readonly ImagePoint[]): void {
     for (const image of images) this.of(image);
@@ -158,7 +217,7 @@ class FixedPoints implements HeatDecider {
     const made: Known = { heat, chosen: 0, requests: [] };
     this.known.set(generation, made);
     if (this.hottest === undefined || heat > this.hottest.heat) {
-      if (this.hottest !== undefined) this.before.push(this.hottest);
+      if (this.hottest !== undefined) this.steps++;
       this.hottest = made;
     }
     return made;
@@ -208,9 +267,9 @@ class FixedPoints implements HeatDecider {
   }
 
   private pays(next: number, images: readonly ImagePoint[]): boolean {
-    const { hottest, before } = this;
+    const { hottest, steps } = this;
     const at = this.points.indexOf(next);
-    if (hottest === undefined || before.length === 0 || this.curveFell(at)) return true;
+    if (hottest === undefined || steps === 0 || this.curveFell(at)) return true;
     const tried = this.field(images).filter(({ starts }) => starts >= this.settings.tries);
     const hot = tried.find(({ known }) => known === hottest);
     const colder = tried.filter(({ known }) => known !== hottest);

@@ -21,6 +21,7 @@ import type { HeatPolicy } from "./heat-policy.js";
 import type { Heating } from "./heating.js";
 import type { Images } from "./images.js";
 import type { Instances } from "./instances.js";
+import { recall } from "./learned.js";
 import type { Learning } from "./learning.js";
 import { FunctionLog } from "./logs.js";
 import { CounterSet } from "./metrics.js";
@@ -61,6 +62,7 @@ export class Functions {
   resume(stored: StoredFunction): void {
     const version = this.#version(stored.version);
     this.#byName.set(version.name, version);
+    recall(version, stored.learned, this.#options.log);
     this.#options.images.resume(version, stored);
   }
 
@@ -82,6 +84,11 @@ export class Functions {
       });
     }
     return version;
+  }
+
+  /** All, in no order. */
+  versions(): Iterable<Version> {
+    return this.#byName.values();
   }
 
   /** All, sorted by name. */

@@ -6,6 +6,7 @@
  * at 0 anew. Heat orders the images; generations only name them.
  */
 import { assert } from "../base/errors.js";
+import { z } from "../base/schema.js";
 import type { Image } from "../engine/types.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 import type { ImageEntry } from "./types.js";
@@ -19,6 +20,10 @@ const CHOICES_MIN = 8;
 const LEADS = 1.5;
 /** After so many choices the policy is asked again which images are surplus. */
 const LOOK_EVERY = 64;
+
+const SAVED = z.object({ policy: z.string(), learned: z.unknown() });
+/** What is kept of a policy over a restart. */
+export type SavedHeat = z.output<typeof SAVED>;
 
 /** An image, and where it comes from. */
 export interface PoolEntry extends Pick<ImageEntry, "source" | "createdMs"> {
@@ -35,6 +40,7 @@ export class Generations {
   #choices = 0;
   readonly #votes = new Map<Image, number>();
   #changes = 0;
+  #answers = 0;
   readonly #uses = new Map<Image, number>();
   readonly #unused = new Map<Image, () => void>();
 
@@ -76,6 +82,11 @@ export class Generations {
     return this.#changes;
   }
 
+  /** Grows whenever the policy was told of an answer. */
+  get answers(): number {
+    return this.#answers;
+  }
+
   has(image: Image): boolean {
     return this.#images.includes(image);
   }
@@ -101,7 +112,21 @@ export class Generations {
 
   /** An instance thawed from `from` answered. */
   answered(from: ImagePoint, request: number, ms: number): void {
+    this.#answers += 1;
     this.#decider.answered(from, request, ms);
+  }
+
+  /** What the policy has learned, and which one it was; undefined when it keeps nothing. */
+  save(): SavedHeat | undefined {
+    const learned = this.#decider.save?.();
+    return learned === undefined ? undefined : { policy: this.policy.name, learned };
+  }
+
+  /** Goes on with what {@link save} gave. Throws when it is none of this policy's; then all begins anew. */
+  recall(saved: unknown): void {
+    const { policy, learned } = SAVED.parse(saved);
+    if (policy !== this.policy.name) throw new Error(`it was learned by the policy "${policy}"`);
+    this.#decider = this.policy.begin(undefined, learned);
   }
 
   /** Whose turn it is to go: those that lost, and beyond {@link IMAGES_MAX} the coldest. Never all. */

@@ -94,6 +94,56 @@ describe.each(POLICIES.map((policy) => [policy.name, policy] as const))("the pol
     );
   });
 
+  it("goes on with what was saved as if nothing had been, while it remembers each sample", () => {
+    const ms = fc.integer({ min: 1, max: 9_999 });
+    const told = fc.array(fc.record({ image: fc.nat(4), served: fc.integer({ min: 1, max: 5 }), ms }), { maxLength: 10 });
+    fc.assert(
+      fc.property(told, told, fc.nat(), (before, after, seed) => {
+        const images = [0, 1, 10, 100].map((heat, generation) => ({ generation, heat }));
+        const tell = (decider: HeatDecider, answers: typeof before) => {
+          for (const { image, served, ms } of answers) {
+            const from = images[image % images.length] as ImagePoint;
+            decider.answered(from, from.heat + served, ms);
+          }
+        };
+        const decide = (decider: HeatDecider) => [
+          ...Array.from({ length: 20 }, () => decider.choose(images).generation),
+          ...images.map((from) => decider.freezeAt(images, from)),
+          decider.surplus(images),
+        ];
+        // One generator: what decides after the restart draws what the other one would have drawn.
+        let random = sequence(seed);
+        const whole = policy.begin(() => random());
+        whole.choose(images);
+        tell(whole, before);
+        const halved = policy.begin(() => random(), JSON.parse(JSON.stringify(whole.save?.())));
+        tell(whole, after);
+        tell(halved, after);
+        random = sequence(seed + 1);
+        const expected = decide(whole);
+        random = sequence(seed + 1);
+        expect(decide(halved)).toEqual(expected);
+      }),
+    );
+  });
+
+  it("saves some kilobytes, however much it was told, and chooses as well after that", () => {
+    const images = [0, 1, 10].map((heat, generation) => ({ generation, heat }));
+    const decider = policy.begin(sequence(3));
+    play(decider, images, 3_000, ({ heat }) => 10.123456789 / (1 + heat));
+    for (let request = 1; request < 2_000; request++) decider.answered(images[2] as ImagePoint, 10 + request, 1 / request);
+    const saved = JSON.stringify(decider.save?.());
+    expect(saved.length).toBeLessThan(16 * 1024);
+    const chosen = play(policy.begin(sequence(4), JSON.parse(saved)), images, 100, ({ heat }) => 10 / (1 + heat));
+    expect(chosen.filter(({ heat }) => heat === 10).length).toBeGreaterThan(80);
+  });
+
+  it("refuses what it never saved", () => {
+    for (const saved of [null, 1, "x", [], {}, { ...(policy.begin().save?.() as object), steps: -1, taken: "x" }]) {
+      expect(() => policy.begin(Math.random, saved)).toThrow();
+    }
+  });
+
   it("serves from generation 0 when that is all there is, and from any image when no latency ever comes", () => {
     const decider = policy.begin(sequence(1));
     const images = [{ generation: 0, heat: 0 }];
@@ -282,6 +332,10 @@ describe("fixed points", () => {
       start(image, 5);
     }
     expect(tens).toBeGreaterThan(15);
+  });
+
+  it("learn nothing from what other points taught", () => {
+    expect(() => fixedPoints([0, 5]).begin(Math.random, fixedPoints().begin().save?.())).toThrow("with the points 0, 1, 10");
   });
 
   it("are refused unless they are whole, not negative, and rising", () => {

@@ -26,11 +26,16 @@ export interface HeatDecider {
   answered(from: ImagePoint, request: number, ms: number): void;
   /** Images to give up: those that lost, or are too many. Never all. Asked after an image was added, and now and then. */
   surplus(images: readonly ImagePoint[]): readonly ImagePoint[];
+  /** What it has learned, as values for JSON, some kilobytes at most: a server that starts again goes on with it. Absent: it begins anew. */
+  save?(): unknown;
 }
 
 /** Makes deciders. */
 export interface HeatPolicy {
   readonly name: string;
-  /** `random` in [0, 1), so that a replay can be repeated. */
-  begin(random?: () => number): HeatDecider;
+  /**
+   * `random` in [0, 1), so that a replay can be repeated. `saved` comes from {@link HeatDecider.save} of a policy of this name, perhaps of
+   * other options or of another thaw; throws when it cannot be used.
+   */
+  begin(random?: () => number, saved?: unknown): HeatDecider;
 }

@@ -3,11 +3,29 @@
  * ("Serverless in the Wild", ATC'20, §4.2) use 240 bins of a minute. Here an idle instance may cost a second of memory or a day of
  * disk, so bins are a fourth of an octave wide, from 100 ms to beyond a day: the same 19 % everywhere, 80 numbers a function.
  */
+import { z } from "../base/schema.js";
 
 const FIRST_MS = 100;
 const PER_OCTAVE = 4;
 /** 100 ms · 2^(80/4) = 29 hours; what is longer is out of bounds. */
 const BINS = 80;
+
+const whole = z.int().nonnegative();
+/** What {@link IdleTimes.save} gives; `bins` are pairs of a bin and what fell into it, those that are not empty. */
+const SAVED = z.object({
+  count: whole,
+  outOfBounds: whole,
+  lastMs: z.number().nonnegative().exactOptional(),
+  bins: z.array(
+    z.tuple([
+      z
+        .int()
+        .min(0)
+        .max(BINS - 1),
+      z.int().positive(),
+    ]),
+  ),
+});
 
 /** What is known of one function's idle times. */
 export interface IdleFacts {
@@ -53,6 +71,25 @@ export class IdleTimes implements IdleFacts {
     const bin = binOf(idleMs);
     if (bin >= BINS) this.outOfBounds += 1;
     else this.bins[bin] = (this.bins[bin] ?? 0) + 1;
+  }
+
+  /** As values for JSON. */
+  save(): z.input<typeof SAVED> {
+    const { count, outOfBounds, lastMs } = this;
+    const bins = [...this.bins].flatMap((fell, bin): [number, number][] => (fell > 0 ? [[bin, fell]] : []));
+    return { count, outOfBounds, ...(lastMs === undefined ? {} : { lastMs }), bins };
+  }
+
+  /** Goes on with what {@link save} gave. Throws, and is as before, when that cannot be. */
+  recall(saved: unknown): void {
+    const { count, outOfBounds, lastMs, bins } = SAVED.parse(saved);
+    const inBounds = bins.reduce((sum, [, fell]) => sum + fell, 0);
+    if (inBounds + outOfBounds !== count)
+      throw new Error(`${count} idle times are counted, and ${inBounds + outOfBounds} are there`);
+    this.count = count;
+    this.outOfBounds = outOfBounds;
+    this.lastMs = lastMs;
+    for (const [bin, fell] of bins) this.bins[bin] = fell;
   }
 
   percentile(part: number): { fromMs: number; toMs: number } | undefined {

@@ -17,6 +17,7 @@ import { heatByHand } from "./heat-by-hand.js";
 import { Heating } from "./heating.js";
 import { Images } from "./images.js";
 import { Instances, type Lease } from "./instances.js";
+import { Learned } from "./learned.js";
 import { Learning } from "./learning.js";
 import { type DataLock, lockDataDir } from "./lock.js";
 import { renderRequest, tailOf } from "./logs.js";
@@ -112,6 +113,7 @@ class LocalPlatform implements Platform {
   readonly #heating: Heating;
   readonly #warmUps: WarmUps;
   readonly #learning: Learning;
+  readonly #learned: Learned;
   readonly #instances: Instances;
   readonly #functions: Functions;
   readonly #budget: Budget;
@@ -161,6 +163,7 @@ class LocalPlatform implements Platform {
     const { genericHusks: generic, runtimeHusks: runtime } = options;
     engine.pool({ ...(generic === undefined ? {} : { generic }), ...(runtime === undefined ? {} : { runtime }) });
     for (const stored of opened.stored) this.#functions.resume(stored);
+    this.#learned = new Learned({ store, versions: () => this.#functions.versions(), log });
   }
 
   async deploy(request: DeployRequest): Promise<FunctionInfo> {
@@ -340,6 +343,7 @@ class LocalPlatform implements Platform {
     await this.#instances.close(this.#drainMs);
     await this.#learning.close();
     await this.#functions.close();
+    await this.#learned.close();
     this.#store.close();
     this.#lock.release();
   }

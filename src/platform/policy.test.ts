@@ -43,6 +43,31 @@ describe("the histogram of idle times", () => {
   });
 });
 
+describe("a histogram that was saved", () => {
+  it("is the same when it is recalled", () => {
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: 0, max: 60 * HOUR })), (times) => {
+        const idle = idleTimes(...times);
+        const recalled = new IdleTimes("f");
+        recalled.recall(JSON.parse(JSON.stringify(idle.save())));
+        expect(recalled).toEqual(idle);
+      }),
+    );
+  });
+
+  it.each([
+    null,
+    {},
+    { count: 2, outOfBounds: 0, bins: [[1, 1]] },
+    { count: 1, outOfBounds: 0, bins: [[80, 1]] },
+    { count: -1, outOfBounds: -1, bins: [] },
+  ])("is refused when it makes no sense: %j", (saved) => {
+    const idle = idleTimes(MINUTE);
+    expect(() => idle.recall(saved)).toThrow();
+    expect(idle).toEqual(idleTimes(MINUTE));
+  });
+});
+
 describe("fixed times", () => {
   it("keep warm, then hibernated, then only the image", () => {
     expect(fixedPolicy().decide(idleTimes())).toEqual([

@@ -10,6 +10,7 @@
  * are learned, a hiccup is cut, and it stops.
  */
 import { ThawError } from "../base/errors.js";
+import { z } from "../base/schema.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 
 export interface PronghornOptions {
@@ -37,7 +38,7 @@ export interface PronghornOptions {
 export function pronghorn(options: PronghornOptions = {}): HeatPolicy {
   const settings = { ...DEFAULTS, ...options };
   checkOptions(settings);
-  return { name: "pronghorn", begin: (random = Math.random) => new Pronghorn(settings, random) };
+  return { name: "pronghorn", begin: (random = Math.random, saved) => new Pronghorn(settings, random, saved) };
 }
 
 const DEFAULTS = {
@@ -69,6 +70,17 @@ const MS_MAX = 1e9;
 /** Latencies of nothing must not weigh infinitely. */
 const MS_MIN = 1e-6;
 
+const whole = z.int().nonnegative();
+/** What {@link Pronghorn.save} gives. `theta` ends with the last request that is known. */
+const SAVED = z.object({
+  theta: z.array(z.number().nonnegative()),
+  starts: z.array(z.tuple([whole, whole])),
+  heats: z.array(whole),
+  taken: whole,
+  furtherRequests: z.number().nonnegative(),
+  longest: z.int().positive(),
+});
+
 class Pronghorn implements HeatDecider {
   /** θ by request number; 0: not known. Grows as far as requests go. */
   private theta = new Float64Array(32);
@@ -84,7 +96,10 @@ class Pronghorn implements HeatDecider {
   constructor(
     private readonly settings: Settings,
     private readonly random: () => number,
-  ) {}
+    saved?: unknown,
+  ) {
+    if (saved !== undefined) this.restore(SAVED.parse(saved));
+  }
 
   choose(images: readonly ImagePoint[]): ImagePoint {
     this.meet(images);
@@ -140,6 +155,24 @@ class Pronghorn implements HeatDecider {
       for (const image of rest.splice(Math.floor(this.random() * rest.length), 1)) kept.add(image);
     }
     return images.filter((image) => !kept.has(image));
+  }
+
+  save(): z.input<typeof SAVED> {
+    const { taken, furtherRequests, longest } = this;
+    const last = this.theta.findLastIndex((ms) => ms > 0);
+    const theta = [...this.theta.subarray(0, last + 1)].map((ms) => Number(ms.toPrecision(4)));
+    return { theta, starts: [...this.starts], heats: [...this.heats], taken, furtherRequests, longest };
+  }
+
+  private restore({ theta, starts, heats, taken, furtherRequests, longest }: z.output<typeof SAVED>): void {
+    const known = theta.slice(0, this.settings.requestsMax + 1);
+    this.theta = new Float64Array(Math.max(this.theta.length, known.length));
+    this.theta.set(known);
+    for (const [generation, count] of starts) this.starts.set(generation, count);
+    this.heats.push(...heats);
+    this.taken = taken;
+    this.furtherRequests = furtherRequests;
+    this.longest = longest;
   }
 
   private meet(images: readonly ImagePoint[]): void {

@@ -17,6 +17,14 @@ export class SampleWindow {
     return this.rising;
   }
 
+  /** The last `most` of them, the oldest first, with four digits: added one by one to a new window, they bring back what it knew. */
+  recent(most: number): number[] {
+    const size = this.ring.length;
+    const first = size < WINDOW ? 0 : this.count % WINDOW;
+    const inOrder = [...this.ring.slice(first), ...this.ring.slice(0, first)];
+    return inOrder.slice(-most).map((ms) => Number(ms.toPrecision(4)));
+  }
+
   /** What is no latency (negative, NaN) is passed over: false. */
   add(ms: number): boolean {
     if (!(ms >= 0)) return false;

@@ -103,7 +103,7 @@ describe("a database is refused", () => {
     database.pragma("user_version = 99");
     database.close();
     expect(() => Store.open(dir)).toThrow(
-      "its schema has version 99, and this thaw knows versions up to 3. Use the newer thaw that wrote it, or another data directory",
+      "its schema has version 99, and this thaw knows versions up to 4. Use the newer thaw that wrote it, or another data directory",
     );
   });
 });
@@ -128,8 +128,9 @@ describe("the database", () => {
         version: version("a"),
         state: { state: "ready", reason: undefined, warmUp: { state: "running" } },
         images: [image("a.0"), { ...image("a.1", 1), summary }],
+        learned: [],
       },
-      { version: version("b"), state: { state: "pending", reason: undefined, warmUp: undefined }, images: [] },
+      { version: version("b"), state: { state: "pending", reason: undefined, warmUp: undefined }, images: [], learned: [] },
     ]);
     again.close();
   });
@@ -144,6 +145,31 @@ describe("the database", () => {
     store.removeImage("a.0");
     store.removeImage("a.0");
     expect(store.all()).toMatchObject([{ state: { state: "ready", warmUp }, images: [{ dir: "a.1", generation: 1 }] }]);
+    store.close();
+  });
+
+  it("keeps what was learned of a function, and of its images only for their revision", () => {
+    const store = Store.open(dir);
+    const learned = (name: string) => store.all().find((known) => known.version.functionName === name)?.learned;
+    store.put(version("a"));
+    store.put(version("b"));
+    store.putLearned([
+      { version: version("a"), what: "idle-times", state: "1" },
+      { version: version("a"), what: "heat", state: "2" },
+      { version: version("b", "r0"), what: "heat", state: "of a revision that is gone" },
+      { version: version("c"), what: "heat", state: "of a function that is gone" },
+    ]);
+    store.putLearned([{ version: version("a"), what: "idle-times", state: "3" }]);
+    expect(learned("a")).toEqual([
+      { what: "heat", state: "2" },
+      { what: "idle-times", state: "3" },
+    ]);
+    expect(learned("b")).toEqual([]);
+    store.put(version("a", "r2"));
+    expect(learned("a")).toEqual([{ what: "idle-times", state: "3" }]);
+    store.remove("a");
+    store.put(version("a"));
+    expect(learned("a")).toEqual([]);
     store.close();
   });
 
@@ -162,7 +188,7 @@ describe("the database", () => {
   it("takes over the single image of a version that an older thaw recorded: it is generation 0 then", () => {
     Store.open(dir).close();
     const old = new Database(join(dir, "thaw.db"));
-    old.exec(`DROP TABLE images; DROP TABLE versions; DROP TABLE functions; PRAGMA user_version = 0;
+    old.exec(`DROP TABLE learned; DROP TABLE images; DROP TABLE versions; DROP TABLE functions; PRAGMA user_version = 0;
       CREATE TABLE functions (name TEXT PRIMARY KEY NOT NULL, created_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
       CREATE TABLE versions (
         function_name TEXT NOT NULL REFERENCES functions (name) ON DELETE CASCADE, version TEXT NOT NULL,

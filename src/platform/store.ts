@@ -55,6 +55,14 @@ const MIGRATIONS: readonly string[] = [
    ALTER TABLE versions DROP COLUMN image_summary;
    ALTER TABLE versions ADD COLUMN warm_up_state TEXT;
    ALTER TABLE versions ADD COLUMN warm_up_reason TEXT;`,
+  // What policies have learned. No harm is done when it is lost; so it has no part in what is checked.
+  `CREATE TABLE learned (
+     function_name TEXT NOT NULL REFERENCES functions (name) ON DELETE CASCADE,
+     what TEXT NOT NULL,
+     revision_id TEXT NOT NULL,
+     state TEXT NOT NULL,
+     PRIMARY KEY (function_name, what)
+   ) STRICT, WITHOUT ROWID;`,
 ];
 
 /** What a version is configured to, as stored. */
@@ -101,11 +109,23 @@ export interface StoredImage extends Pick<ImageEntry, "generation" | "heat" | "s
 /** What is shown of an image. */
 export type ImageSummary = Pick<Image, "id" | "bytesOnDisk" | "report" | "code">;
 
+/** What was learned of a function, as JSON: when it is idle, or what its images are worth. The latter belongs to one revision. */
+export interface StoredLearned {
+  readonly what: "idle-times" | "heat";
+  readonly state: string;
+}
+
+/** The same, to be written. */
+export interface LearnedRow extends StoredLearned {
+  readonly version: StoredVersion;
+}
+
 /** A version with all that is stored about it, its images by generation. */
 export interface StoredFunction {
   readonly version: StoredVersion;
   readonly state: StoredState;
   readonly images: readonly StoredImage[];
+  readonly learned: readonly StoredLearned[];
 }
 
 interface ImageRow {
@@ -117,6 +137,11 @@ interface ImageRow {
   source: StoredImage["source"];
   created_ms: number;
   summary: string | null;
+}
+
+interface LearnedTableRow extends StoredLearned {
+  readonly function_name: string;
+  readonly revision_id: string;
 }
 
 interface Row {
@@ -133,7 +158,7 @@ interface Row {
   warm_up_reason: string | null;
 }
 
-/** The database. Every method is one transaction, durable when it returns; DATABASE_FAILED when it cannot be. */
+/** The database. Every method is one transaction, durable when it returns unless it says otherwise; DATABASE_FAILED when it cannot be. */
 export class Store {
   readonly #database: Database.Database;
   #open = true;
@@ -167,6 +192,10 @@ export class Store {
         const key = `${row.function_name}:${row.version}`;
         images.set(key, [...(images.get(key) ?? []), imageOf(row)]);
       }
+      const learned = new Map<string, LearnedTableRow[]>();
+      for (const row of this.#database.prepare("SELECT * FROM learned").all() as LearnedTableRow[]) {
+        learned.set(row.function_name, [...(learned.get(row.function_name) ?? []), row]);
+      }
       return rows.map((row) => ({
         version: {
           functionName: row.function_name,
@@ -186,6 +215,9 @@ export class Store {
               : { state: row.warm_up_state, ...(row.warm_up_reason === null ? {} : { reason: row.warm_up_reason }) },
         },
         images: images.get(`${row.function_name}:${row.version}`) ?? [],
+        learned: (learned.get(row.function_name) ?? [])
+          .filter(({ what, revision_id }) => what === "idle-times" || revision_id === row.revision_id)
+          .map(({ what, state }) => ({ what, state })),
       }));
     });
   }
@@ -253,6 +285,29 @@ export class Store {
     );
   }
 
+  /**
+   * Replaces what was learned. Rows of a revision that is not the current one any more are left out. The one thing that is not on
+   * disk when it returns: nobody shall wait for the disk because of it.
+   */
+  putLearned(rows: readonly LearnedRow[]): void {
+    guarded(
+      "What was learned of functions could not be recorded",
+      () => {
+        this.#database.pragma("synchronous=NORMAL");
+        inTransaction(this.#database, () => {
+          const put = this.#database.prepare(
+            `INSERT OR REPLACE INTO learned (function_name, what, revision_id, state)
+           SELECT function_name, ?, revision_id, ? FROM versions WHERE function_name = ? AND version = ? AND revision_id = ?`,
+          );
+          for (const { version, what, state } of rows) {
+            put.run(what, state, version.functionName, version.version, version.revisionId);
+          }
+        });
+      },
+      () => this.#database.pragma("synchronous=FULL"),
+    );
+  }
+
   /** Forgets an image. */
   removeImage(dir: string): void {
     guarded("An image could not be removed from the database", () => {
@@ -265,6 +320,7 @@ export class Store {
     guarded(`Function "${functionName}" could not be removed from the database`, () => {
       inTransaction(this.#database, () => {
         this.#database.prepare("DELETE FROM images WHERE function_name = ?").run(functionName);
+        this.#database.prepare("DELETE FROM learned WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM versions WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM functions WHERE name = ?").run(functionName);
       });
@@ -353,7 +409,7 @@ function inTransaction<T>(database: Database.Database, operation: () => T): T {
   }
 }
 
-function guarded<T>(what: string, operation: () => T): T {
+function guarded<T>(what: string, operation: () => T, afterwards: () => unknown = () => undefined): T {
   try {
     return operation();
   } catch (error) {
@@ -366,6 +422,8 @@ function guarded<T>(what: string, operation: () => T): T {
       fix: full ? "Free some space in the data directory's file system and try again" : databaseFix(code),
       cause: error,
     });
+  } finally {
+    afterwards();
   }
 }
 

@@ -17,6 +17,11 @@ export class TypicalLatency {
     return this.samples.count;
   }
 
+  /** See {@link SampleWindow.recent}. */
+  recent(most: number): number[] {
+    return this.samples.recent(most);
+  }
+
   /** What is no latency (negative, NaN) is passed over. */
   add(ms: number): void {
     if (!this.samples.add(ms)) return;
