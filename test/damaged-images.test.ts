@@ -190,6 +190,15 @@ describe("an image", () => {
     );
   });
 
+  it("with a stored page damaged is told so when it is prepared, and no later start is spared the look", async () => {
+    const dir = copy();
+    flip(imageFiles(dir).pages, (storedPages(dir)[0] ?? 0) * 8 + 5);
+    const image = await bench.engine.openImage(dir);
+    for (const use of [() => bench.engine.prepareImage(image), () => bench.engine.thaw(image)]) {
+      await expect(use()).rejects.toMatchObject({ code: "IMAGE_DAMAGED" });
+    }
+  });
+
   it("with bytes where there were none, or none where there were some, is refused", { timeout: 60_000 }, async () => {
     const [first = 0] = storedPages(whole.dir);
     const size = statSync(imageFiles(whole.dir).pages).size;

@@ -1,15 +1,25 @@
 /** Freezing and thawing: state, independence of clones, every loader with every kind of husk, generations, images on disk. */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Image, LOADERS, type Loader, type ThawOptions } from "../src/engine/index.js";
 import { decodeManifest, imageFiles } from "../src/image/index.js";
+import { descendants } from "./support/processes.js";
 import { call, hostPid, LANGUAGES, mappingCount, useWorld, World } from "./support/world.js";
 
 const OBJECTS = 5000;
 /** Loaders that husks can be parked with. */
 const PARKED: readonly Loader[] = ["lazy", "eager", "splice"];
 const world = useWorld();
+
+/** Those that were compiled and handed over, by their inodes. */
+function programsOfKeeper(): string[] {
+  const keepers = descendants(process.pid).filter(({ parent }) => parent === process.pid);
+  expect(keepers).toHaveLength(1);
+  const dir = `/proc/${keepers[0]?.pid}/fd`;
+  const files = readdirSync(dir).map((fd) => `${readlinkSync(join(dir, fd))} ${statSync(join(dir, fd)).ino}`);
+  return files.filter((file) => file.startsWith("/memfd:thaw-program")).sort();
+}
 
 interface Counter {
   readonly count: number;
@@ -166,6 +176,28 @@ describe("an image", () => {
     });
     await world.thawed(opened, async (clone) => {
       expect(clone.start.phases.map(({ name }) => name)).not.toContain("verify");
+    });
+  });
+
+  it("that was prepared is neither checked nor compiled by its first start", async () => {
+    const image = await counted("node");
+    // What is not known of an image cannot be prepared: it is recorded.
+    for (let start = 0, recording = true; recording && start < 6; start++) {
+      await world.thawed(image, async (clone) => {
+        await call(clone, "counter.next");
+        recording = clone.start.recording === true;
+      });
+    }
+    await world.close();
+    await world.open();
+    const opened = await world.engine.openImage(image.dir);
+    await world.engine.prepareImage(opened);
+    const programs = programsOfKeeper();
+    expect(programs.length).toBeGreaterThan(2);
+    await world.thawed(opened, async (clone) => {
+      expect(await call(clone, "counter.next")).toBe(4);
+      expect(clone.start.phases.map(({ name }) => name)).not.toContain("verify");
+      expect(programsOfKeeper()).toEqual(programs);
     });
   });
 

@@ -371,6 +371,18 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.images.remember(image);
   }
 
+  async prepareImage(image: Image): Promise<void> {
+    this.assertCanFreeze();
+    const loaded = await this.images.use(image);
+    const release = this.images.hold(loaded);
+    try {
+      await loaded.prepare();
+      await this.prefetcher.prepare(loaded);
+    } finally {
+      release();
+    }
+  }
+
   async inspect(image: Image): Promise<ImageInspection> {
     this.assertCanFreeze();
     return (await this.images.use(image)).inspect();

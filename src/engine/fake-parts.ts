@@ -8,6 +8,7 @@ export type FakeOperation =
   | "thaw"
   | "start"
   | "openImage"
+  | "prepareImage"
   | "removeImage"
   | "invoke"
   | "pages"

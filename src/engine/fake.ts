@@ -160,6 +160,11 @@ export class FakeEngine implements Engine {
     // Thawing reads the directory each time.
   }
 
+  async prepareImage(image: Image): Promise<void> {
+    this.note("prepareImage", image.spec.name);
+    this.failIfAsked("prepareImage");
+  }
+
   async openImage(dir: string, quietly = false): Promise<Image> {
     if (!quietly) {
       this.note("openImage", dir.slice(dir.lastIndexOf("/") + 1));

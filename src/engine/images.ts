@@ -2,6 +2,7 @@
  * Images that this server has open: programs compiled, pages open in the keeper, bytes verified. Nothing here is needed again to
  * bring an image back after a restart; the manifest is the truth.
  */
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { monotonicNs } from "../base/clock.js";
 import { removeTemporaries } from "../base/fsync.js";
 import {
@@ -191,6 +192,20 @@ export class LoadedImage {
   /** Makes sure that the page space is the one that was written: at first use, and whenever its file changed since. */
   verify(): Promise<void> | undefined {
     return this.check.verify();
+  }
+
+  /** Checks, and compiles what the next starts will need, in turns of some milliseconds. Nothing is compiled while no set is known. */
+  async prepare(): Promise<void> {
+    await this.verify();
+    const loader = this.loaderFor(undefined);
+    if (!this.sets.recorded) return;
+    for (const generic of [true, false]) {
+      await nextTurn();
+      if (this.closed) return;
+      this.thawStep(loader, generic).labels();
+    }
+    await nextTurn();
+    this.prefetchRanges();
   }
 
   /** Has the page cache hold parts of the page space in few pieces; nothing is done to one that changed since it was checked. See gather.ts. */

@@ -70,12 +70,7 @@ export class Prefetcher {
    */
   start(loaded: LoadedImage, ranges = loaded.prefetchRanges()): Promise<number> | undefined {
     if (ranges.length === 0) return undefined;
-    let prepared = this.#prepared.get(ranges);
-    if (prepared === undefined) {
-      prepared = this.#prepare(loaded, ranges);
-      this.#prepared.set(ranges, prepared);
-    }
-    const known = prepared;
+    const known = this.#preparedFor(loaded, ranges);
     const askedMs = nowMs();
     const now = this.keeper.prefetchEncoded(known.payloads);
     const complete = known.later === undefined;
@@ -94,6 +89,12 @@ export class Prefetcher {
     return prepared !== undefined && nowMs() - prepared.cachedMs < KNOWN_CACHED_MS;
   }
 
+  /** Looks for the files of its working set, so that the next start finds them open. */
+  async prepare(loaded: LoadedImage): Promise<void> {
+    const ranges = loaded.prefetchRanges();
+    if (ranges.length > 0) await this.#preparedFor(loaded, ranges).later;
+  }
+
   /** Closes what belongs to this image alone. */
   forget(loaded: LoadedImage): void {
     for (const opened of this.#own.get(loaded)?.values() ?? [])
@@ -101,6 +102,12 @@ export class Prefetcher {
         if (file !== undefined) this.keeper.closeFile(file);
       });
     this.#own.delete(loaded);
+  }
+
+  #preparedFor(loaded: LoadedImage, ranges: readonly FileRange[]): Prepared {
+    const known = this.#prepared.get(ranges) ?? this.#prepare(loaded, ranges);
+    this.#prepared.set(ranges, known);
+    return known;
   }
 
   /** Until the files are open, the page spaces alone. */

@@ -349,6 +349,11 @@ export interface Engine {
   openImage(dir: string): Promise<Image>;
   /** An image that a former run wrote, known by what was stored about it: read, checked and opened when it is first used. */
   rememberImage(image: Image): void;
+  /**
+   * Does now what its first start would do while a request waits: reads and checks all of its pages, compiles, looks for its files. For when
+   * nobody waits. Rejects as a thaw would.
+   */
+  prepareImage(image: Image): Promise<void>;
   /** Reads the image anew, checks all of it, its pages too, and says what it consists of. IMAGE_DAMAGED when it does not hold. */
   inspect(image: Image): Promise<ImageInspection>;
   /** Forgets the image's pools and descriptors and removes its directory. */

@@ -13,8 +13,10 @@
  */
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
+import { sleep } from "../base/clock.js";
 import { errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { GIB } from "../base/units.js";
 import type { Engine, Image, Instance } from "../engine/types.js";
 import type { Pools } from "./pools.js";
 import { resourceError } from "./resources.js";
@@ -27,6 +29,10 @@ import type { Version } from "./version.js";
  * takes some ten milliseconds of the event loop.
  */
 const OPENED_AT_START_MAX = 64;
+/** Of those, one after the other, so many bytes are read and checked ahead of their first requests: some seconds of a disk. */
+const PREPARED_BYTES_MAX = GIB;
+/** Before each of them: requests that wait for the server to be there come first. */
+const PREPARE_AFTER_MS = 100;
 /** Tries for one version, while things run out; and while what fails may have to do with the moment. */
 export const ATTEMPTS_MAX = 8;
 const FAILURES_MAX = 3;
@@ -61,6 +67,9 @@ export class Images {
   #current: { readonly version: Version; instance: Instance | undefined } | undefined;
   #closed = false;
   #opened = 0;
+  #preparedBytes = 0;
+  readonly #closing = new AbortController();
+  #preparing: Promise<void> = Promise.resolve();
   readonly #parks: boolean;
 
   constructor(options: ImagesOptions) {
@@ -174,12 +183,14 @@ export class Images {
   /** Stops making images; those that exist stay. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true;
+    this.#closing.abort();
     for (const version of [...this.#timers.keys(), ...this.#queue]) this.#cancel(version);
     for (const version of [...this.#waiting.keys()]) {
       for (const waiting of this.#takeWaiting(version)) waiting.reject(gone(version));
     }
     await this.#current?.instance?.dispose().catch(() => undefined);
     await this.#working;
+    await this.#preparing;
     await this.#options.pools.settled();
   }
 
@@ -326,13 +337,30 @@ export class Images {
         }
       }
       if (this.#abandoned(version)) return;
-      if (version.generations.size > 0) this.#ready(version);
-      else this.#lost(version, reason ?? "its images are gone");
+      if (version.generations.size > 0) {
+        this.#ready(version);
+        this.#prepare(version);
+      } else this.#lost(version, reason ?? "its images are gone");
     } catch (error) {
       this.#failed(version, error);
     } finally {
       version.image.opening = undefined;
     }
+  }
+
+  /** So that the first request after a restart need not wait for it. What it finds wrong the first start finds again, and mends. */
+  #prepare(version: Version): void {
+    const image = version.generations.favourite;
+    if (image === undefined || this.#preparedBytes + image.bytesOnDisk > PREPARED_BYTES_MAX) return;
+    this.#preparedBytes += image.bytesOnDisk;
+    this.#preparing = this.#preparing.then(async () => {
+      try {
+        await sleep(PREPARE_AFTER_MS, this.#closing.signal);
+        if (!version.retired && version.generations.has(image)) await this.#options.engine.prepareImage(image);
+      } catch (err) {
+        if (!this.#closed) this.#options.log.info({ err, function: version.name }, "an image could not be prepared");
+      }
+    });
   }
 
   #settle(version: Version, state: "none" | "ready" | "refused", reason: string | undefined): void {
