@@ -376,7 +376,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loaded = await this.images.use(image);
     const release = this.images.hold(loaded);
     try {
-      await loaded.prepare();
+      await loaded.prepare({ device: this.recorder.device });
       await this.prefetcher.prepare(loaded);
     } finally {
       release();

@@ -65,6 +65,8 @@ export class FakeEngine implements Engine {
   };
   /** Every operation in order, such as `boot hello`. */
   readonly calls: string[] = [];
+  /** Functions whose images were prepared: in the background, so not among the calls. */
+  readonly prepared: string[] = [];
   readonly live = new Set<FakeInstance>();
   /** Most instances that were ever alive at once. */
   liveMax = 0;
@@ -161,7 +163,7 @@ export class FakeEngine implements Engine {
   }
 
   async prepareImage(image: Image): Promise<void> {
-    this.note("prepareImage", image.spec.name);
+    this.prepared.push(image.spec.name);
     this.failIfAsked("prepareImage");
   }
 

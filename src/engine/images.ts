@@ -194,15 +194,15 @@ export class LoadedImage {
     return this.check.verify();
   }
 
-  /** Checks, and compiles what the next starts will need, in turns of some milliseconds. Nothing is compiled while no set is known. */
-  async prepare(): Promise<void> {
+  /** Checks, and compiles what the next starts will need, in turns of some milliseconds; while no set is known, they record one with `tracking`. */
+  async prepare(tracking: Tracking): Promise<void> {
     await this.verify();
     const loader = this.loaderFor(undefined);
-    if (!this.sets.recorded) return;
+    const record = loader === "splice" && !this.sets.recorded ? tracking : undefined;
     for (const generic of [true, false]) {
       await nextTurn();
       if (this.closed) return;
-      this.thawStep(loader, generic).labels();
+      this.thawStep(loader, generic, record, record?.device).labels();
     }
     await nextTurn();
     this.prefetchRanges();

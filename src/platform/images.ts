@@ -239,6 +239,7 @@ export class Images {
     if (!(await pools.publish(version, image, "deploy", () => !this.#abandoned(version)))) return;
     version.counters.add("freezes");
     this.#ready(version);
+    this.#prepare(version, 0);
   }
 
   #ready(version: Version): void {
@@ -339,7 +340,7 @@ export class Images {
       if (this.#abandoned(version)) return;
       if (version.generations.size > 0) {
         this.#ready(version);
-        this.#prepare(version);
+        this.#prepare(version, version.generations.favourite?.bytesOnDisk ?? 0);
       } else this.#lost(version, reason ?? "its images are gone");
     } catch (error) {
       this.#failed(version, error);
@@ -348,11 +349,11 @@ export class Images {
     }
   }
 
-  /** So that the first request after a restart need not wait for it. What it finds wrong the first start finds again, and mends. */
-  #prepare(version: Version): void {
+  /** So that its first request need not wait for it. What it finds wrong the first start finds again, and mends. `bytes` have to be read. */
+  #prepare(version: Version, bytes: number): void {
     const image = version.generations.favourite;
-    if (image === undefined || this.#preparedBytes + image.bytesOnDisk > PREPARED_BYTES_MAX) return;
-    this.#preparedBytes += image.bytesOnDisk;
+    if (image === undefined || this.#preparedBytes + bytes > PREPARED_BYTES_MAX) return;
+    this.#preparedBytes += bytes;
     this.#preparing = this.#preparing.then(async () => {
       try {
         await sleep(PREPARE_AFTER_MS, this.#closing.signal);
