@@ -133,12 +133,18 @@ static void flush_sending(struct instance *it) {
 }
 
 int instance_send(struct instance *it, const uint8_t *payload, size_t count) {
-	if (it->control.fd < 0) return -EPIPE;
 	if (count == 0) return 0;
+	if (it->control.fd < 0) {
+		it->unread = true;
+		return -EPIPE;
+	}
 	size_t sent = 0;
 	if (bytes_used(&it->sending) == 0 && it->held == 0) {
 		ssize_t result = send(it->control.fd, payload, count, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (result < 0 && errno != EAGAIN && errno != EINTR) return -EPIPE;
+		if (result < 0 && errno != EAGAIN && errno != EINTR) {
+			it->unread = true;
+			return -EPIPE;
+		}
 		if (result > 0) sent = (size_t)result;
 		if (sent == count) return 0;
 		watch_events(&it->control, EPOLLIN | EPOLLOUT);
@@ -458,6 +464,7 @@ static void instance_end(struct instance *it) {
 		.wait_status = it->has_end ? it->wait_status : (uint32_t)wait_status,
 		.oom_kills = (uint32_t)(kills > it->oom_base ? kills - it->oom_base : 0),
 		.max_rss_kb = (uint32_t)usage.ru_maxrss,
+		.sends = it->sends,
 		.user_us = (uint64_t)usage.ru_utime.tv_sec * 1000000u + (uint64_t)usage.ru_utime.tv_usec,
 		.system_us = (uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec,
 		.peak_bytes = cgroups.on ? peak_bytes(it) : 0,

@@ -24,6 +24,7 @@ struct instance {
 	enum instance_state state;
 	bool killed, failed, has_end;
 	bool unread; /* bytes for its control socket that nobody read */
+	uint32_t sends; /* SENDs that came for it */
 	pid_t init_pid;
 	uint32_t wait_status;
 	uint64_t started_ns, oom_base;

@@ -480,6 +480,7 @@ static bool instance_message(uint16_t type) {
 /* One with a tag is answered: whether it lies in the function's socket, or behind what does. */
 static void send_bytes(const struct message *head, struct instance *it, const uint8_t *payload) {
 	int result = it == NULL ? -EPIPE : instance_send(it, payload, head->bytes);
+	if (it != NULL) it->sends++;
 	if (head->reserved == 0) return;
 	if (result == 0) frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
 	else frame_failed(MSG_SEND, head->id, head->reserved, -result, "nobody is left to read it");

@@ -205,6 +205,17 @@ def handler(event, context):
     expect((await server.cli(["rm", "dies"])).code).toBe(0);
   });
 
+  it("gives the next request to another instance when one ends behind its answer", async () => {
+    const ends = `setImmediate(() => { const end = Date.now() + 300; while (Date.now() < end); process.exit(3); }); return 1;`;
+    const files = { "index.js": `exports.handler = async (event) => { if (event.ends) { ${ends} } return process.pid; };` };
+    await server.deployReady("leaves", files, { timeout: "10" });
+    expect((await server.invoke("leaves", '{"ends": true}')).json).toBe(1);
+    const next = await server.invoke("leaves");
+    expect([next.status, next.headers.get("x-amz-function-error")]).toEqual([200, null]);
+    expect((await server.cli(["logs", "leaves"])).out).toMatch(/thaw: an idle instance ended by itself: .*exit status 3\b/);
+    expect((await server.cli(["rm", "leaves"])).code).toBe(0);
+  });
+
   it("refuses what it cannot take, with Lambda's exception and our sentence", async () => {
     const large = Buffer.alloc(20 * 1024 * 1024, 0x20);
     const cases: readonly (readonly [Promise<Reply>, number, string, string, RegExp])[] = [

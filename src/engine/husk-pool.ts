@@ -64,6 +64,7 @@ export class Husk implements InstanceListener {
   resumed = false;
   /** What it had taken when it was ready: what an instance takes is counted from there. */
   faultsBefore: ProcessFaults = NO_FAULTS;
+  private sends = 0;
   private readonly exitListeners: (() => void)[] = [];
   private heard: (() => void)[] = [];
 
@@ -78,6 +79,16 @@ export class Husk implements InstanceListener {
     this.resumed = true;
   }
 
+  /** To its control socket. */
+  send(keeper: Keeper, parts: readonly Buffer[]): void {
+    this.sends += 1;
+    keeper.send(this.id, ...parts);
+  }
+  /** The same; resolves once it lies there, rejects when nobody is left to read it. */
+  deliver(keeper: Keeper, parts: readonly Buffer[]): Promise<void> {
+    this.sends += 1;
+    return keeper.deliver(this.id, parts);
+  }
   onData(bytes: Buffer): void {
     this.heir?.onData(bytes);
     this.speaks();
@@ -97,7 +108,9 @@ export class Husk implements InstanceListener {
   onPaged(report: PagedReport): void {
     this.heir?.onPaged?.(report);
   }
-  onExit(exit: InstanceExit): void {
+  onExit(told: InstanceExit): void {
+    // What was on its way when it ended met nobody.
+    const exit = told.sends < this.sends ? { ...told, unread: true } : told;
     this.exit = exit;
     this.heir?.onExit(exit);
     for (const listener of this.exitListeners.splice(0)) listener();
@@ -136,7 +149,7 @@ export async function runStage(keeper: Keeper, husk: Husk, step: StageStep, quie
 export async function deliverFirst(keeper: Keeper, husk: Husk, parts: readonly Buffer[]): Promise<void> {
   const sign = husk.sign();
   try {
-    await keeper.deliver(husk.id, parts);
+    await husk.deliver(keeper, parts);
   } catch (error) {
     throw isHuskGone(error) ? huskLost("resume", error) : error;
   }

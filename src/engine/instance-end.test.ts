@@ -1,13 +1,24 @@
 import { describe, expect, it } from "vitest";
-import { obituary } from "./instance-end.js";
+import { ThawError } from "../base/errors.js";
+import { type Ending, obituary, verdict } from "./instance-end.js";
 import type { InstanceExit } from "./keeper.js";
 import type { FunctionSpec } from "./types.js";
 
-const REQUEST = { requestId: "r-1", beganMs: 0, timeoutMs: 3000 };
-const KILLED: InstanceExit = { code: undefined, signal: 9, oomKills: 0, maxRssKb: 0, userUs: 0, systemUs: 0, peakBytes: 0 };
+const REQUEST = { requestId: "r-1", beganMs: 0, timeoutMs: 3000, sent: true };
+const KILLED: InstanceExit = {
+  code: undefined,
+  signal: 9,
+  oomKills: 0,
+  maxRssKb: 0,
+  userUs: 0,
+  systemUs: 0,
+  peakBytes: 0,
+  sends: 1,
+};
+const SPEC = { memoryMb: 128, timeoutMs: 3000 } as FunctionSpec;
 
 function memoryOf(exit: Partial<InstanceExit>): number {
-  const ending = { end: undefined, exit: { ...KILLED, ...exit }, spec: { memoryMb: 128 } as FunctionSpec, heapFull: false };
+  const ending = { end: undefined, exit: { ...KILLED, ...exit }, spec: SPEC, heapFull: false };
   return obituary(ending, REQUEST).maxMemoryMb;
 }
 
@@ -16,5 +27,27 @@ describe("the memory of an instance that ended", () => {
     expect(memoryOf({ peakBytes: 100 * 2 ** 20, maxRssKb: 60 * 1024 })).toBe(100);
     expect(memoryOf({ maxRssKb: 60 * 1024 })).toBe(60);
     expect(memoryOf({ maxRssKb: 150 * 1024 }), "its limit at most").toBe(128);
+  });
+});
+
+describe("a request that an instance did not answer", () => {
+  const exited = (exit: Partial<InstanceExit>, kind: "exited" | "timeout" = "exited"): Ending => {
+    return { end: { kind }, exit: { ...KILLED, ...exit }, spec: SPEC, heapFull: false };
+  };
+
+  it("may go to another one when this one had answered before and left it unread", () => {
+    for (const told of [verdict(exited({ unread: true }), REQUEST, 1), verdict(exited({}), { ...REQUEST, sent: false }, 1)]) {
+      expect(told).toBeInstanceOf(ThawError);
+      expect(told).toMatchObject({ code: "INSTANCE_EXITED", why: "Runtime exited with error: signal 9" });
+    }
+  });
+
+  it.each([
+    ["it was read", exited({}), 1],
+    ["it was the first one", exited({ unread: true }), 0],
+    ["memory ran out", exited({ unread: true, oomKills: 1 }), 1],
+    ["its time was over", exited({ unread: true }, "timeout"), 1],
+  ])("is told of the end when %s", (_when, ending, served) => {
+    expect(verdict(ending, REQUEST, served)).toMatchObject({ functionError: "Unhandled", alive: false });
   });
 });

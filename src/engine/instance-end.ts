@@ -24,6 +24,8 @@ export interface UnansweredRequest {
   readonly requestId: string;
   readonly beganMs: number;
   readonly timeoutMs: number;
+  /** False when the instance had ended before it could be sent. */
+  readonly sent: boolean;
 }
 
 const PLATFORM_ERRORS = {
@@ -66,6 +68,30 @@ export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
   return new ThawError("INSTANCE_EXITED", {
     what: `Runtime exited with error: ${how}`,
     fix: "the function's process must not exit; return from the handler",
+  });
+}
+
+/** What the request that it did not answer gets: an error of the platform's, or a reply, to which the instance adds its logs. */
+export function verdict(ending: Ending, request: UnansweredRequest, served: number): ThawError | Omit<InvokeResult, "logs"> {
+  if (ending.end?.kind === "failed") return ending.end.error;
+  if (served > 0 && neverRead(ending, request)) return unreadError(exitError(ending));
+  return obituary(ending, request);
+}
+
+/**
+ * Whether the process ended by itself before it had read the request: of what its last one left behind. Where memory ran out, this
+ * request may be what it was for.
+ */
+function neverRead({ end, exit }: Ending, { sent }: UnansweredRequest): boolean {
+  return end?.kind === "exited" && exit?.oomKills === 0 && (!sent || exit.unread === true);
+}
+
+function unreadError(cause: ThawError): ThawError {
+  return new ThawError("INSTANCE_EXITED", {
+    what: "the instance ended behind its last answer, before it had read the request",
+    why: cause.what,
+    fix: "send the request again",
+    cause,
   });
 }
 

@@ -15,7 +15,7 @@ import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type 
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import { deliverFirst, type Husk } from "./husk-pool.js";
-import { controlClosed, type Ending, type EndReason, exitError, obituary, type UnansweredRequest } from "./instance-end.js";
+import { controlClosed, type Ending, type EndReason, exitError, type UnansweredRequest, verdict } from "./instance-end.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
@@ -182,14 +182,14 @@ export class LiveInstance implements Instance, InstanceListener {
 
   /** Sends a frame without a body, such as `prepare`. */
   tell(header: PrepareHeader): void {
-    this.keeper.send(this.id, ...encodeFrame(header));
+    this.husk.send(this.keeper, encodeFrame(header));
   }
 
   /** To a clone of a base image: become the function with this environment. Answered as a boot is. */
   tellLoad(env: Readonly<Record<string, string>>): void {
     this.announceThaw(0);
     assert(this.announce !== undefined, "announced just now");
-    this.keeper.send(this.id, ...encodeFrame({ type: "load", thaw: this.announce }, JSON.stringify({ env })));
+    this.husk.send(this.keeper, encodeFrame({ type: "load", thaw: this.announce }, JSON.stringify({ env })));
     this.announce = undefined;
   }
 
@@ -210,6 +210,7 @@ export class LiveInstance implements Instance, InstanceListener {
         resolve,
         reject,
         timeoutMs,
+        sent: this.alive,
         timer: setTimeout(() => this.expire(), timeoutMs),
       };
       if (!this.alive) {
@@ -235,7 +236,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.announce = undefined;
       this.resumed = false;
       if (this.husk.resumed && this.served === 0) this.startsWith(deliverFirst(this.keeper, this.husk, frame));
-      else this.keeper.send(this.id, ...frame);
+      else this.husk.send(this.keeper, frame);
       waking?.sent();
       this.onRequestSent?.();
       this.onRequestSent = undefined;
@@ -462,8 +463,9 @@ export class LiveInstance implements Instance, InstanceListener {
     this.waiting = undefined;
     if (running !== undefined) {
       clearTimeout(running.timer);
-      if (this.end?.kind === "failed") running.reject(this.end.error);
-      else running.resolve({ ...obituary(this.ending, running), logs: this.takeLogs() });
+      const told = verdict(this.ending, running, this.served);
+      if (told instanceof ThawError) running.reject(told);
+      else running.resolve({ ...told, logs: this.takeLogs() });
     }
     this.gate.idle();
     if (waiting !== undefined) waiting.reject(this.end?.kind === "failed" ? this.end.error : this.exitError());

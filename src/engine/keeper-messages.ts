@@ -16,6 +16,8 @@ export interface InstanceExit {
   readonly userUs: number;
   readonly systemUs: number;
   readonly peakBytes: number;
+  /** How many times something had been sent to it; what was sent later it never got. */
+  readonly sends: number;
   /** It left bytes unread in its control socket: a request that the runtime did not read to its end. */
   readonly unread?: boolean;
 }
@@ -245,6 +247,7 @@ export function decodeExit(payload: Buffer, flags = 0): InstanceExit {
     userUs: number("user_us"),
     systemUs: number("system_us"),
     peakBytes: number("peak_bytes"),
+    sends: number("sends"),
     ...((flags & ABI.EXIT_UNREAD) === 0 ? {} : { unread: true }),
   };
 }

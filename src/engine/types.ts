@@ -266,7 +266,8 @@ export interface Instance {
   readonly alive: boolean;
   /**
    * Bytes go to the handler as they are; they must be JSON. One at a time: a second call while one runs is a bug. Wakes a
-   * hibernated instance; ends a hibernation that is under way within milliseconds, one way or the other.
+   * hibernated instance; ends a hibernation that is under way within milliseconds, one way or the other. Rejects with INSTANCE_EXITED when
+   * an instance that had answered before ended by itself without having read the request.
    */
   invoke(payload: Buffer | string, options?: InvokeOptions): Promise<InvokeResult>;
   /** Refuses by name (FREEZE_REFUSED) what cannot be frozen; the instance then goes on. */

@@ -193,7 +193,8 @@ export const ABI_STRUCTS = {
     ["wait_status", "u32"],
     ["oom_kills", "u32"],
     ["max_rss_kb", "u32"],
-    ["reserved", "u32"],
+    /** How many SENDs had come for it: what was sent later met nobody. */
+    ["sends", "u32"],
     ["user_us", "u64"],
     ["system_us", "u64"],
     ["peak_bytes", "u64"],

@@ -227,6 +227,23 @@ describe("instances", () => {
     expect([...(await bed.platform.logs("a")).matchAll(told)]).toHaveLength(1);
   });
 
+  it("that had ended before they read a request cost that request nothing, and are told", async () => {
+    await openBed({}, ["a"]);
+    await bed.platform.invoke("a", "");
+    const [instance] = [...bed.engine.live];
+    if (instance === undefined) throw new Error("no instance is there");
+    instance.invoke = async () => {
+      instance.crash("exit status 3");
+      throw new ThawError("INSTANCE_EXITED", { what: "the instance ended before it had read the request" });
+    };
+    const { result, start } = await bed.platform.invoke("a", "");
+    expect(result.functionError).toBeUndefined();
+    expect(start.kind).toBe("thaw");
+    await until(() => bed.engine.live.size === 1);
+    expect(await bed.platform.logs("a")).toContain("thaw: an idle instance ended by itself: exit status 3\n");
+    expect(bed.platform.metrics().instances).toMatchObject({ running: 0, starting: 0, idle: 1 });
+  });
+
   it("that are ended leave what they had printed since their last answer in the log, and no word of their end", async () => {
     await openBed({ keepAliveMs: 30 }, ["a"]);
     await bed.platform.invoke("a", "");

@@ -5,7 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { chmod } from "node:fs/promises";
 import { resolve } from "node:path";
-import { ThawError } from "../base/errors.js";
+import { isThawError, ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import type { Engine, ImageInspection, Instance, InvokeResult, StartResult } from "../engine/types.js";
@@ -220,7 +220,8 @@ class LocalPlatform implements Platform {
     const requestId = request.requestId ?? randomUUID();
     this.#instances.arrived(version);
     let lease = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
-    let next = (): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer);
+    const acquire = (): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer);
+    let next = acquire;
     for (;;) {
       const began = performance.now();
       try {
@@ -240,9 +241,11 @@ class LocalPlatform implements Platform {
       try {
         return await this.#answer(version, request, requestId, body, tried);
       } catch (error) {
-        if (attempt === undefined || !neverRan(tried)) throw error;
         lease = undefined;
-        next = () => this.#instances.startAgain(tried, attempt, error);
+        if (attempt !== undefined && neverRan(tried)) next = () => this.#instances.startAgain(tried, attempt, error);
+        // Of what an earlier request left behind: this one is another instance's.
+        else if (isThawError(error, "INSTANCE_EXITED")) next = acquire;
+        else throw error;
       }
     }
   }
@@ -285,6 +288,8 @@ class LocalPlatform implements Platform {
       return this.#finish(version, request, requestId, result, { ...start, ...traced }, seen);
     } catch (error) {
       unseen = neverRan(lease);
+      // Its end is told in the log: no answer tells of it.
+      dispose = !isThawError(error, "INSTANCE_EXITED");
       throw error;
     } finally {
       if (!unseen) {
