@@ -154,6 +154,7 @@ describe("a server", () => {
       expect(reply.headers.get("x-amz-function-error")).toBe("Unhandled");
       expect(reply.headers.get("x-thaw-platform-error")).toBe("TIMEOUT");
       expect(reply.json.errorMessage).toMatch(/Task timed out after 3\.00 seconds$/);
+      expect((await server.cli(["logs", `${language}-brief`])).out).toContain(`\n${reply.json.errorMessage}\nEND RequestId: `);
       const next = await server.invoke(`${language}-brief`);
       expect(next.json.count).toBe(1);
       expect(next.start.kind).toBe("thaw");

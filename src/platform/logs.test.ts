@@ -44,6 +44,18 @@ describe("a request's log", () => {
     expect(renderRequest("id", 128, { ...start, kind: "reuse" }, result)).not.toMatch(/Init|Restore/);
   });
 
+  it("says why it was not answered, once", () => {
+    const ended = (platformError: InvokeResult["platformError"], errorType: string): string => {
+      const payload = Buffer.from(JSON.stringify({ errorType, errorMessage: "why" }));
+      return renderRequest("id", 128, start, { ...result, ...(platformError === undefined ? {} : { platformError }), payload });
+    };
+    expect(ended("TIMEOUT", "Sandbox.Timedout")).toContain("first\nsecond\nwhy\nEND RequestId: id\n");
+    expect(ended("INIT_FAILED", "INIT_FAILED")).toContain("second\nwhy\nEND");
+    for (const text of [ended("INIT_FAILED", "Runtime.ImportModuleError"), ended(undefined, "Error")]) {
+      expect(text).toContain("second\nEND");
+    }
+  });
+
   it("has a tail of 4 KB that begins with a whole character", () => {
     const tail = tailOf(`${"é".repeat(4000)}x`);
     expect(tail.length).toBe(4095);

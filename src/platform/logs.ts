@@ -3,6 +3,7 @@
  *
  *     START RequestId: <id> Version: $LATEST
  *     <stdout and stderr, in order>
+ *     <why it was ended without an answer>
  *     END RequestId: <id>
  *     REPORT RequestId: <id>\tDuration: 1.23 ms\tBilled Duration: 2 ms\tMemory Size: 128 MB\tMax Memory Used: 45 MB
  *
@@ -34,7 +35,7 @@ export function wholeLines(printed: Buffer): string {
 
 /** The text of one request. */
 export function renderRequest(requestId: string, memoryMb: number, start: StartResult, result: InvokeResult): string {
-  const output = wholeLines(result.logs);
+  const output = wholeLines(result.logs) + endText(result);
   const ms = result.totalMs;
   const begun =
     start.kind === "reuse" ? "" : `\t${start.kind === "boot" ? "Init" : "Restore"} Duration: ${(start.us / 1000).toFixed(2)} ms`;
@@ -45,6 +46,14 @@ export function renderRequest(requestId: string, memoryMb: number, start: StartR
     `REPORT RequestId: ${requestId}\tDuration: ${ms.toFixed(2)} ms\tBilled Duration: ${Math.ceil(ms)} ms\t` +
     `Memory Size: ${memoryMb} MB\tMax Memory Used: ${Math.round(result.maxMemoryMb)} MB${begun}${status}\n`
   );
+}
+
+/** What the reply says of an end that nothing printed tells of. What the runtime reports of a failed load it has printed. */
+function endText({ platformError, payload }: InvokeResult): string {
+  if (platformError === undefined) return "";
+  const { errorType, errorMessage } = JSON.parse(payload.toString()) as Readonly<Record<string, unknown>>;
+  const printed = platformError === "INIT_FAILED" && errorType !== platformError;
+  return typeof errorMessage !== "string" || printed ? "" : `${errorMessage}\n`;
 }
 
 /** The last {@link LIMITS}.logTailBytes of a request's text, beginning with a whole character. */

@@ -97,11 +97,28 @@ describe("a function's own failure is a result", () => {
     bed.engine.handler = () => new Promise(() => {});
     const { result } = await bed.platform.invoke("a", "");
     expect(result).toMatchObject({ functionError: "Unhandled", platformError: "TIMEOUT", alive: false });
-    expect(await bed.platform.logs("a")).toContain("Status: timeout");
+    expect(await bed.platform.logs("a")).toMatch(/\nRequestId: \S+ Error: TIMEOUT\nEND RequestId: .*\tStatus: timeout\n/s);
     await until(() => bed.engine.live.size === 0);
     bed.engine.handler = () => 1;
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
     expect(bed.platform.metrics()).toMatchObject({ timeouts: 1 });
+  });
+
+  it("has all of its time, however long its instance took to be ready for the request", async () => {
+    await deploy("a", { timeoutMs: 1000 });
+    await bed.platform.invoke("a", "");
+    bed.engine.handler = () => new Promise(() => {});
+    const [instance] = [...bed.engine.live];
+    const invoke = instance?.invoke.bind(instance);
+    if (instance === undefined || invoke === undefined) throw new Error("no instance is there");
+    let began = 0;
+    instance.invoke = async (...args) => {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      began = performance.now();
+      return invoke(...args);
+    };
+    expect((await bed.platform.invoke("a", "")).result.platformError).toBe("TIMEOUT");
+    expect(performance.now() - began).toBeGreaterThan(990);
   });
 
   for (const end of ["OUT_OF_MEMORY", "INSTANCE_EXITED", "PROTOCOL_VIOLATION"] as const) {
@@ -446,7 +463,9 @@ describe("a data directory", () => {
       'Function "a" was ended in the middle of the request. the server is stopping, and waits 0.3 s for requests that run. Try again when it has been started again',
     );
     await closed;
-    expect(readFileSync(join(bed.dataDir, "logs/a.log"), "utf8")).toMatch(/^START RequestId: r1 .*\nso far\nEND RequestId: r1\n/);
+    expect(readFileSync(join(bed.dataDir, "logs/a.log"), "utf8")).toMatch(
+      /^START RequestId: r1 .*\nso far\nFunction "a" was ended .* the server is stopping.*\nEND RequestId: r1\n/,
+    );
     expect(bed.platform.metrics().functionErrors).toBe(0);
     expect(bed.engine.live.size).toBe(0);
   });

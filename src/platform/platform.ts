@@ -267,15 +267,16 @@ class LocalPlatform implements Platform {
     try {
       const result = await instance.invoke(body, {
         requestId,
-        deadlineMs: Date.now() + version.spec.timeoutMs,
         invokedArn: version.arn,
         ...(request.clientContext === undefined ? {} : { clientContext: request.clientContext }),
         ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
       });
       const start = lease.start();
       if (this.#closing !== undefined && version.killed && result.platformError === "INSTANCE_EXITED") {
-        version.log.append(requestId, renderRequest(requestId, version.spec.memoryMb, start, result));
-        throw cutShort(version, this.#drainMs);
+        const told = cutShort(version, this.#drainMs);
+        const payload = Buffer.from(JSON.stringify({ errorMessage: told.message }));
+        version.log.append(requestId, renderRequest(requestId, version.spec.memoryMb, start, { ...result, payload }));
+        throw told;
       }
       this.#learning.answered(slot, start, result);
       // Counted after the answer: nobody waits for it who did not ask.
