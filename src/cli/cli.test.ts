@@ -448,6 +448,15 @@ describe("doctor", () => {
   });
 });
 
+it.each([[["serve", "--data", ""]], [["serve", "--host="]], [["doctor", "--data", ""]], [["deploy", ""]]])(
+  "%j: nothing is not taken for the working directory, nor for every address",
+  async (args) => {
+    const run = await thaw(args);
+    expect([run.code, run.err]).toEqual([2, expect.stringContaining("is invalid")]);
+    expect(run.err).toContain("It must not be empty.");
+  },
+);
+
 describe("help", () => {
   it("lists the commands and exits with 0", async () => {
     const run = await thaw(["--help"]);

@@ -33,6 +33,12 @@ export function size(text: string): number {
   return bytes;
 }
 
+/** Anything but nothing, which is mostly the value of a variable that is not set: a path would then be the working directory, an address every one. */
+export function notEmpty(text: string): string {
+  if (text === "") throw new InvalidArgumentError("It must not be empty.");
+  return text;
+}
+
 /** One of a few words. */
 export function word<T extends string>(words: readonly T[]): (text: string) => T {
   return (text) => {

@@ -16,6 +16,8 @@ export interface Check {
   readonly ok: boolean;
   /** Whether `ok: false` keeps functions from running or being frozen; otherwise it is advice. */
   readonly required: boolean;
+  /** Whether, when not ok, it also keeps functions from running by boot; absent: the check's name tells. */
+  readonly stopsBoots?: boolean;
   /** What was found, one sentence. */
   readonly says: string;
   /** What to do about it; present when not ok. */

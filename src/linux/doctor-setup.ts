@@ -57,6 +57,7 @@ export async function checkDataDir(machine: Machine, dataDir: string): Promise<C
     return {
       ...base,
       ok: false,
+      stopsBoots: true,
       says: `The data directory ${dataDir} cannot be made: ${join(dir, below)} is a file.`,
       fix: "Choose another directory with --data.",
     };
@@ -85,6 +86,7 @@ export async function checkDataDir(machine: Machine, dataDir: string): Promise<C
   return {
     ...base,
     ok: false,
+    stopsBoots: !tooSmall,
     says: tooSmall
       ? `The data directory ${dataDir} is on ${type}, which takes no sparse file of ${formatBytes(SPARSE_BYTES)}.`
       : `No file can be written in ${dir} (for the data directory ${dataDir}): ${refused}.`,

@@ -280,6 +280,13 @@ describe("the doctor", () => {
     );
   });
 
+  it("says whether functions can run by boot with such a data directory", async () => {
+    const canBoot = async (error: string) => (await probe({ trySparseFile: async () => error })).canBoot;
+    expect([await canBoot("EFBIG"), await canBoot("EROFS")]).toEqual([true, false]);
+    const file = { nearestDirectory: async () => "/srv", exists: async (path: string) => path === "/srv/data" };
+    expect((await probe(file)).canBoot).toBe(false);
+  });
+
   it("refuses a data directory where a file is in its place or above it", async () => {
     const options = { nearestDirectory: async () => "/srv", exists: async (path: string) => path === "/srv/data" };
     expect((await probe(options)).check("data")).toMatchObject({

@@ -87,7 +87,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
   return {
     ok: checks.every((check) => check.ok || !check.required),
     canFreeze: checks.every((check) => check.ok || !FREEZING.includes(check.name)),
-    canBoot: checks.every((check) => check.ok || !BOOTING.includes(check.name)),
+    canBoot: checks.every((check) => check.ok || !(check.stopsBoots ?? BOOTING.includes(check.name))),
     checks,
     interpreters: await asking,
   };

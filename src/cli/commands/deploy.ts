@@ -13,7 +13,7 @@ import type { ImageStatus, WarmUp } from "../../platform/types.js";
 import type { Client, RequestParts } from "../client.js";
 import { checkHandler, packCode } from "../code-package.js";
 import { Interrupted, type Io, printable } from "../io.js";
-import { seconds, setting, wholeNumber } from "../options.js";
+import { notEmpty, seconds, setting, wholeNumber } from "../options.js";
 import { readThawJson, THAW_JSON, type ThawJson } from "../thaw-json.js";
 import { readEvents, scriptOf, warmUpFrom } from "../warm-up.js";
 import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine, withProgress } from "./context.js";
@@ -37,7 +37,7 @@ interface Options extends ClientOptions, Omit<ThawJson, "warmUp"> {
 export function addDeploy(program: Command, { io }: Context): void {
   asClient(program.command("deploy"))
     .description("deploy a function from a folder or a zip; its image is made in the background")
-    .argument("<path>", "folder with the function's code, or a .zip file")
+    .argument("<path>", "folder with the function's code, or a .zip file", notEmpty)
     .option("--name <name>", "default: the name of the folder")
     .option("--runtime <id>", "nodejs20.x, python3.11, …; guessed from the files when absent")
     .option("--handler <file.export>", "guessed from the files when absent")

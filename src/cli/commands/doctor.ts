@@ -5,6 +5,7 @@ import { isThawError } from "../../base/errors.js";
 import type { ServerView } from "../../gateway/index.js";
 import type { MachineReport } from "../../linux/doctor.js";
 import { EXIT, Exit, formatTable, printable } from "../io.js";
+import { notEmpty } from "../options.js";
 import { asClient, type ClientOptions, type Context, clientOf, jsonLine } from "./context.js";
 
 interface Options extends ClientOptions {
@@ -15,7 +16,7 @@ interface Options extends ClientOptions {
 export function addDoctor(program: Command, context: Context): void {
   asClient(program.command("doctor"))
     .description("probe this machine: what works, what does not, what to do about it")
-    .option("--data <folder>", "the data directory to look at", "./data")
+    .option("--data <folder>", "the data directory to look at", notEmpty, "./data")
     .action((options: Options) => doctor(context, options));
 }
 

@@ -9,7 +9,7 @@ import type { Gateway } from "../../gateway/index.js";
 import type { MachineReport } from "../../linux/doctor.js";
 import type { HeatPolicy, IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
-import { levelCount, seconds, size, wholeNumber, word } from "../options.js";
+import { levelCount, notEmpty, seconds, size, wholeNumber, word } from "../options.js";
 import { tierUpEarly } from "../tier-up.js";
 import type { Context } from "./context.js";
 
@@ -43,9 +43,9 @@ export function addServe(program: Command, context: Context): void {
   program
     .command("serve")
     .description("run the server")
-    .option("--data <folder>", "where functions, images and logs are kept", "./data")
+    .option("--data <folder>", "where functions, images and logs are kept", notEmpty, "./data")
     .option("--port <n>", "port to listen on; 0: any", wholeNumber(0, 65_535), DEFAULT_PORT)
-    .option("--host <address>", "address to listen on; clients are not authenticated", "127.0.0.1")
+    .option("--host <address>", "address to listen on; clients are not authenticated", notEmpty, "127.0.0.1")
     .option("--max-instances <n>", "instances that may run at once, over all functions", wholeNumber(1, 10_000))
     .option("--memory-budget <size>", "keep the private memory of all instances below this, such as 2G", size)
     .option(
