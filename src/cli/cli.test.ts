@@ -1,6 +1,6 @@
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, createServer as createTcpServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -104,6 +104,19 @@ describe("a function's life by hand", () => {
     const run = await following;
     expect(run).toMatchObject({ code: 0, err: "" });
     expect(run.out).toMatch(/got 1\n.*got 2\n/s);
+  });
+
+  it("logs --follow says that the log ended when its function is removed", async () => {
+    await thaw(["deploy", "hello", "--wait"]);
+    await thaw(["invoke", "hello"]);
+    let removed: Promise<CliRun> | undefined;
+    const onOut = (): void => {
+      removed ??= thaw(["rm", "hello"]);
+    };
+    const run = await thaw(["logs", "hello", "--follow"], { onOut });
+    expect(run.code).toBe(0);
+    expect(run.err).toBe("the log ends here: the function was removed, or the server is stopping\n");
+    expect((await removed)?.code).toBe(0);
   });
 });
 
@@ -356,6 +369,31 @@ describe("without a server", () => {
       expect(run, command).toMatchObject({ code: 1, out: "" });
       expect(run.err, command).toMatch(/^error: What answers at .* is not a thaw server\n {2}why: .+\n {2}fix: /);
     }
+  });
+
+  it.each([
+    ["before it replied", (socket: Socket) => socket.destroy()],
+    [
+      "in the middle of its reply",
+      (socket: Socket) => socket.end("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 9\r\n\r\nhalf"),
+    ],
+  ])("a server that went away %s is not taken for one that never ran", async (_when, reply) => {
+    const dying = createTcpServer((socket) => socket.once("data", () => reply(socket)));
+    await new Promise<void>((resolve) => {
+      dying.listen(0, "127.0.0.1", resolve);
+    });
+    const url = `http://127.0.0.1:${(dying.address() as AddressInfo).port}`;
+    for (const command of ["invoke hello", "logs hello --follow"]) {
+      const run = await thaw([...command.split(" "), "--url", url]);
+      expect(run.code).toBe(1);
+      expect(run.err).toMatch(/^error: The server at \S+ went away before its reply was complete\n {2}why: It ended, or /);
+    }
+    dying.close();
+  });
+
+  it("a URL of TLS where none is spoken is told", async () => {
+    const run = await thaw(["ls", "--url", gateway.url.replace("http:", "https:")]);
+    expect(run.err).toContain("why: What listens there speaks no TLS: its URL begins with http://\n");
   });
 
   it("an interrupted command says so", async () => {

@@ -117,15 +117,28 @@ export class Client {
 
   #unreachable(error: unknown): Error {
     if (this.#stop.aborted) return new Interrupted();
-    const code = (error as NodeJS.ErrnoException).code;
+    const { code = "", message } = error as NodeJS.ErrnoException;
+    if (code === "ECONNRESET" || code === "EPIPE") {
+      return new ThawError("SERVER_UNREACHABLE", {
+        what: `The server at ${this.url} went away before its reply was complete`,
+        why: `It ended, or something on the way closed the connection (${message})`,
+        fix: "See with `thaw ls` whether it runs; what was asked may have been done",
+        cause: error,
+      });
+    }
     return new ThawError("SERVER_UNREACHABLE", {
       what: `No thaw server answers at ${this.url}`,
-      why: code === "ECONNREFUSED" ? "The connection was refused: nothing listens there" : errorText(error) || String(code),
+      why: WHY[code] ?? (errorText(error) || code),
       fix: "Start one with `thaw serve`, or name another with --url or THAW_URL",
       cause: error,
     });
   }
 }
+
+const WHY: Readonly<Record<string, string>> = {
+  ECONNREFUSED: "The connection was refused: nothing listens there",
+  EPROTO: "What listens there speaks no TLS: its URL begins with http://",
+};
 
 function parseUrl(text: string): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined;

@@ -116,6 +116,12 @@ interface LogsOptions extends ClientOptions {
 }
 
 async function logs(io: Io, name: string, options: LogsOptions): Promise<void> {
+  await printLog(io, name, options);
+  if (options.follow === true && !io.stop.aborted)
+    io.err("the log ends here: the function was removed, or the server is stopping\n");
+}
+
+async function printLog(io: Io, name: string, options: LogsOptions): Promise<void> {
   const query = options.follow === true ? { follow: "1" } : { bytes: options.bytes?.toString() };
   const stream = clientOf(io, options).stream(functionPath(name, "/logs"), { query });
   if (options.json !== true) {
