@@ -396,6 +396,12 @@ describe("without a server", () => {
     expect(run.err).toContain("why: What listens there speaks no TLS: its URL begins with http://\n");
   });
 
+  it("an environment that no address can carry is refused by name", async () => {
+    const run = await thaw(["deploy", "hello", "--env", `A=${"x".repeat(70_000)}`]);
+    expect(run.code).toBe(1);
+    expect(run.err).toContain("why: Its address and headers are larger than 64 KiB\n");
+  });
+
   it("an interrupted command says so", async () => {
     await thaw(["deploy", "hello", "--wait"]);
     const stop = new AbortController();

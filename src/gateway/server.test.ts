@@ -62,6 +62,21 @@ describe("a real socket", () => {
     expect(reply).toContain("AccessDeniedException");
   });
 
+  it.each([
+    [
+      "headers beyond their limit",
+      `X-Amz-Client-Context: ${"a".repeat(70_000)}\r\n`,
+      "Its address and headers are larger than 64 KiB",
+    ],
+    ["what is not HTTP", "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n", "It is not HTTP/1.1"],
+  ])("refuses %s in Lambda's shape, with the limit", async (_what, header, why) => {
+    const [head = "", body = ""] = (await raw(`POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\n${header}\r\n`)).split("\r\n\r\n");
+    expect(head).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n/);
+    expect(head).toContain("x-amzn-errortype: InvalidParameterValueException");
+    const { Type, message } = JSON.parse(body) as Record<string, string>;
+    expect([Type, message]).toEqual(["User", expect.stringContaining(`The request cannot be read. ${why}`)]);
+  });
+
   it("cuts a payload without end at the limit", async () => {
     const status = await new Promise<number>((resolve, reject) => {
       const request = httpRequest(gateway.url + INVOKE, { method: "POST", agent: false }, (reply) => {

@@ -17,6 +17,7 @@ import { DEPLOY_BYTES_MAX } from "./deploy-body.js";
 import { ApiError, controlError, exceptionOf, lambdaError } from "./errors.js";
 import { isLoopback, refuseForeignPages } from "./guard.js";
 import { addInvokeRoute } from "./invoke.js";
+import { type ReadingLimits, refuseUnreadable } from "./unreadable.js";
 
 /** How long a client may take to send its headers, and all of a request. The reply may take as long as the function. */
 const HEADERS_TIMEOUT_MS = 10_000;
@@ -26,6 +27,11 @@ const KEEP_ALIVE_TIMEOUT_MS = 65_000;
 const CHECK_INTERVAL_MS = 2_000;
 /** Client context and environment are up to 4 KB each, the latter percent-encoded. */
 const HEADER_BYTES_MAX = 64 * KIB;
+const READING_LIMITS: ReadingLimits = {
+  headerBytes: HEADER_BYTES_MAX,
+  headersMs: HEADERS_TIMEOUT_MS,
+  requestMs: REQUEST_TIMEOUT_MS,
+};
 /** Leaves descriptors for instances, where a process may have 20,000. */
 const CONNECTIONS_MAX = 4_096;
 /** The name or ARN in a path, percent-encoded. */
@@ -78,6 +84,7 @@ export function buildGateway(
     genReqId: () => randomUUID(),
     // Of an address that no route was looked up for: no hook runs, and no error handler.
     frameworkErrors: (error, request, reply) => void sendError(addressError(error), request, reply),
+    clientErrorHandler: (error, socket) => refuseUnreadable(error, socket, READING_LIMITS),
     routerOptions: { maxParamLength: PARAMETER_CHARACTERS_MAX },
     http: { headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: CHECK_INTERVAL_MS, maxHeaderSize: HEADER_BYTES_MAX },
   });
