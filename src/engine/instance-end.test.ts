@@ -17,16 +17,24 @@ const KILLED: InstanceExit = {
 };
 const SPEC = { memoryMb: 128, timeoutMs: 3000 } as FunctionSpec;
 
-function memoryOf(exit: Partial<InstanceExit>): number {
-  const ending = { end: undefined, exit: { ...KILLED, ...exit }, spec: SPEC, heapFull: false };
+function memoryOf(exit: Partial<InstanceExit>, kind: "exited" | "timeout"): number {
+  const ending = { end: { kind }, exit: { ...KILLED, ...exit }, spec: SPEC, heapFull: false };
   return obituary(ending, REQUEST).maxMemoryMb;
 }
 
 describe("the memory of an instance that ended", () => {
-  it("is the peak of its group, and where the kernel cannot tell that, its largest process", () => {
-    expect(memoryOf({ peakBytes: 100 * 2 ** 20, maxRssKb: 60 * 1024 })).toBe(100);
-    expect(memoryOf({ maxRssKb: 60 * 1024 })).toBe(60);
-    expect(memoryOf({ maxRssKb: 150 * 1024 }), "its limit at most").toBe(128);
+  const both = { peakBytes: 100 * 2 ** 20, maxRssKb: 60 * 1024 };
+
+  it("is its largest process when it ended by itself: its group is charged for files that others read, too", () => {
+    expect(memoryOf(both, "exited")).toBe(60);
+    expect(memoryOf({ maxRssKb: 150 * 1024 }, "exited"), "its limit at most").toBe(128);
+  });
+
+  it("is the peak of its group when it was killed or ran out of memory, and where the kernel cannot tell that, its largest process", () => {
+    expect(memoryOf(both, "timeout")).toBe(100);
+    expect(memoryOf({ ...both, oomKills: 1 }, "exited")).toBe(100);
+    expect(memoryOf({ maxRssKb: 60 * 1024 }, "timeout")).toBe(60);
+    expect(memoryOf({ maxRssKb: 150 * 1024 }, "timeout"), "its limit at most").toBe(128);
   });
 });
 

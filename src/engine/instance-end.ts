@@ -97,6 +97,7 @@ function unreadError(cause: ThawError): ThawError {
 
 /** What the caller of an unanswered request gets; its logs are the instance's to add. */
 export function obituary(ending: Ending, request: UnansweredRequest): Omit<InvokeResult, "logs"> {
+  const { end, exit, spec } = ending;
   const error = exitError(ending);
   const [platformError, type] = PLATFORM_ERRORS[error.code] ?? PLATFORM_ERRORS.INSTANCE_EXITED;
   const message =
@@ -110,15 +111,22 @@ export function obituary(ending: Ending, request: UnansweredRequest): Omit<Invok
     platformError,
     handlerMs: ms,
     totalMs: ms,
-    maxMemoryMb: ending.exit === undefined ? 0 : Math.ceil(peakBytes(ending.exit, ending.spec) / 2 ** 20),
+    maxMemoryMb: exit === undefined ? 0 : Math.ceil(peakBytes(exit, spec, end?.kind === "exited") / 2 ** 20),
     alive: false,
   };
 }
 
 /**
- * With version 2 of control groups a peak can be begun anew only since Linux 6.12. Before, its largest process stands for all of it; that has pages of
- * files, too, which others may be charged for, so it may seem larger than it could be.
+ * Of a process that ended by itself the size of the largest one, as of an instance that answers. The peak of its group is not that: pages of
+ * files count, an interpreter's and an image's among them, also those that came with instances before it in the same group, so that an
+ * exit at once seemed to be at the limit. Of what was killed, its init and with it the rest, the kernel tells no size: the peak, where it
+ * tells that (with version 2 of control groups since Linux 6.12). Where memory ran out, the peak is what was counted against the limit.
  */
-function peakBytes({ peakBytes: counted, maxRssKb }: InstanceExit, { memoryMb }: FunctionSpec): number {
-  return counted > 0 ? counted : Math.min(maxRssKb * 1024, memoryMb * 2 ** 20);
+function peakBytes(
+  { peakBytes: counted, maxRssKb, oomKills }: InstanceExit,
+  { memoryMb }: FunctionSpec,
+  byItself: boolean,
+): number {
+  const largest = Math.min(maxRssKb * 1024, memoryMb * 2 ** 20);
+  return counted > 0 && (oomKills > 0 || !byItself) ? counted : largest;
 }
