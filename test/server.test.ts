@@ -206,6 +206,18 @@ def handler(event, context):
     expect((await server.cli(["rm", "dies"])).code).toBe(0);
   });
 
+  it("runs a function in the time zone that its environment names", async () => {
+    const node = { "index.js": `exports.handler = async () => new Date(0).getHours();` };
+    const python = { "app.py": `import time\ndef handler(event, context):\n    return time.localtime(0).tm_hour\n` };
+    await server.deployReady("zone-node", node, { env: "TZ=Asia/Tokyo" });
+    await server.deployReady("zone-python", python, { env: "TZ=Asia/Tokyo", handler: "app.handler" });
+    for (const name of ["zone-node", "zone-python"]) {
+      for (const kind of ["boot", "thaw"])
+        expect((await server.invoke(name, {}, { "x-thaw-prefer": kind })).json, `${name} ${kind}`).toBe(9);
+      expect((await server.cli(["rm", name])).code).toBe(0);
+    }
+  });
+
   it("gives the next request to another instance when one ends behind its answer", async () => {
     const ends = `setImmediate(() => { const end = Date.now() + 300; while (Date.now() < end); process.exit(3); }); return 1;`;
     const files = { "index.js": `exports.handler = async (event) => { if (event.ends) { ${ends} } return process.pid; };` };

@@ -44,6 +44,10 @@ describe("launch", () => {
     });
   });
 
+  it("lets the user choose a time zone, as Lambda does", () => {
+    expect(launch({ ...NODE, env: { TZ: "Europe/Berlin" } }).env.TZ).toBe("Europe/Berlin");
+  });
+
   it("lets a Node function require its own files by their place below the task root, as in Lambda", () => {
     expect(launch(NODE).env.NODE_PATH?.split(":")).toContain("/var/task");
   });

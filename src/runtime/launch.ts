@@ -26,7 +26,6 @@ export const RESERVED_ENVIRONMENT: readonly string[] = [
   "AWS_LAMBDA_RUNTIME_API",
   "LAMBDA_TASK_ROOT",
   "LAMBDA_RUNTIME_DIR",
-  "TZ",
   "UV_USE_IO_URING",
   "THAW_BASE",
 ];
@@ -130,6 +129,7 @@ function environment(input: LaunchInput, defaults: Record<string, string>): Reco
     // Without it Python takes file names and output for ASCII.
     LANG: "C.UTF-8",
     HOME: "/tmp",
+    TZ: ":UTC",
     // One malloc arena: each further one is two mappings, for each thread, at every thaw (Node after using its thread pool: 110 → 100).
     MALLOC_ARENA_MAX: "1",
     ...defaults,
@@ -148,7 +148,6 @@ function environment(input: LaunchInput, defaults: Record<string, string>): Reco
     AWS_LAMBDA_LOG_STREAM_NAME: input.logStreamName ?? `[${input.version}]`,
     LAMBDA_TASK_ROOT: TASK_ROOT,
     LAMBDA_RUNTIME_DIR: RUNTIME_DIR,
-    TZ: ":UTC",
     ...(preload === "" ? {} : { LD_PRELOAD: preload }),
     ...(input.base === true ? { THAW_BASE: "1" } : {}),
   };
