@@ -3,12 +3,13 @@
  * line had before. 200 thaws over three generations: an image, one frozen from a thawed instance, one frozen from a thawed
  * instance of that.
  */
-import { chmodSync, cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
-import { call, LANGUAGES, useWorld } from "./support/world.js";
+import { until } from "./support/server.js";
+import { call, hostPid, LANGUAGES, useWorld } from "./support/world.js";
 
 const THAWS = [80, 60, 60] as const;
 /** A worker or thread costs a start more than a thaw: every so many thaws suffice. */
@@ -116,6 +117,50 @@ describe("clones of one image that run at the same time", () => {
     await world.engine.removeImage(image);
     expect(draws.repeats).toEqual([]);
     expect(Math.max(...draws.counts())).toBe(16);
+  });
+});
+
+describe("a Python thread that draws all the time, in 20 clones of one image", () => {
+  it.each(["splice", "lazy", "eager", "reap"] as const)(
+    "draws others from its first draw on, before any request (%s)",
+    async (loader) => {
+      const image = await world.imageAfter("python", "random.keep_drawing");
+      const draws = new Draws();
+      for (let thaw = 0; thaw < 20; thaw++) {
+        const draw = async (clone: Instance): Promise<void> => {
+          const tasks = `/proc/${hostPid(clone)}/task`;
+          const own = /^NSpid:.*\s(\d+)$/m.exec(readFileSync(`/proc/${hostPid(clone)}/status`, "utf8"))?.[1];
+          await until("the thread to have drawn", () =>
+            readdirSync(tasks).find((tid) => readFileSync(`${tasks}/${tid}/comm`, "utf8") === `drew as ${own}\n`),
+          );
+          const drawn = await call<Record<string, unknown>[]>(clone, "random.drawn_by_thread");
+          expect(drawn).toHaveLength(3);
+          for (const values of drawn) draws.add(values, `thaw ${thaw}`);
+        };
+        await world.thawed(image, draw, { loader });
+      }
+      await world.engine.removeImage(image);
+      expect(draws.repeats).toEqual([]);
+      expect(draws.counts()).toEqual([60, 60, 60, 60, 60]);
+    },
+    60_000,
+  );
+
+  it("does so where a husk was parked, and in what is frozen of a clone", async () => {
+    const first = await world.imageAfter("python", "random.keep_drawing");
+    const parent = await world.engine.thaw(first);
+    const image = await parent.freeze();
+    world.engine.park(image, "prefaulted", 4);
+    await world.engine.poolsFull(20_000);
+    const parked = await Promise.all([1, 2, 3, 4].map(() => world.engine.thaw(image, { husk: "parked" })));
+    const draws = new Draws();
+    for (const [index, clone] of [parent, ...parked].entries())
+      for (const values of await call<Record<string, unknown>[]>(clone, "random.drawn_by_thread"))
+        draws.add(values, `clone ${index}`);
+    for (const clone of [parent, ...parked]) await clone.dispose();
+    for (const one of [first, image]) await world.engine.removeImage(one);
+    expect(draws.repeats).toEqual([]);
+    expect(draws.counts()).toEqual([15, 15, 15, 15, 15]);
   });
 });
 

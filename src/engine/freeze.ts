@@ -57,12 +57,12 @@ export interface Purpose {
 
 const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
 
-/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze, how hot the code is, where the runtime tells. */
+/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze, how hot the code is and what is to be seeded anew, where the runtime tells. */
 export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<PreparedHeader> {
   const { graceMs } = instance.owner;
   const answer = instance.expect("prepared");
-  const heat = done === "frozen" ? { heat: true as const } : {};
-  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }), ...heat });
+  const image = done === "frozen" ? { heat: true as const, seeds: true as const } : {};
+  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }), ...image });
   // Whoever does not answer this answers nothing any more.
   const timer = setTimeout(
     () =>
@@ -176,7 +176,9 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");
     const factsPath = join(temporary, "facts.json");
-    const rawFacts = JSON.parse(await readFile(factsPath, "utf8")) as RawManifest["facts"];
+    const told = JSON.parse(await readFile(factsPath, "utf8")) as RawManifest["facts"];
+    const seeds = prepared?.seeds ?? [];
+    const rawFacts = { ...told, seeds: seeds.map(([at, bytes]): [string, number] => [`0x${at.toString(16)}`, bytes]) };
     await rm(factsPath);
     // Between two steps of some milliseconds whoever waits for an answer gets it: the server does all of this beside its requests.
     await nextTurn();

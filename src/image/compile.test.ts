@@ -22,6 +22,8 @@ function operations({ bytes, labels }: Program): { kind: number; nr: number; arg
 
 const CONTENTS = Buffer.from("hello");
 const SYS_CAPSET = 126;
+const SYS_GETRANDOM = 318;
+const SYS_MMAP = 9;
 const SYS_EXECVE = 59;
 
 const SYS_DUP3 = 292;
@@ -41,6 +43,28 @@ describe("a compiled image", () => {
       expect(dropped).toBeGreaterThanOrEqual(0);
       expect(dropped).toBeLessThan(threads);
     }
+  });
+
+  it("seeds generators anew once their memory is there, and before any thread is made", () => {
+    const seeded = parsedFacts({ seeds: [["0x500010", 2496]] });
+    for (const program of [
+      compileThaw(seeded, { contents: CONTENTS, source: "lazy", runtime: true, prefetch: RUNS }),
+      compileEquip(seeded, CONTENTS),
+    ]) {
+      const list = operations(program);
+      const seed = list.findIndex(({ kind, nr }) => kind === ABI.OP_SYSCALL && nr === SYS_GETRANDOM);
+      expect(list[seed]?.args.slice(0, 3)).toEqual([0x500010n, 2496n, 0n]);
+      expect(seed).toBeGreaterThan(list.findLastIndex(({ nr, label }) => nr === SYS_MMAP || label.startsWith("copy")));
+      expect(seed).toBeLessThan(list.findIndex(({ kind }) => kind === ABI.OP_THREAD));
+    }
+  });
+
+  it.each([
+    ["lies in what cannot be written", "0x400100"],
+    ["goes beyond its mapping", "0x50fff0"],
+    ["lies nowhere", "0x10"],
+  ])("is refused when what is to be seeded %s", (_what, at) => {
+    expect(() => checkFacts(parsedFacts({ seeds: [[at, 2496]] }))).toThrow(/which were to be seeded anew/);
   });
 
   it("sets every limit, behind the descriptors that they could forbid, and nothing behind the resume", () => {

@@ -12,7 +12,7 @@
  */
 import { assert, ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
-import { SYS } from "../linux/syscalls.js";
+import { PROT_WRITE, SYS } from "../linux/syscalls.js";
 import type { Channels } from "./channels.js";
 import { readNothingAround } from "./compile-advice.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
@@ -35,6 +35,18 @@ export function fdBase(facts: Facts): number {
   return Math.max(FD_BASE_MIN, ...facts.descriptors.map((one) => one.fd + 2));
 }
 
+/** Whether all bytes from `start` to `end` are memory of the process alone that it may write. */
+function isWritable({ regions }: Facts, start: bigint, end: bigint): boolean {
+  for (let at = start; at < end; ) {
+    const region = regions.find(
+      (one) => one.kind !== "shared" && (one.prot & PROT_WRITE) !== 0 && one.start <= at && at < one.end,
+    );
+    if (region === undefined) return false;
+    at = region.end;
+  }
+  return true;
+}
+
 /** Refuses what no program can bring back; called when an image is made. */
 export function checkFacts(facts: Facts): void {
   for (const region of facts.regions) {
@@ -54,6 +66,15 @@ export function checkFacts(facts: Facts): void {
         what: `${where} maps a deleted file`,
         why: "nothing can open it again",
         fix: "keep mapped files in place",
+      });
+    }
+  }
+  for (const [at, bytes] of facts.seeds) {
+    if (!isWritable(facts, at, at + BigInt(bytes))) {
+      throw new ThawError("FREEZE_REFUSED", {
+        what: `the ${bytes} bytes at 0x${at.toString(16)}, which were to be seeded anew, are not memory that can be written`,
+        why: "the function's code wrote to descriptor 3, or freed what its runtime held",
+        fix: "leave descriptor 3 alone: it belongs to the runtime",
       });
     }
   }
@@ -198,6 +219,9 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
 
 /** @param ahead of the resume: those that would run code of the function wait for it */
 function startThreads(program: ProgramBuilder, facts: Facts, ahead: boolean): void {
+  // The main thread renews what must be unique with its first request; the others do not wait for it.
+  for (const [at, bytes] of facts.seeds)
+    program.call(`seed 0x${at.toString(16)}`, SYS.getrandom, [at, bytes, 0], { expect: bytes });
   for (const thread of facts.threads.slice(1))
     program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame), ahead && !sleepsUntilWoken(thread));
   program.stamp(STAMPS.threads);

@@ -156,6 +156,11 @@ export const factsSchema = z.object({
   guards: z.array(z.tuple([hex, hex])).default([]),
   /** Path of a library whose allocator relies on zeros where memory was given back, which a private mapping of a file does not have. */
   trustsZeros: z.string().optional(),
+  /** Address and bytes of what each clone fills with random bytes before any of its threads runs: generators' state, as the runtime told it. */
+  seeds: z
+    .array(z.tuple([hex, z.int().min(1).max(4096)]))
+    .max(64)
+    .default([]),
   notes: z.array(z.string()),
 });
 

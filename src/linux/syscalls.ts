@@ -52,6 +52,7 @@ export const SYS = {
   unshare: 272,
   setns: 308,
   seccomp: 317,
+  getrandom: 318,
   memfd_create: 319,
   move_mount: 429,
   close_range: 436,

@@ -105,6 +105,29 @@ describe("frames from the function", () => {
       frame({ type: "prepared", hygieneMs: 1, heat }),
       why.endsWith(" in") ? `${why} the heat of a prepared frame is not a count` : `the heat of a prepared frame ${why}`,
     ]),
+    ...(
+      [
+        ["a text", "all"],
+        ["too many", Array.from({ length: 65 }, () => [4096, 8])],
+      ] as const
+    ).map(([name, seeds]): [string, Buffer, string] => [
+      `seeds: ${name}`,
+      frame({ type: "prepared", hygieneMs: 1, seeds }),
+      "the seeds of a prepared frame are not a list of at most 64",
+    ]),
+    ...(
+      [
+        ["no pair", [4096, 8, 8]],
+        ["an address below zero", [-4096, 8]],
+        ["no bytes", [4096, 0]],
+        ["more bytes than a generator has", [4096, 4097]],
+        ["a text for an address", ["0x1000", 8]],
+      ] as const
+    ).map(([name, seed]): [string, Buffer, string] => [
+      `seeds: ${name}`,
+      frame({ type: "prepared", hygieneMs: 1, seeds: [seed] }),
+      "a seed of a prepared frame is not an address and a number of bytes",
+    ]),
     ["an empty header", frame(""), "a frame announces a header of 0 bytes; 1 to 65536 are allowed"],
   ])("are refused with %s", (_name, bytes, why) => {
     const error = failureOf(bytes);

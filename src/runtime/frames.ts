@@ -54,6 +54,8 @@ export interface PrepareHeader {
   readonly collect?: boolean;
   /** Measure how hot the code is, too. Node does that in 5 to 30 ms, and not with `collect: false`; Python in 0.2. */
   readonly heat?: true;
+  /** An image will be taken: tell where other threads' generators keep their state, if there are other threads. Python does. */
+  readonly seeds?: true;
 }
 
 /** To a clone of a base image: load this function. The body is `{"env": {…}}`, JSON: the whole environment, `_HANDLER` in it. */
@@ -83,7 +85,15 @@ export interface PreparedHeader {
   /** Before-hooks and garbage collection together. */
   readonly hygieneMs: number;
   readonly heat?: HeatMember;
+  /** Address and bytes of memory that must be random bytes in each clone before any of its threads runs. */
+  readonly seeds?: readonly Seed[];
 }
+
+export type Seed = readonly [address: number, bytes: number];
+
+/** Of a `prepared` frame, and of one of them. */
+export const SEEDS_MAX = 64;
+export const SEED_BYTES_MAX = 4096;
 
 /** How far the runtime has optimised the function's own code, as it says itself; see `CodeHeat` of the engine. */
 export interface HeatMember {
@@ -187,6 +197,23 @@ function heatMember(value: unknown): HeatMember {
   };
 }
 
+function seedsMember(value: unknown): Seed[] {
+  if (!Array.isArray(value) || value.length > SEEDS_MAX)
+    throw violation(`the seeds of a prepared frame are not a list of at most ${SEEDS_MAX}`);
+  return value.map((seed: unknown) => {
+    const [address, bytes] = Array.isArray(seed) && seed.length === 2 ? (seed as unknown[]) : [];
+    if (
+      !Number.isSafeInteger(address) ||
+      Number(address) < 0 ||
+      !Number.isSafeInteger(bytes) ||
+      Number(bytes) < 1 ||
+      Number(bytes) > SEED_BYTES_MAX
+    )
+      throw violation("a seed of a prepared frame is not an address and a number of bytes");
+    return [Number(address), Number(bytes)] as const;
+  });
+}
+
 function parseHeader(bytes: Buffer): FunctionHeader {
   let value: unknown;
   try {
@@ -207,6 +234,7 @@ function parseHeader(bytes: Buffer): FunctionHeader {
         type: "prepared",
         hygieneMs: numberMember(header, "hygieneMs"),
         ...(header.heat === undefined ? {} : { heat: heatMember(header.heat) }),
+        ...(header.seeds === undefined ? {} : { seeds: seedsMember(header.seeds) }),
       };
     case "result":
     case "error":

@@ -132,6 +132,8 @@ def _prepare(header):
         _trim()
         gc.freeze()
     unique.remember()
+    if header.get("seeds"):
+        answer["seeds"] = unique.seeds()
     answer["hygieneMs"] = (perf_counter() - started) * 1000
     _answer(answer)
 

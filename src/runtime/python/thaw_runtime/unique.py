@@ -10,6 +10,8 @@ OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kerne
 - ``numpy.random``: the module's own generator, always; and every other that was seeded by the operating system and lived at the
   freeze. They can neither be held weakly nor registered when they are made, but they keep their entropy: that of the system gets a
   type of its own, and ``remember`` looks for it, if any was drawn since it last did.
+- what other threads draw from ``random`` and ``uuid.uuid1`` between the thaw and this: ``seeds`` tells where in memory generators
+  keep their state, and each clone has random bytes there before any of its threads runs.
 - the native id of the main thread. Other threads that lived through the freeze keep the one they had.
 """
 
@@ -23,6 +25,7 @@ from .imports import when_imported
 
 _generators = {}
 _seed_with = None
+_STATE_BYTES = 624 * 4
 
 
 def _remember(generator):
@@ -120,6 +123,80 @@ def remember():
     _numpy_seen = _numpy_draws
 
 
+_SEEDS_MAX = 64
+_seeded = []  # what `seeds` told of: it must not be freed, and its memory used for something else, while an image is made of it
+_state_at = None
+_get_node = None
+_renewed_pid = 0  # the process in which all is as it should be: another one is a clone whose main thread has not come to it yet
+
+
+class _Spare:
+    """``Random.gauss_next``: the number that ``gauss`` keeps for its next call. No other process has it of a generator that is renewed."""
+
+    def __get__(self, generator, owner=None):
+        if generator is None:
+            return self
+        if id(generator) in _generators and os.getpid() != _renewed_pid:
+            return None
+        return generator.__dict__.get("gauss_next")
+
+    def __set__(self, generator, value):
+        generator.__dict__["gauss_next"] = value
+
+
+def _find_state(random):
+    """How far from a generator's address its state lies; -1 where this interpreter keeps it in another form, or ``/proc`` is not there."""
+    global _state_at
+    if _state_at is None:
+        base = random.Random.__base__
+        one = base(1)
+        state = b"".join(word.to_bytes(4, "little") for word in one.getstate()[:-1])
+        try:
+            memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _state_at = os.pread(memory, base.__basicsize__, id(one)).find(state)
+            finally:
+                os.close(memory)
+        except OSError:
+            _state_at = -1
+    return _state_at
+
+
+def _watch_node(uuid):
+    """The C library keeps node and clock sequence of ``uuid1`` in memory; without it Python draws both from ``random``, the node once."""
+    global _get_node
+    uuid._generate_time_safe = None
+    if _get_node is not None:
+        return
+    _get_node = uuid.getnode
+
+    def getnode():
+        if os.getpid() != _renewed_pid:
+            uuid._node = uuid._random_getnode()
+        return _get_node()
+
+    getnode.__doc__ = _get_node.__doc__
+    uuid.getnode = getnode
+
+
+def seeds():
+    """Before a freeze: address and bytes of the state of generators that are renewed, if there are threads that could draw before that."""
+    global _renewed_pid
+    if len(os.listdir("/proc/self/task")) == 1:
+        return []
+    random = sys.modules.get("random")
+    uuid = sys.modules.get("uuid")
+    _renewed_pid = os.getpid()
+    if hasattr(uuid, "_random_getnode"):
+        _watch_node(uuid)
+    if not _generators or _find_state(random) < 0:
+        return []
+    living = [reference() for reference in list(_generators.values())]
+    _seeded[:] = [generator for generator in living if generator is not None][:_SEEDS_MAX]
+    random.Random.gauss_next = _Spare()
+    return [(id(generator) + _state_at, _STATE_BYTES) for generator in _seeded]
+
+
 def install():
     """Once, before the user's code."""
     when_imported("random", _track)
@@ -129,8 +206,11 @@ def install():
 
 def renew(thaw):
     """After each thaw, before everything of the user's. ``thaw`` is that member of the request's header."""
+    global _renewed_pid
+    _renewed_pid = os.getpid()
     entropy = int(thaw["entropy"], 16)
-    for generator in [reference() for reference in _generators.values()]:
+    _seeded.clear()
+    for generator in [reference() for reference in list(_generators.values())]:
         if generator is not None:
             _seed_with(generator, int.from_bytes(os.urandom(32), "little") ^ entropy)
     uuid = sys.modules.get("uuid")
