@@ -150,6 +150,19 @@ describe("threads", () => {
     });
   });
 
+  it("go on that run an event loop", async () => {
+    const image = await world.imageAfter("python", "threads.start_loop_in_thread");
+    await clones(image, async (one) => {
+      expect(await call(one, "threads.use_loop_in_thread")).toEqual([42, "every moment", false]);
+      const again = await one.freeze();
+      await world.thawed(again, async (two) =>
+        expect(await call(two, "threads.use_loop_in_thread")).toEqual([42, "every moment", false]),
+      );
+      expect(await call(one, "threads.use_loop_in_thread")).toEqual([42, "every moment", false]);
+      await world.engine.removeImage(again);
+    });
+  });
+
   it("start child processes, before and after", async () => {
     const image = await world.imageAfter("python", "threads.children");
     await clones(image, async (one) => {

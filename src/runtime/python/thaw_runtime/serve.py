@@ -15,7 +15,7 @@ from time import perf_counter
 
 import snapshot_restore_py as hooks
 
-from . import channel, handler, logs, unique
+from . import channel, handler, logs, loops, unique
 from .context import LambdaContext
 from .heat import code_heat
 
@@ -134,6 +134,7 @@ def _prepare(header):
     unique.remember()
     if header.get("seeds"):
         answer["seeds"] = unique.seeds()
+        loops.keep()
     answer["hygieneMs"] = (perf_counter() - started) * 1000
     _answer(answer)
 

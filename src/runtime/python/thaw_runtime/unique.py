@@ -12,6 +12,7 @@ OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kerne
   type of its own, and ``remember`` looks for it, if any was drawn since it last did.
 - what other threads draw from ``random`` and ``uuid.uuid1`` between the thaw and this: ``seeds`` tells where in memory generators
   keep their state, and each clone has random bytes there before any of its threads runs.
+- ``random()`` and ``randomblob()`` of ``sqlite3``: it seeds its generator anew when it opens a file under another process id.
 - the native id of the main thread. Other threads that lived through the freeze keep the one they had.
 """
 
@@ -222,6 +223,12 @@ def renew(thaw):
     mtrand = sys.modules.get("numpy.random.mtrand")
     if mtrand is not None:
         _renew_numpy(mtrand)
+    sqlite3 = sys.modules.get("_sqlite3")
+    if sqlite3 is not None:
+        try:
+            sqlite3.connect("/tmp")
+        except sqlite3.Error:
+            pass  # a directory is none of its files; it has looked at the process id before that
     threading = sys.modules.get("threading")
     if threading is not None:
         threading.main_thread()._set_native_id()

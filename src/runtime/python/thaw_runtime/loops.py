@@ -1,0 +1,30 @@
+"""Event loops of asyncio that another thread runs over a freeze.
+
+Up to Python 3.13 a thread remembers its running loop with the process id under which it began to run, so that a forked child does not
+take its parent's for its own. A clone has another process id, and its coroutines would be told that there is no running event loop.
+"""
+
+import os
+import sys
+
+_kept = False
+
+
+def keep():
+    """Before a freeze: loops tell their thread anew that they run, each time that they have waited and before they call anybody."""
+    global _kept
+    module = sys.modules.get("asyncio.selector_events")
+    if _kept or module is None or len(os.listdir("/proc/self/task")) == 1:
+        return
+    _kept = True
+    from asyncio.events import _set_running_loop
+
+    loops = module.BaseSelectorEventLoop
+    original = loops._process_events
+
+    def _process_events(self, event_list):
+        if self.is_running():
+            _set_running_loop(self)
+        return original(self, event_list)
+
+    loops._process_events = _process_events
