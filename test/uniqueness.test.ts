@@ -3,7 +3,7 @@
  * line had before. 200 thaws over three generations: an image, one frozen from a thawed instance, one frozen from a thawed
  * instance of that.
  */
-import { chmodSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -170,7 +170,11 @@ const crypto = require("node:crypto");
 const { v7 } = require("uuid");
 const { ObjectId } = require("bson");
 // Of the same lengths, and drawn in the same ways; but these are keys, and no library's.
-const keys = [crypto.randomBytes(5), crypto.randomFillSync(new Uint8Array(256)), crypto.webcrypto.getRandomValues(new Uint8Array(2688))];
+const keys = [
+  crypto.randomBytes(5), crypto.randomFillSync(new Uint8Array(256)), crypto.webcrypto.getRandomValues(new Uint8Array(2688)),
+  crypto.randomBytes(4096), crypto.randomFillSync(new Uint8Array(8192), 0, 8192), crypto.randomFillSync(new Uint8Array(1024)),
+];
+const asked = new Promise((resolve, reject) => crypto.randomBytes(4096, (error, bytes) => (error ? reject(error) : resolve(bytes))));
 let pool, at;
 const fillPool = (bytes) => {
   if (pool === undefined || at + bytes > pool.length) {
@@ -184,13 +188,66 @@ const bundled = () => {
   fillPool(21);
   return pool.subarray(at - 21, at).toString("hex");
 };
+// As engine.io does it: asked for while the program goes on.
+function Base64Id() {}
+Base64Id.prototype.getRandomBytes = function () {
+  if (this.stock === undefined) {
+    this.stock = null;
+    crypto.randomBytes(4096, (error, bytes) => { this.stock = error ?? bytes; });
+  }
+  this.at = (this.at ?? 0) + 12;
+  return (this.stock?.subarray(this.at - 12, this.at) ?? crypto.randomBytes(12)).toString("hex");
+};
+const session = new Base64Id();
+// As ws does it: by offset and size.
+const masks = Buffer.alloc(8192);
+let mask = masks.length;
+class Sender {
+  static frame() {
+    if (mask === masks.length) {
+      crypto.randomFillSync(masks, 0, masks.length);
+      mask = 0;
+    }
+    mask += 8;
+    return masks.subarray(mask - 8, mask).toString("hex");
+  }
+}
+// As Emscripten does it, behind two helpers.
+let randomFill = (view) => {
+  randomFill = (bytes) => crypto.randomFillSync(bytes);
+  return randomFill(view);
+};
+const device = new Uint8Array(1024);
+let left = 0;
+const randomByte = () => {
+  if (left === 0) {
+    randomFill(device);
+    left = device.length;
+  }
+  return device[--left];
+};
 exports.handler = async () => {
   const { nanoid } = await import("nanoid");
+  const key = await asked;
   return {
-    keys: keys.map((key) => crypto.createHash("sha256").update(key).digest("hex")),
+    keys: [...keys, key].map((key) => crypto.createHash("sha256").update(key).digest("hex")),
     // Without the time that they begin with: the clones run in the same second.
-    drawn: { nanoid: nanoid(), uuid: v7().slice(19), bson: new ObjectId().toHexString().slice(8, 18), bundled: bundled() },
+    drawn: { nanoid: nanoid(), uuid: v7().slice(19), bson: new ObjectId().toHexString().slice(8, 18), bundled: bundled(),
+      uuidRandom: require("uuid-random")(), session: session.getRandomBytes(), mask: Sender.frame(), device: Array.from({ length: 8 }, randomByte).join() },
   };
+};
+`;
+
+/** What uuid-random is, as far as it counts here: it is known by where it lies. */
+const UUID_RANDOM = `
+let stock, at;
+module.exports = () => {
+  if (stock === undefined || at === stock.length) {
+    stock = ((n) => crypto.getRandomValues(new Uint8Array(n)))(4096);
+    at = 0;
+  }
+  at += 16;
+  return Buffer.from(stock.subarray(at - 16, at)).toString("hex");
 };
 `;
 
@@ -202,6 +259,8 @@ describe("clones of an image whose libraries had drawn random bytes ahead", () =
     writeFileSync(join(codeDir, "index.js"), KEEPING);
     for (const name of ["bson", "nanoid", "uuid"])
       cpSync(join(import.meta.dirname, "../node_modules", name), join(codeDir, "node_modules", name), { recursive: true });
+    mkdirSync(join(codeDir, "node_modules/uuid-random"));
+    writeFileSync(join(codeDir, "node_modules/uuid-random/index.js"), UUID_RANDOM);
   });
   afterAll(() => rmSync(codeDir, { recursive: true, force: true }));
 
@@ -227,7 +286,7 @@ describe("clones of an image whose libraries had drawn random bytes ahead", () =
       await world.engine.removeImage(image);
     }
     expect(draws.repeats).toEqual([]);
-    expect(draws.counts()).toEqual([18, 18, 18, 18]);
+    expect(draws.counts()).toEqual([18, 18, 18, 18, 18, 18, 18, 18]);
     expect(keys.size).toBe(1);
     for (const parent of parents) await parent.dispose();
   });

@@ -101,3 +101,25 @@ describe("two clones in the same state", () => {
     expect(seen.worstBit).toBeLessThan(6 * (0.5 / Math.sqrt(200_000)));
   });
 });
+
+describe("random bytes that a library asked for before a thaw", () => {
+  it("are others when they come after it, and what somebody else asked for comes as it was drawn", () => {
+    const script = `
+      const crypto = require("crypto"), waiting = [];
+      crypto.randomBytes = (size, callback) => void waiting.push(() => callback(null, Buffer.alloc(size)));
+      const kept = require(${JSON.stringify(`${SOURCE_DIR}node/kept.cjs`)});
+      kept.install();
+      const got = {}, changed = (name) => (_, bytes) => { got[name] = bytes.some((byte) => byte !== 0); };
+      function Base64Id() {}
+      Base64Id.prototype.getRandomBytes = (name) => crypto.randomBytes(4096, changed(name));
+      const library = new Base64Id(), own = () => crypto.randomBytes(4096, changed("own"));
+      library.getRandomBytes("before"); waiting.pop()();
+      library.getRandomBytes("across"); own();
+      kept.renew();
+      for (const deliver of waiting) deliver();
+      console.log(JSON.stringify(got));`;
+    const { stdout, stderr } = spawnSync(process.execPath, ["-e", script], { encoding: "utf8" });
+    expect(stderr).toBe("");
+    expect(JSON.parse(stdout)).toEqual({ before: false, across: true, own: false });
+  });
+});

@@ -8,7 +8,11 @@
  *
  * - nanoid: 128 identifiers ahead;
  * - uuid (up to 8 for every version-4 identifier, later where it takes its own generator): 16 ahead;
- * - bson (mongodb, mongoose): five bytes for each process, in every ObjectId.
+ * - uuid-random, @lukeed/uuid/secure: 256 ahead;
+ * - base64id (engine.io and socket.io bring their own): 341 identifiers of sessions ahead, drawn asynchronously;
+ * - Emscripten's /dev/urandom, as in @electric-sql/pglite: 1,024 bytes, for `gen_random_uuid()` among others;
+ * - bson (mongodb, mongoose): five bytes for each process, in every ObjectId;
+ * - ws, undici (and Node's own copy of it): thousands of masks for the frames of WebSocket clients.
  *
  * A stack is looked at only for drawings of such lengths: nanoid draws once in 128 identifiers, uuid once in 16, bson once.
  */
@@ -21,6 +25,16 @@ const LIBRARIES = [
   { name: "nanoid", caller: /^(Object\.)?fillPool$/, length: (length) => length % 128 === 0 && length > 0 },
   { name: "uuid", caller: /^(Object\.)?rng$/, length: (length) => length === 256 },
   { name: "bson", caller: /^(ObjectId|ObjectID|Function)\.generate$/, length: (length) => length === 5 },
+  { name: "uuid-random", caller: /^(Object\.)?randomBytesBuffered$/, length: (length) => length % 4096 === 0 && length > 0 },
+  { name: "@lukeed/uuid", caller: /^(Object\.)?v4$/, length: (length) => length === 4096 },
+  ...["base64id", "engine.io", "socket.io"].map((name) => ({
+    name,
+    caller: /^Base64Id\.getRandomBytes$/,
+    length: (length) => length === 4096,
+  })),
+  { name: "@electric-sql/pglite", caller: /^(Object\.)?randomByte$/, length: (length) => length === 1024 },
+  { name: "ws", caller: /^(Function|Sender)\.frame$/, length: (length) => length === 8192 },
+  { name: "undici", caller: /^generateMask$/, length: (length) => length === 8192 || length === 16386 },
 ];
 /** From the drawing: in the library itself, or behind one helper of its own. */
 const FRAMES = 3;
@@ -28,6 +42,8 @@ const KEPT_MAX = 256;
 
 /** Views of what is kept, held weakly. */
 let kept = [];
+/** How often all was renewed: what was drawn before, and is handed over after, is stale. */
+let renewals = 0;
 
 /** Name of the caller as V8 prints it, without where it is. */
 function nameOf(site) {
@@ -68,13 +84,28 @@ function isKnown(length, below) {
 
 /** `bytes` were drawn by whoever called `below`. */
 function drawn(bytes, below) {
-  const { buffer, byteOffset, byteLength } = bytes;
-  if (!isKnown(byteLength, below)) return;
+  if (isKnown(bytes.byteLength, below)) keep(bytes);
+}
+
+function keep(bytes) {
+  const { buffer, byteOffset } = bytes;
   kept = kept.filter((ref) => {
     const other = ref.deref();
     return other !== undefined && !(other.buffer === buffer && other.byteOffset === byteOffset);
   });
   if (kept.length < KEPT_MAX) kept.push(new WeakRef(bytes));
+}
+
+/** `callback` for bytes that are drawn while the program goes on, which may be frozen before it has them. */
+function handingOver(callback) {
+  const asked = renewals;
+  return function (error, bytes) {
+    if (isBytes(bytes)) {
+      if (asked !== renewals) randomFillSync(bytes);
+      keep(bytes);
+    }
+    return callback.call(this, error, bytes);
+  };
 }
 
 /** Once, before the user's code. */
@@ -83,10 +114,12 @@ function install() {
   const own = {
     randomFillSync(buffer, offset = undefined, size = undefined) {
       const filled = randomFillSync(buffer, offset, size);
-      if (offset === undefined && isBytes(buffer)) drawn(buffer, own.randomFillSync);
+      const whole = (offset === undefined || offset === 0) && (size === undefined || size === buffer.length);
+      if (whole && isBytes(buffer)) drawn(buffer, own.randomFillSync);
       return filled;
     },
     randomBytes(size, callback) {
+      if (typeof callback === "function" && isKnown(size, own.randomBytes)) return randomBytes(size, handingOver(callback));
       const bytes = randomBytes(size, callback);
       if (callback === undefined) drawn(bytes, own.randomBytes);
       return bytes;
@@ -108,6 +141,7 @@ function install() {
 
 /** After each thaw. */
 function renew() {
+  renewals++;
   for (const ref of kept) {
     const bytes = ref.deref();
     if (bytes !== undefined) randomFillSync(bytes);
