@@ -539,7 +539,9 @@ static void write_descriptor(const struct target *target, const struct descripto
 	} else if (strcmp(d->link, "anon_inode:[signalfd]") == 0) {
 		json_string("kind", "signalfd");
 		json_hex("mask", info_number(d, "sigmask:\t", 16));
-	} else if (strcmp(d->link, "anon_inode:inotify") == 0 && watches_nothing(d)) {
+	} else if (strcmp(d->link, "anon_inode:inotify") == 0) {
+		if (!watches_nothing(d))
+			refuse("it watches files, or has not read what it saw of them (inotify, descriptor %d)", d->fd);
 		json_string("kind", "inotify");
 	} else {
 		refuse("it holds %s (descriptor %d)", d->link, d->fd);

@@ -8,12 +8,14 @@ import { call, type Language, useWorld } from "./support/world.js";
 const world = useWorld();
 const CLOSE_IT = "close it before the handler returns, or in a before-snapshot hook";
 
+const WATCHES = /^it watches files, or has not read what it saw of them \(inotify, descriptor \d+\)$/;
+
 const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["node", "child", /^it has a live child process \(sleep\)$/],
   ["node", "grandchild", /^it has a live child process \(sleep\)$/],
   ["node", "tcp", /^it listens on TCP 127\.0\.0\.1:\d+ \(descriptor \d+\)$/],
   ["node", "unix", /^it listens on a unix socket \(descriptor \d+\)$/],
-  ["node", "watch", /^it holds anon_inode:inotify \(descriptor \d+\)$/],
+  ["node", "watch", WATCHES],
   ["python", "fifo", /^it holds a named pipe open \(\/tmp\/fifo\)$/],
   ["python", "fifo_in_tmp", /^\/tmp\/fifo is neither a file, a directory nor a link$/],
   ["node", "tmp", /^\/tmp\/huge: more than 64 MiB of temporary files$/],
@@ -28,7 +30,7 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["python", "bound", /^it holds a unix socket that is bound to a name \(descriptor \d+\)$/],
   ["python", "netlink", /^it holds a socket of address family 16 \(descriptor \d+\)$/],
   ["python", "pidfd", /^it holds (anon_inode:\[pidfd\]|pidfd:\[\d+\]) \(descriptor \d+\)$/],
-  ["python", "inotify_in_epoll", /^it holds anon_inode:inotify \(descriptor \d+\)$/],
+  ["python", "inotify_in_epoll", WATCHES],
   ["python", "removed_directory", /^its working directory was removed \(\/tmp\/removed \(deleted\)\)$/],
   [
     "python",

@@ -229,6 +229,17 @@ def handler(event, context):
     expect((await server.cli(["rm", "leaves"])).code).toBe(0);
   });
 
+  it("tells in the log what a function died of while its image was made", async () => {
+    const later = 'setImmediate(() => setImmediate(() => { throw new Error("no database"); }));';
+    await server.deploy("late", { "index.js": `${later} exports.handler = async () => 1;` }, { handler: "index.handler" });
+    await expect.poll(async () => (await server.cli(["logs", "late"])).out).toContain("thaw: no image could be made");
+    expect((await server.cli(["logs", "late"])).out).toMatch(
+      /^ERROR.*no database.*\nthaw: no image could be made: .*exit status 1\b/m,
+    );
+    expect((await server.invoke("late")).json).toBe(1);
+    expect((await server.cli(["rm", "late"])).code).toBe(0);
+  });
+
   it("refuses what it cannot take, with Lambda's exception and our sentence", async () => {
     const large = Buffer.alloc(20 * 1024 * 1024, 0x20);
     const cases: readonly (readonly [Promise<Reply>, number, string, string, RegExp])[] = [

@@ -212,6 +212,14 @@ class Sender {
     return masks.subarray(mask - 8, mask).toString("hex");
   }
 }
+// As dd-trace does it.
+const spans = new Uint8Array(65_536);
+let span = 0;
+function pseudoRandom() {
+  if (span === 0) crypto.randomFillSync(spans);
+  span = (span + 8) % spans.length;
+  return Buffer.from(spans.subarray(span, span + 8)).toString("hex");
+}
 // As Emscripten does it, behind two helpers.
 let randomFill = (view) => {
   randomFill = (bytes) => crypto.randomFillSync(bytes);
@@ -233,7 +241,7 @@ exports.handler = async () => {
     keys: [...keys, key].map((key) => crypto.createHash("sha256").update(key).digest("hex")),
     // Without the time that they begin with: the clones run in the same second.
     drawn: { nanoid: nanoid(), uuid: v7().slice(19), bson: new ObjectId().toHexString().slice(8, 18), bundled: bundled(),
-      uuidRandom: require("uuid-random")(), session: session.getRandomBytes(), mask: Sender.frame(), device: Array.from({ length: 8 }, randomByte).join() },
+      uuidRandom: require("uuid-random")(), session: session.getRandomBytes(), mask: Sender.frame(), span: pseudoRandom(), device: Array.from({ length: 8 }, randomByte).join() },
   };
 };
 `;
@@ -286,7 +294,7 @@ describe("clones of an image whose libraries had drawn random bytes ahead", () =
       await world.engine.removeImage(image);
     }
     expect(draws.repeats).toEqual([]);
-    expect(draws.counts()).toEqual([18, 18, 18, 18, 18, 18, 18, 18]);
+    expect(draws.counts()).toEqual(new Array(9).fill(18));
     expect(keys.size).toBe(1);
     for (const parent of parents) await parent.dispose();
   });

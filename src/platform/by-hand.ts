@@ -70,15 +70,18 @@ export async function wakeByHand(idle: IdleInstances, budget: Budget, version: V
 function nothing(version: Version, what: "hibernate" | "wake"): ThawError {
   const { running, idle, hibernated, starting } = version.instanceCounts();
   const busy = running + starting;
+  const frozen = version.slots.idle.some(({ freezing }) => freezing !== undefined);
   const why =
     what === "hibernate"
       ? hibernated > 0
         ? `its ${hibernated === 1 ? "instance is" : `${hibernated} instances are`} hibernated already`
         : busy > 0
           ? `its ${busy === 1 ? "instance is" : `${busy} instances are`} busy`
-          : idle > 0
-            ? "its instances are on their way already"
-            : "it has no instance"
+          : frozen
+            ? "an image is being taken of its instance"
+            : idle > 0
+              ? "its instances are on their way already"
+              : "it has no instance"
       : idle + busy > 0
         ? "its instances are awake"
         : "it has no instance";
@@ -88,6 +91,8 @@ function nothing(version: Version, what: "hibernate" | "wake"): ThawError {
     fix:
       what === "wake"
         ? `Hibernate it first: \`thaw hibernate ${version.name}\``
-        : `Invoke it first: \`thaw invoke ${version.name}\`; \`thaw ls\` shows its instances`,
+        : frozen
+          ? "Try again in a moment"
+          : `Invoke it first: \`thaw invoke ${version.name}\`; \`thaw ls\` shows its instances`,
   });
 }

@@ -18,6 +18,7 @@ import { errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { GIB } from "../base/units.js";
 import type { Engine, Image, Instance } from "../engine/types.js";
+import { wholeLines } from "./logs.js";
 import type { Pools } from "./pools.js";
 import { resourceError } from "./resources.js";
 import type { Store, StoredFunction, StoredImage } from "./store.js";
@@ -233,6 +234,11 @@ export class Images {
     try {
       if (this.#abandoned(version)) return;
       image = await job.instance.freeze({ then: "end", dir: pools.newDir(version), generation: 0 });
+    } catch (error) {
+      // One that ended by itself said of what.
+      const printed = job.instance.alive ? "" : wholeLines(job.instance.takeLogs());
+      if (printed !== "") version.log.append("", printed);
+      throw error;
     } finally {
       await job.instance.dispose();
     }

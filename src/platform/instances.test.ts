@@ -122,6 +122,16 @@ describe("a request is refused", () => {
     );
     expect(bed.engine.live.size).toBe(0);
   });
+
+  it("when it demands a loader that its image cannot have", async () => {
+    await openBed({}, ["a"]);
+    const thaw = bed.engine.thaw.bind(bed.engine);
+    bed.engine.thaw = (image) => thaw(image, { loader: "eager" });
+    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw", loader: "splice" } })).rejects.toThrow(
+      "its images are loaded by eager alone: its allocator relies on zeros where memory was given back. Demand loader=eager, or none",
+    );
+    expect(bed.engine.live.size).toBe(0);
+  });
 });
 
 describe("instances", () => {

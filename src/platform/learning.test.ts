@@ -99,7 +99,10 @@ describe("learning from traffic", () => {
     await ready([0, 1]);
     bed.engine.delayMs.freeze = 50;
     await invoke();
-    await expect(bed.platform.hibernate("a")).rejects.toMatchObject({ code: "NO_INSTANCE" });
+    await expect(bed.platform.hibernate("a")).rejects.toMatchObject({
+      code: "NO_INSTANCE",
+      message: 'Function "a" has nothing to hibernate. an image is being taken of its instance. Try again in a moment',
+    });
     await until(() => bed.platform.images("a").length === 2);
     expect(await bed.platform.hibernate("a")).toMatchObject({ instances: 1 });
     expect(bed.platform.metrics()).toMatchObject({ heatFailures: 0, hibernateFailures: 0 });

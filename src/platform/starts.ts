@@ -144,6 +144,10 @@ export class Starts implements Starter {
       (prefer.husk === "pooled" && start.husk === "fresh");
     if (differs) {
       await instance.dispose();
+      if (start.loader !== undefined && prefer.loader !== undefined && start.loader !== prefer.loader) {
+        const why = `its images are loaded by ${start.loader} alone: its allocator relies on zeros where memory was given back`;
+        throw unavailable(version, prefer, why, `Demand loader=${start.loader}, or none`);
+      }
       const came = [start.kind, start.loader, start.husk].filter((part) => part !== undefined).join(", ");
       throw unavailable(version, prefer, `it would have come another way (${came})`, "Try again when the pools are full");
     }

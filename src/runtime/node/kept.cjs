@@ -9,6 +9,7 @@
  * - nanoid: 128 identifiers ahead;
  * - uuid (up to 8 for every version-4 identifier, later where it takes its own generator): 16 ahead;
  * - uuid-random, @lukeed/uuid/secure: 256 ahead;
+ * - dd-trace: 8,192 identifiers of spans and traces ahead;
  * - base64id (engine.io and socket.io bring their own): 341 identifiers of sessions ahead, drawn asynchronously;
  * - Emscripten's /dev/urandom, as in @electric-sql/pglite: 1,024 bytes, for `gen_random_uuid()` among others;
  * - bson (mongodb, mongoose): five bytes for each process, in every ObjectId;
@@ -27,6 +28,7 @@ const LIBRARIES = [
   { name: "bson", caller: /^(ObjectId|ObjectID|Function)\.generate$/, length: (length) => length === 5 },
   { name: "uuid-random", caller: /^(Object\.)?randomBytesBuffered$/, length: (length) => length % 4096 === 0 && length > 0 },
   { name: "@lukeed/uuid", caller: /^(Object\.)?v4$/, length: (length) => length === 4096 },
+  { name: "dd-trace", caller: /^pseudoRandom$/, length: (length) => length === 65_536 },
   ...["base64id", "engine.io", "socket.io"].map((name) => ({
     name,
     caller: /^Base64Id\.getRandomBytes$/,
