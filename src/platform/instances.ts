@@ -362,7 +362,7 @@ export class Instances {
   #giveBack(version: Version): void {
     this.#occupied -= 1;
     version.slots.occupied -= 1;
-    if (version.slots.occupied === 0) version.slots.onVacant?.();
+    if (version.slots.occupied === 0) for (const done of version.slots.onVacant) done();
   }
 
   #adopt({ version, reservedBytes, image }: Attempt, instance: Instance): Slot {
@@ -412,11 +412,11 @@ export class Instances {
     return new Promise((resolve) => {
       const done = (): void => {
         clearTimeout(timer);
-        version.slots.onVacant = undefined;
+        version.slots.onVacant.delete(done);
         resolve();
       };
       const timer = setTimeout(done, timeoutMs);
-      version.slots.onVacant = done;
+      version.slots.onVacant.add(done);
     });
   }
 

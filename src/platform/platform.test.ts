@@ -329,6 +329,29 @@ describe("removing a function", () => {
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
   });
 
+  it.each([
+    ["it", () => bed.platform.remove("a")],
+    ["the server's end", () => bed.platform.close()],
+  ])(
+    "right after an update: %s waits for the request on the old code, and not for all the time that it had",
+    async (_what, end) => {
+      await deploy("a", { timeoutMs: 60_000 });
+      let release = (): void => {};
+      bed.engine.handler = () => new Promise<void>((resolve) => (release = resolve)).then(() => "old");
+      const running = bed.platform.invoke("a", "");
+      await until(() => bed.platform.get("a").counts.running === 1);
+      await bed.platform.deploy({ name: "a", zip: zipOf({ "index.js": "exports.handler = 2" }), update: true });
+      const began = performance.now();
+      const ended = end();
+      release();
+      expect((await running).result.payload.toString()).toBe('"old"');
+      await ended;
+      expect(performance.now() - began).toBeLessThan(30_000);
+      expect(bed.engine.live.size).toBe(0);
+    },
+    90_000,
+  );
+
   it("waits for a running request, but only so long", async () => {
     await deploy("a", { timeoutMs: 60_000 });
     bed.engine.handler = () => new Promise((resolve) => setTimeout(() => resolve("done"), 50));

@@ -38,8 +38,8 @@ export interface InstanceSlots {
   readonly ending: Set<Promise<void>>;
   /** Requests that demand an instance that is running, or being hibernated, now. */
   readonly waiters: Waiter[];
-  /** Called when the last place was given back. */
-  onVacant: (() => void) | undefined;
+  /** Called when the last place was given back: an update, a removal and the server's end may wait for it at once. */
+  readonly onVacant: Set<() => void>;
 }
 
 const BACKOFF_MS = 1_000;
@@ -64,7 +64,7 @@ export class Version {
     occupied: 0,
     ending: new Set(),
     waiters: [],
-    onVacant: undefined,
+    onVacant: new Set(),
   };
   /** Private memory of a warm instance, the most of late; undefined until one was measured. */
   warmBytes: number | undefined;
