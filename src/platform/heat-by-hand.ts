@@ -67,7 +67,7 @@ function originOf(version: Version, { from }: HeatRequest): Image {
     throw new ThawError("IMAGE_NOT_READY", {
       what: `Function "${version.name}" was not heated`,
       why: version.image.reason ?? "its first image is still being made",
-      fix: "Deploy with --wait, or look at the image's state with `thaw ls`",
+      fix: version.imageAdvice(),
     });
   }
   if (from === undefined) return hottest;

@@ -112,9 +112,12 @@ describe("making an image fails", () => {
       attempts: 0,
     });
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("boot");
-    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw" } })).rejects.toThrow(
-      "This server runs functions without images",
-    );
+    for (const asked of [bed.platform.invoke("a", "", { prefer: { kind: "thaw" } }), bed.platform.heat("a", { requests: 1 })]) {
+      await expect(asked).rejects.toMatchObject({
+        why: expect.stringContaining("This server runs functions without images"),
+        fix: expect.stringContaining("Start the server without --boot-only"),
+      });
+    }
     expect(bed.engine.calls).toEqual(["boot a"]);
   });
 

@@ -71,7 +71,7 @@ export class Starts implements Starter {
     if (version.retired) return 0;
     if (version.imageStatus().state !== "ready") {
       const why = version.image.reason ?? `its image was not ready within ${LIMITS.preferenceWaitMs / 1000} s`;
-      throw unavailable(version, prefer, why, "Deploy with --wait, or look at the image's state with `thaw ls`");
+      throw unavailable(version, prefer, why, version.imageAdvice());
     }
     return Math.round((performance.now() - began) * 1000);
   }

@@ -120,6 +120,15 @@ export class Version {
     return { running, idle: idle.length, hibernated: hibernated.length, starting, waiting: waiters.length };
   }
 
+  /** What a user can do who needs an image of it, and there is none. */
+  imageAdvice(): string {
+    const { state } = this.image;
+    if (state === "none")
+      return "Start the server without --boot-only; `thaw doctor` says whether this machine can freeze functions";
+    if (state === "refused" || state === "failed") return "Correct what that names, and deploy it again";
+    return "Wait for it: `thaw deploy --wait`, or look with `thaw ls`";
+  }
+
   imageStatus(): ImageStatus {
     const { state, reason, attempts } = this.image;
     const image = this.generations.favourite;
