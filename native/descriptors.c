@@ -476,6 +476,12 @@ static void write_locks(const struct descriptor *d)
 		json_close(']');
 }
 
+/* There, a directory made anew counts its entries anew. */
+static bool is_temporary(const char *path)
+{
+	return strncmp(path, "/tmp", 4) == 0 && (path[4] == '/' || path[4] == 0);
+}
+
 static void write_file(const struct descriptor *d)
 {
 	static const char gone[] = " (deleted)";
@@ -488,6 +494,8 @@ static void write_file(const struct descriptor *d)
 	json_int("mode", d->is.st_mode & 07777);
 	if (S_ISREG(d->is.st_mode))
 		write_locks(d);
+	else if (d->pos != 0 && is_temporary(d->link))
+		note("the directory %s (descriptor %d), which was read in part, will be read from its beginning", d->link, d->fd);
 	if (!deleted)
 		return;
 	if (S_ISDIR(d->is.st_mode))
@@ -509,7 +517,7 @@ static void write_descriptor(const struct target *target, const struct descripto
 	json_open(NULL, '{');
 	json_int("fd", d->fd);
 	json_int("flags", (int64_t)d->flags);
-	json_int("pos", (int64_t)d->pos);
+	json_hex("pos", d->pos);
 	if (d->fd == target->control_fd) {
 		json_string("kind", "control");
 	} else if (d->same != d->fd) {

@@ -280,6 +280,14 @@ describe("files", () => {
     });
   });
 
+  it("a directory that was read in part; one in /tmp is read from its beginning, which the report says", async () => {
+    const image = await world.imageAfter("python", "files.scan");
+    expect(image.report.notes.filter((note) => note.includes("will be read from its beginning"))).toEqual([
+      expect.stringContaining("the directory /tmp/scanned (descriptor "),
+    ]);
+    await clones(image, async (one) => expect(await call(one, "files.scanned")).toEqual({ code: true, left: 300 }));
+  });
+
   it("keep their locks", async () => {
     const image = await world.imageAfter("python", "files.lock");
     await clones(image, async (one) => expect(await call(one, "files.is_locked")).toEqual({ flock: true, bytes: [false, true] }));

@@ -307,7 +307,7 @@ class DescriptorCompiler {
         });
       this.statusFlags(one);
     }
-    if (one.pos !== 0 || one.deleted !== undefined) this.program.call(`${label}: position`, SYS.lseek, [one.fd, one.pos, 0]);
+    if (one.pos !== 0n || one.deleted !== undefined) this.program.call(`${label}: position`, SYS.lseek, [one.fd, one.pos, 0]);
     for (const lock of one.locks ?? []) this.lock(`${label}: lock`, one, lock);
   }
 
@@ -421,6 +421,8 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
           one.flags | O_DIRECTORY,
           0,
         ]);
+        if (one.pos !== 0n && !`${one.path}/`.startsWith("/tmp/"))
+          program.call(`directory ${one.path}: position`, SYS.lseek, [one.fd, one.pos, 0]);
         break;
       case "file":
         compiler.file(one);

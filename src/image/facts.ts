@@ -54,7 +54,9 @@ const thread = z.object({
   tidWord: hex,
 });
 
-const common = { fd: count, flags: count, pos: count };
+/** Of a directory it may be any 64 bits; images of former versions have a number. */
+const position = z.union([hex, count.transform((value) => BigInt(value))]);
+const common = { fd: count, flags: count, pos: position };
 const descriptor = z.discriminatedUnion("kind", [
   z.object({ ...common, kind: z.literal("control") }),
   z.object({ ...common, kind: z.literal("same"), as: count }),
