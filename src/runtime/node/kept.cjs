@@ -9,6 +9,7 @@
  * - nanoid: 128 identifiers ahead;
  * - uuid (up to 8 for every version-4 identifier, later where it takes its own generator): 16 ahead;
  * - uuid-random, @lukeed/uuid/secure: 256 ahead;
+ * - uuidv7, scru128: eight numbers of 32 bits;
  * - dd-trace: 8,192 identifiers of spans and traces ahead;
  * - base64id (engine.io and socket.io bring their own): 341 identifiers of sessions ahead, drawn asynchronously;
  * - Emscripten's /dev/urandom, as in @electric-sql/pglite: 1,024 bytes, for `gen_random_uuid()` among others;
@@ -28,6 +29,12 @@ const LIBRARIES = [
   { name: "bson", caller: /^(ObjectId|ObjectID|Function)\.generate$/, length: (length) => length === 5 },
   { name: "uuid-random", caller: /^(Object\.)?randomBytesBuffered$/, length: (length) => length % 4096 === 0 && length > 0 },
   { name: "@lukeed/uuid", caller: /^(Object\.)?v4$/, length: (length) => length === 4096 },
+  ...["uuidv7", "scru128"].map((name) => ({
+    name,
+    caller: /^BufferedCryptoRandom\.nextUint32$/,
+    // As many bytes as many a key has, which few draw as words.
+    length: (length, bytes) => length === 32 && bytes?.BYTES_PER_ELEMENT === 4,
+  })),
   { name: "dd-trace", caller: /^pseudoRandom$/, length: (length) => length === 65_536 },
   ...["base64id", "engine.io", "socket.io"].map((name) => ({
     name,
@@ -75,8 +82,9 @@ function callers(below) {
   }
 }
 
-function isKnown(length, below) {
-  const possible = LIBRARIES.filter((library) => library.length(length));
+/** `bytes` are not there yet where they are drawn while the program goes on. */
+function isKnown(length, below, bytes) {
+  const possible = LIBRARIES.filter((library) => library.length(length, bytes));
   if (possible.length === 0) return false;
   return callers(below).some((site) => {
     const file = site.getFileName() ?? "";
@@ -86,7 +94,7 @@ function isKnown(length, below) {
 
 /** `bytes` were drawn by whoever called `below`. */
 function drawn(bytes, below) {
-  if (isKnown(bytes.byteLength, below)) keep(bytes);
+  if (isKnown(bytes.byteLength, below, bytes)) keep(bytes);
 }
 
 function keep(bytes) {
