@@ -431,11 +431,12 @@ export class HuskPool {
         if (index >= 0) this.waiters.splice(index, 1)[0]?.resolve();
       }
     } catch (error) {
-      this.lastFailure =
-        error instanceof ThawError
-          ? error
-          : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
-      if (!this.closed && this.pools.get(key) === pool) {
+      // Whose programs are another image's by now, because its own is being removed, is simply made anew.
+      if (!this.closed && this.pools.get(key) === pool && pool.spec === spec) {
+        this.lastFailure =
+          error instanceof ThawError
+            ? error
+            : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
         this.log.warn({ err: this.lastFailure, pool: key }, "a pool could not be refilled; trying again in a second");
         this.later(pool);
       }

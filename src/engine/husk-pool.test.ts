@@ -1,0 +1,59 @@
+import { expect, it } from "vitest";
+import { ThawError } from "../base/errors.js";
+import type { Logger } from "../base/log.js";
+import { type Husk, HuskPool, type StageStep } from "./husk-pool.js";
+import type { Keeper } from "./keeper.js";
+
+/** A keeper whose husks are this process, and whose stages end as `stage` says. */
+function fakeKeeper(stage: (name: unknown) => Promise<void>): Keeper {
+  const husks = new Map<number, Husk>();
+  const keeper = {
+    husk(_options: unknown, husk: Husk) {
+      const id = husks.size + 1;
+      husks.set(id, husk);
+      return { id, ready: Promise.resolve({ pid: process.pid }) };
+    },
+    async stage(_id: number, name: unknown) {
+      await stage(name);
+      return { status: 0, failedOp: 0, stamps: [] };
+    },
+    kill: (id: number) => husks.get(id)?.onExit({} as Parameters<Husk["onExit"]>[0]),
+  };
+  return keeper as unknown as Keeper;
+}
+
+function step(name: string): StageStep {
+  return { name, request: () => name } as unknown as StageStep;
+}
+
+it("a pool whose programs are another image's by now is filled with those, and nothing is told of the former", async () => {
+  const warnings: unknown[] = [];
+  let closeFormer = (): void => {};
+  let began = (): void => {};
+  const beginning = new Promise<void>((resolve) => {
+    began = resolve;
+  });
+  const keeper = fakeKeeper(async (name) => {
+    if (name !== "former") return;
+    began();
+    await new Promise<void>((_, reject) => {
+      closeFormer = () => reject(new ThawError("KEEPER_FAILED", { what: "no stage", why: "no such program" }));
+    });
+  });
+  const pool = new HuskPool(keeper, step("base"), { warn: (...told: unknown[]) => warnings.push(told) } as unknown as Logger);
+  const spec = (name: string): Parameters<HuskPool["target"]>[1] => ({
+    level: "runtime",
+    template: 1,
+    steps: () => [step(name)],
+    avoid: new Set(),
+    count: 1,
+  });
+  pool.target("runtime", spec("former"));
+  await beginning;
+  pool.target("runtime", spec("heir"));
+  closeFormer();
+  await pool.full(20_000);
+  expect(warnings).toEqual([]);
+  expect(pool.take("runtime")).toBeDefined();
+  pool.close();
+});
