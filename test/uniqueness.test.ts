@@ -146,10 +146,10 @@ describe("a Python thread that draws all the time, in 20 clones of one image", (
     60_000,
   );
 
-  it("does so where a husk was parked, and in what is frozen of a clone", async () => {
+  it.each([false, true])("does so where a husk was parked, and in what is frozen of a clone (live: %s)", async (live) => {
     const first = await world.imageAfter("python", "random.keep_drawing");
     const parent = await world.engine.thaw(first);
-    const image = await parent.freeze();
+    const image = await parent.freeze({ live });
     world.engine.park(image, "prefaulted", 4);
     await world.engine.poolsFull(20_000);
     const parked = await Promise.all([1, 2, 3, 4].map(() => world.engine.thaw(image, { husk: "parked" })));
