@@ -467,9 +467,9 @@ static void write_locks(const struct descriptor *d)
 		json_open(NULL, '{');
 		json_string("type", type);
 		json_int("write", strcmp(mode, "WRITE") == 0);
-		json_int("start", (int64_t)start);
+		json_hex("start", start);
 		/* 0: to the end, however far that moves */
-		json_int("bytes", strcmp(end, "EOF") == 0 ? 0 : (int64_t)(strtoull(end, NULL, 10) - start + 1));
+		json_hex("bytes", strcmp(end, "EOF") == 0 ? 0 : strtoull(end, NULL, 10) - start + 1);
 		json_close('}');
 	}
 	if (any)

@@ -321,8 +321,8 @@ class DescriptorCompiler {
     }
     const bytes = Buffer.alloc(32);
     bytes.writeInt16LE(lock.write ? F_WRLCK : F_RDLCK, 0);
-    bytes.writeBigInt64LE(BigInt(lock.start), 8);
-    bytes.writeBigInt64LE(BigInt(lock.bytes), 16);
+    bytes.writeBigInt64LE(lock.start, 8);
+    bytes.writeBigInt64LE(lock.bytes, 16);
     this.program.call(label, SYS.fcntl, [one.fd, command, this.program.data(bytes)], options);
   }
 

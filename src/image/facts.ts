@@ -54,7 +54,7 @@ const thread = z.object({
   tidWord: hex,
 });
 
-/** Of a directory it may be any 64 bits; images of former versions have a number. */
+/** Of a directory it may be any 64 bits, and locks may lie anywhere; images of former versions have a number. */
 const position = z.union([hex, count.transform((value) => BigInt(value))]);
 const common = { fd: count, flags: count, pos: position };
 const descriptor = z.discriminatedUnion("kind", [
@@ -92,7 +92,7 @@ const descriptor = z.discriminatedUnion("kind", [
     kind: z.literal("file"),
     path: z.string(),
     mode: count,
-    locks: z.array(z.object({ type: z.string(), write: count, start: count, bytes: count })).optional(),
+    locks: z.array(z.object({ type: z.string(), write: count, start: position, bytes: position })).optional(),
     deleted: z.literal(1).optional(),
     memfd: count.optional(),
     at: count.optional(),
