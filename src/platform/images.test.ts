@@ -125,9 +125,11 @@ describe("making an image fails", () => {
     bed = await openTestBed();
     bed.engine.delayMs.freeze = 100;
     await deploy();
-    await expect(bed.platform.waitReady("a", { timeoutMs: 20 })).rejects.toThrow(
-      'The image of function "a" is not ready. it took more than 0.02 s. It is still being made; the function runs by boot meanwhile',
-    );
+    await expect(bed.platform.waitReady("a", { timeoutMs: 20 })).rejects.toMatchObject({
+      code: "IMAGE_NOT_READY",
+      message:
+        'The image of function "a" is not ready. it took more than 0.02 s. It is still being made; the function runs by boot meanwhile',
+    });
   });
 });
 

@@ -139,7 +139,7 @@ export class Images {
       timer = setTimeout(() => {
         list.splice(list.indexOf(waiting), 1);
         reject(
-          new ThawError("TIMEOUT", {
+          new ThawError("IMAGE_NOT_READY", {
             what: `The image of function "${version.name}" is not ready`,
             why: `it took more than ${timeoutMs / 1000} s`,
             fix: "It is still being made; the function runs by boot meanwhile",

@@ -127,7 +127,7 @@ async function waitForImage(io: Io, client: Client, name: string, options: Optio
   return status;
 }
 
-/** Waits until the warm-up is over. WARM_UP_FAILED, IMAGE_NOT_READY where there will be no image, TIMEOUT. */
+/** Waits until the warm-up is over. WARM_UP_FAILED, IMAGE_NOT_READY where there is none in time, or will be none. */
 async function waitForHeat(io: Io, client: Client, name: string, options: Options): Promise<ImageStatus> {
   const deadline = performance.now() + options.waitTimeout * 1000;
   const status = await withProgress(io, options, "warming it up …", async () => {
@@ -162,7 +162,7 @@ async function waitForHeat(io: Io, client: Client, name: string, options: Option
 }
 
 function stillCold(name: string, seconds: number): ThawError {
-  return new ThawError("TIMEOUT", {
+  return new ThawError("IMAGE_NOT_READY", {
     what: `The warm-up of ${name} is not over yet`,
     why: `it takes longer than ${seconds} s`,
     fix: "Raise --wait-timeout, or ask for fewer requests; it goes on, and `thaw ls` shows its end",
