@@ -2,16 +2,22 @@ import type { FastifyInstance } from "fastify";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { FakeEnd } from "../engine/fake.js";
-import { buildGateway } from "./server.js";
+import { buildGateway, RUN_IN_REQUESTS } from "./server.js";
 import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
 
 const URL = "/2015-03-31/functions/hello/invocations";
 let test: TestPlatform;
 let app: FastifyInstance;
+let runIn: number;
 
 beforeEach(async () => {
   test = await openTestPlatform();
-  app = buildGateway(test.platform);
+  runIn = 0;
+  app = buildGateway(test.platform, {
+    onRunIn: () => {
+      runIn += 1;
+    },
+  });
   await test.platform.deploy({ name: "hello", zip: testZip(), maxInstances: 1 });
   await test.platform.waitReady("hello");
 });
@@ -40,6 +46,15 @@ describe("a successful invocation", () => {
   it("reuses the instance for the next request", async () => {
     await post();
     expect((await post()).headers["x-thaw-start"]).toMatch(/^kind=reuse;.*us=0$/);
+  });
+
+  it("is, as one of the first twenty, what a server is run in by; that is told once", async () => {
+    for (let request = 1; request < RUN_IN_REQUESTS; request++) await post();
+    expect(runIn).toBe(0);
+    await post();
+    expect(runIn).toBe(1);
+    for (let request = 0; request < RUN_IN_REQUESTS; request++) await post();
+    expect(runIn).toBe(1);
   });
 
   it("takes an empty body as {}", async () => {

@@ -49,7 +49,11 @@ export interface GatewayOptions {
   /** Default 0: any free port. */
   readonly port?: number;
   readonly log?: Logger;
+  /** Called once, when {@link RUN_IN_REQUESTS} requests were answered: what the way of a request needs has been loaded and run by then. */
+  readonly onRunIn?: () => void;
 }
+
+export const RUN_IN_REQUESTS = 20;
 
 /** A listening server. */
 export interface Gateway {
@@ -68,9 +72,10 @@ export interface Gateway {
 /** The application without a port; tests use its `inject`. */
 export function buildGateway(
   platform: Platform,
-  options: { host?: string; log?: Logger; closing?: AbortSignal } = {},
+  options: Pick<GatewayOptions, "host" | "log" | "onRunIn"> & { closing?: AbortSignal } = {},
 ): FastifyInstance {
-  const { host = "127.0.0.1", log = silentLogger(), closing = new AbortController().signal } = options;
+  const { host = "127.0.0.1", log = silentLogger(), closing = new AbortController().signal, onRunIn } = options;
+  let answered = 0;
   const boundToLoopback = isLoopback(host);
   const lastStarts = new Map<string, LastStart>();
 
@@ -112,6 +117,8 @@ export function buildGateway(
     const { kind, us, loader, generation } = start;
     const how = { ...(loader === undefined ? {} : { loader }), ...(generation === undefined ? {} : { generation }) };
     lastStarts.set(name, { kind, us, ...how, atMs: Date.now() });
+    answered += 1;
+    if (answered === RUN_IN_REQUESTS) onRunIn?.();
   });
   const control: FastifyPluginCallback = (scope, _options, done) => {
     addControlRoutes(scope, { platform, lastStarts, closing });
@@ -127,9 +134,10 @@ export async function openGateway({
   host = "127.0.0.1",
   port = 0,
   log = silentLogger(),
+  onRunIn,
 }: GatewayOptions): Promise<Gateway> {
   const closing = new AbortController();
-  const app = buildGateway(platform, { host, log, closing: closing.signal });
+  const app = buildGateway(platform, { host, log, closing: closing.signal, ...(onRunIn === undefined ? {} : { onRunIn }) });
   try {
     await app.listen({ host, port });
   } catch (error) {

@@ -80,7 +80,6 @@ export function addServe(program: Command, context: Context): void {
 async function serve({ io, parts }: Context, options: Options): Promise<void> {
   const bootOnly = options.bootOnly === true;
   const dataDir = resolve(io.cwd, options.data);
-  tierUpEarly();
   // Loading the server's parts takes a fifth of a second, in which the machine's answers are waited for anyway.
   const [report, { fixedPoints, fixedPolicy, histogramPolicy, openPlatform, pronghorn }, { isLoopback, openGateway }] =
     await Promise.all([
@@ -111,7 +110,7 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
         heat: { fixed: fixedPoints, pronghorn },
       }),
     });
-    gateway = await openGateway({ platform, host: options.host, port: options.port, log });
+    gateway = await openGateway({ platform, host: options.host, port: options.port, log, onRunIn: () => tierUpEarly() });
     const modes = [engine.canFreeze ? "freezing" : "booting only", ...engine.runtimes.map(({ id }) => id)];
     await io.out(`thaw listens on ${gateway.url} (${modes.join(", ")}), data in ${dataDir}\n`);
     if (!isLoopback(options.host)) {
