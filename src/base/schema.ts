@@ -7,3 +7,6 @@ import { z } from "zod";
 z.config({ jitless: true });
 
 export { z };
+
+/** A count: 0, 1, 2, … */
+export const whole = z.int().nonnegative();

@@ -4,9 +4,8 @@
  */
 
 import { ThawError } from "../base/errors.js";
-import { z } from "../base/schema.js";
+import { whole, z } from "../base/schema.js";
 
-const whole = z.int().min(0);
 const text = z.string();
 
 const config = z.object({

@@ -12,7 +12,7 @@
  * beyond the hottest image, by the requests that live instances answer: code that is compiled late shows there before any image has it.
  */
 import { ThawError } from "../base/errors.js";
-import { z } from "../base/schema.js";
+import { whole, z } from "../base/schema.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 import { LatencyEstimate } from "./latency-estimate.js";
 import { TypicalLatency } from "./typical-latency.js";
@@ -86,7 +86,6 @@ interface Candidate extends Compared {
   readonly starts: number;
 }
 
-const whole = z.int().nonnegative();
 const samples = z.array(z.number().nonnegative());
 /** What {@link FixedPoints.save} gives. */
 const SAVED = z.object({

@@ -3,14 +3,13 @@
  * ("Serverless in the Wild", ATC'20, §4.2) use 240 bins of a minute. Here an idle instance may cost a second of memory or a day of
  * disk, so bins are a fourth of an octave wide, from 100 ms to beyond a day: the same 19 % everywhere, 80 numbers a function.
  */
-import { z } from "../base/schema.js";
+import { whole, z } from "../base/schema.js";
 
 const FIRST_MS = 100;
 const PER_OCTAVE = 4;
 /** 100 ms · 2^(80/4) = 29 hours; what is longer is out of bounds. */
 const BINS = 80;
 
-const whole = z.int().nonnegative();
 /** What {@link IdleTimes.save} gives; `bins` are pairs of a bin and what fell into it, those that are not empty. */
 const SAVED = z.object({
   count: whole,

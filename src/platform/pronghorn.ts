@@ -10,7 +10,7 @@
  * are learned, a hiccup is cut, and it stops.
  */
 import { ThawError } from "../base/errors.js";
-import { z } from "../base/schema.js";
+import { whole, z } from "../base/schema.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 
 export interface PronghornOptions {
@@ -70,7 +70,6 @@ const MS_MAX = 1e9;
 /** Latencies of nothing must not weigh infinitely. */
 const MS_MIN = 1e-6;
 
-const whole = z.int().nonnegative();
 /** What {@link Pronghorn.save} gives. `theta` ends with the last request that is known. */
 const SAVED = z.object({
   theta: z.array(z.number().nonnegative()),

@@ -290,22 +290,22 @@ export class Store {
    * disk when it returns: nobody shall wait for the disk because of it.
    */
   putLearned(rows: readonly LearnedRow[]): void {
-    guarded(
-      "What was learned of functions could not be recorded",
-      () => {
-        this.#database.pragma("synchronous=NORMAL");
+    guarded("What was learned of functions could not be recorded", () => {
+      this.#database.pragma("synchronous=NORMAL");
+      try {
         inTransaction(this.#database, () => {
           const put = this.#database.prepare(
             `INSERT OR REPLACE INTO learned (function_name, what, revision_id, state)
-           SELECT function_name, ?, revision_id, ? FROM versions WHERE function_name = ? AND version = ? AND revision_id = ?`,
+             SELECT function_name, ?, revision_id, ? FROM versions WHERE function_name = ? AND version = ? AND revision_id = ?`,
           );
           for (const { version, what, state } of rows) {
             put.run(what, state, version.functionName, version.version, version.revisionId);
           }
         });
-      },
-      () => this.#database.pragma("synchronous=FULL"),
-    );
+      } finally {
+        this.#database.pragma("synchronous=FULL");
+      }
+    });
   }
 
   /** Forgets an image. */
@@ -409,7 +409,7 @@ function inTransaction<T>(database: Database.Database, operation: () => T): T {
   }
 }
 
-function guarded<T>(what: string, operation: () => T, afterwards: () => unknown = () => undefined): T {
+function guarded<T>(what: string, operation: () => T): T {
   try {
     return operation();
   } catch (error) {
@@ -422,8 +422,6 @@ function guarded<T>(what: string, operation: () => T, afterwards: () => unknown 
       fix: full ? "Free some space in the data directory's file system and try again" : databaseFix(code),
       cause: error,
     });
-  } finally {
-    afterwards();
   }
 }
 

@@ -4,17 +4,16 @@ Up to Python 3.13 a thread remembers its running loop with the process id under 
 take its parent's for its own. A clone has another process id, and its coroutines would be told that there is no running event loop.
 """
 
-import os
 import sys
 
 _kept = False
 
 
 def keep():
-    """Before a freeze: loops tell their thread anew that they run, each time that they have waited and before they call anybody."""
+    """Before a freeze, if there are other threads: loops tell their thread anew that they run, each time that they have waited and before they call anybody."""
     global _kept
     module = sys.modules.get("asyncio.selector_events")
-    if _kept or module is None or len(os.listdir("/proc/self/task")) == 1:
+    if _kept or module is None:
         return
     _kept = True
     from asyncio.events import _set_running_loop

@@ -132,7 +132,8 @@ def _prepare(header):
         _trim()
         gc.freeze()
     unique.remember()
-    if header.get("seeds"):
+    if header.get("seeds") and len(os.listdir("/proc/self/task")) > 1:
+        # Other threads, which go on in a clone before this one has read its request.
         answer["seeds"] = unique.seeds()
         loops.keep()
     answer["hygieneMs"] = (perf_counter() - started) * 1000

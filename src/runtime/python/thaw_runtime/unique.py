@@ -181,10 +181,8 @@ def _watch_node(uuid):
 
 
 def seeds():
-    """Before a freeze: address and bytes of the state of generators that are renewed, if there are threads that could draw before that."""
+    """Before a freeze, if there are threads that could draw before the renewal: address and bytes of the state of generators that are renewed."""
     global _renewed_pid
-    if len(os.listdir("/proc/self/task")) == 1:
-        return []
     random = sys.modules.get("random")
     uuid = sys.modules.get("uuid")
     _renewed_pid = os.getpid()
