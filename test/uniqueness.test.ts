@@ -120,11 +120,24 @@ describe("clones of one image that run at the same time", () => {
   });
 });
 
-describe("a Python thread that draws all the time, in 20 clones of one image", () => {
+describe.each([
+  {
+    what: "a Python thread",
+    language: "python",
+    start: "random.keep_drawing",
+    tell: "random.drawn_by_thread",
+    sources: 5,
+    kept: 0,
+  },
+  { what: "a Node worker", language: "node", start: "random.keepDrawing", tell: "random.drawnByWorker", sources: 6, kept: 1 },
+] as const)("$what that draws all the time, in 20 clones of one image", ({ language, start, tell, sources, kept }) => {
+  /** Three draws of each clone's thread, and of what it took ahead one. */
+  const countsOf = (clones: number): number[] => [...new Array(kept).fill(clones), ...new Array(sources).fill(3 * clones)];
+
   it.each(["splice", "lazy", "eager", "reap"] as const)(
     "draws others from its first draw on, before any request (%s)",
     async (loader) => {
-      const image = await world.imageAfter("python", "random.keep_drawing");
+      const image = await world.imageAfter(language, start);
       const draws = new Draws();
       for (let thaw = 0; thaw < 20; thaw++) {
         const draw = async (clone: Instance): Promise<void> => {
@@ -133,21 +146,21 @@ describe("a Python thread that draws all the time, in 20 clones of one image", (
           await until("the thread to have drawn", () =>
             readdirSync(tasks).find((tid) => readFileSync(`${tasks}/${tid}/comm`, "utf8") === `drew as ${own}\n`),
           );
-          const drawn = await call<Record<string, unknown>[]>(clone, "random.drawn_by_thread");
-          expect(drawn).toHaveLength(3);
+          const drawn = await call<Record<string, unknown>[]>(clone, tell);
+          expect(drawn).toHaveLength(3 + kept);
           for (const values of drawn) draws.add(values, `thaw ${thaw}`);
         };
         await world.thawed(image, draw, { loader });
       }
       await world.engine.removeImage(image);
       expect(draws.repeats).toEqual([]);
-      expect(draws.counts()).toEqual([60, 60, 60, 60, 60]);
+      expect(draws.counts()).toEqual(countsOf(20));
     },
     60_000,
   );
 
   it.each([false, true])("does so where a husk was parked, and in what is frozen of a clone (live: %s)", async (live) => {
-    const first = await world.imageAfter("python", "random.keep_drawing");
+    const first = await world.imageAfter(language, start);
     const parent = await world.engine.thaw(first);
     const image = await parent.freeze({ live });
     world.engine.park(image, "prefaulted", 4);
@@ -155,12 +168,11 @@ describe("a Python thread that draws all the time, in 20 clones of one image", (
     const parked = await Promise.all([1, 2, 3, 4].map(() => world.engine.thaw(image, { husk: "parked" })));
     const draws = new Draws();
     for (const [index, clone] of [parent, ...parked].entries())
-      for (const values of await call<Record<string, unknown>[]>(clone, "random.drawn_by_thread"))
-        draws.add(values, `clone ${index}`);
+      for (const values of await call<Record<string, unknown>[]>(clone, tell)) draws.add(values, `clone ${index}`);
     for (const clone of [parent, ...parked]) await clone.dispose();
     for (const one of [first, image]) await world.engine.removeImage(one);
     expect(draws.repeats).toEqual([]);
-    expect(draws.counts()).toEqual([15, 15, 15, 15, 15]);
+    expect(draws.counts()).toEqual(countsOf(5));
   });
 });
 

@@ -17,6 +17,7 @@ describe("launch", () => {
       "/usr/bin/node",
       "--no-memory-reducer",
       "--v8-pool-size=1",
+      "--require=/var/runtime/node/worker.cjs",
       "--max-semi-space-size=4",
       "--max-old-space-size=411",
       "/var/runtime/node/bootstrap.cjs",

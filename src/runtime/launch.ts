@@ -93,6 +93,8 @@ function launchNode(input: LaunchInput): Launch {
     "--no-memory-reducer",
     // One worker thread instead of four: three threads and ten mappings fewer to bring back; collections were not slower on two cores.
     "--v8-pool-size=1",
+    // Worker threads inherit it; the main one does next to nothing there.
+    `--require=${RUNTIME_DIR}/node/worker.cjs`,
   ];
   // The user's own choice in NODE_OPTIONS would lose against the command line.
   const chosen = (flag: RegExp): boolean => flag.test(input.env.NODE_OPTIONS ?? "");

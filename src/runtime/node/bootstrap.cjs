@@ -19,6 +19,7 @@
 require("./flags.cjs");
 const { AsyncResource } = require("node:async_hooks");
 const unique = require("./unique.cjs");
+const renewal = require("./renewal.cjs");
 const { receive, send, logLine, ServerGone } = require("./channel.cjs");
 const { runtimeError, describe, textOf } = require("./errors.cjs");
 const { snapshot, runBefore, runAfter } = require("./hooks.cjs");
@@ -257,12 +258,12 @@ function invoke(header) {
 }
 
 /** Tells the server, and back into the read at once. */
-function prepared(startedAt, heat) {
-  send({ type: "prepared", hygieneMs: now() - startedAt, ...(heat === undefined ? {} : { heat }) }, "");
+function prepared(startedAt, told) {
+  send({ type: "prepared", hygieneMs: now() - startedAt, ...told }, "");
   serve();
 }
 
-function prepare({ collect: collects = true, heat: measures = false }) {
+function prepare({ collect: collects = true, heat: measures = false, seeds: tells = false }) {
   if (rehearsing) return;
   const startedAt = now();
   const refuse = (error) => {
@@ -271,12 +272,13 @@ function prepare({ collect: collects = true, heat: measures = false }) {
     send({ type: "prepareError" }, stringify(describe(error)));
     setImmediate(serve);
   };
+  const seeds = () => (tells ? { seeds: renewal.seeds() } : {});
   onIdle = () => refuse(new Error("a before-snapshot hook never finished"));
   const hooksRun = () => {
     if (onIdle === null) return undefined;
     if (!collects) {
       onIdle = null;
-      setImmediate(() => prepared(startedAt));
+      setImmediate(() => prepared(startedAt, seeds()));
       return undefined;
     }
     onIdle = () => refuse(new Error("bug: the rehearsal did not end"));
@@ -284,7 +286,8 @@ function prepare({ collect: collects = true, heat: measures = false }) {
       onIdle = null;
       // Ahead of the collections, which also take what looking at functions leaves behind.
       const heat = measures ? codeHeat(loaded(), serve) : undefined;
-      setImmediate(() => collectGarbage(COLLECTIONS, () => prepared(startedAt, heat)));
+      const told = { ...(heat === undefined ? {} : { heat }), ...seeds() };
+      setImmediate(() => collectGarbage(COLLECTIONS, () => prepared(startedAt, told)));
     });
   };
   runBefore().then(hooksRun).catch(refuse);

@@ -1,7 +1,8 @@
 "use strict";
 /*
- * What two thaws of one image must not share. `install` runs once, before the user's code is loaded: what it replaces
- * cannot be reached in its old form by any import. `renew` runs after each thaw, before everything of the user's.
+ * What two thaws of one image must not share. `install` runs once in each thread, before the user's code is loaded: what it
+ * replaces cannot be reached in its old form by any import. `renew` runs in the main thread after each thaw, before everything
+ * of the user's; worker threads, which go on by themselves, see it by the word that renewal.cjs keeps for all.
  *
  * - `Math.random`: V8 keeps 64 numbers ahead for each context and a generator for each isolate, both out of reach. It is
  *   replaced by sfc32 (C. Doty-Humphrey, PractRand), 53 bits from two draws, here and in every context that `vm` makes.
@@ -11,27 +12,28 @@
  * - `process.pid` is a constant in Node. `process.ppid` is not.
  * - what some libraries keep of random bytes: kept.cjs.
  *
- * Not reached: a worker thread that was alive at the freeze keeps its own `Math.random` and caches (a new one is a
- * new isolate, seeded anew); contexts made by native addons. `performance.now()` counts the time spent frozen and
- * never goes back; `performance.timeOrigin` stays that of the boot.
+ * Not reached: contexts made by native addons. `performance.now()` counts the time spent frozen and never goes back;
+ * `performance.timeOrigin` stays that of the boot.
  */
 const crypto = require("node:crypto");
 const vm = require("node:vm");
 const { readlinkSync } = require("node:fs");
 const { syncBuiltinESMExports } = require("node:module");
 const kept = require("./kept.cjs");
+const { MARK, ENTROPY, ENTROPY_WORDS, words, changed } = require("./renewal.cjs");
 
 const { randomFillSync } = crypto;
 const { nextTick } = process;
 
 /**
  * Also compiled from its source inside other contexts, so it uses nothing from around it but its arguments. `s` is the state, and in its
- * last element whether it must be renewed before the next draw: most requests draw nothing, and OpenSSL takes its time.
+ * last element the mark `w[0]` for which it was made: another one means that it must be renewed before the next draw, and not sooner, as
+ * most requests draw nothing, and OpenSSL takes its time.
  */
-function makeRandom(s, refresh) {
+function makeRandom(s, w, refresh) {
   return {
     random() {
-      if (s[4] !== 0) refresh(s);
+      if (s[4] !== w[0]) refresh(s);
       let a = s[0];
       let b = s[1];
       let c = s[2];
@@ -55,32 +57,28 @@ function makeRandom(s, refresh) {
   }.random;
 }
 
-const STALE = 4;
-const mainState = new Int32Array(5);
-const random = makeRandom(mainState, refresh);
-const seed = new Int32Array(8);
+/** Of a generator's state: the mark that it was made for. */
+const MADE_FOR = 4;
+const ownState = newState();
+const random = makeRandom(ownState, words, refresh);
+const seed = new Int32Array(ENTROPY_WORDS);
 const seedBytes = Buffer.from(seed.buffer);
-/** What the server sent with the last thaw; undefined before the first. */
-let entropy;
 
-/** States of other contexts' generators, held weakly: a context that is collected takes its own along. */
-let contextStates = [];
-let pruneAt = 64;
 let contextSetup;
+
+/** To be renewed before the first draw. */
+function newState() {
+  const state = new Int32Array(5);
+  state[MADE_FOR] = words[MARK] - 1;
+  return state;
+}
 
 function installInContext(context) {
   contextSetup ??= new vm.Script(
-    `((s, refresh) => { Object.defineProperty(Math, "random", { value: (${makeRandom})(s, refresh), writable: true, enumerable: false, configurable: true }); })`,
+    `((s, w, refresh) => { Object.defineProperty(Math, "random", { value: (${makeRandom})(s, w, refresh), writable: true, enumerable: false, configurable: true }); })`,
     { filename: "thaw:random" },
   );
-  const state = new Int32Array(5);
-  state[STALE] = 1;
-  contextSetup.runInContext(context)(state, refresh);
-  if (contextStates.length >= pruneAt) {
-    contextStates = contextStates.filter((ref) => ref.deref() !== undefined);
-    pruneAt = Math.max(64, contextStates.length * 2);
-  }
-  contextStates.push(new WeakRef(state));
+  contextSetup.runInContext(context)(newState(), words, refresh);
 }
 
 function installVm() {
@@ -180,7 +178,6 @@ function install() {
   kept.install();
   syncBuiltinESMExports();
   rehearse();
-  mainState[STALE] = 1;
 }
 
 /**
@@ -189,51 +186,59 @@ function install() {
  */
 function rehearse() {
   for (let i = 0; i < 24; i++) {
-    entropy = i % 2 === 0 ? undefined : "00".repeat(32);
-    mainState[STALE] = 1;
+    ownState[MADE_FOR] = words[MARK] - 1;
     random();
   }
-  entropy = undefined;
+  ownState[MADE_FOR] = words[MARK] - 1;
 }
 
 /** A new state from the system's entropy and, after a thaw, the server's. */
 function refresh(state) {
-  state[STALE] = 0;
+  state[MADE_FOR] = words[MARK];
   randomFillSync(seedBytes);
-  if (entropy !== undefined) {
-    const given = Buffer.from(entropy, "hex");
-    for (let i = 0; i < seedBytes.length && i < given.length; i++) seedBytes[i] ^= given[i];
-  }
+  for (let i = 0; i < ENTROPY_WORDS; i++) seed[i] ^= words[ENTROPY + i];
   for (let i = 0; i < 4; i++) state[i] = seed[i] ^ seed[i + 4];
 }
 
-let told;
-let pid;
+let { pid } = process;
+let pidMark = words[MARK];
 
-/** The kernel's word on who this is, asked for when it is needed; the server's where /proc cannot be read. */
+/** The kernel's word on who this is, asked for when it is needed; the server's, or the last one, where /proc cannot be read. */
 function livePid() {
-  if (pid === undefined) {
+  if (pidMark !== words[MARK]) {
+    pidMark = words[MARK];
     try {
       pid = Number(readlinkSync("/proc/self"));
     } catch {
-      pid = told;
+      // as it is
     }
   }
   return pid;
 }
 
+const LIVE_PID = { get: livePid, enumerable: true, configurable: true };
+
 /** Renews everything. `thaw` is the member of that name of a request's header. */
 function renew(thaw) {
-  entropy = thaw.entropy;
-  mainState[STALE] = 1;
-  for (const ref of contextStates) {
-    const state = ref.deref();
-    if (state !== undefined) state[STALE] = 1;
-  }
-  told = thaw.pid;
-  pid = undefined;
-  Object.defineProperty(process, "pid", { get: livePid, enumerable: true, configurable: true });
+  pid = thaw.pid;
+  Object.defineProperty(process, "pid", LIVE_PID);
+  changed(thaw.entropy);
   kept.renew();
 }
 
-module.exports = { install, renew };
+/** Once in a worker thread, before the user's code: `install`, and it renews itself as soon as it may run after a thaw. */
+function installInWorker() {
+  install();
+  Object.defineProperty(process, "pid", LIVE_PID);
+  (function watch() {
+    const { async, value } = Atomics.waitAsync(words, MARK, words[MARK]);
+    const renewed = () => {
+      kept.renew();
+      watch();
+    };
+    if (async) value.then(renewed);
+    else renewed();
+  })();
+}
+
+module.exports = { install, installInWorker, renew };
