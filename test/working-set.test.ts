@@ -209,6 +209,48 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
   });
 });
 
+describe.each(LANGUAGES)("the working set of a %s function that was rehearsed", (language) => {
+  it("spares its first requests the recording, and is confirmed by them where they touch little else", async () => {
+    const image = await imageOf(language, QUIET);
+    await world.engine.prepareImage(image, { record: "rehearsal" });
+    expect((await world.engine.inspect(image)).workingSet).toMatchObject({ recordings: 2, stable: true, rehearsed: true });
+    for (let starts = 0; starts < 3; starts++) {
+      const { recording, prefetchedPages, faultsOutside } = await start(image, QUIET);
+      expect([recording, prefetchedPages > 100, (faultsOutside ?? 1000) < 64]).toEqual([undefined, true, true]);
+    }
+    expect((await world.engine.inspect(image)).workingSet).toMatchObject({ rehearsed: false, renewals: 0 });
+    // Once it is known nothing is rehearsed, nor recorded.
+    await world.engine.prepareImage(image, { record: () => "no JSON" });
+    await world.engine.removeImage(image);
+  });
+
+  it("is recorded by the next ones where the first touches more", async () => {
+    const image = await imageOf(language, QUIET);
+    await world.engine.prepareImage(image, { record: "rehearsal" });
+    const event: Event = { array: 2, read: READ, write: WRITE };
+    expect((await start(image, event)).recording).toBeUndefined();
+    // What was rehearsed serves until there are two recordings.
+    for (const rehearsed of [true, false]) {
+      expect((await start(image, event)).recording).toBe(true);
+      expect((await world.engine.inspect(image)).workingSet).toMatchObject({ rehearsed });
+    }
+    expect(runPages(inArrays(factsOf(image), setOf(image).written))).toBeGreaterThanOrEqual(WRITE);
+    await world.engine.removeImage(image);
+  });
+
+  it("is not needed where requests are given that may be made", async () => {
+    const image = await imageOf(language, QUIET);
+    const event: Event = { array: 2, read: READ, write: WRITE };
+    await world.engine.prepareImage(image, { record: () => JSON.stringify(event) });
+    const set = setOf(image);
+    expect(set).toMatchObject({ stable: true });
+    expect(set.rehearsed).toBeUndefined();
+    expect((await start(image, event)).recording).toBeUndefined();
+    expect(runPages(inArrays(factsOf(image), set.written))).toBeGreaterThanOrEqual(WRITE);
+    await world.engine.removeImage(image);
+  });
+});
+
 describe("on a kernel that cannot switch its fault-around off", () => {
   useServers();
 

@@ -34,6 +34,7 @@ import { phasesOf } from "./phases.js";
 import { Prefetcher } from "./prefetcher.js";
 import { both, isPaged, pagesElsewhere, ReapStarts } from "./reap.js";
 import { Recorder } from "./recorder.js";
+import { rehearse } from "./rehearsal.js";
 import { Templates } from "./templates.js";
 import type {
   BootOptions,
@@ -48,6 +49,7 @@ import type {
   Loader,
   PageCounts,
   PoolTarget,
+  PrepareOptions,
   RuntimeInfo,
   StartResult,
   ThawOptions,
@@ -371,13 +373,14 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.images.remember(image);
   }
 
-  async prepareImage(image: Image): Promise<void> {
+  async prepareImage(image: Image, { record }: PrepareOptions = {}): Promise<void> {
     this.assertCanFreeze();
     const loaded = await this.images.use(image);
     const release = this.images.hold(loaded);
     try {
       await loaded.prepare({ device: this.recorder.device });
       await this.prefetcher.prepare(loaded);
+      if (record !== undefined && loaded.sets.wanting) await rehearse(this, image, record);
     } finally {
       release();
     }

@@ -35,6 +35,7 @@ import type {
   Loader,
   PageCounts,
   PoolTarget,
+  PrepareOptions,
   RuntimeInfo,
   StartFaults,
   StartResult,
@@ -65,7 +66,7 @@ export class FakeEngine implements Engine {
   };
   /** Every operation in order, such as `boot hello`. */
   readonly calls: string[] = [];
-  /** Functions whose images were prepared: in the background, so not among the calls. */
+  /** Functions whose images were prepared, and by which request their working set was recorded: in the background, so not among the calls. */
   readonly prepared: string[] = [];
   readonly live = new Set<FakeInstance>();
   /** Most instances that were ever alive at once. */
@@ -162,8 +163,9 @@ export class FakeEngine implements Engine {
     // Thawing reads the directory each time.
   }
 
-  async prepareImage(image: Image): Promise<void> {
-    this.prepared.push(image.spec.name);
+  async prepareImage(image: Image, { record }: PrepareOptions = {}): Promise<void> {
+    const how = record === undefined ? [] : [record === "rehearsal" ? record : record(0)];
+    this.prepared.push([image.spec.name, ...how].join(" by "));
     this.failIfAsked("prepareImage");
   }
 

@@ -275,7 +275,7 @@ export class LoadedImage {
   /** Ahead of a request, for this image alone, up to the last step. */
   parkSteps(loader: Loader, prefaulted: boolean, here: Fingerprint, before: (husk: Husk) => void, device?: number): StageStep[] {
     // Where all starts are parked ones, they have to record: the first husks do, until there is something to prefault.
-    const tracked = loader === "splice" && !this.sets.recorded;
+    const tracked = loader === "splice" && this.sets.tracked;
     if (tracked) return [...this.trackedSteps(before, device), ...this.equipSteps(here)];
     const source = loader === "eager" ? "eager" : "lazy";
     const quiet = (program: ProgramBuilder): void => readNothingAround(program, this.facts, this.readsAlone());

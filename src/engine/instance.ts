@@ -16,6 +16,7 @@ import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import { deliverFirst, type Husk } from "./husk-pool.js";
 import { controlClosed, type Ending, type EndReason, exitError, type UnansweredRequest, verdict } from "./instance-end.js";
+import { invokeHeader } from "./invoke-header.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
@@ -81,6 +82,8 @@ export class LiveInstance implements Instance, InstanceListener {
   onRequestSent: (() => void) | undefined;
   /** The pager brings its pages: it ends with the pager, and cannot be frozen. */
   paged = false;
+  /** Its last request was a rehearsal. */
+  rehearsed = false;
   onInstalled: ((report: PagedReport) => void) | undefined;
   /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
   private starting: Promise<void> | undefined;
@@ -217,24 +220,11 @@ export class LiveInstance implements Instance, InstanceListener {
         this.settle();
         return;
       }
-      const frame = encodeFrame(
-        {
-          type: "invoke",
-          requestId,
-          deadlineMs,
-          functionName: this.spec.name,
-          functionVersion: this.spec.version,
-          memoryMb: this.spec.memoryMb,
-          invokedArn: options.invokedArn ?? `arn:aws:lambda:us-east-1:000000000000:function:${this.spec.name}`,
-          ...(options.clientContext === undefined ? {} : { clientContext: options.clientContext }),
-          ...(options.traceId === undefined ? {} : { traceId: options.traceId }),
-          ...(this.announce === undefined ? {} : { thaw: this.announce }),
-          ...(this.resumed ? { resumed: true } : {}),
-        },
-        payload,
-      );
+      const header = invokeHeader(this.spec, options, { requestId, deadlineMs, thaw: this.announce, resumed: this.resumed });
+      const frame = encodeFrame(header, payload);
       this.announce = undefined;
       this.resumed = false;
+      this.rehearsed = options.rehearsal === true;
       if (this.husk.resumed && this.served === 0) this.startsWith(deliverFirst(this.keeper, this.husk, frame));
       else this.husk.send(this.keeper, frame);
       waking?.sent();

@@ -165,7 +165,8 @@ export class Recorder {
       if (loaded.closed || faults === undefined) loaded.sets.release();
       else {
         const exact = how.device !== undefined;
-        await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact, parked: instance.husk.tracked });
+        const { husk, rehearsed } = instance;
+        await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact, parked: husk.tracked, rehearsed });
       }
     } catch (error) {
       loaded.sets.release();

@@ -116,6 +116,21 @@ export interface InvokeOptions {
   readonly invokedArn?: string;
   readonly clientContext?: string;
   readonly traceId?: string;
+  /**
+   * The runtime goes its whole way, renewing included, but runs nothing of the function: neither handler nor hooks. The answer is the payload. The instance
+   * is of no more use and must be disposed of.
+   */
+  readonly rehearsal?: boolean;
+}
+
+/** See {@link Engine.prepareImage}. */
+export interface PrepareOptions {
+  /**
+   * Also finds out what starts of this image touch, unless that is known, by up to five starts of its own: with these requests (bodies by index), whose effects
+   * somebody must have declared harmless, or by rehearsals, without the function's code. What is rehearsed is held provisional: it is recorded anew as soon as one
+   * start takes more than a few dozen faults beside it.
+   */
+  readonly record?: "rehearsal" | ((index: number) => Buffer | string);
 }
 
 /** A function's answer. A function error is a result, not an exception. */
@@ -354,7 +369,7 @@ export interface Engine {
    * Does now what its first start would do while a request waits: reads and checks all of its pages, compiles, looks for its files. For when
    * nobody waits. Rejects as a thaw would.
    */
-  prepareImage(image: Image): Promise<void>;
+  prepareImage(image: Image, options?: PrepareOptions): Promise<void>;
   /** Reads the image anew, checks all of it, its pages too, and says what it consists of. IMAGE_DAMAGED when it does not hold. */
   inspect(image: Image): Promise<ImageInspection>;
   /** Forgets the image's pools and descriptors and removes its directory. */

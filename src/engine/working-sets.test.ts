@@ -1,8 +1,8 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { PageRun, Recording } from "../image/index.js";
+import { decodeWorkingSet, imageFiles, type PageRun, type Recording, type WorkingSet } from "../image/index.js";
 import { parsedFacts } from "../image/testing.js";
 import { LiveWorkingSet } from "./working-sets.js";
 
@@ -22,6 +22,12 @@ beforeAll(() => {
   dir = mkdtempSync(join(tmpdir(), "thaw-sets-"));
 });
 afterAll(() => rmSync(dir, { recursive: true }));
+
+function readWorkingSet(): WorkingSet {
+  const set = decodeWorkingSet(readFileSync(imageFiles(dir).workingSet));
+  if (set === undefined) throw new Error("no working set was stored");
+  return set;
+}
 
 let changes: number;
 async function stable(): Promise<LiveWorkingSet> {
@@ -132,6 +138,56 @@ describe("the working set of an open image", () => {
     sets.note(500);
     expect(sets.scanDue(0)).toBe(true);
     expect(gaps(2)).toEqual([8, 8]);
+  });
+
+  describe("that was rehearsed, without the function's own code,", () => {
+    async function rehearsed(): Promise<LiveWorkingSet> {
+      changes = 0;
+      const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => changes++);
+      for (let count = 0; count < 2; count++) {
+        expect(sets.claim()).toBe(true);
+        await sets.add({ ...recording(0, 8), rehearsed: true });
+      }
+      expect(sets.set).toMatchObject({ stable: true, rehearsed: true });
+      expect([sets.wanting, sets.tracked]).toEqual([false, false]);
+      return sets;
+    }
+
+    it("is confirmed by two starts that were looked at and fit", async () => {
+      const sets = await rehearsed();
+      for (let starts = 0; starts < 2; starts++) {
+        expect(sets.scanDue(0)).toBe(true);
+        expect(sets.set.rehearsed).toBe(true);
+        sets.note(64);
+      }
+      expect(sets.set.rehearsed).toBeUndefined();
+      expect(sets.set.written).toEqual(pages(0, 8));
+      expect(changes).toBe(3);
+      expect(sets.scanDue(0)).toBe(false);
+      await expect.poll(() => readWorkingSet().rehearsed).toBeUndefined();
+    });
+
+    it("is recorded anew, also by parked husks, as soon as one start does not fit; that is no renewal", async () => {
+      const sets = await rehearsed();
+      sets.note(0);
+      sets.note(65);
+      expect([sets.wanting, sets.tracked, sets.renewals]).toEqual([true, true, 0]);
+      for (let count = 0; count < 2; count++) {
+        expect(sets.claim()).toBe(true);
+        await sets.add(recording(8, 8));
+      }
+      expect(sets.set.rehearsed).toBeUndefined();
+      expect(sets.set.written).toEqual(pages(8, 8));
+      expect([sets.wanting, sets.tracked]).toEqual([false, false]);
+    });
+
+    it("stays provisional where a start's own recording is merged with it", async () => {
+      const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => undefined);
+      await sets.add({ ...recording(0, 8), rehearsed: true });
+      await sets.add(recording(0, 8));
+      expect(sets.set).toMatchObject({ recordings: 2, rehearsed: true });
+      expect(readWorkingSet().rehearsed).toBe(true);
+    });
   });
 
   it("counts what is present outside: pages written, 64 KiB read, 2 MiB in one piece", async () => {

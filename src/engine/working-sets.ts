@@ -5,7 +5,8 @@
  *                                              ▲                                      (the old set serves meanwhile)  │
  *                                              └────────────────────────────────────────────────────────────────────┘
  *
- * One start records at a time; those beside it use what is known (docs/design/working-set.md).
+ * One start records at a time; those beside it use what is known (docs/design/working-set.md). A set that was rehearsed (rehearsal.ts) is stable, too, and
+ * provisional: two starts that were scanned and fit confirm it, and one that does not fit has it recorded anew.
  */
 import {
   addRecording,
@@ -40,6 +41,8 @@ const SCANS_TRUSTED = 8;
 const SCAN_STARTS_TRUSTED = 64;
 /** A function whose pages change with every request would else be recorded all the time. */
 const BACKOFF_STARTS_MAX = 1024;
+/** So many scans confirm what was rehearsed. */
+const SCANS_CONFIRM = 2;
 
 /** See above. */
 export class LiveWorkingSet {
@@ -72,6 +75,11 @@ export class LiveWorkingSet {
   /** Whether enough was recorded to copy by. */
   get recorded(): boolean {
     return this.set.recordings >= RECORDINGS_MIN;
+  }
+
+  /** Whether a parked husk shall be one that can record: where all starts are parked ones, no other would. */
+  get tracked(): boolean {
+    return !this.recorded || (this.#renewing !== undefined && this.set.rehearsed === true);
   }
 
   /** Whether a start shall record. */
@@ -161,21 +169,38 @@ export class LiveWorkingSet {
       this.#scansFit = 0;
       this.#untilScan = 0;
     } else if (this.#untilScan > 0) this.#untilScan--;
-    else this.#untilScan = (++this.#scansFit < SCANS_TRUSTED ? SCAN_STARTS : SCAN_STARTS_TRUSTED) - 1;
+    else if (++this.#scansFit < SCANS_CONFIRM && this.set.rehearsed === true) this.#untilScan = 0;
+    else {
+      this.#untilScan = (this.#scansFit < SCANS_TRUSTED ? SCAN_STARTS : SCAN_STARTS_TRUSTED) - 1;
+      if (this.set.rehearsed === true) this.#confirm();
+    }
     this.#startsSinceRenewal++;
     if (this.wanting || !this.#stale()) return;
     this.#renewing = EMPTY_WORKING_SET;
+    // It was expected of a set without the function's own code.
+    if (this.set.rehearsed === true) return;
     this.#renewals++;
     this.#startsSinceRenewal = 0;
     this.#renewAfterStarts = Math.min(BACKOFF_STARTS_MAX, this.#renewAfterStarts * 2);
   }
 
   #fits(outside: number): boolean {
+    if (this.set.rehearsed === true) return outside <= OUTSIDE_MIN;
     return outside <= Math.max(OUTSIDE_MIN, runPages(this.set.runs) * OUTSIDE_PART);
+  }
+
+  /** Nothing that the function's own code touches is missing from what was rehearsed. */
+  #confirm(): void {
+    const confirmed: WorkingSet = { ...this.set, rehearsed: undefined };
+    this.set = confirmed;
+    this.changed();
+    // Where it cannot be written it will be confirmed again, by the next server.
+    writeWorkingSet(this.dir, confirmed).catch(() => undefined);
   }
 
   #stale(): boolean {
     const misfits = this.#outside.filter((outside) => !this.#fits(outside)).length;
+    if (this.set.rehearsed === true) return misfits > 0;
     const patient = this.#renewals === 0 || this.#startsSinceRenewal >= this.#renewAfterStarts;
     return misfits * 2 >= RECENT_STARTS && patient;
   }

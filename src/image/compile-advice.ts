@@ -33,9 +33,11 @@ export function isMapped(region: Region): boolean {
 
 /**
  * Whether so much of the page space will be read beside the working set that large reads around each page bring it sooner than one read for
- * each: so it is for a function that touches thousands of other pages with each request.
+ * each: so it is for a function that touches thousands of other pages with each request. How much a function's own code touches that was only
+ * rehearsed nobody knows.
  */
 export function readsScattered(facts: Facts, set: WorkingSet): boolean {
+  if (set.rehearsed === true) return true;
   const stored = facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
   return forecast(set).misses * PAGES_PER_MISS > stored;
 }

@@ -53,6 +53,8 @@ export interface WorkingSetInspection {
   readonly rangeBytes: number;
   /** Those of them that lie in the page space are neighbours on the disk (engine/packing.ts). */
   readonly packed: boolean;
+  /** The function's own code has not run in all of the recordings. */
+  readonly rehearsed: boolean;
   /** Of the last recorded start, all by demand. */
   readonly faults: number;
   /** Faults outside the set of the last starts since the server opened the image, newest last. */
@@ -80,6 +82,7 @@ function inspectWorkingSet(facts: Facts, set: WorkingSet, recent: RecentStarts):
     ranges: ranges.length,
     rangeBytes: ranges.reduce((sum, { bytes }) => sum + bytes, 0),
     packed: set.packed === true,
+    rehearsed: set.rehearsed === true,
     faults,
     ...recent,
   };

@@ -21,6 +21,8 @@ export interface Recording {
   readonly exact: boolean;
   /** The faults of making the process were taken before they were counted. */
   readonly parked?: boolean;
+  /** Without the function's own code. */
+  readonly rehearsed?: boolean;
 }
 
 /** Page faults of a husk up to the resume, beside those of the image: stacks, programs, page tables of its own. Measured: 190 to 220. */
@@ -40,6 +42,7 @@ export function addRecording(set: WorkingSet, recording: Recording): WorkingSet 
     faults: recording.faults,
     overhead: overheadOf(recording),
     runs: sumRuns([...set.runs, ...once(recording.written, 1), ...once(recording.read, 0)]),
+    ...(set.rehearsed === true || recording.rehearsed === true ? { rehearsed: true } : {}),
   });
   if (recordings < RECORDINGS_MIN) return merged;
   const all = runPages(merged.runs);

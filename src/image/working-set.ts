@@ -42,6 +42,8 @@ export interface WorkingSetFacts {
   readonly runs: readonly CountedRun[];
   /** What starts read of the page space lies together on the disk (engine/packing.ts): gaps between its parts are elsewhere. */
   readonly packed?: boolean | undefined;
+  /** The function's own code did not run in one of the recordings or more (engine/rehearsal.ts): what that touches is unknown. */
+  readonly rehearsed?: boolean | undefined;
 }
 
 /** As stored, and what is made of it. */
@@ -172,11 +174,12 @@ const bodySchema = z.object({
   overhead: z.int().nonnegative(),
   runs: z.array(z.int()),
   packed: z.boolean().optional(),
+  rehearsed: z.boolean().optional(),
 });
 
 /** The bytes of a working-set file. */
 export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
-  const { recordings, stable, exact, order, faults, overhead, packed } = set;
+  const { recordings, stable, exact, order, faults, overhead, packed, rehearsed } = set;
   const runs: number[] = [];
   let end = 0;
   for (const run of set.runs) {
@@ -184,7 +187,7 @@ export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
     runs.push(page - end, run.pages, run.written, run.read);
     end = page + run.pages;
   }
-  return encodeSealed(FILE_NAME, FILE_VERSION, { recordings, stable, exact, order, faults, overhead, runs, packed });
+  return encodeSealed(FILE_NAME, FILE_VERSION, { recordings, stable, exact, order, faults, overhead, runs, packed, rehearsed });
 }
 
 /** Parses a working-set file; undefined when it is damaged in any way or of another version (it is then recorded anew). */

@@ -40,7 +40,7 @@ async function heat(heating: Heating, version: Version, origin: Image, events: E
       times.push(await replayOne(version, instance, origin, events, times.length));
     }
     try {
-      return await heating.publish(version, instance, "by-hand", "end");
+      return await heating.publish(version, instance, "by-hand", "end", events);
     } catch (error) {
       if (!isThawError(error, "FREEZE_REFUSED")) throw error;
       throw failed(version, `after ${events.name(requests - 1)} it cannot be frozen: ${error.message}`, error);

@@ -16,6 +16,7 @@ import type { Budget } from "./budget.js";
 import { isImageFault } from "./image-faults.js";
 import type { Images } from "./images.js";
 import type { Pools } from "./pools.js";
+import type { Events } from "./replay.js";
 import { resourceError } from "./resources.js";
 import type { ImageEntry } from "./types.js";
 import type { Version } from "./version.js";
@@ -116,14 +117,15 @@ export class Heating {
   }
 
   /**
-   * Freezes a private instance as the next generation, sees that it can be thawed, and lets starts have it. Undefined when the version
-   * is gone. FREEZE_REFUSED and what else a freeze or a thaw fails with.
+   * Freezes a private instance as the next generation, sees that it can be thawed, and lets starts have it, when it is known what they touch: by `events`,
+   * or rehearsed. FUNCTION_NOT_FOUND when the version is gone; FREEZE_REFUSED and what else a freeze or a thaw fails with.
    */
   async publish(
     version: Version,
     instance: Instance,
     source: ImageEntry["source"],
     then: NonNullable<FreezeOptions["then"]>,
+    events?: Events,
   ): Promise<Image> {
     const { engine, pools } = this.#options;
     await this.check(version);
@@ -131,6 +133,8 @@ export class Heating {
     try {
       const thawed = await engine.thaw(image);
       await thawed.dispose();
+      // Nobody's request shall have to record what its starts touch.
+      await engine.prepareImage(image, { record: events?.body ?? "rehearsal" });
     } catch (error) {
       await engine.removeImage(image);
       throw error;

@@ -293,6 +293,14 @@ describe("after a restart", () => {
     expect([...bed.engine.prepared].sort()).toEqual(["a", "b"]);
   });
 
+  it("what starts of a new image touch is rehearsed, or found out with the declared events", async () => {
+    bed = await openTestBed();
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    await bed.platform.deploy({ name: "b", zip: zipOf(), warmUp: { events: [{ one: 1 }, 2], requests: 1 } });
+    await until(() => bed.platform.get("b").image.heat?.state === "done" && bed.engine.prepared.length === 3);
+    expect([...bed.engine.prepared].sort()).toEqual(["a by rehearsal", 'b by {"one":1}', 'b by {"one":1}']);
+  });
+
   it("an image that cannot be prepared is left to its first request", async () => {
     bed = await openTestBed();
     await deploy();

@@ -17,9 +17,10 @@ import { sleep } from "../base/clock.js";
 import { errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { GIB } from "../base/units.js";
-import type { Engine, Image, Instance } from "../engine/types.js";
+import type { Engine, Image, Instance, PrepareOptions } from "../engine/types.js";
 import { wholeLines } from "./logs.js";
 import type { Pools } from "./pools.js";
+import { declaredEvents } from "./replay.js";
 import { resourceError } from "./resources.js";
 import type { Store, StoredFunction, StoredImage } from "./store.js";
 import type { ImageState, ImageStatus, ParkedTargets } from "./types.js";
@@ -245,7 +246,8 @@ export class Images {
     if (!(await pools.publish(version, image, "deploy", () => !this.#abandoned(version)))) return;
     version.counters.add("freezes");
     this.#ready(version);
-    this.#prepare(version, 0);
+    const { warmUp } = version.stored.config;
+    this.#prepare(version, 0, warmUp === undefined ? "rehearsal" : declaredEvents(warmUp.events).body);
   }
 
   #ready(version: Version): void {
@@ -355,15 +357,19 @@ export class Images {
     }
   }
 
-  /** So that its first request need not wait for it. What it finds wrong the first start finds again, and mends. `bytes` have to be read. */
-  #prepare(version: Version, bytes: number): void {
+  /**
+   * So that its first request need not wait for it, nor record what it touches, where that is unknown and `record` can tell. What it finds wrong the first
+   * start finds again, and mends. `bytes` have to be read.
+   */
+  #prepare(version: Version, bytes: number, record?: PrepareOptions["record"]): void {
     const image = version.generations.favourite;
     if (image === undefined || this.#preparedBytes + bytes > PREPARED_BYTES_MAX) return;
     this.#preparedBytes += bytes;
     this.#preparing = this.#preparing.then(async () => {
       try {
         await sleep(PREPARE_AFTER_MS, this.#closing.signal);
-        if (!version.retired && version.generations.has(image)) await this.#options.engine.prepareImage(image);
+        if (version.retired || !version.generations.has(image)) return;
+        await this.#options.engine.prepareImage(image, record === undefined ? {} : { record });
       } catch (err) {
         if (!this.#closed) this.#options.log.info({ err, function: version.name }, "an image could not be prepared");
       }

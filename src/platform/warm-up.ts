@@ -114,7 +114,7 @@ export class WarmUps {
       }
       if (heat === frozenAt) return;
       try {
-        await heating.publish(version, instance, "warm-up", heat < requests ? "continue" : "end");
+        await heating.publish(version, instance, "warm-up", heat < requests ? "continue" : "end", declared);
       } catch (error) {
         if (!isThawError(error, "FREEZE_REFUSED")) throw error;
         throw failed(version, `after ${declared.name(heat - 1)} it cannot be frozen: ${error.message}`, error);

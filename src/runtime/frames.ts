@@ -45,6 +45,8 @@ export interface InvokeHeader {
   readonly thaw?: ThawHeader;
   /** Present on the first request after before-snapshot hooks ran in this same process: its after-restore hooks run, nothing is renewed. */
   readonly resumed?: true;
+  /** Neither hooks nor the handler run, the event is the answer, and nothing is done behind it: the process ends. */
+  readonly rehearsal?: true;
 }
 
 /** Asks for before-snapshot hooks and garbage collection. */

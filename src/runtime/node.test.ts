@@ -490,6 +490,20 @@ describe("snapshot hooks in Node", () => {
     expect(await value(runtime)).toEqual([]);
   });
 
+  it("are left out of a rehearsal, as are the handler and what waits for the event loop", async () => {
+    for (const waiting of ["setInterval(() => console.log('timer'), 1);", ""]) {
+      const runtime = await ready(
+        `${waiting} awslambda.snapshot.registerAfterRestore(() => console.log('hook')); exports.handler = async () => console.log('handler');`,
+      );
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      const before = runtime.output;
+      expect(await value(runtime, { a: 1 }, { thaw: THAW, rehearsal: true })).toEqual({ a: 1 });
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      expect(runtime.output.slice(before.length)).toBe("rehearsal\n");
+      await runtime.dispose();
+    }
+  });
+
   it("report a before-hook that throws, and serve on", async () => {
     const runtime = await ready(
       "awslambda.snapshot.registerBeforeSnapshot(() => { throw new Error('not now'); }); exports.handler = async () => 1;",

@@ -525,6 +525,16 @@ for _ in range(2):
     expect(await value(runtime, {}, { thaw: THAW })).toBe(true);
   });
 
+  it("is all that a rehearsal does: neither after-hooks nor the handler run", async () => {
+    const runtime = await ready(`
+import random
+from snapshot_restore_py import register_after_restore
+register_after_restore(lambda: print("hook"))
+def handler(e, c): print("handler")`);
+    expect(await value(runtime, { a: 1 }, { thaw: THAW, rehearsal: true })).toEqual({ a: 1 });
+    expect(runtime.output).toBe("rehearsal\n");
+  });
+
   it("happens before after-hooks", async () => {
     const runtime = await ready(`
 import random

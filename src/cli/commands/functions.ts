@@ -147,13 +147,13 @@ async function remove(io: Io, name: string, options: ClientOptions): Promise<voi
 type Inspection = NonNullable<ImageView["inspection"]>;
 type WorkingSetView = NonNullable<Inspection["workingSet"]>;
 
-const NO_SET = "none recorded yet: the first thaws do";
+const NO_SET = "none recorded yet";
 const DAMAGED_SET = "damaged: recorded anew at the next thaws";
 
 function workingSetPairs(set: WorkingSetView): [string, string][] {
   const classes = ({ image, file, zero }: WorkingSetView["read"]): string =>
     `${image} of the image, ${file} of files, ${zero} zero`;
-  const state = set.stable ? "stable" : "more are made";
+  const state = `${set.stable ? "stable" : "more are made"}${set.rehearsed ? ", rehearsed" : ""}`;
   const exact = set.exact ? "exact" : "not exact: this kernel maps neighbours of what is touched, and they count too";
   const renewed = set.renewals === 0 ? "" : `; recorded anew ${set.renewals} times`;
   return [

@@ -29,6 +29,7 @@ const { collectGarbage } = require("./collector.cjs");
 const { codeHeat } = require("./heat.cjs");
 
 const { parse, stringify } = JSON;
+const { log } = console;
 const { setImmediate, setTimeout, clearTimeout } = globalThis;
 /** As `object.name`, but optimised code that has met other shapes only does not fall back. */
 const { get } = Reflect;
@@ -56,6 +57,8 @@ let onIdle = null;
 let traced = env._X_AMZN_TRACE_ID !== undefined;
 let callbackWarned = false;
 let rehearsing = false;
+/** The server rehearses a start, and ends the process behind the answer: nothing of the function's runs. */
+let rehearsal = false;
 /** Headers as the rehearsal made them: V8 forgets shapes of which no object is left, and what it then optimises does not know them. */
 let rehearsed;
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
@@ -100,6 +103,7 @@ function answer(request, header, body) {
   header.maxMemoryMb = Math.ceil(resourceUsage().maxRSS / 1024);
   send(header, body, rehearsing);
   if (rehearsing) return;
+  if (rehearsal && othersWait()) serve();
   // Whoever answered may have done so within AsyncLocalStorage.run, whose store an immediate would carry on.
   atRest.runInAsyncScope(setImmediate, undefined, serve);
 }
@@ -226,12 +230,28 @@ function failRestore(request, thrown) {
   exit(1);
 }
 
+/** In place of the handler: what most of them do. Nothing that a function has put in place of Node's own is called. */
+async function rehearseRequest(event) {
+  if (!Object.hasOwn(process.stdout, "write")) log("rehearsal");
+  return event;
+}
+
+/** Whether somebody waits for the event loop, of which the function's code would be called: timers, sockets, workers. Output has up to two pipes. */
+function othersWait() {
+  const waiting = process.getActiveResourcesInfo();
+  return waiting.length > 2 || waiting.some((type) => type !== "PipeWrap");
+}
+
 /** Always of one shape: what follows is compiled for that, and the first request after a thaw must not look new to it. */
 function toldIn({ text, requestId, deadlineMs, functionName, functionVersion, memoryMb, invokedArn, clientContext }) {
   return { text, requestId, deadlineMs, functionName, functionVersion, memoryMb, invokedArn, clientContext };
 }
 
 function invoke(header) {
+  if (header.rehearsal) {
+    rehearsal = true;
+    handler = rehearseRequest;
+  }
   const told = toldIn(header);
   const request = { id: header.requestId, startedAt: 0, onIdle: null, decided: false };
   open = request;
@@ -244,7 +264,7 @@ function invoke(header) {
   }
   if (header.thaw !== undefined || header.resumed) {
     if (header.thaw !== undefined) unique.renew(header.thaw);
-    const hooks = runAfter(rehearsing);
+    const hooks = runAfter(rehearsing || rehearsal);
     if (hooks !== undefined) {
       onIdle = () => failRestore(request, new Error("an after-restore hook never finished"));
       hooks.then(

@@ -71,6 +71,8 @@ def _renew(header):
     _main_pid = os.getpid()
     if "thaw" in header:
         unique.renew(header["thaw"])
+    if "rehearsal" in header:
+        return
     try:
         for func, args, kwargs in list(hooks._after_restore):
             func(*args, **kwargs)
@@ -82,6 +84,13 @@ def _renew(header):
         os._exit(1)
 
 
+def _echo(event, _context):
+    """In place of the handler, where the server rehearses a start, and ends the process behind the answer: what most handlers do."""
+    if sys.stdout is sys.__stdout__:
+        print("rehearsal")
+    return event
+
+
 def _invoke(function, header, body):
     request_id = header["requestId"]
     logs.begin(request_id)
@@ -91,6 +100,8 @@ def _invoke(function, header, body):
         os.environ.pop("_X_AMZN_TRACE_ID", None)
     if "thaw" in header or "resumed" in header:
         _renew(header)
+    if "rehearsal" in header:
+        function = _echo
     started = 0
     try:
         event = handler.parse_event(body)
