@@ -179,6 +179,16 @@ describe("an image", () => {
     });
   });
 
+  it("that a server opens when it begins can be started from meanwhile", async () => {
+    const image = await counted("node");
+    await world.close();
+    await world.open();
+    world.engine.rememberImage(image);
+    const [clone] = await Promise.all([world.engine.thaw(image), world.engine.openImage(image.dir), world.engine.openImage(image.dir)]);
+    expect(await call(clone, "counter.next")).toBe(4);
+    await clone.dispose();
+  });
+
   it("that was prepared is neither checked nor compiled by its first start", async () => {
     const image = await counted("node");
     // What is not known of an image cannot be prepared: it is recorded.

@@ -349,11 +349,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   async openImage(dir: string): Promise<Image> {
     this.assertCanFreeze();
-    const known = this.images.get(dir);
-    if (known !== undefined) return known.image;
-    const loaded = await this.load(dir);
-    this.images.add(loaded);
-    return loaded.image;
+    return (await this.images.open(dir)).image;
   }
 
   private async load(dir: string): Promise<LoadedImage> {

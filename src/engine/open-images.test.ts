@@ -42,6 +42,15 @@ describe("open images", () => {
     expect([events.filter((event) => event.startsWith("close")), images.size]).toEqual([["close a", "close b"], 2]);
   });
 
+  it("are opened once, whoever asks for it at the same time and in whatever way", async () => {
+    const { events, images } = shelf();
+    images.remember(imageOf("a"));
+    const all = await Promise.all([images.open("a"), images.use(imageOf("a")), images.open("a")]);
+    expect(new Set(all).size).toBe(1);
+    expect(images.get("a")).toBe(all[0]);
+    expect(events).toEqual(["open a"]);
+  });
+
   it("do not come back once they were removed, not even while they are being opened", async () => {
     const { events, images } = shelf();
     images.remember(imageOf("a"));

@@ -53,29 +53,37 @@ export class OpenImages {
   /** The image, opened if it was closed. IMAGE_NOT_READY if it was never here, and what opening it fails with. */
   use(image: Image): LoadedImage | Promise<LoadedImage> {
     const { dir } = image;
+    if (!this.#open.has(dir) && !this.#closed.has(dir)) throw notOpen(image);
+    return this.open(dir);
+  }
+
+  /** The image in that directory, opened if it is not: once, whoever asks meanwhile. What opening it fails with. */
+  open(dir: string): LoadedImage | Promise<LoadedImage> {
     const open = this.#open.get(dir);
     if (open !== undefined) {
       this.#open.delete(dir);
       this.#open.set(dir, open);
       return open;
     }
-    if (!this.#closed.has(dir)) throw notOpen(image);
-    let opening = this.#opening.get(dir);
-    if (opening === undefined) {
-      opening = this.#openAgain(image).finally(() => this.#opening.delete(dir));
-      this.#opening.set(dir, opening);
-    }
+    const opening = this.#opening.get(dir) ?? this.#openNow(dir);
+    this.#opening.set(dir, opening);
     return opening;
   }
 
-  async #openAgain(image: Image): Promise<LoadedImage> {
-    const loaded = await this.openImage(image.dir);
-    if (!this.#closed.has(image.dir)) {
-      this.closeImage(loaded);
-      throw notOpen(image);
-    }
-    this.add(loaded);
-    return loaded;
+  #openNow(dir: string): Promise<LoadedImage> {
+    const opening = this.openImage(dir)
+      .then((loaded) => {
+        if (this.#opening.get(dir) !== opening) {
+          this.closeImage(loaded);
+          throw notOpen(loaded.image);
+        }
+        this.add(loaded);
+        return loaded;
+      })
+      .finally(() => {
+        if (this.#opening.get(dir) === opening) this.#opening.delete(dir);
+      });
+    return opening;
   }
 
   /** Keeps it open until the function that is returned was called. */
@@ -99,6 +107,7 @@ export class OpenImages {
     const loaded = this.#open.get(dir);
     this.#open.delete(dir);
     this.#closed.delete(dir);
+    this.#opening.delete(dir);
     return loaded;
   }
 
