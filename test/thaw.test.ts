@@ -1,5 +1,5 @@
 /** Freezing and thawing: state, independence of clones, every loader with every kind of husk, generations, images on disk. */
-import { existsSync, readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, readlinkSync, renameSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Image, LOADERS, type Loader, type ThawOptions } from "../src/engine/index.js";
@@ -242,6 +242,19 @@ describe("an image", () => {
       expect(await call<Counter>(one, "counter.read")).toMatchObject({ objects: OBJECTS, last: `object ${OBJECTS - 1}` });
     });
     await expect(engine.thaw(image)).rejects.toMatchObject({ code: "IMAGE_NOT_READY" });
+  });
+
+  it("leaves nothing on the disk when it cannot be opened after its freeze", async () => {
+    const spec = world.spec("node");
+    const codeDir = join(world.dataDir, "code");
+    cpSync(spec.codeDir, codeDir, { recursive: true });
+    const instance = await world.engine.boot({ ...spec, codeDir });
+    const before = world.imageNames();
+    renameSync(codeDir, join(world.dataDir, "moved"));
+    await expect(instance.freeze()).rejects.toMatchObject({ code: "CODE_INVALID" });
+    expect(world.imageNames()).toEqual(before);
+    expect(await call(instance, "counter.next")).toBe(1);
+    await instance.dispose();
   });
 
   it("goes where the caller says", async () => {

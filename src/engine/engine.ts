@@ -336,7 +336,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     if (instance.paged) throw pagesElsewhere(instance.start.loader);
     try {
       const dir = await freezeInstance(this.freezeTools, instance, options);
-      const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
+      const opening = LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
+      const loaded = await opening.catch(async (error: unknown) => {
+        await rm(dir, { recursive: true, force: true });
+        throw error;
+      });
       this.images.add(loaded);
       this.packer.frozen(loaded);
       return loaded.image;
