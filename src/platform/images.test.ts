@@ -86,6 +86,15 @@ describe("making an image fails", () => {
     expect(bed.platform.metrics()).toMatchObject({ freezes: 1, freezeFailures: 2 });
   });
 
+  it("because the moment was a bad one: who asks between two tries waits as well", async () => {
+    bed = await openTestBed();
+    bed.engine.failNext("freeze", new ThawError("FREEZE_FAILED", { what: 'function "a" could not be frozen', why: "a signal came" }));
+    await deploy();
+    await until(() => bed.platform.metrics().freezeFailures === 1);
+    expect(bed.platform.get("a").image).toMatchObject({ state: "pending", reason: expect.stringContaining("a signal came") });
+    expect(await bed.platform.waitReady("a")).toMatchObject({ state: "ready", attempts: 2 });
+  });
+
   it("because freezing fails each time: after three tries deploy --wait says so, and it runs by boot", async () => {
     bed = await openTestBed();
     bed.engine.failNext(

@@ -119,7 +119,7 @@ export class Images {
   /** Resolves or rejects as {@link Platform.waitReady} says. */
   settled(version: Version, timeoutMs?: number): Promise<ImageStatus> {
     const { state, error } = version.image;
-    if (error !== undefined && state !== "refused") return Promise.reject(error);
+    if (error !== undefined) return Promise.reject(error);
     if (state !== "pending") return Promise.resolve(version.imageStatus());
     return new Promise((resolve, reject) => {
       let timer: NodeJS.Timeout | undefined;
@@ -275,7 +275,6 @@ export class Images {
     const error = cause instanceof Error ? cause : new Error(errorText(cause));
     const { log, backoffMs = 1_000 } = this.#options;
     version.counters.add("freezeFailures");
-    version.image.error = error;
     if (isThawError(error, "FREEZE_REFUSED")) {
       log.info({ function: version.name, reason: error.message }, "the function cannot be frozen; it runs by boot");
       this.#note(version, "the function cannot be frozen and runs by boot", error);
@@ -309,6 +308,7 @@ export class Images {
       version.image.state = "failed";
       version.image.reason = error.message;
     }
+    version.image.error = error;
     for (const waiting of this.#takeWaiting(version)) waiting.reject(error);
   }
 

@@ -20,7 +20,7 @@ export interface ImageSlot {
   opening: Promise<void> | undefined;
   /** Why the last image is there no more; starts meanwhile carry it as their fallback. */
   lost: string | undefined;
-  /** What ended the last attempt, when it failed. */
+  /** What who waits for the image is told at once: it failed for good, or there is no room for it. */
   error: Error | undefined;
 }
 
