@@ -160,6 +160,15 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
     expect(clone.start.us).toBeGreaterThan(0);
     await clone.dispose();
   });
+
+  it("goes on when a request is refused because its context is too large", async () => {
+    const instance = await world.boot(language);
+    expect(await call(instance, "counter.next")).toBe(1);
+    const clientContext = JSON.stringify(Array(15_500).fill(""));
+    await expect(instance.invoke("{}", { clientContext })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    expect(await call(instance, "counter.next")).toBe(2);
+    await instance.dispose();
+  });
 });
 
 describe("an image", () => {

@@ -207,6 +207,8 @@ export class LiveInstance implements Instance, InstanceListener {
       const now = Date.now();
       const deadlineMs = options.deadlineMs ?? now + this.spec.timeoutMs;
       const timeoutMs = Math.max(0, deadlineMs - now);
+      const header = invokeHeader(this.spec, options, { requestId, deadlineMs, thaw: this.announce, resumed: this.resumed });
+      const frame = encodeFrame(header, payload);
       this.running = {
         requestId,
         beganMs,
@@ -220,8 +222,6 @@ export class LiveInstance implements Instance, InstanceListener {
         this.settle();
         return;
       }
-      const header = invokeHeader(this.spec, options, { requestId, deadlineMs, thaw: this.announce, resumed: this.resumed });
-      const frame = encodeFrame(header, payload);
       this.announce = undefined;
       this.resumed = false;
       this.rehearsed = options.rehearsal === true;

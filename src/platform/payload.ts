@@ -1,7 +1,12 @@
-/** Payloads are handed to functions as they came; here they are only checked. */
+/** Payloads, and what comes beside them, are handed to functions as they came; here they are only checked. */
 import { isUtf8 } from "node:buffer";
 import { errorText, ThawError } from "../base/errors.js";
-import { LIMITS } from "./types.js";
+import { KIB } from "../base/units.js";
+import { FRAME_HEADER_BYTES_MAX } from "../runtime/frames.js";
+import { type InvokeRequest, LIMITS } from "./types.js";
+
+/** The rest is for what a header says of every request. */
+const CONTEXT_BYTES_MAX = FRAME_HEADER_BYTES_MAX - 4 * KIB;
 
 /**
  * The bytes to send: `{}` for an empty payload. INVALID_PAYLOAD when it is not JSON in UTF-8, PAYLOAD_TOO_LARGE beyond 6 MB.
@@ -25,6 +30,18 @@ export function checkPayload(payload: Buffer | string): Buffer | string {
     throw invalid(errorText(error).slice(0, 200));
   }
   return payload;
+}
+
+/** INVALID_ARGUMENT when client context and trace id are too large for the header in which they reach the function. Before anything is started. */
+export function checkContext({ clientContext, traceId }: InvokeRequest): void {
+  if (clientContext === undefined && traceId === undefined) return;
+  const bytes = Buffer.byteLength(JSON.stringify([clientContext, traceId]));
+  if (bytes <= CONTEXT_BYTES_MAX) return;
+  throw new ThawError("INVALID_ARGUMENT", {
+    what: "The request's context is too large",
+    why: `client context and trace id have ${bytes} bytes as JSON texts, and the limit is ${CONTEXT_BYTES_MAX}`,
+    fix: "Send a smaller client context",
+  });
 }
 
 function invalid(why: string): ThawError {

@@ -61,6 +61,19 @@ describe("a request is refused", () => {
     expect(bed.engine.live.size).toBe(0);
   });
 
+  it("with a context that is too large for a function, before an instance is started or used", async () => {
+    bed = await openTestBed();
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    await bed.platform.waitReady("a");
+    const clientContext = JSON.stringify(Array(15_500).fill(""));
+    const refused = "The request's context is too large. client context and trace id have 77510 bytes as JSON texts, and the limit is 61440";
+    await expect(bed.platform.invoke("a", "", { clientContext })).rejects.toThrow(refused);
+    expect(bed.engine.live.size).toBe(0);
+    await bed.platform.invoke("a", "");
+    await expect(bed.platform.invoke("a", "", { traceId: clientContext })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    expect((await bed.platform.invoke("a", "", { clientContext: clientContext.slice(0, 30_000) })).start.kind).toBe("reuse");
+  });
+
   it("with a payload beyond 6 MB, naming both sizes", async () => {
     await deploy();
     const payload = Buffer.alloc(LIMITS.payloadBytes + 1, 0x20);

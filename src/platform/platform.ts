@@ -23,7 +23,7 @@ import { type DataLock, lockDataDir } from "./lock.js";
 import { renderRequest, tailOf } from "./logs.js";
 import { CounterSet } from "./metrics.js";
 import { bootFailure, isFunctionFault } from "./outcome.js";
-import { checkPayload } from "./payload.js";
+import { checkContext, checkPayload } from "./payload.js";
 import { fixedPolicy } from "./policy.js";
 import { Pools } from "./pools.js";
 import { watchPressure } from "./pressure.js";
@@ -217,6 +217,7 @@ class LocalPlatform implements Platform {
     this.#refuseWhenClosing();
     let version = this.#functions.find(name, request.qualifier);
     const body = checkPayload(payload);
+    checkContext(request);
     const requestId = request.requestId ?? randomUUID();
     this.#instances.arrived(version);
     let lease = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
