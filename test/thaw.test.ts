@@ -193,7 +193,11 @@ describe("an image", () => {
     await world.close();
     await world.open();
     world.engine.rememberImage(image);
-    const [clone] = await Promise.all([world.engine.thaw(image), world.engine.openImage(image.dir), world.engine.openImage(image.dir)]);
+    const [clone] = await Promise.all([
+      world.engine.thaw(image),
+      world.engine.openImage(image.dir),
+      world.engine.openImage(image.dir),
+    ]);
     expect(await call(clone, "counter.next")).toBe(4);
     await clone.dispose();
   });

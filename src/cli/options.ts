@@ -24,12 +24,12 @@ export function seconds(text: string): number {
 
 const SIZE_UNITS: Readonly<Record<string, number>> = { "": 1, K: KIB, M: MIB, G: GIB, T: TIB };
 
-/** Bytes: `2G`, `500M`, `1.5GiB`. */
+/** Bytes: `2G`, `500M`, `1.5GiB`. Less than a megabyte is meant as something else: `512` without its unit. */
 export function size(text: string): number {
   const found = /^(\d+(?:\.\d{1,3})?)([KMGT]?)(?:i?B)?$/i.exec(text);
   const unit = SIZE_UNITS[found?.[2]?.toUpperCase() ?? ""];
   const bytes = Math.round(Number(found?.[1]) * (unit ?? 1));
-  if (found === null || !(bytes > 0)) throw new InvalidArgumentError("It must be a size, such as 500M or 2G.");
+  if (found === null || bytes < MIB) throw new InvalidArgumentError("It must be a size of at least 1M, such as 500M or 2G.");
   return bytes;
 }
 

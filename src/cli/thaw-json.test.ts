@@ -51,6 +51,7 @@ it.each([
   ['{"memory": "lots"}', /memory: /],
   ['{"env": {"A": 1}}', /env\.A: /],
   ['{"env": {"A=B": "c"}}', /env: a name is empty or has a = in it/],
+  ['{"env": {"__proto__": "c"}}', /env: no variable can be called "__proto__"/],
   ['{"warmUp": "warm-up.mjs"}', /warmUp: it must be a list of events, \{"events": \[\.\.\.\]\} or \{"script": "FILE"\}/],
   ['{"warmUp": {"events": 1}}', /warmUp\.events: /],
   ['{"warmUp": {"script": ""}}', /warmUp\.script: /],

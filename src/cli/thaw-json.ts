@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { errorText, ThawError } from "../base/errors.js";
-import { z } from "../base/schema.js";
+import { variables, z } from "../base/schema.js";
 import type { WarmUpSource } from "./warm-up.js";
 
 /** Its name; the file describes the package and is not part of it. */
@@ -35,8 +35,7 @@ const SCHEMA = z.strictObject({
   timeout: z.number().positive().optional(),
   /** MB of /tmp. */
   tmp: z.int().positive().optional(),
-  env: z
-    .record(z.string(), z.string())
+  env: variables()
     .refine((env) => Object.keys(env).every((name) => /^[^=]+$/.test(name)), "a name is empty or has a = in it")
     .optional(),
   maxInstances: z.int().positive().optional(),

@@ -27,6 +27,11 @@ describe("a configuration is refused", () => {
     ["with a handler that climbs", { handler: "../x.handler" }, "a handler names a file inside the package"],
     ["with a reserved variable", { env: { AWS_REGION: "x" } }, "the environment variable AWS_REGION is set by the platform"],
     ["with a variable that is no name", { env: { "A-B": "x" } }, 'the environment variable "A-B" must begin with a letter'],
+    [
+      "with a variable that objects have of themselves",
+      { env: JSON.parse('{"__proto__": "x"}') as Record<string, string> },
+      'no variable can be called "__proto__"',
+    ],
     ["with a NUL byte in a variable", { env: { AB: "a\0b" } }, "the environment variable AB contains a NUL byte"],
     ["with warm-up that is a list", { warmUp: [1] as never }, "warm-up is not an object with events"],
     ["with warm-up events that are no list", { warmUp: { events: "x" as never } }, "the warm-up events are not a list"],

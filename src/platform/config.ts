@@ -1,7 +1,7 @@
 /** What a function may be configured to: checked at the door, with the limit and its value in every refusal. */
 import { isDeepStrictEqual } from "node:util";
 import { ThawError } from "../base/errors.js";
-import { z } from "../base/schema.js";
+import { variables, z } from "../base/schema.js";
 import { MIB } from "../base/units.js";
 import { RESERVED_ENVIRONMENT } from "../runtime/launch.js";
 import { type DeployRequest, LIMITS } from "./types.js";
@@ -15,7 +15,7 @@ const functionName = z
   .string("the name is not text")
   .regex(/^[a-zA-Z0-9_-]{1,64}$/, "a name has 1 to 64 letters, digits, hyphens and underscores");
 
-const environment = z.record(z.string(), z.string("a value is not text")).superRefine((env, context) => {
+const environment = variables("a value is not text").superRefine((env, context) => {
   let bytes = 0;
   for (const [key, value] of Object.entries(env)) {
     if (RESERVED_ENVIRONMENT.includes(key)) context.addIssue(`the environment variable ${key} is set by the platform`);

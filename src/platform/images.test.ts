@@ -88,7 +88,10 @@ describe("making an image fails", () => {
 
   it("because the moment was a bad one: who asks between two tries waits as well", async () => {
     bed = await openTestBed();
-    bed.engine.failNext("freeze", new ThawError("FREEZE_FAILED", { what: 'function "a" could not be frozen', why: "a signal came" }));
+    bed.engine.failNext(
+      "freeze",
+      new ThawError("FREEZE_FAILED", { what: 'function "a" could not be frozen', why: "a signal came" }),
+    );
     await deploy();
     await until(() => bed.platform.metrics().freezeFailures === 1);
     expect(bed.platform.get("a").image).toMatchObject({ state: "pending", reason: expect.stringContaining("a signal came") });

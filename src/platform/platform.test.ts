@@ -66,7 +66,8 @@ describe("a request is refused", () => {
     await bed.platform.deploy({ name: "a", zip: zipOf() });
     await bed.platform.waitReady("a");
     const clientContext = JSON.stringify(Array(15_500).fill(""));
-    const refused = "The request's context is too large. client context and trace id have 77510 bytes as JSON texts, and the limit is 61440";
+    const refused =
+      "The request's context is too large. client context and trace id have 77510 bytes as JSON texts, and the limit is 61440";
     await expect(bed.platform.invoke("a", "", { clientContext })).rejects.toThrow(refused);
     expect(bed.engine.live.size).toBe(0);
     await bed.platform.invoke("a", "");
