@@ -1,7 +1,7 @@
 /** Every command as a user types it, against a real server: what stdout, stderr and the exit code say. */
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { cli, ROOT, TestServer, temporaryDir, until, useServers } from "./support/server.js";
@@ -321,28 +321,41 @@ describe("as a process", () => {
   const thaw = (args: readonly string[], stdout: "pipe" | number = "pipe"): ChildProcess =>
     spawn(process.execPath, [join(ROOT, "bin/thaw.mjs"), ...args, "--url", NOBODY], { stdio: ["pipe", stdout, "pipe"] });
 
-  it("one Ctrl-C ends a command that waits for its payload on stdin", async () => {
-    const child = thaw(["invoke", "hello", "--payload", "-"]);
+  /** Ends a command by one SIGINT once it waits for bytes, as `waits` tells of its entries in /proc. */
+  async function interrupted(child: ChildProcess, what: string, waits: (proc: string) => boolean): Promise<void> {
     let err = "";
     child.stderr?.setEncoding("utf8").on("data", (text: string) => {
       err += text;
     });
-    // Whatever waits for stdin has it among the targets of an epoll. A mask of signals would not do: Node itself catches SIGINT before we do.
-    const reads = (): true | undefined => {
+    await until(what, () => {
       try {
-        const files = readdirSync(`/proc/${child.pid}/fdinfo`).map((fd) =>
-          readFileSync(`/proc/${child.pid}/fdinfo/${fd}`, "utf8"),
-        );
-        return files.some((file) => /^tfd:\s+0 /m.test(file)) ? true : undefined;
+        return waits(`/proc/${child.pid}`) ? true : undefined;
       } catch {
-        // One was closed while we looked.
+        // A descriptor was closed while we looked.
         return undefined;
       }
-    };
-    await until("it to wait for stdin", reads);
+    });
     child.kill("SIGINT");
     const [code] = await once(child, "close");
     expect([code, err]).toEqual([130, "interrupted\n"]);
+  }
+  // Whatever waits for a descriptor has it among the targets of an epoll. A mask of signals would not do: Node itself catches SIGINT before we do.
+  const polls = (proc: string, fd: string): boolean =>
+    readdirSync(`${proc}/fdinfo`).some((file) =>
+      new RegExp(`^tfd:\\s+${fd} `, "m").test(readFileSync(`${proc}/fdinfo/${file}`, "utf8")),
+    );
+
+  it("one Ctrl-C ends a command that waits for its payload on stdin", async () => {
+    await interrupted(thaw(["invoke", "hello", "--payload", "-"]), "it to wait for stdin", (proc) => polls(proc, "0"));
+  });
+
+  it("one Ctrl-C ends a command that waits for somebody to write its payload to a FIFO", async () => {
+    const fifo = join(temporaryDir("fifo"), "fifo");
+    execFileSync("mkfifo", [fifo]);
+    const child = thaw(["invoke", "hello", "--payload", `@${fifo}`]);
+    await interrupted(child, "it to wait for the FIFO", (proc) =>
+      readdirSync(`${proc}/fd`).some((fd) => readlinkSync(`${proc}/fd/${fd}`) === fifo && polls(proc, fd)),
+    );
   });
 
   it("a payload without end is not read to its end", async () => {

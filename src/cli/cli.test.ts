@@ -1,4 +1,5 @@
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { mkdir, mkdtemp, open, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { type AddressInfo, createServer as createTcpServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -243,6 +244,16 @@ describe("invoke", () => {
     await writeFile(join(cwd, "event.json"), "[1]");
     expect(JSON.parse((await thaw(["invoke", "hello", "--payload", "@event.json"])).out).event).toEqual([1]);
     expect(JSON.parse((await thaw(["invoke", "hello", "--payload", "-"], { input: "[2]" })).out).event).toEqual([2]);
+  });
+
+  it("takes it from a FIFO, up to the end of who writes to it", async () => {
+    const fifo = join(cwd, "fifo");
+    execFileSync("mkfifo", [fifo]);
+    const run = thaw(["invoke", "hello", "--payload", "@fifo"]);
+    const writer = await open(fifo, "w");
+    for (const text of ["[1,", "2]"]) await writer.write(text);
+    await writer.close();
+    expect(JSON.parse((await run).out).event).toEqual([1, 2]);
   });
 
   it("exits with 3 when the function fails, its error on stdout", async () => {

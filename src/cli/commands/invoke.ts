@@ -1,6 +1,9 @@
 /** `thaw invoke`: the reply goes to stdout as it is, everything about it to stderr. */
-import { createReadStream } from "node:fs";
+import { constants, createReadStream, openSync } from "node:fs";
+import { stat } from "node:fs/promises";
+import { Socket } from "node:net";
 import { resolve } from "node:path";
+import type { Readable } from "node:stream";
 import type { Command } from "commander";
 import { errorText, ThawError } from "../../base/errors.js";
 import { formatUs } from "../../base/units.js";
@@ -75,7 +78,9 @@ export async function readPayload(io: Io, text: string): Promise<Buffer> {
   if (text === "-") return io.readInput(LIMITS.payloadBytes);
   if (!text.startsWith("@")) return Buffer.from(text);
   const path = resolve(io.cwd, text.slice(1));
-  return readUpTo(createReadStream(path), LIMITS.payloadBytes, io.stop).catch((error: unknown) => {
+  try {
+    return await readUpTo(await openPayload(path), LIMITS.payloadBytes, io.stop);
+  } catch (error) {
     if (error instanceof Interrupted) throw error;
     throw new ThawError("INVALID_PAYLOAD", {
       what: "The payload cannot be read",
@@ -83,7 +88,13 @@ export async function readPayload(io: Io, text: string): Promise<Buffer> {
       fix: "Check --payload",
       cause: error,
     });
-  });
+  }
+}
+
+/** A FIFO without waiting for who writes to it, which nothing could interrupt: its bytes are waited for. */
+async function openPayload(path: string): Promise<Readable> {
+  if (!(await stat(path)).isFIFO()) return createReadStream(path);
+  return new Socket({ fd: openSync(path, constants.O_RDONLY | constants.O_NONBLOCK), readable: true, writable: false });
 }
 
 function describe({ headers, body }: Reply, totalUs: number): InvokeJson {
