@@ -69,6 +69,18 @@ describe("a memory budget", () => {
     expect(residentBytes()).toBeLessThan(170 * MIB);
   });
 
+  it("lets a start wait for the memory of what ends already, be it after its first request or with its version", async () => {
+    await openBed({ memoryBudgetBytes: 100 * MIB }, ["a", "b"]);
+    bed.engine.delayMs.dispose = 300;
+    await bed.platform.invoke("a", "", { dispose: true });
+    await bed.platform.invoke("b", "");
+    expect(residentBytes()).toBeLessThan(100 * MIB);
+    await bed.platform.deploy({ name: "b", zip: zipOf(), update: true });
+    await bed.platform.invoke("a", "");
+    expect(bed.platform.metrics().throttles).toBe(0);
+    bed.engine.delayMs.dispose = 0;
+  });
+
   it("refuses a start only when nothing idle is left, with the figures", async () => {
     await openBed({ memoryBudgetBytes: 170 * MIB }, ["a", "b", "c"]);
     let open = (): void => undefined;

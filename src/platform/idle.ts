@@ -43,6 +43,8 @@ export interface IdleOptions {
   readonly backoffMs?: number | undefined;
   /** Ends an instance that is in no list; resolves when it is gone. */
   readonly end: (slot: Slot) => Promise<void>;
+  /** Those that end now, of all versions; each is taken out when it is gone. */
+  readonly ending: ReadonlySet<Promise<void>>;
   /** Somebody may wait for an instance that is hibernated now. True: it was taken. */
   readonly hibernated: (slot: Slot) => boolean;
 }
@@ -316,23 +318,19 @@ export class IdleInstances {
       return true;
     }
     const longest = this.longestIdle();
-    if (longest === undefined || !this.remove(longest)) return this.#endings(budget.usedBytes);
+    if (longest === undefined || !this.remove(longest)) return this.#endings();
     longest.version.counters.add("evictions");
     await end(longest);
     return true;
   }
 
   /** Instances that end already give theirs back by themselves. */
-  async #endings(usedBytes: number): Promise<boolean> {
+  async #endings(): Promise<boolean> {
     const freezing = this.freezing();
-    if (freezing.length > 0) {
-      await Promise.race(freezing);
-      return true;
-    }
-    const ending = [...this.#versions].flatMap(({ slots }) => [...slots.ending]);
-    if (ending.length === 0) return false;
-    await Promise.race(ending);
-    return this.#options.budget.usedBytes < usedBytes;
+    const leaving = freezing.length > 0 ? freezing : [...this.#options.ending];
+    if (leaving.length === 0) return false;
+    await Promise.race(leaving);
+    return true;
   }
 
   async #deflate(slot: Slot): Promise<boolean> {

@@ -80,7 +80,8 @@ export class Instances {
     this.#options = options;
     const { policy, budget, log, backoffMs } = options;
     const hibernated = (slot: Slot): boolean => this.#giveToWaiter(slot, "wake");
-    this.idle = new IdleInstances({ policy, budget, log, backoffMs, end: (slot) => this.#end(slot), hibernated });
+    const end = (slot: Slot): Promise<void> => this.#end(slot);
+    this.idle = new IdleInstances({ policy, budget, log, backoffMs, end, ending: this.#ending, hibernated });
   }
 
   /** A request came: the policy learns how long its function was idle. */
