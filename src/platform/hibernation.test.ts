@@ -86,6 +86,35 @@ describe("an instance that nobody uses", () => {
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
   });
 
+  it("ends when its time is over, also when that comes while a request waits in vain for room to wake it", async () => {
+    await openBed({ memoryBudgetBytes: 3 * WARM + 2 * WOKEN, keepWarmMs: 10_000, keepHibernatedMs: 20_000 });
+    await deploy("busy", { timeoutMs: 900_000 });
+    bed.engine.residentBytes.warm = WOKEN;
+    await deploy("small");
+    bed.engine.residentBytes.warm = WARM;
+    stopTime();
+    await bed.platform.invoke("a", "");
+    await pass(25_000);
+    expect(states()).toEqual(["hibernated"]);
+    let open = (): void => undefined;
+    const gate = new Promise<void>((resolve) => {
+      open = resolve;
+    });
+    bed.engine.handler = (_, { spec }) => (spec.name === "busy" ? gate : undefined);
+    const busy = [1, 2, 3].map(() => bed.platform.invoke("busy", ""));
+    bed.engine.delayMs.dispose = 10_000;
+    await bed.platform.invoke("small", "", { dispose: true });
+    // It waits for the memory of what ends, which is not enough.
+    const asked = bed.platform.invoke("a", "").catch((error: unknown) => error);
+    await pass(11_000);
+    expect(await asked).toMatchObject({ code: "TOO_MANY_INSTANCES" });
+    bed.engine.delayMs.dispose = 0;
+    await pass(11_000);
+    expect(states()).toEqual([]);
+    open();
+    await Promise.all(busy);
+  });
+
   it("stays warm where hibernating would save nothing, and ends when its time is over", async () => {
     await openBed({ keepWarmMs: 20_000, keepHibernatedMs: 150_000 });
     bed.engine.residentBytes.warm = MIB;

@@ -106,10 +106,11 @@ export class IdleInstances {
     return slot;
   }
 
-  /** Puts back what {@link takeHibernated} took and nobody used. */
+  /** Puts back what {@link takeHibernated} took and nobody used. A step of its plan that came due meanwhile is made up for. */
   putBack(slot: Slot): void {
     slot.state = "hibernated";
     slot.version.slots.hibernated.push(slot);
+    this.#schedule(slot);
   }
 
   /** Takes an instance out of its list, for its end. False when it is in none. */
