@@ -306,7 +306,7 @@ export class IdleInstances {
 
   /** Gives back the memory of one instance. False when there is none whose memory could be given back. */
   async #freeOne(): Promise<boolean> {
-    const { budget, end } = this.#options;
+    const { end } = this.#options;
     const victim = longestOf(this.#worthwhile());
     if (victim !== undefined) {
       // An estimate is no reason to write anything.
