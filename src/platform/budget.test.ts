@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import { isThawError, ThawError } from "../base/errors.js";
 import { MIB } from "../base/units.js";
-import { openTestBed, type TestBed, zipOf } from "./testing.js";
+import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 import type { PlatformOptions } from "./types.js";
 
 let bed: TestBed;
@@ -22,12 +22,6 @@ async function deploy(name: string, more: object = {}): Promise<void> {
   await bed.platform.deploy({ name, zip: zipOf(), ...more });
   await bed.platform.waitReady(name);
 }
-const until = async (condition: () => boolean): Promise<void> => {
-  for (let tries = 0; !condition(); tries++) {
-    expect(tries).toBeLessThan(6_000);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-};
 /** What the engine's instances take, whatever the platform believes. */
 const residentBytes = (): number =>
   [...bed.engine.live].reduce((sum, { state }) => sum + (state === "hibernated" ? LEFT : bed.engine.residentBytes.warm), 0);

@@ -156,8 +156,9 @@ describe("images that the policy gives up", () => {
   it("stay on disk while a start uses them", async () => {
     await ready();
     bed.engine.delayMs.thaw = 40;
+    const before = bed.engine.calls.length;
     const started = thaw(prefer(0));
-    await new Promise((resolve) => setTimeout(resolve, 10));
+    await until(() => bed.engine.calls.includes("thaw a", before));
     policy.surplus = (images) => images.filter(({ generation }) => generation === 0);
     bed.engine.delayMs.thaw = 0;
     await bed.platform.heat("a", { requests: 1 });

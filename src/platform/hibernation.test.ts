@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import { isThawError, ThawError } from "../base/errors.js";
 import { createLogger } from "../base/log.js";
 import { MIB } from "../base/units.js";
-import { openTestBed, type TestBed, zipOf } from "./testing.js";
+import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 import type { IdlePolicy, PlatformOptions } from "./types.js";
 
 let bed: TestBed;
@@ -36,12 +36,6 @@ async function deploy(name: string, more: object = {}): Promise<void> {
   await bed.platform.deploy({ name, zip: zipOf(), ...more });
   await bed.platform.waitReady(name);
 }
-const until = async (condition: () => boolean, tries = 6_000): Promise<void> => {
-  for (let count = 0; !condition(); count++) {
-    expect(count, "waited too long").toBeLessThan(tries);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-};
 const states = (name = "a"): string[] => bed.platform.get(name).instances.map(({ state }) => state);
 const calls = (operation: string): string[] => bed.engine.calls.filter((call) => call.startsWith(operation));
 const fullDisk = (): ThawError =>

@@ -3,19 +3,13 @@ import { rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
-import { openTestBed, type TestBed, zipOf } from "./testing.js";
+import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 
 let bed: TestBed;
 afterEach(async () => {
   await bed.close();
 });
 
-const until = async (condition: () => boolean): Promise<void> => {
-  for (let tries = 0; !condition(); tries++) {
-    expect(tries).toBeLessThan(600);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-};
 const deploy = (name = "a") => bed.platform.deploy({ name, zip: zipOf() });
 const imagesOnDisk = (): string[] => readdirSync(join(bed.dataDir, "images"));
 

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { FakeEnd } from "../engine/fake.js";
-import { openTestBed, type TestBed, zipOf } from "./testing.js";
+import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 import type { PlatformOptions } from "./types.js";
 
 let bed: TestBed;
@@ -31,12 +31,6 @@ async function openBed(
 }
 
 const wait = JSON.stringify({ wait: true });
-const until = async (condition: () => boolean): Promise<void> => {
-  for (let tries = 0; !condition(); tries++) {
-    expect(tries).toBeLessThan(6_000);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-};
 
 describe("a request is refused", () => {
   it("when all instances of the server are busy, with the limit", async () => {

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { FakeEnd, FakeEngine } from "../engine/fake.js";
 import { openPlatform } from "./platform.js";
-import { openTestBed, type TestBed, zipOf } from "./testing.js";
+import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 import { LIMITS } from "./types.js";
 
 let bed: TestBed;
@@ -19,12 +19,6 @@ afterEach(async () => {
 const deploy = async (name = "a", more: object = {}): Promise<void> => {
   await bed.platform.deploy({ name, zip: zipOf(), ...more });
   await bed.platform.waitReady(name);
-};
-const until = async (condition: () => boolean): Promise<void> => {
-  for (let tries = 0; !condition(); tries++) {
-    expect(tries).toBeLessThan(400);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
 };
 const onDisk = (dir: string): string[] => readdirSync(join(bed.dataDir, dir));
 
