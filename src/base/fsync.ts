@@ -16,7 +16,7 @@ export function temporaryPath(path: string): string {
 }
 
 /** Flushes one file, or the entries of one directory, to disk. */
-export async function fsyncPath(path: string): Promise<void> {
+async function fsyncPath(path: string): Promise<void> {
   const file = await open(path, "r");
   try {
     await file.sync();

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { formatBytes, formatUs, GIB, MIB, PAGE_BYTES, pageCeil, pageFloor } from "./units.js";
+import { formatBytes, formatUs, GIB, MIB } from "./units.js";
 
 describe("sizes for people", () => {
   it.each([
@@ -35,21 +35,6 @@ describe("sizes for people", () => {
       fc.property(fc.double({ min: 0, max: 1e12, noNaN: true }), (us) => {
         expect(formatUs(us)).toMatch(/^[0-9.]+(e-\d+)? (us|ms|s)$/);
         if (us === 0 || us >= 1e-6) expect(formatUs(us)).toMatch(/^[0-9.]+ (us|ms|s)$/);
-      }),
-    );
-  });
-});
-
-describe("pages", () => {
-  it("round to the page below and the page above", () => {
-    fc.assert(
-      fc.property(fc.bigInt({ min: 0n, max: 2n ** 60n }), (value) => {
-        const page = BigInt(PAGE_BYTES);
-        expect(pageFloor(value) % page).toBe(0n);
-        expect(pageCeil(value) % page).toBe(0n);
-        expect(value - pageFloor(value)).toBeLessThan(page);
-        expect(pageCeil(value) - value).toBeLessThan(page);
-        expect(pageFloor(value) <= value && value <= pageCeil(value)).toBe(true);
       }),
     );
   });

@@ -8,16 +8,6 @@ export const TIB = 1024 * GIB;
 /** Bytes of a page on x86-64. */
 export const PAGE_BYTES = 4096;
 
-/** `value` rounded down to a multiple of a page. */
-export function pageFloor(value: bigint): bigint {
-  return value & ~BigInt(PAGE_BYTES - 1);
-}
-
-/** `value` rounded up to a multiple of a page. */
-export function pageCeil(value: bigint): bigint {
-  return pageFloor(value + BigInt(PAGE_BYTES - 1));
-}
-
 const BYTE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
 
 /** `1536` becomes `1.5 KiB`; three significant figures at most, whole bytes below a KiB. */

@@ -13,10 +13,6 @@ import { formatBytes } from "../base/units.js";
 import { LIMITS } from "../platform/types.js";
 import { THAW_JSON } from "./thaw-json.js";
 
-/** The server's limits: the upload, and what it unpacks to. */
-export const ZIP_BYTES_MAX = LIMITS.packedBytes;
-export const UNZIPPED_BYTES_MAX = LIMITS.unpackedBytes;
-
 const SKIPPED = new Set([".git", ".DS_Store"]);
 // The oldest time a zip can hold. Local, because that is how zip stores it and fflate reads it.
 const FIXED_TIME = new Date(1980, 0, 1);
@@ -73,7 +69,8 @@ async function packFolder(folder: string, left: ReadonlySet<string | undefined>)
         if (!above.includes(real)) await walk(path, above);
       } else if (info.isFile()) {
         bytes += info.size;
-        if (bytes > UNZIPPED_BYTES_MAX) throw tooLarge(folder, `its files are larger than ${formatBytes(UNZIPPED_BYTES_MAX)}`);
+        if (bytes > LIMITS.unpackedBytes)
+          throw tooLarge(folder, `its files are larger than ${formatBytes(LIMITS.unpackedBytes)}`);
         if (++fileCount > LIMITS.packageEntries) throw tooLarge(folder, `it has more than ${LIMITS.packageEntries} files`);
         // Upper half of the attributes: the Unix mode. Read permission for all: the function is not the owner.
         const mode = 0o100444 | (info.mode & 0o111 ? 0o111 : 0);
@@ -122,8 +119,8 @@ async function followed(root: string, path: string, inside: string): Promise<str
 }
 
 function checkZipSize(path: string, bytes: number): void {
-  if (bytes > ZIP_BYTES_MAX)
-    throw tooLarge(path, `packed it has ${formatBytes(bytes)}, the limit is ${formatBytes(ZIP_BYTES_MAX)}`);
+  if (bytes > LIMITS.packedBytes)
+    throw tooLarge(path, `packed it has ${formatBytes(bytes)}, the limit is ${formatBytes(LIMITS.packedBytes)}`);
 }
 
 function tooLarge(path: string, why: string): ThawError {

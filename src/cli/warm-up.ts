@@ -17,9 +17,9 @@ import type { WarmUp } from "../platform/types.js";
 import { Interrupted, type Io } from "./io.js";
 
 /** How long a script may run. */
-export const SCRIPT_MS_MAX = 60_000;
+const SCRIPT_MS_MAX = 60_000;
 /** How much it may print, errors included. */
-export const SCRIPT_BYTES_MAX = MIB;
+const SCRIPT_BYTES_MAX = MIB;
 /** After its end, how long to wait for whoever left its group with its output still open. */
 const OUTPUT_GRACE_MS = 1_000;
 

@@ -59,7 +59,7 @@ function launchBase(spec: FunctionSpec, template: Template): ReturnType<typeof l
 }
 
 /** How the interpreter of a template is called, for {@link launch}. */
-export function interpreterOf({ interpreter }: Template): { interpreter: string; preload?: string } {
+function interpreterOf({ interpreter }: Template): { interpreter: string; preload?: string } {
   return { interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) };
 }
 

@@ -1,9 +1,8 @@
 /** Hibernation of a fake instance: as slow as the test says, failing when it says so, given up when a request comes. */
 import { assert } from "../base/errors.js";
+import { PAGE_BYTES } from "../base/units.js";
 import type { FakeInstance } from "./fake.js";
 import type { HibernateReport, InstanceState, StartResult } from "./types.js";
-
-const PAGE_BYTES = 4096;
 
 /** By the timer of whoever stopped time. */
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));

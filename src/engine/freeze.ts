@@ -11,6 +11,7 @@ import { nowMs, sleep } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
+import { PAGE_BYTES } from "../base/units.js";
 import {
   basePath,
   CONTROL_FD,
@@ -31,7 +32,6 @@ import { extractLive, type LiveStop } from "./live-freeze.js";
 import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 
-const PAGE_BYTES = 4096;
 /** First of the files that a helper is given. */
 const HELPER_FD = 3;
 /** How long its end is waited for: of one that does not look like ending, of one that does; and how often it is looked at. */

@@ -13,11 +13,11 @@
  *     … and since                               ▓▓▓▓          goes on where the other ended: a front
  *     read ahead                            as recorded ░░░░  what it will write next, which would be a read from disk for each page
  */
+import { PAGE_BYTES } from "../base/units.js";
 import { encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
 import type { MappedFiles } from "./mapped-files.js";
 import type { Touches } from "./wake-watch.js";
 
-const PAGE_BYTES = 4096;
 const RANGES_MAX = 4096;
 /** Of its own memory, what one wake did not touch is forgotten by the second. */
 const RECORDINGS = 2;

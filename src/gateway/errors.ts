@@ -67,7 +67,7 @@ export const EXCEPTION_OF: Readonly<Record<ErrorCode, ExceptionName>> = {
 };
 
 /** Seconds after which a throttled client may try again. Starts take milliseconds: the least that the header can say. */
-export const RETRY_AFTER_SECONDS = 1;
+const RETRY_AFTER_SECONDS = 1;
 
 /** A refusal that has a Lambda exception but no code of ours, such as a content encoding. */
 export class ApiError extends Error {

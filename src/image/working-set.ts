@@ -117,15 +117,6 @@ export function joinRuns(runs: readonly PageRun[], gapPages: number): PageRun[] 
   return joined;
 }
 
-/** The pages that both lists have. Sorted by address. */
-export function intersectRuns(first: readonly PageRun[], second: readonly PageRun[]): PageRun[] {
-  const others = joinRuns(second, 0);
-  return joinRuns(
-    joinRuns(first, 0).flatMap((run) => clipRuns(others, run.address, run.address + BigInt(run.pages) * 4096n)),
-    0,
-  );
-}
-
 /** Cuts runs to the part inside [start, end). */
 export function clipRuns(runs: readonly PageRun[], start: bigint, end: bigint): PageRun[] {
   const clipped: PageRun[] = [];

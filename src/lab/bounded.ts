@@ -23,7 +23,7 @@ export class Deadline {
 }
 
 /** Raised by {@link within}. */
-export class TookTooLong extends Error {
+class TookTooLong extends Error {
   constructor(what: string, ms: number) {
     super(`${what} did not finish within ${Math.round(ms)} ms`);
     this.name = "TookTooLong";

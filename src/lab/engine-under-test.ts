@@ -9,7 +9,7 @@ import type { Lab } from "./lab.js";
 import { checkReply, specOf, type Workload } from "./workloads.js";
 
 /** Requests an instance answers before its image is made: one, which every function survives and few are hot after. */
-export const REQUESTS_BEFORE_FREEZE = 1;
+const REQUESTS_BEFORE_FREEZE = 1;
 /** How long pools may take to fill. */
 export const POOL_MS_MAX = 15_000;
 /**

@@ -15,7 +15,7 @@ export function loaderNamed(name: LoaderName, loaders: readonly string[] = LOADE
 }
 
 /** What stands in a report for something that this build cannot do: a failed run, never a gap. */
-export function notAvailable(workload: string, way: string, why: string): Measurement {
+function notAvailable(workload: string, way: string, why: string): Measurement {
   return { workload, way, unit: "us", samples: [], failures: [{ round: 0, error: `not available: ${why}` }] };
 }
 

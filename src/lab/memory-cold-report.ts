@@ -1,4 +1,5 @@
 /** From cold starts to measurements, promises and a table. */
+import { PAGE_BYTES } from "../base/units.js";
 import type { ColdSample } from "./cold-start.js";
 import type { ArmResult } from "./interleave.js";
 import type { MemoryWorkload } from "./memory-workloads.js";
@@ -25,14 +26,13 @@ export interface ColdResult {
 
 const GEOMETRIC_MEAN_MIN = 4;
 const DISK_FACTOR = 2;
-const PAGE_BYTES = 4096;
 /** Promised for the smallest functions, milliseconds. */
 const HELLO = /^hello-/;
 const HELLO_IMAGE_COLD_MS_MAX = 8;
 const HELLO_BOTH_COLD_MS_MAX = 25;
 const OTHERS = ["lazy", "eager", "reap"] as const;
 
-export function armTimes({ arms }: Pick<ColdResult, "arms">, name: string): number[] {
+function armTimes({ arms }: Pick<ColdResult, "arms">, name: string): number[] {
   return arms.find((arm) => arm.name === name)?.samples.map(({ us }) => us) ?? [];
 }
 

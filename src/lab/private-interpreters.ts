@@ -42,7 +42,7 @@ export async function withInterpreters<T>(
 }
 
 /** Copies node and python into `dir`. Throws when this machine lacks one. */
-export async function copyInterpreters(dir: string): Promise<PrivateInterpreters> {
+async function copyInterpreters(dir: string): Promise<PrivateInterpreters> {
   const found = await findInterpreters();
   const of = (language: Language): Interpreter => {
     const interpreter = found.find((each) => each.language === language);

@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Instance } from "../engine/types.js";
-import { PAGE_BYTES } from "../linux/syscalls.js";
+import { PAGE_BYTES } from "../base/units.js";
 
 /** The instance's main process on the host. */
 export function hostPid(instance: Instance): number {

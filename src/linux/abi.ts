@@ -133,7 +133,7 @@ export const ABI_CONSTANTS = {
 type Field = readonly [name: string, type: "u16" | "u32" | "i32" | "u64" | "i64", count?: number];
 
 /** Structs visible to C as `struct <name>`. */
-export const ABI_STRUCTS = {
+const ABI_STRUCTS = {
   /** Heads every message between server and keeper; `bytes` follow. `id` names a husk/instance, a file, a template or a request. */
   message: [
     ["bytes", "u32"],

@@ -33,7 +33,7 @@ export interface RootParts {
 }
 
 /** Ordinary programs that a function's child process may use. */
-export const USERLAND: readonly string[] = [
+const USERLAND: readonly string[] = [
   "sh",
   "bash",
   "env",

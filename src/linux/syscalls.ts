@@ -89,5 +89,3 @@ export const AT_FDCWD = -100;
 export const F_SETFL = 4;
 export const F_SETPIPE_SZ = 1031;
 export const F_DUPFD_CLOEXEC = 1030;
-
-export const PAGE_BYTES = 4096;

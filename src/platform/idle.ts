@@ -23,7 +23,7 @@ import type { Slot } from "./slot.js";
 import type { Version } from "./version.js";
 
 /** Hibernating that gives back less than this is not worth its writing, nor the waking. */
-export const SAVES_BYTES_MIN = 2 * MIB;
+const SAVES_BYTES_MIN = 2 * MIB;
 /** What a hibernated instance keeps, until one of the function was measured. */
 const LEFT_BYTES = MIB;
 const DEFLATIONS_AT_ONCE = 2;

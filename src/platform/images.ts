@@ -36,7 +36,7 @@ const PREPARED_BYTES_MAX = GIB;
 /** Before each of them: requests that wait for the server to be there come first. */
 const PREPARE_AFTER_MS = 100;
 /** Tries for one version, while things run out; and while what fails may have to do with the moment. */
-export const ATTEMPTS_MAX = 8;
+const ATTEMPTS_MAX = 8;
 const FAILURES_MAX = 3;
 const BACKOFF_MS_MAX = 60_000;
 const BOOT_ONLY = "This server runs functions without images: every start that finds no idle instance is a boot";

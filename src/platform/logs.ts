@@ -18,7 +18,7 @@ import type { InvokeResult, StartResult } from "../engine/types.js";
 import { type FollowOptions, LATEST, LIMITS, type LogEntry } from "./types.js";
 
 /** In memory, for each function. */
-export const RING_BYTES = 256 * 1024;
+const RING_BYTES = 256 * 1024;
 /** A log file is moved away at this size. */
 export const FILE_BYTES = 10 * 1024 * 1024;
 /** What is waiting for a slow disk beyond this is dropped, and the log says so. */

@@ -11,7 +11,7 @@ import { ThawError } from "../base/errors.js";
 
 /** "THAW" as it lies in memory. */
 export const FRAME_MAGIC = 0x57414854;
-export const FRAME_PREFIX_BYTES = 12;
+const FRAME_PREFIX_BYTES = 12;
 export const FRAME_HEADER_BYTES_MAX = 64 * 1024;
 /** Lambda's limit on a payload, each way: 6 MiB and 100 bytes. */
 export const PAYLOAD_BYTES_MAX = 6_291_556;
@@ -94,8 +94,8 @@ export interface PreparedHeader {
 export type Seed = readonly [address: number, bytes: number];
 
 /** Of a `prepared` frame, and of one of them. */
-export const SEEDS_MAX = 64;
-export const SEED_BYTES_MAX = 4096;
+const SEEDS_MAX = 64;
+const SEED_BYTES_MAX = 4096;
 
 /** How far the runtime has optimised the function's own code, as it says itself; see `CodeHeat` of the engine. */
 export interface HeatMember {

@@ -7,7 +7,7 @@
 import { ThawError } from "../base/errors.js";
 
 /** Where the runtime's files and the function's code lie inside the sandbox. */
-export const RUNTIME_DIR = "/var/runtime";
+const RUNTIME_DIR = "/var/runtime";
 export const TASK_ROOT = "/var/task";
 
 /** Names that Lambda sets itself, and two that freezing depends on. */
@@ -62,7 +62,7 @@ export interface Launch {
 }
 
 /** The reserved names that `env` tries to set. */
-export function reservedNames(env: Readonly<Record<string, string>>): string[] {
+function reservedNames(env: Readonly<Record<string, string>>): string[] {
   return Object.keys(env).filter((name) => RESERVED_ENVIRONMENT.includes(name));
 }
 
