@@ -91,6 +91,36 @@ describe("a real socket", () => {
     expect(status).toBe(413);
   });
 
+  it.each([
+    ["too large", INVOKE, 7_000_000, "413 Payload Too Large"],
+    ["for nothing that is there", "/nothing", 2, "404 Not Found"],
+  ])(
+    "refuses a body that a client offers and that is %s without asking for it, and closes",
+    async (_what, path, bytes, status) => {
+      const reply = await raw(
+        `POST ${path} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: ${bytes}\r\n\r\n`,
+      );
+      expect(reply.split("\r\n")[0]).toBe(`HTTP/1.1 ${status}`);
+      expect(reply).toMatch(/\r\nconnection: close\r\n/i);
+    },
+  );
+
+  it("asks for a body that a client offers, and goes on with the connection", async () => {
+    const offer = `POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n`;
+    const reply = await raw(`${offer}\r\n{}${offer}Connection: close\r\n\r\n[]`);
+    const lines = reply.split("\r\n").filter((line) => /^(HTTP|connection|\{)/i.test(line));
+    const answer = (event: string, connection: string): string[] => [
+      "HTTP/1.1 100 Continue",
+      "HTTP/1.1 200 OK",
+      expect.stringMatching(new RegExp(`^connection: ${connection}$`, "i")),
+      `{"event":${event},"function":"hello"}`,
+    ];
+    expect(lines.flatMap((line) => line.split(/(?<=\})(?=HTTP)/))).toEqual([
+      ...answer("{}", "keep-alive"),
+      ...answer("[]", "close"),
+    ]);
+  });
+
   it("has limits on time and size of a request's head", () => {
     const { headersTimeout, requestTimeout, maxConnections } = gateway.app.server;
     expect({ headersTimeout, requestTimeout, maxConnections }).toEqual({

@@ -4,7 +4,7 @@
  * second that is 6 % of a core, and it brings routing, body limits, an orderly close and tests without a port.
  */
 import { randomUUID } from "node:crypto";
-import type { IncomingMessage } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { finished } from "node:stream";
 import Fastify, { type FastifyInstance, type FastifyPluginCallback, type FastifyReply, type FastifyRequest } from "fastify";
@@ -69,6 +69,12 @@ export interface Gateway {
   close(whileDraining?: () => Promise<void>): Promise<void>;
 }
 
+/**
+ * Requests whose client waits to be asked for the body (`Expect: 100-continue`). It is asked for one that is going to be read, and no
+ * other. What it sends next where it was not asked may be the body all the same, so the connection ends with that reply.
+ */
+const unasked = new WeakSet<IncomingMessage>();
+
 /** The application without a port; tests use its `inject`. */
 export function buildGateway(
   platform: Platform,
@@ -95,6 +101,20 @@ export function buildGateway(
   });
   app.server.maxConnections = CONNECTIONS_MAX;
 
+  app.server.on("checkContinue", (request: IncomingMessage, response: ServerResponse) => {
+    unasked.add(request);
+    app.server.emit("request", request, response);
+  });
+  app.addHook("preParsing", ({ raw, headers, routeOptions }, reply, body, done) => {
+    if (unasked.has(raw)) {
+      const { bodyLimit = KIB } = routeOptions;
+      if (Number(headers["content-length"] ?? 0) > bodyLimit) throw tooLarge(bodyLimit);
+      unasked.delete(raw);
+      reply.raw.writeContinue();
+    }
+    done(null, body);
+  });
+
   app.removeAllContentTypeParsers();
   app.addContentTypeParser("*", { parseAs: "buffer" }, (_request, body, done) => done(null, body));
 
@@ -107,7 +127,7 @@ export function buildGateway(
   });
   app.setErrorHandler(async (thrown, request, reply) => {
     const error = fromFastify(thrown, request.routeOptions.bodyLimit);
-    if (exceptionOf(error) === "RequestTooLargeException") await drain(request.raw);
+    if (exceptionOf(error) === "RequestTooLargeException" && !unasked.has(request.raw)) await drain(request.raw);
     if (exceptionOf(error) === "ServiceException")
       log.error({ err: error, method: request.method, path: request.url }, "request failed");
     return sendError(error, request, reply);
@@ -174,6 +194,7 @@ function nameRequest({ id, url }: FastifyRequest, reply: FastifyReply): void {
 
 function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   nameRequest(request, reply);
+  if (unasked.has(request.raw)) reply.header("connection", "close");
   const { status, headers, body } = isControl(request.url) ? controlError(error) : lambdaError(error);
   // As bytes: to a string Fastify would add a charset to the content type.
   return reply.code(status).headers(headers).send(Buffer.from(body));
@@ -224,7 +245,7 @@ function drain(body: IncomingMessage): Promise<void> {
   });
 }
 
-function tooLarge(limit: number, cause: unknown): ThawError {
+function tooLarge(limit: number, cause?: unknown): ThawError {
   const isPackage = limit === DEPLOY_BYTES_MAX;
   return new ThawError("PAYLOAD_TOO_LARGE", {
     what: isPackage ? "The code package is too large" : "The request's payload is too large",
