@@ -1,8 +1,8 @@
 /** What one instance costs the machine: its own pages, its share of others, and what the kernel keeps for it. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Instance } from "../engine/types.js";
 import { PAGE_BYTES } from "../base/units.js";
+import type { Instance } from "../engine/types.js";
 
 /** The instance's main process on the host. */
 export function hostPid(instance: Instance): number {
