@@ -188,17 +188,20 @@ describe("a server", () => {
   it("tells in the log what an instance died of after it had answered", async () => {
     const files = {
       "app.py": `
-import os, sys, threading
+import os, sys, threading, time
 def die():
+    while os.path.exists("${HOLD}"): time.sleep(0.02)
     print("nobody waits for this", file=sys.stderr, flush=True)
     os._exit(3)
 def handler(event, context):
-    threading.Timer(0.02, die).start()
+    threading.Thread(target=die).start()
     return 1
 `,
     };
     await server.deployReady("dies", files, { handler: "app.handler" });
+    const release = await server.hold("dies");
     expect((await server.invoke("dies")).json).toBe(1);
+    release();
     await expect.poll(async () => (await server.cli(["logs", "dies"])).out).toContain("thaw: an idle instance ended by itself");
     expect((await server.cli(["logs", "dies"])).out).toMatch(
       /END RequestId[\s\S]*nobody waits for this\nthaw: an idle instance ended by itself: .*exit status 3\b/,
