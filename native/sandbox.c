@@ -138,14 +138,6 @@ static int do_device(int root, const char *path, const char *source) {
 	return result;
 }
 
-static bool has_flag(const char *flags, const char *flag) {
-	size_t length = strlen(flag);
-	for (const char *at = flags; (at = strstr(at, flag)) != NULL; at += length) {
-		if ((at == flags || at[-1] == ',') && (at[length] == '\0' || at[length] == ',')) return true;
-	}
-	return false;
-}
-
 static int attach(int tree, int root, const char *target) {
 	int place = open_inside(root, target, O_PATH);
 	if (place < 0) return -1;
@@ -154,15 +146,12 @@ static int attach(int tree, int root, const char *target) {
 	return result;
 }
 
-static int do_bind(int root, const char *source, const char *target, const char *flags) {
-	bool recursive = has_flag(flags, "rec");
-	int tree = sys_open_tree(AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? AT_RECURSIVE : 0));
+static int do_bind(int root, const char *source, const char *target) {
+	int tree = sys_open_tree(AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
 	if (tree < 0) return -1;
-	struct mount_attr attr = {.attr_set = MOUNT_ATTR_NOSUID};
-	if (has_flag(flags, "ro")) attr.attr_set |= MOUNT_ATTR_RDONLY;
-	if (!has_flag(flags, "dev")) attr.attr_set |= MOUNT_ATTR_NODEV;
+	struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
 	struct stat info;
-	int result = sys_mount_setattr(tree, AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr);
+	int result = sys_mount_setattr(tree, AT_EMPTY_PATH, &attr);
 	if (result == 0) result = fstat(tree, &info);
 	if (result == 0) {
 		int there = open_inside(root, target, O_PATH);
@@ -185,25 +174,13 @@ static int do_link(int root, const char *path, const char *target) {
 	return result;
 }
 
-static int do_tmpfs(int root, const char *path, const char *options) {
-	if (make_dir(root, path, 0755) != 0) return -1;
-	int place = open_inside(root, path, O_PATH);
-	if (place < 0) return -1;
-	/* /proc lies hidden under the new root, so the descriptor cannot be named through it: the current directory can. */
-	int result = fchdir(place);
-	if (result == 0) result = mount("tmpfs", ".", "tmpfs", MS_NOSUID | MS_NODEV, options);
-	close(place);
-	return result;
-}
-
 static int run_operation(int root, const char *const part[4]) {
 	if (strcmp(part[0], "dir") == 0) return make_dir(root, part[1], (mode_t)strtoul(part[2], NULL, 8));
-	if (strcmp(part[0], "bind") == 0) return do_bind(root, part[1], part[2], part[3]);
+	if (strcmp(part[0], "bind") == 0) return do_bind(root, part[1], part[2]);
 	if (strcmp(part[0], "file") == 0) return make_file(root, part[1], (mode_t)strtoul(part[2], NULL, 8), part[3]);
 	if (strcmp(part[0], "copy") == 0) return do_copy(root, part[1], part[2], (mode_t)strtoul(part[3], NULL, 8));
 	if (strcmp(part[0], "device") == 0) return do_device(root, part[1], part[2]);
 	if (strcmp(part[0], "link") == 0) return do_link(root, part[1], part[2]);
-	if (strcmp(part[0], "tmpfs") == 0) return do_tmpfs(root, part[1], part[2]);
 	errno = EINVAL;
 	return -1;
 }

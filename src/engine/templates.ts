@@ -66,10 +66,7 @@ export class Templates {
       });
     }
     const plan = planRoot(interpreter, { huskPath: this.paths.husk, runtimeDir: this.paths.runtimeDir });
-    const id = await this.keeper.template([
-      ...plan,
-      { kind: "bind", source: this.paths.shim, target: SHIM_INSIDE, flags: ["ro"] },
-    ]);
+    const id = await this.keeper.template([...plan, { kind: "bind", source: this.paths.shim, target: SHIM_INSIDE }]);
     const template = { id, interpreter };
     this.#made.set(runtime, template);
     this.onMade(template);

@@ -10,19 +10,13 @@ import type { Interpreter } from "./interpreters.js";
 /** One operation of a plan; paths are inside the new root, `source` is on the host. */
 export type RootOperation =
   | { readonly kind: "dir"; readonly path: string; readonly mode: number }
-  | {
-      readonly kind: "bind";
-      readonly source: string;
-      readonly target: string;
-      readonly flags: readonly ("ro" | "rec" | "dev" | "exec")[];
-    }
+  | { readonly kind: "bind"; readonly source: string; readonly target: string }
   | { readonly kind: "file"; readonly path: string; readonly mode: number; readonly content: string }
   /** A host file's bytes, kept in the root's memory: spares a mount. */
   | { readonly kind: "copy"; readonly source: string; readonly target: string; readonly mode: number }
   /** The same device node as the host's `source`. */
   | { readonly kind: "device"; readonly path: string; readonly source: string }
-  | { readonly kind: "link"; readonly path: string; readonly target: string }
-  | { readonly kind: "tmpfs"; readonly path: string; readonly options: string };
+  | { readonly kind: "link"; readonly path: string; readonly target: string };
 
 /** What a plan depends on beside the interpreter. */
 export interface RootParts {
@@ -89,7 +83,7 @@ export function planRoot(interpreter: Interpreter, parts: RootParts): RootOperat
   const bound: string[] = [];
   const bind = (source: string, target = source): void => {
     if (!existsSync(source) || bound.some((path) => target === path || target.startsWith(`${path}/`))) return;
-    plan.push({ kind: "bind", source: realpathSync(source), target, flags: ["ro"] });
+    plan.push({ kind: "bind", source: realpathSync(source), target });
     bound.push(target);
   };
   const copy = (source: string, target: string, mode: number): void => {
@@ -168,7 +162,7 @@ export function encodePlan(plan: readonly RootOperation[]): Buffer {
         strings.push("dir", operation.path, operation.mode.toString(8), "");
         break;
       case "bind":
-        strings.push("bind", operation.source, operation.target, operation.flags.join(","));
+        strings.push("bind", operation.source, operation.target, "");
         break;
       case "file":
         strings.push("file", operation.path, operation.mode.toString(8), operation.content);
@@ -181,9 +175,6 @@ export function encodePlan(plan: readonly RootOperation[]): Buffer {
         break;
       case "link":
         strings.push("link", operation.path, operation.target, "");
-        break;
-      case "tmpfs":
-        strings.push("tmpfs", operation.path, operation.options, "");
         break;
     }
   }
