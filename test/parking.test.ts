@@ -20,6 +20,21 @@ const kept = (): number => world.engine.stats().husks.runtime;
 
 afterEach(() => world.engine.pool({ runtime: 0 }));
 
+describe("an image that a former server wrote", () => {
+  it("is opened for the husks that are parked for it", async () => {
+    const image = await world.imageAfter("node", "counter.next", "counter.next", "counter.next");
+    await world.close();
+    await world.open();
+    world.engine.rememberImage(image);
+    world.engine.park(image, "image", 1);
+    await until("a husk to be parked", () => (world.engine.stats().husks.image === 1 ? true : undefined));
+    await world.thawed(image, async (clone) => expect(await call(clone, "counter.read")).toMatchObject({ count: 3 }), {
+      husk: "parked",
+    });
+    await world.engine.removeImage(image);
+  });
+});
+
 describe.each(LANGUAGES)("the runtime of a %s function", (language) => {
   it("is kept mapped once it was started from twice", async () => {
     const { engine } = world;

@@ -134,7 +134,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.log,
     );
     const { husks, images, templates, limits } = this;
-    this.parking = new Parking({ husks, images, templates, limits, fingerprint, device: recorder.device });
+    this.parking = new Parking({ husks, images, templates, limits, fingerprint, device: recorder.device, log: this.log });
   }
 
   /** What bases are made and started with. */
@@ -401,7 +401,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {
-    this.parking.park(this.loaded(image), level, count, asked);
+    this.parking.park(image, level, count, asked);
   }
 
   pool(target: PoolTarget): void {
@@ -480,12 +480,6 @@ export class LocalEngine implements Engine, InstanceOwner {
   private adopt(instance: LiveInstance): LiveInstance {
     this.instances.add(instance);
     return instance;
-  }
-
-  private loaded(image: Image): LoadedImage {
-    const loaded = this.images.get(image.dir);
-    if (loaded === undefined) throw notOpen(image);
-    return loaded;
   }
 
   private assertOpen(): void {

@@ -9,6 +9,7 @@
  * started from twice, without being asked for each image, and for the last few such sets: functions with native modules have their own.
  */
 import { assert } from "../base/errors.js";
+import type { Logger } from "../base/log.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { parkedKey, runtimePoolKey } from "./choose-husk.js";
 import { DEFAULT_TMP_MB, genericKey, type Husk, type HuskPool, type StageStep } from "./husk-pool.js";
@@ -17,7 +18,7 @@ import type { Limits } from "./limits.js";
 import type { OpenImages } from "./open-images.js";
 import { refuseParking } from "./reap.js";
 import type { Templates } from "./templates.js";
-import type { Loader, PoolTarget } from "./types.js";
+import type { Image, Loader, PoolTarget } from "./types.js";
 import { LOADERS } from "./types.js";
 
 const DEFAULT_GENERIC_HUSKS = 2;
@@ -37,6 +38,7 @@ export interface ParkingTools {
   readonly fingerprint: Fingerprint;
   /** See `Recorder.device`. */
   readonly device: number | undefined;
+  readonly log: Logger;
 }
 
 /** See above. */
@@ -64,8 +66,19 @@ export class Parking {
     this.tools.husks.target(genericKey(template), { ...NOTHING, template, count: this.#generic });
   }
 
-  park(loaded: LoadedImage, level: ParkedLevel, count: number, asked?: Loader): void {
+  /** An image that is closed is opened first, in the background. IMAGE_NOT_READY if it was never here. */
+  park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {
     if (level !== "runtime") refuseParking(asked ?? "splice");
+    const loaded = this.tools.images.use(image);
+    if (!(loaded instanceof Promise)) return this.#park(loaded, level, count, asked);
+    loaded.then(
+      (opened) => this.#park(opened, level, count, asked),
+      // The first start that thaws it finds the same, and tells it; here nothing is at stake but a husk.
+      (error: unknown) => this.tools.log.warn({ err: error, image: image.id }, "no husk could be parked for an image"),
+    );
+  }
+
+  #park(loaded: LoadedImage, level: ParkedLevel, count: number, asked: Loader | undefined): void {
     const loader = loaded.loaderFor(asked);
     const key = level === "runtime" ? this.#runtimeKey(loaded) : parkedKey(loaded, level, loader);
     this.#own.delete(key);

@@ -374,7 +374,7 @@ export interface Engine {
   inspect(image: Image): Promise<ImageInspection>;
   /** Forgets the image's pools and descriptors and removes its directory. */
   removeImage(image: Image): Promise<void>;
-  /** How many husks to keep ready for this image at a level; refilled in the background. 0 drops them. */
+  /** How many husks to keep ready for this image at a level; refilled in the background, where it is closed once it was opened. 0 drops them. */
   park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader?: Loader): void;
   /** Husks kept ready for any image. */
   pool(target: PoolTarget): void;

@@ -13,7 +13,6 @@
  */
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
-import { errorText, isThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
 import type { Engine, Image } from "../engine/types.js";
@@ -141,10 +140,6 @@ export class Pools {
     const { favourite } = version.generations;
     const before = this.#parkedFor.get(version);
     if (favourite === undefined || favourite === before) return;
-    if (this.#unopened.has(favourite)) {
-      this.track(this.#openAndPark(version, favourite));
-      return;
-    }
     this.#parkedFor.set(version, favourite);
     for (const level of ["runtime", "image", "prefaulted"] as const) {
       if (levels[level] === 0) continue;
@@ -156,17 +151,6 @@ export class Pools {
   #target(image: Image, level: "runtime" | "image" | "prefaulted", count: number): void {
     const { loader } = this.#options.parked;
     this.#options.engine.park(image, level, count, ...(loader === undefined || level === "runtime" ? [] : [loader]));
-  }
-
-  async #openAndPark(version: Version, image: Image): Promise<void> {
-    try {
-      await this.open(image);
-    } catch (error) {
-      // The first start that thaws it finds the same, and drops it; here nothing is at stake but a husk.
-      this.#options.log.warn({ reason: errorText(error), damaged: isThawError(error) }, "no husk could be parked for an image");
-      return;
-    }
-    this.#park(version);
   }
 }
 
