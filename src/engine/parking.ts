@@ -70,12 +70,13 @@ export class Parking {
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {
     if (level !== "runtime") refuseParking(asked ?? "splice");
     const loaded = this.tools.images.use(image);
-    if (!(loaded instanceof Promise)) return this.#park(loaded, level, count, asked);
-    loaded.then(
-      (opened) => this.#park(opened, level, count, asked),
-      // The first start that thaws it finds the same, and tells it; here nothing is at stake but a husk.
-      (error: unknown) => this.tools.log.warn({ err: error, image: image.id }, "no husk could be parked for an image"),
-    );
+    if (loaded instanceof Promise)
+      loaded.then(
+        (opened) => this.#park(opened, level, count, asked),
+        // The first start that thaws it finds the same, and tells it; here nothing is at stake but a husk.
+        (error: unknown) => this.tools.log.warn({ err: error, image: image.id }, "no husk could be parked for an image"),
+      );
+    else this.#park(loaded, level, count, asked);
   }
 
   #park(loaded: LoadedImage, level: ParkedLevel, count: number, asked: Loader | undefined): void {
