@@ -1,5 +1,5 @@
 /** How pages arrive: every loader gives the same function, REAP records and installs, and a splice start asks the disk ahead. */
-import { readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
 import { type Image, type Instance, LOADERS, type Loader, type StartResult } from "../src/engine/index.js";
@@ -8,6 +8,7 @@ import { flipBit } from "./support/damage.js";
 import { packed } from "./support/packing.js";
 import { forgetCached } from "./support/page-cache.js";
 import { hasStopped, pagerOf } from "./support/pager.js";
+import { descendants } from "./support/processes.js";
 import { until } from "./support/server.js";
 import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
 
@@ -132,6 +133,28 @@ describe.each(LANGUAGES)("a %s function", (language) => {
     expect(await started(image, "reap")).not.toHaveProperty("fallback");
     await world.engine.removeImage(image);
   });
+});
+
+it("a recording that cannot be read is told by each start, and none of them leaves it open", async () => {
+  const image = await counted("python");
+  await started(image, "reap");
+  const { reapSet } = imageFiles(image.dir);
+  rmSync(reapSet);
+  mkdirSync(reapSet);
+  const keeper = descendants(process.pid).find(({ parent }) => parent === process.pid);
+  const isClosed = (): true | undefined => {
+    try {
+      const fds = readdirSync(`/proc/${keeper?.pid}/fd`);
+      return fds.some((fd) => readlinkSync(`/proc/${keeper?.pid}/fd/${fd}`) === reapSet) ? undefined : true;
+    } catch {
+      // One was closed while we looked.
+      return undefined;
+    }
+  };
+  for (let start = 0; start < 3; start++)
+    expect((await started(image, "reap", "counter.read")).fallback).toContain("EISDIR: illegal operation on a directory");
+  await until("it to be closed", isClosed);
+  await world.engine.removeImage(image);
 });
 
 describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)", (loader) => {

@@ -184,18 +184,18 @@ export class ReapStarts {
     if (trace === undefined) return anew("its trace is damaged");
     const identity = identityOf(loaded);
     if (identity === undefined) return anew("its set is missing");
+    let setFile: number | undefined;
     try {
-      const setFile = await this.keeper.openFile(files.reapSet);
+      setFile = await this.keeper.openFile(files.reapSet);
       const why = await checkSet(files.reapSet, trace);
       const installation = installationOf(loaded.facts, trace.accesses);
       const usable = why ?? (installation.bytes === trace.setBytes ? undefined : "it belongs to another image");
-      if (usable !== undefined || identity !== identityOf(loaded) || loaded.closed) {
-        this.keeper.closeFile(setFile);
-        return anew(usable ?? "it changed while it was read");
-      }
+      if (usable !== undefined || identity !== identityOf(loaded) || loaded.closed)
+        throw new Error(usable ?? "it changed while it was read");
       this.#recorded.set(loaded, { identity, setFile, installation, plans: new Map() });
       return undefined;
     } catch (error) {
+      if (setFile !== undefined) this.keeper.closeFile(setFile);
       return anew(errorText(error));
     }
   }
