@@ -56,9 +56,7 @@ describe("a request is refused", () => {
   });
 
   it("with a context that is too large for a function, before an instance is started or used", async () => {
-    bed = await openTestBed();
-    await bed.platform.deploy({ name: "a", zip: zipOf() });
-    await bed.platform.waitReady("a");
+    await deploy();
     const clientContext = JSON.stringify(Array(15_500).fill(""));
     const refused =
       "The request's context is too large. client context and trace id have 77510 bytes as JSON texts, and the limit is 61440";
