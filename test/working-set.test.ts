@@ -218,7 +218,9 @@ describe.each(LANGUAGES)("the working set of a %s function that was rehearsed", 
       const { recording, prefetchedPages, faultsOutside } = await start(image, QUIET);
       expect([recording, prefetchedPages > 100, (faultsOutside ?? 1000) < 64]).toEqual([undefined, true, true]);
     }
-    expect((await world.engine.inspect(image)).workingSet).toMatchObject({ rehearsed: false, renewals: 0 });
+    // On the disk a moment later.
+    const inspected = async () => (await world.engine.inspect(image)).workingSet;
+    await expect.poll(inspected, { timeout: 10_000 }).toMatchObject({ rehearsed: false, renewals: 0 });
     // Once it is known nothing is rehearsed, nor recorded.
     await world.engine.prepareImage(image, { record: () => "no JSON" });
     await world.engine.removeImage(image);
