@@ -216,7 +216,8 @@ export class LocalEngine implements Engine, InstanceOwner {
       return instance;
     } catch (error) {
       await instance.dispose();
-      throw error;
+      // One that was killed because it took too long is not told as somebody's kill.
+      throw instance.failure ?? error;
     }
   }
 

@@ -68,6 +68,7 @@ export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
   return new ThawError("INSTANCE_EXITED", {
     what: `Runtime exited with error: ${how}`,
     fix: "the function's process must not exit; return from the handler",
+    details: exit?.signal === undefined ? {} : { signal: exit.signal },
   });
 }
 

@@ -245,6 +245,8 @@ export function pagesElsewhere(loader: Loader | undefined): ThawError {
     what: `an instance that was started with loader ${loader} cannot be frozen`,
     why: "part of its memory is still with the pager",
     fix: "start it with splice, lazy or eager",
+    // Others of the function can be, which came another way.
+    details: { scope: "instance" },
   });
 }
 

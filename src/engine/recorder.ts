@@ -17,6 +17,8 @@ import type { Loader, PageCounts, StartFaults } from "./types.js";
 const USERFAULTFD = "/dev/userfaultfd";
 /** The kernel's ticks in /proc, whatever its own are: USER_HZ is 100 on x86-64. */
 const TICK_MS = 10;
+/** After it a process whose memory is gone is known to have ended. */
+const ENDING_MS = 200;
 
 /** Present pages of an instance. */
 export interface PresentPages {
@@ -170,10 +172,14 @@ export class Recorder {
       }
     } catch (error) {
       loaded.sets.release();
-      this.log.warn(
-        { err: error, image: loaded.image.id },
-        "the working set could not be recorded; starts of this image take more faults until it is",
-      );
+      // One that is ending fails the scan, and is told apart a moment later: then the next start records.
+      setTimeout(() => {
+        if (!instance.alive) return;
+        this.log.warn(
+          { err: error, image: loaded.image.id },
+          "the working set could not be recorded; starts of this image take more faults until it is",
+        );
+      }, ENDING_MS);
     }
   }
 }

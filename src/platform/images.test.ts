@@ -92,6 +92,28 @@ describe("making an image fails", () => {
     expect(await bed.platform.waitReady("a")).toMatchObject({ state: "ready", attempts: 2 });
   });
 
+  it.each([
+    ["its process was killed", new ThawError("INSTANCE_EXITED", { what: "signal 9", details: { signal: 9 } })],
+    [
+      "it was killed while it was loaded",
+      new ThawError("INIT_FAILED", { what: "f", cause: new ThawError("INSTANCE_EXITED", { what: "9", details: { signal: 9 } }) }),
+    ],
+    ["its husk was killed", new ThawError("SANDBOX_FAILED", { what: "a husk ended before its boot stage was done" })],
+  ])("because %s: it is tried again", async (_how, error) => {
+    bed = await openTestBed();
+    bed.engine.failNext("boot", error);
+    await deploy();
+    expect(await bed.platform.waitReady("a")).toMatchObject({ state: "ready", attempts: 2 });
+  });
+
+  it("because its process ends by itself: it is not tried again", async () => {
+    bed = await openTestBed();
+    bed.engine.failNext("freeze", new ThawError("INSTANCE_EXITED", { what: "Runtime exited with error: exit status 3" }));
+    await deploy();
+    await expect(bed.platform.waitReady("a")).rejects.toThrow("exit status 3");
+    expect(bed.platform.get("a").image).toMatchObject({ state: "failed", attempts: 1 });
+  });
+
   it("because freezing fails each time: after three tries deploy --wait says so, and it runs by boot", async () => {
     bed = await openTestBed();
     bed.engine.failNext(

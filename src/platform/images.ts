@@ -7,7 +7,8 @@
  *     deploy ─▶ pending ──▶ ready ───────────────────────────────────────────────────────┘
  *               │  ▲  │ └─▶ refused   the process holds what cannot be frozen: it runs by boot
  *               │  │  └───▶ failed    it could not be loaded, or not frozen
- *               └──┘ something ran out: again after 1, 2, 4 … 60 s, at most {@link ATTEMPTS_MAX} times; a freeze failed: {@link FAILURES_MAX} times
+ *               └──┘ something ran out: again after 1, 2, 4 … 60 s, at most {@link ATTEMPTS_MAX} times; a freeze failed,
+ *                    or somebody killed the process: {@link FAILURES_MAX} times
  *
  * The instance that is frozen takes no place of those that requests compete for.
  */
@@ -39,6 +40,7 @@ const PREPARE_AFTER_MS = 100;
 const ATTEMPTS_MAX = 8;
 const FAILURES_MAX = 3;
 const BACKOFF_MS_MAX = 60_000;
+const SIGKILL = 9;
 const BOOT_ONLY = "This server runs functions without images: every start that finds no idle instance is a boot";
 
 interface Waiting {
@@ -283,11 +285,7 @@ export class Images {
       return;
     }
     this.#note(version, "no image could be made", error);
-    const attemptsMax = isThawError(error, "RESOURCE_EXHAUSTED")
-      ? ATTEMPTS_MAX
-      : isThawError(error, "FREEZE_FAILED")
-        ? FAILURES_MAX
-        : 0;
+    const attemptsMax = isThawError(error, "RESOURCE_EXHAUSTED") ? ATTEMPTS_MAX : mayPass(error) ? FAILURES_MAX : 0;
     if (version.image.attempts < attemptsMax) {
       const pauseMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2 ** (version.image.attempts - 1));
       log.warn({ err: error, function: version.name, pauseMs }, "no image could be made; trying again");
@@ -301,7 +299,7 @@ export class Images {
         }, pauseMs).unref(),
       );
       // Who waits is told at once that there is no room; a moment that passes he waits for.
-      if (isThawError(error, "FREEZE_FAILED")) return;
+      if (!isThawError(error, "RESOURCE_EXHAUSTED")) return;
     } else {
       log.warn({ err: error, function: version.name }, "no image could be made; the function runs by boot");
       this.#record(version, "failed", error.message);
@@ -412,4 +410,11 @@ function gone(version: Version): ThawError {
     why: "the function was replaced or removed, or the server stopped, meanwhile",
     fix: "Deploy it again",
   });
+}
+
+/** Whether the failure may have to do with the moment: of a freeze, or of a process that somebody killed, such as a kernel that has no memory left. */
+function mayPass(error: Error): boolean {
+  const reason = isThawError(error, "INIT_FAILED") ? error.cause : error;
+  if (isThawError(reason, "INSTANCE_EXITED")) return reason.details.signal === SIGKILL;
+  return isThawError(reason, "FREEZE_FAILED") || isThawError(reason, "SANDBOX_FAILED");
 }

@@ -281,6 +281,18 @@ describe("a demanded start", () => {
     expect((await bed.platform.invoke("a", "", { prefer: { kind: "reuse" } })).start.kind).toBe("reuse");
   });
 
+  it("of a boot takes another husk when its own is lost, once; so does a boot that nobody demanded", async () => {
+    bed = await openTestBed({}, { canFreeze: false });
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    const lost = new ThawError("SANDBOX_FAILED", { what: "a husk ended before its boot stage was done" });
+    for (const request of [{ prefer: { kind: "boot" } }, {}] as const) {
+      bed.engine.failNext("boot", lost);
+      expect((await bed.platform.invoke("a", "", { ...request, dispose: true })).start.kind).toBe("boot");
+      bed.engine.failNext("boot", lost, 2);
+      await expect(bed.platform.invoke("a", "", { ...request, dispose: true })).rejects.toThrow("a husk ended");
+    }
+  });
+
   it("of reuse waits for an instance that is running, and reports the wait apart", async () => {
     await openBed({}, ["a"]);
     const busy = bed.platform.invoke("a", wait);

@@ -4,6 +4,7 @@
  * depends on it but decisions: what cannot be read or written is told in the server's log, and learned anew.
  */
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { errorText } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { LearnedRow, Store, StoredLearned } from "./store.js";
 import type { Version } from "./version.js";
@@ -108,7 +109,7 @@ export function recall(version: Version, learned: readonly StoredLearned[], log:
       else version.idleTimes.recall(value);
     } catch (error) {
       log.warn(
-        { err: error, function: version.name, what },
+        { function: version.name, what, why: errorText(error) },
         "what was learned of a function cannot be used, and is learned anew",
       );
     }

@@ -160,6 +160,20 @@ describe("learning from traffic", () => {
     expect((await invoke({ dispose: true })).start).toMatchObject({ kind: "reuse" });
   });
 
+  it("goes on with the next instance when one cannot be frozen for the way in which it was started", async () => {
+    await ready([0, 1]);
+    const what = "an instance that was started with loader reap cannot be frozen";
+    bed.engine.failNext("freeze", new ThawError("FREEZE_REFUSED", { what, details: { scope: "instance" } }));
+    await invokeTimes(2);
+    expect(liveFreezes()).toBe(1);
+    expect(bed.platform.get("a").image.heat).toEqual({ state: "running" });
+    await invoke({ dispose: true });
+    await invoke();
+    await until(() => bed.platform.images("a").length === 2);
+    expect(heats()).toEqual(["0: 0 deploy", "1: 1 traffic"]);
+    expect(bed.platform.metrics()).toMatchObject({ heatFailures: 0 });
+  });
+
   it("is tried again a few times while the disk is full, and no more; no raw image is left", async () => {
     await ready([0, 1]);
     bed.engine.failNext("freeze", Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" }), 100);

@@ -93,8 +93,9 @@ export class Learning {
     this.#jobs.set(version, job);
   }
 
-  async #refine(version: Version, { instance }: Slot, freezing: Promise<Image>): Promise<void> {
+  async #refine(version: Version, slot: Slot, freezing: Promise<Image>): Promise<void> {
     const { engine, heating, pools } = this.#options;
+    const { instance } = slot;
     try {
       const raw = await freezing;
       try {
@@ -107,8 +108,10 @@ export class Learning {
       }
       this.#backoffs.delete(version);
     } catch (error) {
-      // An instance that ended by itself says nothing about the next one.
-      if (heating.wants(version) && (instance.alive || isThawError(error, "FREEZE_REFUSED"))) this.#failed(version, error);
+      // Nothing is known about the next instance: of this one nothing can be taken.
+      if (isThawError(error, "FREEZE_REFUSED") && error.details.scope === "instance") slot.freezeAt = undefined;
+      // Nor when it ended by itself.
+      else if (heating.wants(version) && (instance.alive || isThawError(error, "FREEZE_REFUSED"))) this.#failed(version, error);
     }
   }
 

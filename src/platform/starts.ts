@@ -18,7 +18,7 @@ import type { Starter } from "./instances.js";
 import { LIMITS, type ParkedTargets, type Preference } from "./types.js";
 import type { Version } from "./version.js";
 
-/** Husks that may be lost between their pool and the function before the image is blamed for it. */
+/** Husks that may be lost between their pool and the function before the request is told, or the image blamed for it. */
 const HUSKS_LOST_MAX = 1;
 
 /** One request's way to an instance, over all its tries. */
@@ -79,20 +79,15 @@ export class Starts implements Starter {
   async start(attempt: Attempt): Promise<Instance> {
     const { version, prefer } = attempt;
     for (;;) {
-      if (prefer === undefined) {
-        attempt.image = version.generations.choose();
-        if (attempt.image === undefined) return this.#boot(attempt);
-      }
+      if (prefer === undefined) attempt.image = version.generations.choose();
       try {
-        const instance =
-          prefer === undefined && attempt.image !== undefined
-            ? await this.#thawOrParked(attempt, attempt.image)
-            : await this.#startThisWay(attempt);
+        const instance = await (prefer === undefined ? this.#startAnyWay(attempt) : this.#startThisWay(attempt));
         if (attempt.fallback !== undefined) version.lastFallback = { reason: attempt.fallback, atMs: Date.now() };
         return instance;
       } catch (error) {
-        if (!isImageFault(error)) throw error;
-        this.#blame(attempt, error);
+        if (isThawError(error, "SANDBOX_FAILED") && attempt.husksLost < HUSKS_LOST_MAX) attempt.husksLost += 1;
+        else if (isImageFault(error)) this.#blame(attempt, error);
+        else throw error;
       }
     }
   }
@@ -124,12 +119,11 @@ export class Starts implements Starter {
     attempt.fallback = version.image.lost ?? error.message;
   }
 
-  async #boot(attempt: Attempt): Promise<Instance> {
-    const { version } = attempt;
+  #startAnyWay(attempt: Attempt): Promise<Instance> {
+    const { version, image } = attempt;
+    if (image !== undefined) return this.#thawOrParked(attempt, image);
     attempt.fallback ??= version.image.lost;
-    const instance = await this.engine.boot(version.spec);
-    if (attempt.fallback !== undefined) version.lastFallback = { reason: attempt.fallback, atMs: Date.now() };
-    return instance;
+    return this.engine.boot(version.spec);
   }
 
   async #startThisWay(attempt: Attempt): Promise<Instance> {
