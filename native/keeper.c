@@ -299,6 +299,15 @@ static bool cancelled(struct queued *item) {
 	return true;
 }
 
+/* Its socket is closed or closing: how it ended is for whoever reads the log. */
+static _Noreturn void builder_ended(void) {
+	int status = 0;
+	waitpid(builder_pid, &status, 0);
+	errno = 0;
+	if (WIFSIGNALED(status)) die("the builder was killed by signal %d", WTERMSIG(status));
+	die("the builder ended; its last words are above");
+}
+
 static void feed_builder(void) {
 	while (at_builder_count < BUILDER_DEPTH) {
 		struct queued *item = queue_take(&urgent);
@@ -317,7 +326,12 @@ static void feed_builder(void) {
 			lent[0] = slot_networks[it->slot];
 		}
 		memcpy(lent + 1, item->lent, sizeof item->lent);
-		if (send_with_fds(builder.fd, &item->job, sizeof item->job, lent, lent[0] < 0 ? 0 : 1 + item->lent_count) < 0) die("the builder is gone");
+		int error = -send_with_fds(builder.fd, &item->job, sizeof item->job, lent, lent[0] < 0 ? 0 : 1 + item->lent_count);
+		if (error == EPIPE || error == ECONNRESET) builder_ended();
+		if (error != 0) {
+			errno = error;
+			die("the builder cannot be asked");
+		}
 		at_builder[at_builder_count++] = item;
 	}
 }
@@ -363,7 +377,8 @@ static bool builder_answer(void) {
 	unsigned fd_count = 4;
 	ssize_t count = recv_with_fds(builder.fd, &answer, sizeof answer, fds, &fd_count, MSG_DONTWAIT);
 	if (count == -EAGAIN) return false;
-	if (count < (ssize_t)offsetof(struct job_answer, text) || at_builder_count == 0) die("the builder ended; its last words are above");
+	if (count == 0 || count == -ECONNRESET) builder_ended();
+	if (count < (ssize_t)offsetof(struct job_answer, text) || at_builder_count == 0) die("the builder answers what nobody asked");
 	struct queued *item = at_builder[0];
 	at_builder_count--;
 	memmove(at_builder, at_builder + 1, at_builder_count * sizeof *at_builder);

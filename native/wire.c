@@ -23,7 +23,8 @@ _Noreturn void die(const char *format, ...) {
 	va_start(arguments, format);
 	fputs("keeper: ", stderr);
 	vfprintf(stderr, format, arguments);
-	fprintf(stderr, " (%s)\n", strerror(error));
+	if (error != 0) fprintf(stderr, " (%s)", strerror(error));
+	fputc('\n', stderr);
 	exit(1);
 }
 

@@ -289,6 +289,24 @@ describe("a server whose keeper is killed", () => {
   );
 
   it(
+    "because its builder was killed, says that",
+    async () => {
+      const server = await TestServer.start(temporaryDir("builder"));
+      const traces = tracesOf(server);
+      const builder = descendants(server.keeper.pid).find(
+        ({ pid }) => readFileSync(`/proc/${pid}/comm`, "utf8") === "thaw-builder\n",
+      );
+      process.kill(builder?.pid ?? 0, "SIGKILL");
+      expect(await server.ended()).toEqual({ code: 1, signal: null });
+      expect(server.output).toContain(
+        "  why: it exited with code 1; it said: keeper: the builder was killed by signal 9\n",
+      );
+      await expectNothingRuns(traces);
+    },
+    RESTART_MS_MAX,
+  );
+
+  it(
     "together with the server, leaves empty cgroups that the next server removes",
     async () => {
       const dataDir = temporaryDir("both");

@@ -22,9 +22,12 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
+import { type Zippable, zipSync } from "fflate";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
+import { createLogger, silentLogger } from "../src/base/log.js";
 import { type FunctionSpec, type Image, openEngine } from "../src/engine/index.js";
 import { decodeRawManifest, decodeWorkingSet, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
+import { stageCode } from "../src/platform/code.js";
 import { ask, Bench, refusal, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
@@ -421,8 +424,8 @@ async function onMount(options: string, body: (dir: string) => Promise<void>): P
   }
 }
 
-async function withEngine(dataDir: string, body: (engine: Bench["engine"]) => Promise<void>): Promise<void> {
-  const engine = await openEngine({ dataDir });
+async function withEngine(dataDir: string, body: (engine: Bench["engine"]) => Promise<void>, log = silentLogger()): Promise<void> {
+  const engine = await openEngine({ dataDir, log });
   engine.pool({ generic: 0 });
   try {
     await body(engine);
@@ -430,6 +433,23 @@ async function withEngine(dataDir: string, body: (engine: Bench["engine"]) => Pr
     await engine.close();
   }
 }
+
+describe("a disk that is full while code is unpacked", () => {
+  it.each([
+    ["the function's directory", "nr_inodes=1", { "app.py": "" }],
+    ["a directory of the package", "nr_inodes=3", { "lib/deep/app.py": "" }],
+  ])("where %s would be made, is told as that, and leaves nothing", async (_title, options, files: Zippable) => {
+    for (const path of Object.keys(files)) files[path] = new Uint8Array();
+    await onMount(`size=1m,${options}`, async (dir) => {
+      const error = await refusal(stageCode(zipSync(files), join(dir, "function", "code")));
+      expect(error.message).toMatch(/^The code package could not be unpacked\. the disk is full\. Free some space/);
+      expect(readdirSync(dir, { recursive: true })).toEqual(options === "nr_inodes=1" ? [] : ["function"]);
+      execFileSync("mount", ["-o", "remount,nr_inodes=100", dir]);
+      await (await stageCode(zipSync(files), join(dir, "function", "code"))).publish();
+      expect(existsSync(join(dir, "function", "code", Object.keys(files)[0] ?? ""))).toBe(true);
+    });
+  });
+});
 
 describe("a disk that is full while freezing", () => {
   it.each([
@@ -463,7 +483,9 @@ describe("a disk that is full while freezing", () => {
 
   it("and one that fills before the working set is recorded costs nothing but that", async () => {
     await onMount("size=128m,nr_inodes=20", async (dir) => {
-      await withEngine(dir, async (engine) => {
+      const told: string[] = [];
+      const log = createLogger({ level: "warn", destination: { write: (line: string) => void told.push(line) } });
+      const body = async (engine: Bench["engine"]): Promise<void> => {
         const booted = await engine.boot(spec);
         const image = await booted.freeze({ then: "end" });
         for (let index = 0; index < 20; index++) {
@@ -479,10 +501,13 @@ describe("a disk that is full while freezing", () => {
         };
         await answer();
         expect(existsSync(imageFiles(image.dir).workingSet)).toBe(false);
+        await answer();
+        expect(told).toEqual([expect.stringContaining("ENOSPC")]);
         execFileSync("mount", ["-o", "remount,nr_inodes=1000", dir]);
         await answer();
         expect(existsSync(imageFiles(image.dir).workingSet)).toBe(true);
-      });
+      };
+      await withEngine(dir, body, log);
     });
   });
 });

@@ -4,7 +4,7 @@
  * name, fsync the file, rename, fsync the directory (rename(2), fsync(2) "Notes").
  */
 import { randomBytes } from "node:crypto";
-import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { access, mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 
 /** What every temporary name begins with; a server that starts may remove whatever carries it. */
@@ -60,9 +60,34 @@ export async function writeFileDurably(path: string, content: string | Uint8Arra
   }
 }
 
+/**
+ * Makes `path` and its missing parents, as `mkdir` does, and returns the first one made. Fails with the kernel's own reason: of a disk that
+ * is full Node (20 to 26) says ENOENT.
+ */
+export async function mkdirs(path: string, mode = 0o777): Promise<string | undefined> {
+  try {
+    return await mkdir(path, { recursive: true, mode });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+  }
+  let first = path;
+  while (!(await exists(dirname(first)))) first = dirname(first);
+  await mkdir(first, { mode });
+  // It was a moment without room.
+  await mkdir(path, { recursive: true, mode });
+  return first;
+}
+
+async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
 /** Makes `path` and its missing parents, and flushes the directory of each one made. */
 export async function mkdirDurably(path: string, mode = 0o700): Promise<void> {
-  const first = await mkdir(path, { recursive: true, mode });
+  const first = await mkdirs(path, mode);
   if (first === undefined) return;
   for (let made = path; made.length >= first.length; made = dirname(made)) await fsyncPath(dirname(made));
 }

@@ -9,11 +9,11 @@
  */
 import { createHash, randomBytes } from "node:crypto";
 import { readdirSync, readFileSync, statSync } from "node:fs";
-import { mkdir, readdir, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
 import { isThawError } from "../base/errors.js";
-import { removeTemporaries } from "../base/fsync.js";
+import { mkdirs, removeTemporaries } from "../base/fsync.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
@@ -198,9 +198,9 @@ export class Bases {
     const full = this.#open.get(key);
     if (full !== undefined) await this.#drop(key, full);
     try {
-      await mkdir(this.#dir, { recursive: true, mode: 0o700 });
+      await mkdirs(this.#dir, 0o700);
       // /var/task of a base: functions, which run as other users, must be able to look at it.
-      await mkdir(this.#emptyDir, { recursive: true, mode: 0o755 });
+      await mkdirs(this.#emptyDir, 0o755);
       for (const name of await readdir(this.#dir)) {
         if (!name.startsWith(`${key}.`)) continue;
         try {

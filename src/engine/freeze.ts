@@ -10,7 +10,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { nowMs, sleep } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
-import { fsyncTree, renameDurably, temporaryPath } from "../base/fsync.js";
+import { fsyncTree, mkdirs, renameDurably, temporaryPath } from "../base/fsync.js";
 import { PAGE_BYTES } from "../base/units.js";
 import {
   basePath,
@@ -148,7 +148,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
   const dir = options.dir ?? join(tools.imagesDir, id);
   const temporary = temporaryPath(dir);
   try {
-    await mkdir(dirname(temporary), { recursive: true, mode: 0o700 });
+    await mkdirs(dirname(temporary), 0o700);
     await mkdir(temporary, { mode: 0o700 });
     const origin = instance.origin;
     const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];

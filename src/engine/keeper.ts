@@ -73,6 +73,8 @@ const HEAD_BYTES = structBytes("message");
 const STDERR_KEPT = 4096;
 const JOIN_BYTES_MAX = 16 * 1024;
 const START_MS_MAX = 10_000;
+/** Between the end of its socket and what is known of its own. */
+const ENDING_MS = 500;
 const END_MS_MAX = 20_000;
 
 /** One keeper process. */
@@ -101,7 +103,8 @@ export class Keeper {
     this.#socket = this.#child.stdio[3] as Socket;
     const reader = new FrameReader((message) => this.#receive(message));
     this.#socket.on("data", (chunk: Buffer) => reader.push(chunk));
-    this.#socket.on("error", (error) => this.#fail("its socket broke", error));
+    // A keeper that is killed shows here first when it leaves bytes unread; how it ended is known a moment later.
+    this.#socket.on("error", (error) => void setTimeout(() => this.#fail("its socket broke", error), ENDING_MS).unref());
     this.#child.stderr?.setEncoding("utf8").on("data", (text: string) => {
       this.#stderr = (this.#stderr + text).slice(-STDERR_KEPT);
       options.onStderr?.(text);
@@ -143,6 +146,11 @@ export class Keeper {
 
   get pid(): number {
     return this.#pid;
+  }
+
+  /** Whether it ended, which was told: what fails because of that need not be. */
+  get lost(): boolean {
+    return this.#lost !== undefined;
   }
 
   /** Builds a root file system; the id names it in {@link HuskRequest}. */

@@ -122,7 +122,7 @@ export class Packer {
       // Pages that the kernel itself was at work on are free by now.
       if (busy && !this.#living.has(loaded)) await this.#pack(loaded);
     } catch (error) {
-      if (!this.#closed && !loaded.closed)
+      if (!this.#closed && !loaded.closed && !this.keeper.lost)
         this.log.warn({ err: error, image: loaded.image.id }, "the working set could not be moved together");
     } finally {
       this.keeper.closeFile(parts);

@@ -3,7 +3,7 @@
  * answer a scan of the process tells exactly which pages were written and which only read (working-set.md). The next request
  * waits the few milliseconds that this takes. All other starts only have their faults counted, after the answer.
  */
-import { ThawError } from "../base/errors.js";
+import { isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
 import { blockingIsAccounted, diskBytesOf, processFaults } from "./faults.js";
@@ -45,6 +45,8 @@ function runsOf(value: unknown): PageRun[] {
 /** See above. */
 export class Recorder {
   readonly #followed = new Map<LiveInstance, Followed>();
+  /** It was told that sets cannot be recorded, and none was since. */
+  #failing = false;
 
   private constructor(
     private readonly keeper: Keeper,
@@ -169,18 +171,24 @@ export class Recorder {
         const exact = how.device !== undefined;
         const { husk, rehearsed } = instance;
         await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact, parked: husk.tracked, rehearsed });
+        this.#failing = false;
       }
     } catch (error) {
       loaded.sets.release();
-      // One that is ending fails the scan, and is told apart a moment later: then the next start records.
-      setTimeout(() => {
-        if (!instance.alive) return;
-        this.log.warn(
-          { err: error, image: loaded.image.id },
-          "the working set could not be recorded; starts of this image take more faults until it is",
-        );
-      }, ENDING_MS);
+      // One that is ending fails the scan, which is known a moment later. That is no failure: the next start records.
+      if (!isThawError(error)) this.#failed(error, loaded);
+      else setTimeout(() => instance.alive && this.#failed(error, loaded), ENDING_MS);
     }
+  }
+
+  /** Told once until it goes well again: where the disk is full, each start of each image fails so. */
+  #failed(error: unknown, loaded: LoadedImage): void {
+    if (this.#failing || this.keeper.lost) return;
+    this.#failing = true;
+    this.log.warn(
+      { err: error, image: loaded.image.id },
+      "the working set could not be recorded; starts of this image take more faults until it is",
+    );
   }
 }
 

@@ -7,7 +7,7 @@ import { webcrypto } from "node:crypto";
 import { chmod, mkdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { dirname, join, posix } from "node:path";
 import { faultPoint } from "../base/fault.js";
-import { fsyncTree, mkdirDurably, renameDurably, temporaryPath } from "../base/fsync.js";
+import { fsyncTree, mkdirDurably, mkdirs, renameDurably, temporaryPath } from "../base/fsync.js";
 import { resourceError } from "./resources.js";
 import { invalidPackage, readEntryBytes, readZip, type ZipEntry } from "./zip.js";
 
@@ -76,7 +76,7 @@ export async function stageCode(zip: Uint8Array, finalDir: string): Promise<Stag
 async function writeEntries(entries: readonly ZipEntry[], dir: string): Promise<void> {
   const directories = new Set(entries.filter((entry) => entry.kind === "directory").map((entry) => entry.path));
   for (const { path } of entries) if (path.includes("/")) directories.add(dirname(path));
-  for (const path of directories) await mkdir(join(dir, path), { recursive: true });
+  for (const path of directories) await mkdirs(join(dir, path));
 
   const files = entries.filter((entry) => entry.kind === "file");
   let next = 0;
