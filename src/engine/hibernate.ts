@@ -10,7 +10,7 @@
  * extractor ends; while all is stopped to be replaced, that is over within milliseconds.
  */
 import { monotonicNs, nowMs } from "../base/clock.js";
-import { ThawError } from "../base/errors.js";
+import { isThawError, ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
 import { CONTROL_FD } from "../image/index.js";
@@ -185,7 +185,10 @@ export class Hibernation {
       this.#report = report;
       return report;
     } catch (error) {
-      if (!instance.alive && !(error instanceof ThawError && error.code === "HIBERNATE_FAILED")) throw instance.exitError();
+      const failed = isThawError(error, "HIBERNATE_FAILED");
+      // What is in /proc no more is a process that ended, of which nobody was told yet.
+      if (!failed && (!instance.alive || (!isThawError(error) && (await hasEnded(instance, { code: "failed" })))))
+        throw instance.exitError();
       throw error;
     } finally {
       // A request that came too late to cancel it has woken it by now, also one that came while all this was noted.

@@ -59,3 +59,9 @@ describe("a request that an instance did not answer", () => {
     expect(verdict(ending, REQUEST, served)).toMatchObject({ functionError: "Unhandled", alive: false });
   });
 });
+
+it("an end by SIGBUS sends to the disk, not to the function's code", () => {
+  const ending: Ending = { end: { kind: "exited" }, exit: { ...KILLED, signal: 7 }, spec: SPEC, heapFull: false };
+  const { payload } = obituary(ending, REQUEST);
+  expect(payload.toString()).toContain("signal 7. see whether the server's disk is full or its files were cut short");
+});

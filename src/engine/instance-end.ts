@@ -19,6 +19,10 @@ export interface Ending {
   readonly heapFull: boolean;
 }
 
+const SIGBUS = 7;
+/** Memory of images and of hibernated instances is files of the server's. */
+const UNREADABLE = "see whether the server's disk is full or its files were cut short: a page of a mapped file could not be read";
+
 /** A request that was in it. Times in milliseconds of the monotonic clock. */
 export interface UnansweredRequest {
   readonly requestId: string;
@@ -67,7 +71,7 @@ export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
   const how = exit?.signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : `signal ${exit.signal}`;
   return new ThawError("INSTANCE_EXITED", {
     what: `Runtime exited with error: ${how}`,
-    fix: "the function's process must not exit; return from the handler",
+    fix: exit?.signal === SIGBUS ? UNREADABLE : "the function's process must not exit; return from the handler",
     details: exit?.signal === undefined ? {} : { signal: exit.signal },
   });
 }

@@ -7,6 +7,7 @@ import { isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
 import { blockingIsAccounted, diskBytesOf, processFaults } from "./faults.js";
+import { hasEnded } from "./freeze.js";
 import type { Husk } from "./husk-pool.js";
 import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
@@ -17,8 +18,6 @@ import type { Loader, PageCounts, StartFaults } from "./types.js";
 const USERFAULTFD = "/dev/userfaultfd";
 /** The kernel's ticks in /proc, whatever its own are: USER_HZ is 100 on x86-64. */
 const TICK_MS = 10;
-/** After it a process whose memory is gone is known to have ended. */
-const ENDING_MS = 200;
 
 /** Present pages of an instance. */
 export interface PresentPages {
@@ -175,9 +174,8 @@ export class Recorder {
       }
     } catch (error) {
       loaded.sets.release();
-      // One that is ending fails the scan, which is known a moment later. That is no failure: the next start records.
-      if (!isThawError(error)) this.#failed(error, loaded);
-      else setTimeout(() => instance.alive && this.#failed(error, loaded), ENDING_MS);
+      // One that ends meanwhile fails the scan. That is no failure: the next start records.
+      void hasEnded(instance, { code: "failed" }).then((ended) => (ended && isThawError(error)) || this.#failed(error, loaded));
     }
   }
 

@@ -109,6 +109,15 @@ describe("a database is refused", () => {
 });
 
 describe("the database", () => {
+  it("takes an image in the place of one that could not be forgotten while the disk was full", () => {
+    const store = Store.open(dir);
+    onTestFinished(() => store.close());
+    store.put(version("a"));
+    store.putImage(version("a"), image("a.lost"));
+    expect(store.putImage(version("a"), image("a.anew"))).toBe(true);
+    expect(store.all().flatMap(({ images }) => images.map((stored) => stored.dir))).toEqual(["a.anew"]);
+  });
+
   it("gives back what was put, with its images in order, after it was opened again", () => {
     const store = Store.open(dir);
     store.put(version("b"));

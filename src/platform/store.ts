@@ -259,7 +259,7 @@ export class Store {
 
   /**
    * Records an image of one revision, which is ready by that. False when that revision is not the current one any more: the image
-   * then belongs to nobody.
+   * then belongs to nobody. It takes the place of one of its generation that could not be forgotten, because the disk was full.
    */
   putImage(version: StoredVersion, image: StoredImage, warmUp?: HeatStatus): boolean {
     return guarded(`An image of function "${version.functionName}" could not be recorded`, () =>
@@ -267,7 +267,7 @@ export class Store {
         if (!this.#update(version, "ready", undefined, warmUp)) return false;
         this.#database
           .prepare(
-            `INSERT INTO images (dir, function_name, version, generation, heat, source, created_ms, summary)
+            `INSERT OR REPLACE INTO images (dir, function_name, version, generation, heat, source, created_ms, summary)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
           )
           .run(
