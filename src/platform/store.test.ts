@@ -109,6 +109,29 @@ describe("a database is refused", () => {
 });
 
 describe("the database", () => {
+  it("is written to again when another program has let go of it", () => {
+    const store = Store.open(dir);
+    onTestFinished(() => store.close());
+    store.put(version("a"));
+    store.putImage(version("a"), image("a.0"));
+    const other = new Database(join(dir, "thaw.db"));
+    other.exec("BEGIN IMMEDIATE");
+    const writes: Readonly<Record<string, () => unknown>> = {
+      put: () => store.put(version("b")),
+      putState: () => store.putState(version("a"), { state: "pending", reason: undefined, warmUp: undefined }),
+      putImage: () => store.putImage(version("a"), image("a.1", 1)),
+      putLearned: () => store.putLearned([{ version: version("a"), what: "heat", state: "{}" }]),
+      removeImage: () => store.removeImage("a.0"),
+      remove: () => store.remove("a"),
+    };
+    for (const [name, write] of Object.entries(writes))
+      expect(write, name).toThrow("database is locked. Close the other program that has it open");
+    other.exec("ROLLBACK");
+    other.close();
+    for (const [name, write] of Object.entries(writes)) expect(write, name).not.toThrow();
+    expect(store.all().map(({ version: { functionName } }) => functionName)).toEqual(["b"]);
+  });
+
   it("takes an image in the place of one that could not be forgotten while the disk was full", () => {
     const store = Store.open(dir);
     onTestFinished(() => store.close());

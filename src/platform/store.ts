@@ -253,7 +253,7 @@ export class Store {
   /** Records where the images of one revision stand. False when that revision is not the current one any more. */
   putState(version: StoredVersion, { state, reason, warmUp }: StoredState): boolean {
     return guarded(`The state of function "${version.functionName}" could not be recorded`, () =>
-      this.#update(version, state, reason, warmUp),
+      inTransaction(this.#database, () => this.#update(version, state, reason, warmUp)),
     );
   }
 
@@ -311,7 +311,7 @@ export class Store {
   /** Forgets an image. */
   removeImage(dir: string): void {
     guarded("An image could not be removed from the database", () => {
-      this.#database.prepare("DELETE FROM images WHERE dir = ?").run(dir);
+      inTransaction(this.#database, () => this.#database.prepare("DELETE FROM images WHERE dir = ?").run(dir));
     });
   }
 
@@ -397,8 +397,12 @@ function migrate(database: Database.Database, path: string): void {
 }
 
 /** All of it or nothing. Not the library's own: of a full disk, SQLite rolls back by itself, and to roll back again is an error that would hide the first. */
+/**
+ * Every write is in one that is a writer's from its beginning. So another program's lock is met by BEGIN: a prepared statement that
+ * meets it stays unfinished, and no transaction could be committed any more.
+ */
 function inTransaction<T>(database: Database.Database, operation: () => T): T {
-  database.exec("BEGIN");
+  database.exec("BEGIN IMMEDIATE");
   try {
     const result = operation();
     database.exec("COMMIT");
