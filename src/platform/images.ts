@@ -412,9 +412,12 @@ function gone(version: Version): ThawError {
   });
 }
 
-/** Whether the failure may have to do with the moment: of a freeze, or of a process that somebody killed, such as a kernel that has no memory left. */
+/**
+ * Whether the failure may have to do with the moment: of a freeze, of a process that somebody killed, such as a kernel that has no memory
+ * left, or of a database that another program holds.
+ */
 function mayPass(error: Error): boolean {
   const reason = isThawError(error, "INIT_FAILED") ? error.cause : error;
   if (isThawError(reason, "INSTANCE_EXITED")) return reason.details.signal === SIGKILL;
-  return isThawError(reason, "FREEZE_FAILED") || isThawError(reason, "SANDBOX_FAILED");
+  return (["FREEZE_FAILED", "SANDBOX_FAILED", "DATABASE_FAILED"] as const).some((code) => isThawError(reason, code));
 }
