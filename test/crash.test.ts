@@ -298,9 +298,7 @@ describe("a server whose keeper is killed", () => {
       );
       process.kill(builder?.pid ?? 0, "SIGKILL");
       expect(await server.ended()).toEqual({ code: 1, signal: null });
-      expect(server.output).toContain(
-        "  why: it exited with code 1; it said: keeper: the builder was killed by signal 9\n",
-      );
+      expect(server.output).toContain("  why: it exited with code 1; it said: keeper: the builder was killed by signal 9\n");
       await expectNothingRuns(traces);
     },
     RESTART_MS_MAX,

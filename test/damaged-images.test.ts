@@ -22,12 +22,13 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
-import { type Zippable, zipSync } from "fflate";
+import { zipSync } from "fflate";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { createLogger, silentLogger } from "../src/base/log.js";
 import { type FunctionSpec, type Image, openEngine } from "../src/engine/index.js";
 import { decodeRawManifest, decodeWorkingSet, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
 import { stageCode } from "../src/platform/code.js";
+import { lockDataDir } from "../src/platform/lock.js";
 import { ask, Bench, refusal, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
@@ -424,7 +425,11 @@ async function onMount(options: string, body: (dir: string) => Promise<void>): P
   }
 }
 
-async function withEngine(dataDir: string, body: (engine: Bench["engine"]) => Promise<void>, log = silentLogger()): Promise<void> {
+async function withEngine(
+  dataDir: string,
+  body: (engine: Bench["engine"]) => Promise<void>,
+  log = silentLogger(),
+): Promise<void> {
   const engine = await openEngine({ dataDir, log });
   engine.pool({ generic: 0 });
   try {
@@ -436,17 +441,31 @@ async function withEngine(dataDir: string, body: (engine: Bench["engine"]) => Pr
 
 describe("a disk that is full while code is unpacked", () => {
   it.each([
-    ["the function's directory", "nr_inodes=1", { "app.py": "" }],
-    ["a directory of the package", "nr_inodes=3", { "lib/deep/app.py": "" }],
-  ])("where %s would be made, is told as that, and leaves nothing", async (_title, options, files: Zippable) => {
-    for (const path of Object.keys(files)) files[path] = new Uint8Array();
+    ["the function's directory", "nr_inodes=1", "app.py", []],
+    ["a directory of the package", "nr_inodes=3", "lib/deep/app.py", ["function"]],
+  ])("where %s would be made, is told as that, and leaves nothing", async (_title, options, path, left) => {
+    const zip = zipSync({ [path]: new Uint8Array() });
     await onMount(`size=1m,${options}`, async (dir) => {
-      const error = await refusal(stageCode(zipSync(files), join(dir, "function", "code")));
+      const code = join(dir, "function", "code");
+      const error = await refusal(stageCode(zip, code));
       expect(error.message).toMatch(/^The code package could not be unpacked\. the disk is full\. Free some space/);
-      expect(readdirSync(dir, { recursive: true })).toEqual(options === "nr_inodes=1" ? [] : ["function"]);
+      expect(readdirSync(dir, { recursive: true })).toEqual(left);
       execFileSync("mount", ["-o", "remount,nr_inodes=100", dir]);
-      await (await stageCode(zipSync(files), join(dir, "function", "code"))).publish();
-      expect(existsSync(join(dir, "function", "code", Object.keys(files)[0] ?? ""))).toBe(true);
+      await (await stageCode(zip, code)).publish();
+      expect(existsSync(join(code, path))).toBe(true);
+    });
+  });
+});
+
+describe("a disk that is full when a server starts", () => {
+  it("keeps nothing of the lock that could not be written, however often that is tried", async () => {
+    await onMount("size=4k", async (dir) => {
+      writeFileSync(join(dir, "filler"), Buffer.alloc(PAGE));
+      for (let turn = 0; turn < 2; turn++) expect(() => lockDataDir(dir)).toThrow("ENOSPC");
+      expect(readdirSync(dir)).toEqual(["filler"]);
+      rmSync(join(dir, "filler"));
+      lockDataDir(dir).release();
+      expect(readdirSync(dir)).toEqual([]);
     });
   });
 });

@@ -437,7 +437,8 @@ export class HuskPool {
           error instanceof ThawError
             ? error
             : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
-        if (!this.keeper.lost) this.log.warn({ err: this.lastFailure, pool: key }, "a pool could not be refilled; trying again in a second");
+        if (!this.keeper.lost)
+          this.log.warn({ err: this.lastFailure, pool: key }, "a pool could not be refilled; trying again in a second");
         this.later(pool);
       }
     } finally {

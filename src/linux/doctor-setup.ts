@@ -90,7 +90,9 @@ export async function checkDataDir(machine: Machine, dataDir: string): Promise<C
     says: tooSmall
       ? `The data directory ${dataDir} is on ${type}, which takes no sparse file of ${formatBytes(SPARSE_BYTES)}.`
       : `No file can be written in ${dir} (for the data directory ${dataDir}): ${refused}.`,
-    fix: tooSmall ? "Choose a directory on ext4 (with blocks of 4 KiB, which a small one has not by itself: mkfs.ext4 -b 4096) or xfs with --data." : "Choose a directory with --data that root may write to.",
+    fix: tooSmall
+      ? "Choose a directory on ext4 (with blocks of 4 KiB, which a small one has not by itself: mkfs.ext4 -b 4096) or xfs with --data."
+      : "Choose a directory with --data that root may write to.",
   };
 }
 

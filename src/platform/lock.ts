@@ -25,8 +25,8 @@ export function lockDataDir(dataDir: string): DataLock {
   if (heldHere.has(path)) throw inUse(dataDir, process.pid);
   const mine = identity(process.pid) ?? `${process.pid} unknown unknown`;
   const temporary = temporaryPath(path);
-  writeFileSync(temporary, mine, { flag: "wx", mode: 0o600 });
   try {
+    writeFileSync(temporary, mine, { flag: "wx", mode: 0o600 });
     if (!tryLink(temporary, path)) takeOver(dataDir, path, temporary);
   } finally {
     rmSync(temporary, { force: true });
