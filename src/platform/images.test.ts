@@ -99,6 +99,7 @@ describe("making an image fails", () => {
       new ThawError("INIT_FAILED", { what: "f", cause: new ThawError("INSTANCE_EXITED", { what: "9", details: { signal: 9 } }) }),
     ],
     ["the database was held by another program", new ThawError("DATABASE_FAILED", { what: "database is locked" })],
+    ["its base was damaged meanwhile", new ThawError("IMAGE_DAMAGED", { what: "the image file base cannot be used" })],
     ["its husk was killed", new ThawError("SANDBOX_FAILED", { what: "a husk ended before its boot stage was done" })],
   ])("because %s: it is tried again", async (_how, error) => {
     bed = await openTestBed();

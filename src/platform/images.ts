@@ -18,7 +18,8 @@ import { sleep } from "../base/clock.js";
 import { errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { GIB } from "../base/units.js";
-import type { Engine, Image, Instance, PrepareOptions } from "../engine/types.js";
+import type { Engine, Engine, Image, Image, Instance, Instance, PrepareOptions } from "../engine/types.js";
+import { isImageFault } from "./image-faults.js";
 import { wholeLines } from "./logs.js";
 import type { Pools } from "./pools.js";
 import { declaredEvents } from "./replay.js";
@@ -414,10 +415,11 @@ function gone(version: Version): ThawError {
 
 /**
  * Whether the failure may have to do with the moment: of a freeze, of a process that somebody killed, such as a kernel that has no memory
- * left, or of a database that another program holds.
+ * left, of a database that another program holds, or of an image that was damaged before it was recorded, its base's pages among it.
  */
 function mayPass(error: Error): boolean {
   const reason = isThawError(error, "INIT_FAILED") ? error.cause : error;
   if (isThawError(reason, "INSTANCE_EXITED")) return reason.details.signal === SIGKILL;
+  if (isImageFault(reason)) return true;
   return (["FREEZE_FAILED", "SANDBOX_FAILED", "DATABASE_FAILED"] as const).some((code) => isThawError(reason, code));
 }
