@@ -119,10 +119,14 @@ async function checkBaseLength(path: string, base: NonNullable<Manifest["base"]>
   const info = await stat(path).catch((error: unknown) => {
     throw damaged(path, `the page space of its base image ${base.id} is missing: ${errorText(error)}`, error);
   });
-  if (BigInt(info.size) !== BigInt(base.bytes))
+  checkBaseBytes(path, base, BigInt(info.size));
+}
+
+function checkBaseBytes(path: string, base: NonNullable<Manifest["base"]>, bytes: bigint): void {
+  if (bytes !== BigInt(base.bytes))
     throw damaged(
       path,
-      `the page space of its base image ${base.id} is ${info.size} bytes long where ${BigInt(base.bytes)} were written`,
+      `the page space of its base image ${base.id} is ${bytes} bytes long where ${BigInt(base.bytes)} were written`,
     );
 }
 
@@ -135,7 +139,9 @@ export function baseIdentity(path: string): string {
 /** Compares what `extractor verify` found of the base's page space with the manifest. */
 export function checkBase(manifest: Manifest, found: { digest: string; bytes: string }, dir: string): void {
   const { base } = manifest;
-  if (base === undefined || (BigInt(found.bytes) === BigInt(base.bytes) && found.digest === base.digest)) return;
+  if (base === undefined) return;
+  checkBaseBytes(basePath(dir), base, BigInt(found.bytes));
+  if (found.digest === base.digest) return;
   throw damaged(basePath(dir), `the digest of its base image ${base.id} is ${found.digest} where ${base.digest} was written`);
 }
 
