@@ -18,7 +18,7 @@ import { sleep } from "../base/clock.js";
 import { errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { GIB } from "../base/units.js";
-import type { Engine, Engine, Image, Image, Instance, Instance, PrepareOptions } from "../engine/types.js";
+import type { Engine, Image, Instance, PrepareOptions } from "../engine/types.js";
 import { isImageFault } from "./image-faults.js";
 import { wholeLines } from "./logs.js";
 import type { Pools } from "./pools.js";

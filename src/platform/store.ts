@@ -396,10 +396,10 @@ function migrate(database: Database.Database, path: string): void {
   }
 }
 
-/** All of it or nothing. Not the library's own: of a full disk, SQLite rolls back by itself, and to roll back again is an error that would hide the first. */
 /**
- * Every write is in one that is a writer's from its beginning. So another program's lock is met by BEGIN: a prepared statement that
- * meets it stays unfinished, and no transaction could be committed any more.
+ * All of it or nothing. Every write is in one that is a writer's from its beginning, so that another program's lock is met by BEGIN: a prepared statement that meets
+ * it stays unfinished, and no transaction could be committed any more. Not the library's own: of a full disk, SQLite rolls back by itself, and to roll back again is
+ * an error that would hide the first.
  */
 function inTransaction<T>(database: Database.Database, operation: () => T): T {
   database.exec("BEGIN IMMEDIATE");
