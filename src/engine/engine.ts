@@ -381,7 +381,9 @@ export class LocalEngine implements Engine, InstanceOwner {
     try {
       await loaded.prepare({ device: this.recorder.device });
       await this.prefetcher.prepare(loaded);
-      if (record !== undefined && loaded.sets.wanting) await rehearse(this, image, record);
+      if (record === undefined || !loaded.sets.wanting) return;
+      await rehearse(this, image, record);
+      if (!loaded.sets.tracked) this.parking.recorded(loaded);
     } finally {
       release();
     }

@@ -327,6 +327,17 @@ export class HuskPool {
     clearTimeout(timer);
   }
 
+  /** Others take the place of those that are `outdated`. */
+  renew(key: string, outdated: (husk: Husk) => boolean): void {
+    const pool = this.pools.get(key);
+    if (pool === undefined) return;
+    for (const husk of pool.ready.filter(outdated)) {
+      pool.ready.splice(pool.ready.indexOf(husk), 1);
+      this.drop(husk);
+    }
+    this.refill();
+  }
+
   /** A husk for anything of this runtime: pooled if it may be and there is one, else made. */
   async generic(
     template: number,

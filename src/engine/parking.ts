@@ -94,6 +94,12 @@ export class Parking {
     else setImmediate(() => this.#keep(key, loaded));
   }
 
+  /** It is known what starts of the image touch: husks that were parked to find out have nothing of it mapped ahead. */
+  recorded(loaded: LoadedImage): void {
+    for (const level of ["image", "prefaulted"] as const)
+      this.tools.husks.renew(parkedKey(loaded, level, "splice"), ({ tracked }) => tracked);
+  }
+
   /** The image is being removed. Its runtime's pool goes on with the programs of another one, if there is one. */
   forget(loaded: LoadedImage): void {
     for (const level of ["image", "prefaulted"] as const)
