@@ -1,6 +1,7 @@
 import { request as httpRequest } from "node:http";
 import { connect } from "node:net";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { until } from "../platform/testing.js";
 import { type Gateway, openGateway } from "./server.js";
 import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
 
@@ -105,20 +106,51 @@ describe("a real socket", () => {
     },
   );
 
-  it("asks for a body that a client offers, and goes on with the connection", async () => {
+  describe("asks for a body that a client offers", () => {
     const offer = `POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n`;
-    const reply = await raw(`${offer}\r\n{}${offer}Connection: close\r\n\r\n[]`);
-    const lines = reply.split("\r\n").filter((line) => /^(HTTP|connection|\{)/i.test(line));
+    const linesOf = (text: string): string[] =>
+      text.split(/\r\n|(?<=\})(?=HTTP)/).filter((line) => /^(HTTP|connection|\{)/i.test(line));
     const answer = (event: string, connection: string): string[] => [
-      "HTTP/1.1 100 Continue",
       "HTTP/1.1 200 OK",
       expect.stringMatching(new RegExp(`^connection: ${connection}$`, "i")),
       `{"event":${event},"function":"hello"}`,
     ];
-    expect(lines.flatMap((line) => line.split(/(?<=\})(?=HTTP)/))).toEqual([
-      ...answer("{}", "keep-alive"),
-      ...answer("[]", "close"),
-    ]);
+
+    it("and goes on with the connection", async () => {
+      const socket = connect(gateway.port, "127.0.0.1");
+      let text = "";
+      socket.setEncoding("utf8").on("data", (chunk: string) => {
+        text += chunk;
+      });
+      const expected: string[] = [];
+      for (const [event, connection] of [
+        ["{}", "keep-alive"],
+        ["[]", "close"],
+      ] as const) {
+        socket.write(`${offer}Connection: ${connection}\r\n\r\n`);
+        expected.push("HTTP/1.1 100 Continue");
+        await until(() => linesOf(text).length === expected.length);
+        socket.write(event);
+        expected.push(...answer(event, connection));
+        await until(() => linesOf(text).length === expected.length);
+      }
+      expect(linesOf(text)).toEqual(expected);
+      socket.destroy();
+    });
+
+    it("and came with it before earlier requests were answered, and never in the middle of a reply", async () => {
+      let secondAnswered = (): void => undefined;
+      const second = new Promise<void>((resolve) => {
+        secondAnswered = resolve;
+      });
+      test.engine.handler = async (event, { spec }) => {
+        if (Array.isArray(event)) setTimeout(secondAnswered, 50);
+        else await second;
+        return { event, function: spec.name };
+      };
+      const text = await raw(`${offer}\r\n{}${offer}Connection: close\r\n\r\n[]`);
+      expect(linesOf(text)).toEqual(["HTTP/1.1 100 Continue", ...answer("{}", "keep-alive"), ...answer("[]", "close")]);
+    });
   });
 
   it("has limits on time and size of a request's head", () => {

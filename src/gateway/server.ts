@@ -110,7 +110,7 @@ export function buildGateway(
       const { bodyLimit = KIB } = routeOptions;
       if (Number(headers["content-length"] ?? 0) > bodyLimit) throw tooLarge(bodyLimit);
       unasked.delete(raw);
-      reply.raw.writeContinue();
+      askForBody(reply.raw);
     }
     done(null, body);
   });
@@ -185,6 +185,18 @@ export async function openGateway({
     url: `http://${reachable(host)}:${bound}`,
     close: (whileDraining = async () => {}) => (closed ??= close(whileDraining)),
   };
+}
+
+/**
+ * Behind the replies to earlier requests of the connection, and not when its own is there already, which the body came with: Node would write it
+ * in the middle of that.
+ */
+function askForBody(response: ServerResponse): void {
+  const ask = (): void => {
+    if (!response.headersSent) response.writeContinue();
+  };
+  if (response.socket === null) response.once("socket", ask);
+  else ask();
 }
 
 /** Lambda gives every reply the id of its request, errors too. */
