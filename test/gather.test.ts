@@ -2,10 +2,10 @@
 import { spawnSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, statSync, writeSync } from "node:fs";
-import { release } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { evict } from "../src/lab/page-cache.js";
+import { olderThan } from "./support/kernel.js";
 import { onParts } from "./support/packing.js";
 
 /** Not the system's temporary directory, which may have no disk below it. */
@@ -26,8 +26,7 @@ const RUNS = [
 
 /** Whether the page cache can have large pieces here: ext4 since Linux 6.16. */
 function hasPieces(): boolean {
-  const [major = 0, minor = 0] = release().split(".").map(Number);
-  return statfsSync(dir).type === 0xef53 && (major > 6 || (major === 6 && minor >= 16));
+  return statfsSync(dir).type === 0xef53 && !olderThan(6, 16);
 }
 
 function makeFile(): string {
