@@ -3,6 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
+import type { ImageView } from "../src/gateway/index.js";
 import { descendants } from "./support/processes.js";
 import { type Files, HOLD, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
 
@@ -505,6 +506,11 @@ describe("a server with parked husks", () => {
   beforeAll(async () => {
     server = await TestServer.start(temporaryDir("parked"), { args: ["--park", "prefaulted=1", "--pool", "1"] });
     await server.deployReady("node", NODE, { env: "WHO=node" });
+    // Behind that only requests start anything.
+    await until("its rehearsals to end", async () => {
+      const { json } = await server.request("GET", "/thaw/v1/functions/node/image");
+      return (json as ImageView).inspection?.workingSet?.stable === true || undefined;
+    });
   });
 
   /** Four requests that are all there before another husk can be made. */
