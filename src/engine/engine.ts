@@ -374,7 +374,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.images.remember(image);
   }
 
-  async prepareImage(image: Image, { record }: PrepareOptions = {}): Promise<void> {
+  async prepareImage(image: Image, { record, signal }: PrepareOptions = {}): Promise<void> {
     this.assertCanFreeze();
     const loaded = await this.images.use(image);
     const release = this.images.hold(loaded);
@@ -382,7 +382,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       await loaded.prepare({ device: this.recorder.device });
       await this.prefetcher.prepare(loaded);
       if (record === undefined || !loaded.sets.wanting) return;
-      await rehearse(this, image, record);
+      await rehearse(this, image, record, signal);
       if (!loaded.sets.tracked) this.parking.recorded(loaded);
     } finally {
       release();
@@ -400,7 +400,8 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.parking.forget(loaded);
       this.unload(loaded);
     }
-    await rm(image.dir, { recursive: true, force: true });
+    // Its working set may be being written: a file that comes into a directory that is being removed keeps it.
+    await rm(image.dir, { recursive: true, force: true, maxRetries: 5 });
   }
 
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {

@@ -9,24 +9,30 @@ import type { Engine, Image, PrepareOptions } from "./types.js";
 const REQUEST_MS_MAX = 10_000;
 const NO_EVENT = "{}";
 
-/** Records until it is known what starts touch. Ends early where somebody else records, the loader does not, or a request fails. Rejects as a thaw does. */
+/** Records until it is known what starts touch. Ends early where somebody else records, the loader does not, a request fails, or with `signal`. Rejects as a thaw does. */
 export async function rehearse(
   engine: Pick<Engine, "thaw">,
   image: Image,
   requests: NonNullable<PrepareOptions["record"]>,
+  signal?: AbortSignal,
 ): Promise<void> {
   const rehearsal = requests === "rehearsal";
+  const unwanted = (): boolean => signal?.aborted === true;
   for (let index = 0; index < RECORDINGS_MAX; index++) {
+    if (unwanted()) return;
     // The pool's are for requests.
     const clone = await engine.thaw(image, { husk: "fresh" });
+    const end = (): void => void clone.dispose().catch(() => undefined);
+    signal?.addEventListener("abort", end);
     try {
-      if (clone.start.recording !== true) return;
+      if (clone.start.recording !== true || unwanted()) return;
       const deadlineMs = Date.now() + Math.min(REQUEST_MS_MAX, image.spec.timeoutMs);
       const { functionError } = rehearsal
         ? await clone.invoke(NO_EVENT, { deadlineMs, rehearsal })
         : await clone.invoke(requests(index), { deadlineMs });
       if (functionError !== undefined) return;
     } finally {
+      signal?.removeEventListener("abort", end);
       await clone.dispose();
     }
   }

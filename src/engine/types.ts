@@ -131,6 +131,8 @@ export interface PrepareOptions {
    * start takes more than a few dozen faults beside it.
    */
   readonly record?: "rehearsal" | ((index: number) => Buffer | string);
+  /** Ends the start of its own that is under way, and makes no more: a declared request may take seconds, which nobody shall wait for. */
+  readonly signal?: AbortSignal;
 }
 
 /** A function's answer. A function error is a result, not an exception. */

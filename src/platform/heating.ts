@@ -45,7 +45,8 @@ export interface HeatingOptions {
 export class Heating {
   readonly #options: HeatingOptions;
   readonly #queue: Waiting[] = [];
-  readonly #current: { version?: Version; instance?: Instance } = {};
+  /** What runs now; `rehearsing` ends the starts of a new image that find out what it touches. */
+  readonly #current: { version?: Version; instance?: Instance; rehearsing?: AbortController } = {};
   #working: Promise<void> | undefined;
   #closed = false;
 
@@ -134,10 +135,15 @@ export class Heating {
       const thawed = await engine.thaw(image);
       await thawed.dispose();
       // Nobody's request shall have to record what its starts touch.
-      await engine.prepareImage(image, { record: events?.body ?? "rehearsal" });
+      const rehearsing = new AbortController();
+      this.#current.rehearsing = rehearsing;
+      if (this.wants(version))
+        await engine.prepareImage(image, { record: events?.body ?? "rehearsal", signal: rehearsing.signal });
     } catch (error) {
       await engine.removeImage(image);
       throw error;
+    } finally {
+      delete this.#current.rehearsing;
     }
     if (!(await pools.publish(version, image, source, () => this.wants(version)))) throw gone(version);
     version.counters.add("heatFreezes");
@@ -151,6 +157,7 @@ export class Heating {
       waiting.giveUp();
     }
     while (this.#current.version === version) {
+      this.#current.rehearsing?.abort();
       await this.#current.instance?.dispose().catch(() => undefined);
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
@@ -160,6 +167,7 @@ export class Heating {
   async close(): Promise<void> {
     this.#closed = true;
     for (const { giveUp } of this.#queue.splice(0)) giveUp();
+    this.#current.rehearsing?.abort();
     await this.#current.instance?.dispose().catch(() => undefined);
     await this.#working;
   }

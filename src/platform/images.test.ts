@@ -331,6 +331,26 @@ describe("after a restart", () => {
     expect([...bed.engine.prepared].sort()).toEqual(["a by rehearsal", 'b by {"one":1}', 'b by {"one":1}']);
   });
 
+  it("nobody waits for that: neither the server's end, nor the removal of a function that is being warmed up", async () => {
+    bed = await openTestBed();
+    const aborted: string[] = [];
+    bed.engine.prepareImage = (image, { signal } = {}) =>
+      new Promise((resolve) => {
+        bed.engine.prepared.push(image.spec.name);
+        signal?.addEventListener("abort", () => {
+          aborted.push(image.spec.name);
+          resolve();
+        });
+      });
+    await bed.platform.deploy({ name: "warm", zip: zipOf(), warmUp: { events: [1], requests: 1 } });
+    // Of its first image, and of its hotter one.
+    await until(() => bed.engine.prepared.length === 2);
+    await bed.platform.remove("warm");
+    expect(aborted).toEqual(["warm"]);
+    await bed.platform.close();
+    expect(aborted).toEqual(["warm", "warm"]);
+  });
+
   it("an image that cannot be prepared is left to its first request", async () => {
     bed = await openTestBed();
     await deploy();

@@ -368,7 +368,8 @@ export class Images {
       try {
         await sleep(PREPARE_AFTER_MS, this.#closing.signal);
         if (version.retired || !version.generations.has(image)) return;
-        await this.#options.engine.prepareImage(image, record === undefined ? {} : { record });
+        const { signal } = this.#closing;
+        await this.#options.engine.prepareImage(image, record === undefined ? {} : { record, signal });
       } catch (err) {
         if (!this.#closed) this.#options.log.info({ err, function: version.name }, "an image could not be prepared");
       }
