@@ -115,7 +115,10 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
  * A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later: how much
  * later, the machine decides.
  */
-export async function hasEnded(instance: LiveInstance, { code }: Readonly<Record<string, unknown>>): Promise<boolean> {
+export async function hasEnded(
+  instance: LiveInstance,
+  { code }: Readonly<Record<string, unknown>> = { code: "failed" },
+): Promise<boolean> {
   const began = nowMs();
   const graceMs = code === "failed" ? EXIT_GRACE_MS : 0;
   let told = false;

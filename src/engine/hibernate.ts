@@ -187,8 +187,7 @@ export class Hibernation {
     } catch (error) {
       const failed = isThawError(error, "HIBERNATE_FAILED");
       // What is in /proc no more is a process that ended, of which nobody was told yet.
-      if (!failed && (!instance.alive || (!isThawError(error) && (await hasEnded(instance, { code: "failed" })))))
-        throw instance.exitError();
+      if (!failed && (!instance.alive || (!isThawError(error) && (await hasEnded(instance))))) throw instance.exitError();
       throw error;
     } finally {
       // A request that came too late to cancel it has woken it by now, also one that came while all this was noted.

@@ -84,11 +84,13 @@ export class Husk implements InstanceListener {
     this.sends += 1;
     keeper.send(this.id, ...parts);
   }
+
   /** The same; resolves once it lies there, rejects when nobody is left to read it. */
   deliver(keeper: Keeper, parts: readonly Buffer[]): Promise<void> {
     this.sends += 1;
     return keeper.deliver(this.id, parts);
   }
+
   onData(bytes: Buffer): void {
     this.heir?.onData(bytes);
     this.speaks();

@@ -175,7 +175,9 @@ export class Recorder {
     } catch (error) {
       loaded.sets.release();
       // One that ends meanwhile fails the scan. That is no failure: the next start records.
-      void hasEnded(instance, { code: "failed" }).then((ended) => (ended && isThawError(error)) || this.#failed(error, loaded));
+      void hasEnded(instance).then((ended) => {
+        if (!ended || !isThawError(error)) this.#failed(error, loaded);
+      });
     }
   }
 

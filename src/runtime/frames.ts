@@ -56,7 +56,7 @@ export interface PrepareHeader {
   readonly collect?: boolean;
   /** Measure how hot the code is, too. Node does that in 5 to 30 ms, and not with `collect: false`; Python in 0.2. */
   readonly heat?: true;
-  /** An image will be taken: tell where other threads' generators keep their state, if there are other threads. Python does. */
+  /** An image will be taken: tell where in memory what other threads draw from lies, if there are such threads. */
   readonly seeds?: true;
 }
 

@@ -226,19 +226,19 @@ function renew(thaw) {
   kept.renew();
 }
 
+/** What libraries keep for a worker, which renews nothing by itself: each time that its event loop hears of a renewal. */
+async function renewKept() {
+  for (;;) {
+    await Atomics.waitAsync(words, MARK, words[MARK]).value;
+    kept.renew();
+  }
+}
+
 /** Once in a worker thread, before the user's code: `install`, and it renews itself as soon as it may run after a thaw. */
 function installInWorker() {
   install();
   Object.defineProperty(process, "pid", LIVE_PID);
-  (function watch() {
-    const { async, value } = Atomics.waitAsync(words, MARK, words[MARK]);
-    const renewed = () => {
-      kept.renew();
-      watch();
-    };
-    if (async) value.then(renewed);
-    else renewed();
-  })();
+  void renewKept();
 }
 
 module.exports = { install, installInWorker, renew };
