@@ -2,8 +2,9 @@ import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { FakeEnd } from "../engine/fake.js";
+import type { ThawOptions } from "../engine/types.js";
 import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
-import type { PlatformOptions } from "./types.js";
+import type { PlatformOptions, Preference } from "./types.js";
 
 let bed: TestBed;
 let gates: (() => void)[] = [];
@@ -107,23 +108,24 @@ describe("a request is refused", () => {
     expect((await bed.platform.invoke("a", "", { prefer: { kind: "thaw" } })).start.kind).toBe("thaw");
   });
 
-  it("when it demands a pooled husk and one had to be made on the path", async () => {
-    await openBed({}, ["a"]);
-    const thaw = bed.engine.thaw.bind(bed.engine);
-    bed.engine.thaw = (image) => thaw(image, { husk: "fresh" });
-    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw", husk: "pooled" } })).rejects.toThrow(
+  it.each<[what: string, prefer: Preference, came: ThawOptions, told: string]>([
+    [
+      "a pooled husk and one had to be made on the path",
+      { kind: "thaw", husk: "pooled" },
+      { husk: "fresh" },
       "it would have come another way (thaw, splice, fresh). Try again when the pools are full",
-    );
-    expect(bed.engine.live.size).toBe(0);
-  });
-
-  it("when it demands a loader that its image cannot have", async () => {
+    ],
+    [
+      "a loader that its image cannot have",
+      { kind: "thaw", loader: "splice" },
+      { loader: "eager" },
+      "its images are loaded by eager alone: its allocator relies on zeros where memory was given back. Demand loader=eager, or none",
+    ],
+  ])("when it demands %s", async (_what, prefer, came, told) => {
     await openBed({}, ["a"]);
     const thaw = bed.engine.thaw.bind(bed.engine);
-    bed.engine.thaw = (image) => thaw(image, { loader: "eager" });
-    await expect(bed.platform.invoke("a", "", { prefer: { kind: "thaw", loader: "splice" } })).rejects.toThrow(
-      "its images are loaded by eager alone: its allocator relies on zeros where memory was given back. Demand loader=eager, or none",
-    );
+    bed.engine.thaw = (image) => thaw(image, came);
+    await expect(bed.platform.invoke("a", "", { prefer })).rejects.toThrow(told);
     expect(bed.engine.live.size).toBe(0);
   });
 });
