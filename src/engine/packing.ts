@@ -23,6 +23,11 @@ const MOVED_MIN = 0.9;
 const RANGES_MIN = 16;
 /** Starts may come again and again while it is tried. */
 const TRIES = 4;
+/**
+ * Without an instance for so long it is packed: to be moved it leaves the page cache, and a start in that tenth of a second takes 5 ms more. Who comes again and again
+ * finds everything cached, wherever it lies on the disk.
+ */
+export const REST_MS = 1_000;
 /** So many starts in a row found everything cached: the image is in use, and memory is there for it. */
 const WARM_STARTS = 4;
 const GATHERED = -1;
@@ -33,6 +38,8 @@ const WHOLE: readonly FileRange[] = [{ file: PAGES, offset: 0n, bytes: Number.MA
 export class Packer {
   readonly #images = new Map<LiveInstance, LoadedImage>();
   readonly #living = new Map<LoadedImage, number>();
+  /** Without an instance, and not packed yet. */
+  readonly #resting = new Map<LoadedImage, NodeJS.Timeout>();
   readonly #tries = new WeakMap<WorkingSet, number>();
   /** Starts in a row that found everything cached; -1: lies there in pieces. Absent: nobody knows. */
   readonly #warm = new WeakMap<LoadedImage, number>();
@@ -49,6 +56,8 @@ export class Packer {
   began(instance: LiveInstance, loaded: LoadedImage): void {
     this.#images.set(instance, loaded);
     this.#living.set(loaded, (this.#living.get(loaded) ?? 0) + 1);
+    clearTimeout(this.#resting.get(loaded));
+    this.#resting.delete(loaded);
   }
 
   /** It was frozen a moment ago. */
@@ -74,16 +83,24 @@ export class Packer {
       return;
     }
     this.#living.delete(loaded);
-    void this.#pack(loaded).then(() => this.#gatherWarm(loaded));
+    if (this.#closed) return;
+    const gathered = this.#gatherWarm(loaded);
+    const rested = (): void => {
+      this.#resting.delete(loaded);
+      void gathered.then(() => this.#pack(loaded));
+    };
+    this.#resting.set(loaded, setTimeout(rested, REST_MS).unref());
   }
 
   /** The engine closes: nothing more is begun, and what is under way comes to nothing. */
   close(): void {
     this.#closed = true;
+    for (const timer of this.#resting.values()) clearTimeout(timer);
+    this.#resting.clear();
   }
 
   async #gatherWarm(loaded: LoadedImage): Promise<void> {
-    if (this.#closed || loaded.closed || this.#living.has(loaded) || (this.#warm.get(loaded) ?? 0) < WARM_STARTS) return;
+    if (loaded.closed || (this.#warm.get(loaded) ?? 0) < WARM_STARTS) return;
     await this.#gather(loaded, loaded.prefetchRanges());
   }
 
@@ -100,6 +117,7 @@ export class Packer {
       this.#closed ||
       this.#unsupported ||
       loaded.closed ||
+      this.#living.has(loaded) ||
       !set.stable ||
       set.packed === true ||
       tries >= TRIES ||

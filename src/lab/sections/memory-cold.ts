@@ -33,7 +33,7 @@ const SUBJECTS: readonly MemoryWorkload[] = [
 /** Functions whose ablation of `reap` is run. */
 const ABLATED: readonly MemoryWorkload[] = [helloNode, big];
 /** From the end of the last recording until the page space lies as it will. */
-const PACKING_MS = 1_500;
+const PACKING_MS = 3_000;
 const BANDWIDTH_READS = 3;
 const WARM_REQUESTS = 20;
 
