@@ -1,5 +1,8 @@
 /** Collections that the Node runtime brings about are V8's own, also when V8 was about one already. */
 import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { SOURCE_DIR } from "./plain-process.js";
 
@@ -54,6 +57,39 @@ describe("a collection", () => {
       const begun = before.lastIndexOf("[IncrementalMarking] Start");
       expect(begun, output).toBeGreaterThanOrEqual(0);
       expect(before.lastIndexOf("Mark-Compact"), before).toBeGreaterThan(begun);
+    }
+  });
+
+  it("is over when it says so, in Node's own C++ heap, too", () => {
+    const dir = mkdtempSync(join(tmpdir(), "thaw-sweeps-"));
+    try {
+      const output = execFileSync(
+        process.execPath,
+        [
+          "--trace-event-categories=cppgc,disabled-by-default-cppgc",
+          "-e",
+          `const { collectGarbage } = require(${JSON.stringify(`${SOURCE_DIR}node/collector.cjs`)});
+           const ends = [];
+           const again = () => collectGarbage(1, () => {
+             ends.push(Number(process.hrtime.bigint() / 1000n));
+             if (ends.length < 10) setTimeout(again, 50);
+             else setTimeout(() => process.stdout.write(JSON.stringify(ends)), 50);
+           });
+           again();`,
+        ],
+        { cwd: dir, encoding: "utf8", timeout: 60_000 },
+      );
+      const ends: number[] = JSON.parse(output);
+      const { traceEvents } = JSON.parse(readFileSync(join(dir, "node_trace.1.log"), "utf8"));
+      const sweeps: { ts: number; dur: number }[] = traceEvents.filter(({ name }: { name: string }) =>
+        /^CppGC.*Sweep/.test(name),
+      );
+      expect(sweeps.length).toBeGreaterThan(10);
+      const late = ends.filter((end) => sweeps.some(({ ts, dur = 0 }) => ts + dur > end && ts < end + 25_000));
+      // A thread that sweeps may have waited for a processor.
+      expect(late.length, JSON.stringify({ ends, late })).toBeLessThanOrEqual(2);
+    } finally {
+      rmSync(dir, { recursive: true });
     }
   });
 });

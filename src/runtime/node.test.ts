@@ -52,6 +52,11 @@ async function value(runtime: PlainRuntime, event: unknown = {}, header = {}): P
   return json(frame);
 }
 
+/** A module that counts how often it ran. */
+const COUNTS = "globalThis.ran = (globalThis.ran ?? 0) + 1;";
+
+const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+
 describe("loading a Node handler", () => {
   it.each<[string, string, Record<string, string>]>([
     ["CommonJS", "cjs.handler", { "cjs.js": "exports.handler = async () => 'found';" }],
@@ -94,6 +99,44 @@ describe("loading a Node handler", () => {
       { "lacksesm.mjs": "import 'absent-package';" },
       "Runtime.ImportModuleError",
       "Cannot find package 'absent-package'",
+    ],
+    [
+      "an ESM import of what is not exported",
+      "nosuch.handler",
+      { "nosuch.mjs": "import { nowhere } from './given.mjs';", "given.mjs": "export const here = 1;" },
+      "Runtime.UserCodeSyntaxError",
+      "'./given.mjs' does not provide an export named 'nowhere'",
+    ],
+    [
+      "an ESM syntax error",
+      "brokenesm.handler",
+      { "brokenesm.mjs": "export const handler = ;" },
+      "Runtime.UserCodeSyntaxError",
+      "SyntaxError: Unexpected token ';'",
+    ],
+    [
+      "an error of an ESM module's own",
+      "throwsesm.handler",
+      { "throwsesm.mjs": "import './once.cjs'; throw new RangeError('ran: ' + globalThis.ran);", "once.cjs": COUNTS },
+      "RangeError",
+      "ran: 1",
+    ],
+    [
+      "a module that awaits at top level and throws",
+      "throwstla.handler",
+      {
+        "throwstla.mjs": "import './once.cjs'; await 1; throw new RangeError('ran: ' + globalThis.ran);",
+        "once.cjs": COUNTS,
+      },
+      "RangeError",
+      "ran: 1",
+    ],
+    [
+      "a required module that awaits at top level",
+      "requirestla.handler",
+      { "requirestla.mjs": "import './needs.cjs';", "needs.cjs": "require('./awaits.mjs');", "awaits.mjs": "await 1;" },
+      "Error",
+      "require()",
     ],
     [
       "a missing export",
@@ -148,6 +191,56 @@ describe("loading a Node handler", () => {
     expect(error.errorMessage).toContain(message);
     expect(Array.isArray(error.trace)).toBe(true);
     expect(await runtime.exited).toBe(1);
+  });
+
+  it("loads ESM modules once, by the conditions of an import, and without threads to read them where Node can do that", async () => {
+    const runtime = start("graph.handler", {
+      "graph.mjs": `import './once.cjs';
+        import { readdirSync } from 'node:fs';
+        import data from './data.json' with { type: 'json' };
+        import { kind } from 'two-kinds';
+        import * as self from './graph.mjs';
+        export const handler = async () => ({
+          kind, data, url: import.meta.url, ran: globalThis.ran, same: self.handler === (await import('./graph.mjs')).handler,
+          threads: readdirSync('/proc/self/task').length,
+        });`,
+      "once.cjs": COUNTS,
+      "data.json": '{"a":1}',
+      "node_modules/two-kinds/package.json": '{"exports":{"import":"./import.mjs","require":"./require.cjs"}}',
+      "node_modules/two-kinds/import.mjs": "export const kind = 'import';",
+      "node_modules/two-kinds/require.cjs": "exports.kind = 'require';",
+    });
+    const common = await ready("exports.handler = async () => require('node:fs').readdirSync('/proc/self/task').length;");
+    expect((await runtime.next()).header.type).toBe("ready");
+    const { threads, ...rest } = await value(runtime);
+    expect(rest).toEqual({ kind: "import", data: { a: 1 }, url: `file://${root}/graph.mjs`, ran: 1, same: true });
+    const reads = major < 20 || major === 21 || major === 23 || ((major === 20 || major === 22) && minor < 20);
+    expect(threads - (await value(common))).toBe(reads ? 4 : 0);
+    expect(runtime.output).toBe("");
+  });
+
+  it.runIf(major >= 24)("imports what cannot be loaded in one go: WebAssembly, up to Node 24", async () => {
+    const runtime = start("assembled.handler", {
+      "assembled.mjs": "import './once.cjs'; import './empty.wasm'; export const handler = async () => globalThis.ran;",
+      "empty.wasm": "\0asm\x01\0\0\0",
+      "once.cjs": COUNTS,
+    });
+    expect((await runtime.next()).header.type).toBe("ready");
+    expect(await value(runtime)).toBe(1);
+  });
+
+  it("leaves imports to those that hook into them", async () => {
+    const hooks = `data:text/javascript,${encodeURIComponent(
+      `import { register } from 'node:module'; register('data:text/javascript,' + encodeURIComponent(
+        "export async function load(url, context, next) { const r = await next(url, context); return url.endsWith('/hooked.mjs') ? { ...r, source: String(r.source).replace('plain', 'hooked') } : r; }"))`,
+    )}`;
+    const runtime = start(
+      "hooked.handler",
+      { "hooked.mjs": "export const handler = async () => 'plain';" },
+      { env: { NODE_OPTIONS: `--import=${hooks}` } },
+    );
+    expect((await runtime.next()).header.type).toBe("ready");
+    expect(await value(runtime)).toBe("hooked");
   });
 
   it("names the line of a syntax error, also in a file that the handler requires", async () => {
