@@ -46,7 +46,7 @@ describe("a request that an instance did not answer", () => {
   it("may go to another one when this one had answered before and left it unread", () => {
     for (const told of [verdict(exited({ unread: true }), REQUEST, 1), verdict(exited({}), { ...REQUEST, sent: false }, 1)]) {
       expect(told).toBeInstanceOf(ThawError);
-      expect(told).toMatchObject({ code: "INSTANCE_EXITED", why: "Runtime exited with error: signal 9" });
+      expect(told).toMatchObject({ code: "INSTANCE_EXITED", why: "Runtime exited with error: signal 9 (SIGKILL)" });
     }
   });
 
@@ -63,5 +63,15 @@ describe("a request that an instance did not answer", () => {
 it("an end by SIGBUS sends to the disk, not to the function's code", () => {
   const ending: Ending = { end: { kind: "exited" }, exit: { ...KILLED, signal: 7 }, spec: SPEC, heapFull: false };
   const { payload } = obituary(ending, REQUEST);
-  expect(payload.toString()).toContain("signal 7. see whether the server's disk is full or its files were cut short");
+  expect(payload.toString()).toContain("signal 7 (SIGBUS). see whether the server's disk is full or its files were cut short");
+});
+
+it.each([
+  [11, "signal 11 (SIGSEGV). it crashed: look at native add-ons first"],
+  [6, "signal 6 (SIGABRT). it crashed: look at native add-ons first"],
+  [9, "signal 9 (SIGKILL). it was sent that signal"],
+  [40, "signal 40. it was sent that signal"],
+])("an end by signal %s is told by its name, and is no exit to be left out", (signal, sentence) => {
+  const ending: Ending = { end: { kind: "exited" }, exit: { ...KILLED, signal }, spec: SPEC, heapFull: false };
+  expect(obituary(ending, REQUEST).payload.toString()).toContain(sentence);
 });

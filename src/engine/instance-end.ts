@@ -1,4 +1,5 @@
 /** How an instance ended, as an error, and what the request that it did not answer is told. */
+import { constants } from "node:os";
 import { nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import type { InstanceExit } from "./keeper.js";
@@ -19,9 +20,11 @@ export interface Ending {
   readonly heapFull: boolean;
 }
 
-const SIGBUS = 7;
+const { SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP } = constants.signals;
 /** Memory of images and of hibernated instances is files of the server's. */
 const UNREADABLE = "see whether the server's disk is full or its files were cut short: a page of a mapped file could not be read";
+/** What a process comes to by its own instructions, and not because somebody sent it. */
+const CRASHES: readonly (number | undefined)[] = [SIGABRT, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP];
 
 /** A request that was in it. Times in milliseconds of the monotonic clock. */
 export interface UnansweredRequest {
@@ -68,12 +71,23 @@ export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
     });
   if (end?.kind === "disposed")
     return new ThawError("INSTANCE_EXITED", { what: "the instance was disposed", why: "its owner ended it" });
-  const how = exit?.signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : `signal ${exit.signal}`;
+  const signal = exit?.signal;
   return new ThawError("INSTANCE_EXITED", {
-    what: `Runtime exited with error: ${how}`,
-    fix: exit?.signal === SIGBUS ? UNREADABLE : "the function's process must not exit; return from the handler",
-    details: exit?.signal === undefined ? {} : { signal: exit.signal },
+    what: `Runtime exited with error: ${signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : signalText(signal)}`,
+    fix: signal === undefined ? "the function's process must not exit; return from the handler" : signalAdvice(signal),
+    details: signal === undefined ? {} : { signal },
   });
+}
+
+function signalText(signal: number): string {
+  const [name] = Object.entries(constants.signals).find(([, number]) => number === signal) ?? [];
+  return `signal ${signal}${name === undefined ? "" : ` (${name})`}`;
+}
+
+function signalAdvice(signal: number): string {
+  if (signal === SIGBUS) return UNREADABLE;
+  if (CRASHES.includes(signal)) return "it crashed: look at native add-ons first, and at what it printed before, in its log";
+  return "it was sent that signal, by its own code or by somebody on the server's machine";
 }
 
 /** What the request that it did not answer gets: an error of the platform's, or a reply, to which the instance adds its logs. */
