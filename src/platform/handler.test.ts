@@ -26,6 +26,16 @@ describe("a handler that cannot be guessed", () => {
     );
   });
 
+  it("is found by who packed a folder instead of what is in it", async () => {
+    const packed = ["myfn/index.js", "myfn/lib/a.js", "__MACOSX/myfn/._index.js", ".DS_Store"];
+    await expect(findEntry(dir, packed, {}, RUNTIMES)).rejects.toThrow(
+      "all of it lies in its folder myfn. Deploy what is in that folder, without the folder itself; or name it with --handler myfn/FILE.EXPORT",
+    );
+    for (const others of [["myfn/index.js", "readme.md"], ["a/index.js", "b/index.js"], [".DS_Store"]]) {
+      await expect(findEntry(dir, others, {}, RUNTIMES)).rejects.toThrow("none of the usual files");
+    }
+  });
+
   it("is asked for, when the usual file exports nothing of that name", async () => {
     await expect(find({ "index.js": "console.log(1)" })).rejects.toThrow("index.js exports no function named handler");
   });

@@ -40,6 +40,14 @@ export async function findEntry(
     const found: Family = file.endsWith(".py") ? "python" : "nodejs";
     return { runtime: given.runtime ?? pick(found, runtimes), handler: `${file.replace(/\.[^.]+$/, "")}.${name}` };
   }
+  const folder = candidates.length === 0 ? onlyFolder(files) : undefined;
+  if (folder !== undefined) {
+    throw new ThawError("CODE_INVALID", {
+      what: "The code package has no handler that could be guessed",
+      why: `all of it lies in its folder ${folder}`,
+      fix: `Deploy what is in that folder, without the folder itself; or name it with --handler ${folder}/FILE.EXPORT`,
+    });
+  }
   throw new ThawError("CODE_INVALID", {
     what: "The code package has no handler that could be guessed",
     why:
@@ -48,6 +56,14 @@ export async function findEntry(
         : `${candidates.join(", ")} export${candidates.length === 1 ? "s" : ""} no function named handler`,
     fix: "Name it with --handler FILE.EXPORT, and the runtime with --runtime",
   });
+}
+
+/** The folder that was packed instead of what is in it. What a Mac adds beside it counts for nothing. */
+function onlyFolder(files: readonly string[]): string | undefined {
+  const own = files.filter((path) => !path.startsWith("__MACOSX/") && path !== ".DS_Store");
+  const [first = ""] = own;
+  const folder = first.slice(0, Math.max(0, first.indexOf("/")));
+  return folder !== "" && own.every((path) => path.startsWith(`${folder}/`)) ? folder : undefined;
 }
 
 async function candidateFiles(dir: string, files: readonly string[], family: Family | undefined): Promise<string[]> {
