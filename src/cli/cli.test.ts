@@ -246,6 +246,12 @@ describe("invoke", () => {
     expect(JSON.parse((await thaw(["invoke", "hello", "--payload", "-"], { input: "[2]" })).out).event).toEqual([2]);
   });
 
+  it("takes it from a file that begins with a byte order mark, as some editors write it", async () => {
+    await writeFile(join(cwd, "event.json"), "\ufeff[1]");
+    expect(JSON.parse((await thaw(["invoke", "hello", "--payload", "@event.json"])).out).event).toEqual([1]);
+    expect(JSON.parse((await thaw(["invoke", "hello", "--payload", "-"], { input: "\ufeff[2]" })).out).event).toEqual([2]);
+  });
+
   it("takes it from a FIFO, up to the end of who writes to it", async () => {
     const fifo = join(cwd, "fifo");
     execFileSync("mkfifo", [fifo]);

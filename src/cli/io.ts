@@ -50,6 +50,13 @@ export async function readUpTo(stream: Readable, bytesMax: number, stop: AbortSi
   return Buffer.concat(chunks);
 }
 
+const BYTE_ORDER_MARK = Buffer.from("\ufeff");
+
+/** The bytes without the mark that some editors write before a text. It cannot be seen, and is no part of JSON. */
+export function withoutMark(bytes: Buffer): Buffer {
+  return bytes.subarray(0, BYTE_ORDER_MARK.length).equals(BYTE_ORDER_MARK) ? bytes.subarray(BYTE_ORDER_MARK.length) : bytes;
+}
+
 /**
  * An error as lines for people. The first says what failed; why and fix follow when they are known.
  *

@@ -34,6 +34,11 @@ it("thaw.json holds the settings of a deploy", async () => {
   expect(await readThawJson(dir)).toEqual(settings);
 });
 
+it("thaw.json may begin with a byte order mark, as some editors write it", async () => {
+  await write('\ufeff{"memory":256}');
+  expect(await readThawJson(dir)).toEqual({ memory: 256 });
+});
+
 it.each([{ events: [1, 2], requests: 3 }, { events: [] }, { script: "warm-up.mjs" }, { script: "a/b.py", requests: 5 }])(
   "thaw.json may declare warm-up as %j",
   async (warmUp) => {

@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { errorText, ThawError } from "../base/errors.js";
 import { variables, z } from "../base/schema.js";
+import { withoutMark } from "./io.js";
 import type { WarmUpSource } from "./warm-up.js";
 
 /** Its name; the file describes the package and is not part of it. */
@@ -54,7 +55,7 @@ export async function readThawJson(folder: string): Promise<ThawJson> {
   const path = join(folder, THAW_JSON);
   let text: string;
   try {
-    text = await readFile(path, "utf8");
+    text = withoutMark(await readFile(path)).toString();
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return {};
     throw new ThawError("INVALID_ARGUMENT", { what: `${path} cannot be read`, why: errorText(error), cause: error });

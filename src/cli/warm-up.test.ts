@@ -51,6 +51,11 @@ describe("events of a file", () => {
     expect(await readEvents(join(dir, "lines.jsonl"))).toEqual({ events: [{ a: 1 }, "two"] });
   });
 
+  it.each(["marked.json", "marked.jsonl"])("may begin with a byte order mark, as some editors write it (%s)", async (name) => {
+    await file(name, `\ufeff${name.endsWith("l") ? "1" : "[1]"}`);
+    expect(await readEvents(join(dir, name))).toEqual({ events: [1] });
+  });
+
   it.each([
     ["nowhere.json", undefined, /nowhere\.json cannot be read: ENOENT.*Check --warm-up/],
     ["a.json", "{nope", /a\.json is not JSON: .*A file with one event a line must be called \.jsonl/],

@@ -14,7 +14,7 @@ import { errorText, ThawError } from "../base/errors.js";
 import { formatBytes, MIB } from "../base/units.js";
 import { WARM_UP_BYTES_MAX } from "../gateway/index.js";
 import type { WarmUp } from "../platform/types.js";
-import { Interrupted, type Io } from "./io.js";
+import { Interrupted, type Io, withoutMark } from "./io.js";
 
 /** How long a script may run. */
 const SCRIPT_MS_MAX = 60_000;
@@ -53,9 +53,10 @@ export async function warmUpFrom(io: Io, folder: string, source: WarmUpSource): 
 
 /** Events of a file: a JSON list, or one JSON value a line when it is called `.jsonl`. INVALID_ARGUMENT. */
 export async function readEvents(path: string): Promise<WarmUp> {
-  const text = await readFile(path, "utf8").catch((error: unknown) => {
+  const bytes = await readFile(path).catch((error: unknown) => {
     throw unusable(`${path} cannot be read: ${errorText(error)}`, "Check --warm-up", error);
   });
+  const text = withoutMark(bytes).toString();
   if (path.endsWith(".jsonl")) return checked(path, parseLines(path, text));
   let value: unknown;
   try {

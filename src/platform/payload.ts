@@ -24,9 +24,12 @@ export function checkPayload(payload: Buffer | string): Buffer | string {
     });
   }
   if (typeof payload !== "string" && !isUtf8(payload)) throw invalid("it is not UTF-8");
+  const text = typeof payload === "string" ? payload : payload.toString("utf8");
   try {
-    JSON.parse(typeof payload === "string" ? payload : payload.toString("utf8"));
+    JSON.parse(text);
   } catch (error) {
+    // V8 would show it as it looks: as nothing.
+    if (text.startsWith("\ufeff")) throw invalid("it begins with a byte order mark (U+FEFF), which cannot be seen");
     throw invalid(errorText(error).slice(0, 200));
   }
   return payload;

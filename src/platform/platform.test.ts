@@ -52,6 +52,7 @@ describe("a request is refused", () => {
       );
       expect(() => bed.platform.check("a", payload)).toThrow("The payload is not valid JSON");
     }
+    expect(() => bed.platform.check("a", Buffer.from("\ufeff{}"))).toThrow("it begins with a byte order mark (U+FEFF)");
     expect(bed.engine.live.size).toBe(0);
   });
 

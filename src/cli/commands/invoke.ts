@@ -9,7 +9,7 @@ import { errorText, ThawError } from "../../base/errors.js";
 import { formatUs } from "../../base/units.js";
 import { LIMITS } from "../../platform/types.js";
 import { errorFrom, notThaw, type Reply } from "../client.js";
-import { EXIT, Exit, Interrupted, type Io, printable, readUpTo } from "../io.js";
+import { EXIT, Exit, Interrupted, type Io, printable, readUpTo, withoutMark } from "../io.js";
 import { asClient, type ClientOptions, type Context, clientOf, jsonLine } from "./context.js";
 
 interface Options extends ClientOptions {
@@ -75,11 +75,11 @@ async function invoke(io: Io, name: string, options: Options): Promise<void> {
 
 /** The bytes that `--payload` names; of too many, enough for the server to refuse them. INVALID_PAYLOAD. */
 export async function readPayload(io: Io, text: string): Promise<Buffer> {
-  if (text === "-") return io.readInput(LIMITS.payloadBytes);
+  if (text === "-") return withoutMark(await io.readInput(LIMITS.payloadBytes));
   if (!text.startsWith("@")) return Buffer.from(text);
   const path = resolve(io.cwd, text.slice(1));
   try {
-    return await readUpTo(await openPayload(path), LIMITS.payloadBytes, io.stop);
+    return withoutMark(await readUpTo(await openPayload(path), LIMITS.payloadBytes, io.stop));
   } catch (error) {
     if (error instanceof Interrupted) throw error;
     throw new ThawError("INVALID_PAYLOAD", {
