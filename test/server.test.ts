@@ -463,7 +463,7 @@ describe("a server with few instances", () => {
     const own = await server.invoke("a");
     expect(refusal(own)).toMatchObject({ status: 429, type: "TooManyRequestsException", code: "TOO_MANY_INSTANCES" });
     expect(refusal(own).text).toContain(
-      "all 1 instances that it may have are busy | Try again, or deploy it with a higher --max-instances",
+      "the one instance that it may have is busy | Try again, or deploy it with a higher --max-instances",
     );
     expect(own.json).toMatchObject({ Type: "User", Reason: "ReservedFunctionConcurrentInvocationLimitExceeded" });
     expect(own.headers.get("retry-after")).toBe("1");

@@ -65,7 +65,9 @@ describe("serve", () => {
   });
 
   it("warns when others can reach it", async () => {
-    expect((await serve(["--host", "0.0.0.0"])).err).toMatch(/^warning: whoever reaches this address can deploy and run code/);
+    expect((await serve(["--host", "0.0.0.0"])).err).toMatch(
+      /^warning: it listens on every address of this machine: whoever reaches it can deploy and run code/,
+    );
   });
 
   it("hands its policies to the platform", async () => {

@@ -52,7 +52,7 @@ describe("a request is refused", () => {
     await openBed({ maxInstances: 5 }, ["a"], { maxInstances: 1 });
     const busy = bed.platform.invoke("a", wait);
     await until(() => gates.length === 1);
-    await expect(bed.platform.invoke("a", "")).rejects.toThrow("all 1 instances that it may have are busy");
+    await expect(bed.platform.invoke("a", "")).rejects.toThrow("the one instance that it may have is busy");
     for (const open of gates) open();
     await busy;
   });

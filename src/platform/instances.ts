@@ -426,9 +426,7 @@ export class Instances {
     const limit = ownFull ? version.limit : this.#options.maxInstances;
     return new ThawError("TOO_MANY_INSTANCES", {
       what: `Function "${version.name}" was not started`,
-      why: ownFull
-        ? `all ${limit} instances that it may have are busy`
-        : `all ${limit} instances that this server may have are busy`,
+      why: `${limit === 1 ? "the one instance" : `all ${limit} instances`} that ${ownFull ? "it" : "this server"} may have ${limit === 1 ? "is" : "are"} busy`,
       fix: ownFull
         ? "Try again, or deploy it with a higher --max-instances"
         : "Try again, or start the server with a higher --max-instances",

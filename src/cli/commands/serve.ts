@@ -114,7 +114,9 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
     const modes = [engine.canFreeze ? "freezing" : "booting only", ...engine.runtimes.map(({ id }) => id)];
     await io.out(`thaw listens on ${gateway.url} (${modes.join(", ")}), data in ${dataDir}\n`);
     if (!isLoopback(options.host)) {
-      io.err("warning: whoever reaches this address can deploy and run code: requests are not authenticated\n");
+      // The line above may say 127.0.0.1, an address that is reachable from here; this one is who else reaches it.
+      const where = ["0.0.0.0", "::"].includes(options.host) ? "every address of this machine" : options.host;
+      io.err(`warning: it listens on ${where}: whoever reaches it can deploy and run code, as requests are not authenticated\n`);
     }
     const end = AbortSignal.any([io.stop, lost.signal]);
     if (!end.aborted) await once(end, "abort");
