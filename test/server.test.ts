@@ -338,7 +338,7 @@ def handler(event, context):
     const files = { "index.js": "require('fs').watch('/tmp'); exports.handler = async () => 'watching';" };
     const status = await server.deployReady("watcher", files);
     expect(status.state).toBe("refused");
-    expect(status.reason).toMatch(/function "watcher" could not be frozen.*inotify/);
+    expect(status.reason).toMatch(/function "watcher" could not be frozen.*inotify.*close it before loading ends/);
     const reply = await server.invoke("watcher");
     expect([reply.json, reply.start.kind]).toEqual(["watching", "boot"]);
     const demanded = await server.invoke("watcher", {}, { "x-thaw-prefer": "thaw" });

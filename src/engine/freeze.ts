@@ -91,7 +91,7 @@ function refusal(instance: LiveInstance, reply: Readonly<Record<string, unknown>
     return new ThawError("FREEZE_REFUSED", {
       what,
       why,
-      fix: "close it before the handler returns, or in a before-snapshot hook",
+      fix: `close it before ${instance.served === 0 ? "loading ends" : "the handler returns"}, or in a before-snapshot hook`,
     });
   if (reply.code === "exhausted")
     return new ThawError("RESOURCE_EXHAUSTED", { what, why, fix: "free some space where the server keeps its images (--data)" });
