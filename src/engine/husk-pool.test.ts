@@ -1,5 +1,5 @@
-import { expect, it } from "vitest";
-import { ThawError } from "../base/errors.js";
+import { afterEach, expect, it, vi } from "vitest";
+import { type ErrorCode, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { type Husk, HuskPool, type StageStep } from "./husk-pool.js";
 import type { Keeper } from "./keeper.js";
@@ -26,6 +26,10 @@ function step(name: string): StageStep {
   return { name, request: () => name } as unknown as StageStep;
 }
 
+function spec(name: string): Parameters<HuskPool["target"]>[1] {
+  return { level: "runtime", template: 1, steps: () => [step(name)], avoid: new Set(), count: 1 };
+}
+
 it("a pool whose programs are another image's by now is filled with those, and nothing is told of the former", async () => {
   const warnings: unknown[] = [];
   let closeFormer = (): void => {};
@@ -41,19 +45,34 @@ it("a pool whose programs are another image's by now is filled with those, and n
     });
   });
   const pool = new HuskPool(keeper, step("base"), { warn: (...told: unknown[]) => warnings.push(told) } as unknown as Logger);
-  const spec = (name: string): Parameters<HuskPool["target"]>[1] => ({
-    level: "runtime",
-    template: 1,
-    steps: () => [step(name)],
-    avoid: new Set(),
-    count: 1,
-  });
   pool.target("runtime", spec("former"));
   await beginning;
   pool.target("runtime", spec("heir"));
   closeFormer();
   await pool.full(20_000);
   expect(warnings).toEqual([]);
+  expect(pool.take("runtime")).toBeDefined();
+  pool.close();
+});
+
+afterEach(() => vi.useRealTimers());
+
+it.each<[ErrorCode, number[]]>([
+  ["IMAGE_MISMATCH", [1, 2, 4, 8, 16]],
+  ["RESOURCE_EXHAUSTED", Array(31).fill(1)],
+])("a pool that fails with %s is tried again, and that is told, after so many seconds: %j", async (code, pauses) => {
+  vi.useFakeTimers();
+  const told: string[] = [];
+  const keeper = fakeKeeper(async (name) => {
+    if (name === "former") throw new ThawError(code, { what: "no husk" });
+  });
+  const pool = new HuskPool(keeper, step("base"), { warn: (_: unknown, text: string) => told.push(text) } as unknown as Logger);
+  pool.target("runtime", spec("former"));
+  await vi.advanceTimersByTimeAsync(30_500);
+  expect(told).toEqual(pauses.map((seconds) => `a pool could not be refilled; trying again in ${seconds} s`));
+  // Whose programs are another image's now is not kept waiting for what the former one came to.
+  pool.target("runtime", spec("heir"));
+  await vi.advanceTimersByTimeAsync(1_100);
   expect(pool.take("runtime")).toBeDefined();
   pool.close();
 });

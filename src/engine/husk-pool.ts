@@ -11,9 +11,10 @@
  */
 import { readFileSync } from "node:fs";
 import { monotonicNs, nowMs } from "../base/clock.js";
-import { assert, errorText, isThawError, ThawError } from "../base/errors.js";
+import { type ErrorCode, errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { PAGE_BYTES } from "../base/units.js";
+import { choosePid } from "./choose-pid.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
 import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, PagedReport, StageRequest } from "./keeper.js";
 import { quietly } from "./keeper-messages.js";
@@ -21,8 +22,6 @@ import { ASK_MS, Quiet } from "./quiet.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
-const PID_MIN = 300;
-const PID_SPAN = 29_000;
 /** Of /tmp in a pooled husk. */
 export const DEFAULT_TMP_MB = 512;
 /**
@@ -32,6 +31,9 @@ export const DEFAULT_TMP_MB = 512;
 const FUNCTION_UID = 900_000;
 const FUNCTION_UIDS = 50_000;
 const RETRY_MS = 1_000;
+/** An interpreter that was upgraded stays so: until somebody calls a function, and its image is made anew, each try fails. */
+const RETRY_MS_MAX = 60_000;
+const LASTING: readonly ErrorCode[] = ["IMAGE_MISMATCH", "IMAGE_DAMAGED"];
 
 /** One stage that takes a husk further. */
 export interface StageStep {
@@ -235,6 +237,7 @@ interface Pool {
   readonly ready: Husk[];
   making: number;
   failedUntil: number;
+  lastingFailures: number;
 }
 
 /** Totals for {@link EngineStats}. */
@@ -280,7 +283,9 @@ export class HuskPool {
 
   /** Sets how many husks a pool keeps; surplus ones are let go. */
   target(key: string, spec: PoolSpec): void {
-    const pool = this.pools.get(key) ?? { spec, ready: [], making: 0, failedUntil: 0 };
+    const pool = this.pools.get(key) ?? { spec, ready: [], making: 0, failedUntil: 0, lastingFailures: 0 };
+    if (pool.lastingFailures > 0) this.later(pool);
+    pool.lastingFailures = 0;
     pool.spec = spec;
     this.pools.set(key, pool);
     while (pool.ready.length > spec.count) this.drop(pool.ready.pop());
@@ -438,6 +443,7 @@ export class HuskPool {
       const husk = await this.make(spec.template, spec.steps(), spec.level, spec.avoid);
       if (this.closed || this.pools.get(key) !== pool || pool.spec !== spec || pool.ready.length >= spec.count) this.drop(husk);
       else {
+        pool.lastingFailures = 0;
         pool.ready.push(husk);
         void husk.gone().then(() => this.buried(pool, husk));
         const index = this.waiters.findIndex((waiter) => waiter.key === key);
@@ -450,9 +456,11 @@ export class HuskPool {
           error instanceof ThawError
             ? error
             : new ThawError("SANDBOX_FAILED", { what: "a husk could not be made", why: errorText(error), cause: error });
+        const waitMs = Math.min(RETRY_MS * 2 ** pool.lastingFailures, RETRY_MS_MAX);
         if (!this.keeper.lost)
-          this.log.warn({ err: this.lastFailure, pool: key }, "a pool could not be refilled; trying again in a second");
-        this.later(pool);
+          this.log.warn({ err: this.lastFailure, pool: key }, `a pool could not be refilled; trying again in ${waitMs / 1000} s`);
+        pool.lastingFailures = LASTING.includes(this.lastFailure.code) ? pool.lastingFailures + 1 : 0;
+        this.later(pool, waitMs);
       }
     } finally {
       this.busy--;
@@ -469,10 +477,10 @@ export class HuskPool {
     this.later(pool);
   }
 
-  private later(pool: Pool): void {
-    pool.failedUntil = Date.now() + RETRY_MS;
+  private later(pool: Pool, waitMs = RETRY_MS): void {
+    pool.failedUntil = Date.now() + waitMs;
     // A timer may fire a moment before its time by the other clock.
-    setTimeout(() => this.refill(), RETRY_MS + 2).unref();
+    setTimeout(() => this.refill(), waitMs + 2).unref();
   }
 }
 
@@ -489,12 +497,4 @@ function privateBytes(pid: number): number {
   } catch {
     return 0;
   }
-}
-
-function choosePid(avoid: ReadonlySet<number>): number {
-  for (let tries = 0; tries < 1000; tries++) {
-    const pid = PID_MIN + Math.floor(Math.random() * PID_SPAN);
-    if (!avoid.has(pid)) return pid;
-  }
-  assert(false, "no pid outside the lineage");
 }
