@@ -249,6 +249,15 @@ describe("a function's view of files", () => {
     expect(await python.run("out = read('/etc/passwd')")).not.toContain("daemon");
   });
 
+  each("has the names of services, protocols and libraries", async (python) => {
+    expect(
+      await python.run(
+        "out = [socket.getaddrinfo('127.0.0.1', 'https', type=socket.SOCK_STREAM)[0][4], socket.getservbyport(5432), socket.getprotobyname('tcp')]",
+      ),
+    ).toEqual([["127.0.0.1", 443], "postgresql", 6]);
+    expect(await python.run("from ctypes.util import find_library\nout = find_library('c')")).toBe("libc.so.6");
+  });
+
   each("can be written to in /tmp and /dev/shm, and nowhere else", async (python) => {
     await expectAll((_name, code) => python.run(`out = ${code}`), {
       "/tmp": ["attempt(write, '/tmp/mine')", "written"],

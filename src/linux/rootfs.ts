@@ -67,6 +67,60 @@ const DATA_DIRS = [
 ] as const;
 const DATA_FILES = ["/etc/ssl/openssl.cnf", "/etc/ld.so.cache", "/etc/localtime"] as const;
 
+/** By name for `getaddrinfo` and `getservbyname`, as distributions have them: those that programs connect to. */
+const SERVICES: readonly string[] = [
+  "echo 7/tcp",
+  "echo 7/udp",
+  "discard 9/tcp sink null",
+  "discard 9/udp sink null",
+  "daytime 13/tcp",
+  "qotd 17/tcp quote",
+  "ftp-data 20/tcp",
+  "ftp 21/tcp",
+  "ssh 22/tcp",
+  "telnet 23/tcp",
+  "smtp 25/tcp mail",
+  "time 37/tcp timserver",
+  "time 37/udp timserver",
+  "domain 53/tcp",
+  "domain 53/udp",
+  "tftp 69/udp",
+  "http 80/tcp www",
+  "kerberos 88/tcp kerberos5 krb5",
+  "kerberos 88/udp kerberos5 krb5",
+  "pop3 110/tcp pop-3",
+  "nntp 119/tcp readnews untp",
+  "ntp 123/udp",
+  "imap2 143/tcp imap",
+  "snmp 161/tcp",
+  "snmp 161/udp",
+  "ldap 389/tcp",
+  "ldap 389/udp",
+  "https 443/tcp",
+  "https 443/udp",
+  "submissions 465/tcp ssmtp smtps urd",
+  "syslog 514/udp",
+  "submission 587/tcp",
+  "ldaps 636/tcp",
+  "ldaps 636/udp",
+  "domain-s 853/tcp",
+  "domain-s 853/udp",
+  "ftps 990/tcp",
+  "imaps 993/tcp",
+  "pop3s 995/tcp",
+  "ms-sql-s 1433/tcp",
+  "nfs 2049/tcp",
+  "nfs 2049/udp",
+  "mysql 3306/tcp",
+  "sip 5060/tcp",
+  "sip 5060/udp",
+  "postgresql 5432/tcp postgres",
+  "amqps 5671/tcp",
+  "amqp 5672/tcp",
+  "redis 6379/tcp",
+  "http-alt 8080/tcp webcache",
+];
+
 const ETC: Readonly<Record<string, string>> = {
   "/etc/passwd":
     "root:x:0:0:root:/root:/bin/sh\nfunction:x:1000:1000:function:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -75,7 +129,15 @@ const ETC: Readonly<Record<string, string>> = {
   "/etc/hostname": "thaw\n",
   "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
   "/etc/resolv.conf": "",
+  "/etc/protocols": "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6 41 IPv6\nipv6-icmp 58 IPv6-ICMP\n",
+  "/etc/services": SERVICES.map((line) => `${line}\n`).join(""),
 };
+
+/**
+ * What the C library finds its list of libraries with (Python: `ctypes.util.find_library`). Where `ldconfig` is a script around it, the
+ * program itself.
+ */
+const LDCONFIG = ["/sbin/ldconfig.real", "/sbin/ldconfig"] as const;
 
 /** The plan for one interpreter. Looks at the host to see what exists; opens nothing that a function names. */
 export function planRoot(interpreter: Interpreter, parts: RootParts): RootOperation[] {
@@ -112,6 +174,8 @@ export function planRoot(interpreter: Interpreter, parts: RootParts): RootOperat
     const found = [`/usr/bin/${name}`, `/bin/${name}`].find((path) => existsSync(path));
     if (found !== undefined) copy(found, throughLinks(found), 0o755);
   }
+  const ldconfig = LDCONFIG.find((path) => existsSync(path));
+  if (ldconfig !== undefined) copy(ldconfig, throughLinks("/sbin/ldconfig"), 0o755);
   for (const path of DATA_DIRS) bind(path, path);
   for (const path of DATA_FILES) copy(path, path, 0o644);
   for (const [path, content] of Object.entries(ETC)) plan.push({ kind: "file", path, mode: 0o644, content });
