@@ -409,6 +409,26 @@ def handler(e, c):
     expect(await prepared()).toEqual(specialises ? { functions: 6, tiers: { plain: 2, specialised: 4 } } : undefined);
   });
 
+  it("leave a thread without a running loop when its loop ended, also where somebody replaced how that is noted", async () => {
+    const runtime = await ready(
+      [
+        "import asyncio, threading",
+        "from asyncio import events",
+        "threading.Thread(target=asyncio.new_event_loop().run_forever, daemon=True).start()",
+        "def handler(e, c):",
+        "    names = ['_set_running_loop', '_get_running_loop', 'get_running_loop']",
+        "    own = {name: getattr(events, name) for name in names}",
+        "    for name in names: setattr(events, name, getattr(events, '_py_' + name))",
+        "    asyncio.new_event_loop().run_until_complete(asyncio.sleep(0))",
+        "    for name in names: setattr(events, name, own[name])",
+        "    return events._get_running_loop() is None",
+      ].join("\n"),
+    );
+    runtime.send({ type: "prepare", seeds: true });
+    expect((await runtime.next()).header.type).toBe("prepared");
+    expect(await value(runtime)).toBe(true);
+  });
+
   it("collect garbage, and keep the survivors out of later collections", async () => {
     const runtime = await ready(
       "import gc\nclass C: alive = 0\nclass N:\n    def __init__(self): self.me = self; C.alive += 1\n    def __del__(self): C.alive -= 1\ngc.disable()\nfor _ in range(10): N()\ndef handler(e, c): return [C.alive, gc.get_freeze_count()]",

@@ -16,14 +16,15 @@ def keep():
     if _kept or module is None:
         return
     _kept = True
-    from asyncio.events import _set_running_loop
+    from asyncio import events
 
     loops = module.BaseSelectorEventLoop
     original = loops._process_events
 
     def _process_events(self, event_list):
         if self.is_running():
-            _set_running_loop(self)
+            # Looked up each time, as asyncio does: who replaced it since also replaced what clears it.
+            events._set_running_loop(self)
         return original(self, event_list)
 
     loops._process_events = _process_events
