@@ -368,6 +368,7 @@ static void write_unix(const struct descriptor *d, int type)
 	json_int("inode", (int64_t)d->is.st_ino);
 	json_int("peer", peer_is_here ? peer : 0);
 	json_bytes("bytes", bytes, got > 0 ? (size_t)got : 0);
+	write_socket_options(d->mine, AF_UNIX, type);
 	if (idle)
 		json_int("idle", 1);
 	if (events_of(d) & POLLRDHUP)
@@ -417,6 +418,7 @@ static void write_inet(const struct descriptor *d, int domain, int type)
 	json_int("type", type);
 	json_string("state", type == SOCK_STREAM ? (open_connection || over ? "connection" : "idle") : "datagram");
 	json_bytes("local", &local, local_bytes);
+	write_socket_options(d->mine, domain, type);
 	if (connected && type == SOCK_DGRAM)
 		json_bytes("remote", &remote, remote_bytes);
 	if (open_connection)

@@ -100,6 +100,9 @@ void write_tmp(const struct target *target);
 /* Makes what write_tmp copied durable; the process runs again by then. */
 void store_tmp(void);
 
+/* options.c: the options of a socket that are not as on a new one, as a list in the facts. */
+void write_socket_options(int fd, int domain, int type);
+
 /* memory.c, store.c */
 struct dump;
 /* What a process may have mapped as its memory: the page spaces of its image and of that image's base, and the file of its

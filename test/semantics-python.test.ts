@@ -223,6 +223,15 @@ describe("kernel objects", () => {
     });
   });
 
+  it("sockets keep their options, ports that they share, and more than a new one takes", async () => {
+    const instance = await world.boot("python");
+    const options = await call(instance, "objects.set_socket_options");
+    const image = await instance.freeze({ then: "end" });
+    await instance.dispose();
+    expect(options).toEqual(expect.arrayContaining([7, 33, [3, 8000]]));
+    await clones(image, async (one) => expect(await call(one, "objects.check_socket_options")).toEqual(options));
+  });
+
   it("socket pairs keep what lies in them, in both directions; other sockets keep what they are", async () => {
     const image = await world.imageAfter("python", "objects.set_sockets");
     await clones(image, async (one) => {

@@ -20,6 +20,7 @@ import {
   SYS,
 } from "../linux/syscalls.js";
 import { type Channels, channelNumbers, touches } from "./channels.js";
+import { compileSocketOptions, fillSocket } from "./compile-sockets.js";
 import type { Descriptor } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
 
@@ -213,27 +214,24 @@ class DescriptorCompiler {
     const label = `unix socket on descriptor ${one.fd}`;
     if (one.idle === 1) {
       this.create(label, one.fd, SYS.socket, [AF_UNIX, one.type | this.flagOf(one.fd), 0]);
+      compileSocketOptions(this.program, one);
       this.statusFlags(one);
       return;
     }
     const flags = one.type | this.flagOf(one.fd);
     const spare = peer?.fd ?? this.inputs.fdBase - 1;
     this.createPair(label, SYS.socketpair, (at) => [AF_UNIX, flags, 0, at], one.fd, spare);
-    const fill = (from: number, bytes: Buffer): void => {
-      if (bytes.length > 0)
-        this.program.call(`${label}: its bytes`, SYS.write, [from, this.program.data(bytes), bytes.length], {
-          expect: bytes.length,
-        });
-    };
-    fill(spare, one.bytes);
+    fillSocket(this.program, label, spare, one.bytes);
     if (peer === undefined) this.closeNumber(label, spare);
     else {
-      fill(one.fd, peer.bytes);
+      fillSocket(this.program, label, one.fd, peer.bytes);
+      compileSocketOptions(this.program, peer);
       if (one.readShut === 1) this.program.call(`${label}: nothing more to read`, SYS.shutdown, [peer.fd, SHUT_WR]);
       if (peer.readShut === 1) this.program.call(`${label}: nothing more to write`, SYS.shutdown, [one.fd, SHUT_WR]);
       this.statusFlags(peer);
       this.fixCloexec(peer.fd, flags);
     }
+    compileSocketOptions(this.program, one);
     this.statusFlags(one);
   }
 
@@ -244,6 +242,7 @@ class DescriptorCompiler {
       return;
     }
     this.create(label, one.fd, SYS.socket, [one.domain, one.type | this.flagOf(one.fd), 0]);
+    compileSocketOptions(this.program, one);
     const port = one.local.length >= 4 ? one.local.readUInt16BE(2) : 0;
     if (port !== 0) this.program.call(`${label}: bind`, SYS.bind, [one.fd, this.program.data(one.local), one.local.length]);
     if (one.remote !== undefined)

@@ -57,6 +57,9 @@ const thread = z.object({
 /** Of a directory it may be any 64 bits, and locks may lie anywhere; images of former versions have a number. */
 const position = z.union([hex, count.transform((value) => BigInt(value))]);
 const common = { fd: count, flags: count, pos: position };
+/** Those that are not as on a new socket; absent in images of a former version. */
+const socketOptions = z.array(z.object({ level: count, name: count, value: bytes })).optional();
+
 const descriptor = z.discriminatedUnion("kind", [
   z.object({ ...common, kind: z.literal("control") }),
   z.object({ ...common, kind: z.literal("same"), as: count }),
@@ -106,6 +109,7 @@ const descriptor = z.discriminatedUnion("kind", [
     inode: count,
     peer: count,
     bytes,
+    options: socketOptions,
     idle: z.literal(1).optional(),
     readShut: z.literal(1).optional(),
   }),
@@ -117,6 +121,7 @@ const descriptor = z.discriminatedUnion("kind", [
     state: z.enum(["connection", "idle", "datagram"]),
     local: bytes,
     remote: bytes.optional(),
+    options: socketOptions,
   }),
 ]);
 

@@ -15,6 +15,7 @@ export const SYS = {
   ioctl: 16,
   setitimer: 38,
   socket: 41,
+  sendto: 44,
   connect: 42,
   accept4: 288,
   bind: 49,

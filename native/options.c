@@ -1,0 +1,89 @@
+/*
+ * Options of sockets (part of the extractor): those that are not as on a new socket.
+ *
+ * Some decide whether a clone can be made at all: two sockets share a port by SO_REUSEADDR or SO_REUSEPORT, or because one of them
+ * is for IPv6 only, and a large buffer holds more unread bytes than a new socket takes.
+ */
+#include "extractor.h"
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* More than this is put back through a buffer that is enlarged for it, and needs its own size again. */
+#define QUEUE_BYTES_LARGE 65536
+
+/* The type of service sets a priority, so it comes first. */
+static const struct {
+	int domain, type, level, name;
+	socklen_t bytes;
+} options[] = {
+	{ AF_INET, 0, IPPROTO_IP, IP_TOS, 4 },
+	{ AF_INET, 0, IPPROTO_IP, IP_TTL, 4 },
+	{ AF_INET, 0, IPPROTO_IP, IP_PKTINFO, 4 },
+	{ AF_INET, 0, IPPROTO_IP, IP_MTU_DISCOVER, 4 },
+	{ AF_INET, 0, IPPROTO_IP, IP_RECVERR, 4 },
+	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_TTL, 4 },
+	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_LOOP, 4 },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_V6ONLY, 4 },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_TCLASS, 4 },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_UNICAST_HOPS, 4 },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 4 },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_LOOP, 4 },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_RECVPKTINFO, 4 },
+	{ 0, 0, SOL_SOCKET, SO_REUSEADDR, 4 },
+	{ 0, 0, SOL_SOCKET, SO_REUSEPORT, 4 },
+	{ 0, 0, SOL_SOCKET, SO_BROADCAST, 4 },
+	{ 0, 0, SOL_SOCKET, SO_KEEPALIVE, 4 },
+	{ 0, 0, SOL_SOCKET, SO_OOBINLINE, 4 },
+	{ 0, 0, SOL_SOCKET, SO_PRIORITY, 4 },
+	{ 0, 0, SOL_SOCKET, SO_LINGER, 8 },
+	{ 0, 0, SOL_SOCKET, SO_RCVLOWAT, 4 },
+	{ 0, 0, SOL_SOCKET, SO_RCVTIMEO, 16 },
+	{ 0, 0, SOL_SOCKET, SO_SNDTIMEO, 16 },
+	{ 0, 0, SOL_SOCKET, SO_SNDBUF, 4 },
+	{ 0, 0, SOL_SOCKET, SO_RCVBUF, 4 },
+	{ AF_UNIX, 0, SOL_SOCKET, SO_PASSCRED, 4 },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_NODELAY, 4 },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPIDLE, 4 },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPINTVL, 4 },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPCNT, 4 },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_USER_TIMEOUT, 4 },
+};
+
+void write_socket_options(int fd, int domain, int type)
+{
+	int fresh = socket(domain, type | SOCK_CLOEXEC, 0), unread = 0;
+	bool large = domain == AF_UNIX && ioctl(fd, SIOCOUTQ, &unread) == 0 && unread > QUEUE_BYTES_LARGE;
+	json_open("options", '[');
+	for (size_t i = 0; fresh >= 0 && i < sizeof options / sizeof *options; i++) {
+		uint8_t value[16] = { 0 }, usual[16] = { 0 };
+		socklen_t bytes = options[i].bytes, usual_bytes = bytes;
+		int level = options[i].level, name = options[i].name;
+		if ((options[i].domain && options[i].domain != domain) || (options[i].type && options[i].type != type) ||
+		    (level == IPPROTO_TCP && domain == AF_UNIX))
+			continue;
+		if (getsockopt(fd, level, name, value, &bytes) != 0 || getsockopt(fresh, level, name, usual, &usual_bytes) != 0)
+			continue;
+		bool buffer = level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF);
+		if (memcmp(value, usual, sizeof value) == 0 && !(large && buffer && name == SO_SNDBUF))
+			continue;
+		if (buffer) { /* the kernel doubles what it is told */
+			int size;
+			memcpy(&size, value, sizeof size);
+			size /= 2;
+			memcpy(value, &size, sizeof size);
+		}
+		json_open(NULL, '{');
+		json_int("level", level);
+		json_int("name", name);
+		json_bytes("value", value, options[i].bytes);
+		json_close('}');
+	}
+	json_close(']');
+	if (fresh >= 0)
+		close(fresh);
+}

@@ -1,0 +1,35 @@
+/** What a socket of an image is given behind its making: its options, and the bytes that lay unread in it. */
+import { SYS } from "../linux/syscalls.js";
+import type { Descriptor } from "./facts.js";
+import type { ProgramBuilder } from "./program.js";
+
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+/** Above this much that lies unread in a unix socket, its buffer is made as large as can be while it is filled; its own size is among its options. */
+const LARGE_QUEUE_BYTES = 65536;
+/** The kernel cuts this down to `net.core.wmem_max`. */
+const MOST_BYTES = 0x3fff_ffff;
+
+type Socket = Extract<Descriptor, { kind: "unix" | "inet" }>;
+
+/** Before it is bound: whether two sockets may share a port is among them. One that cannot be set leaves the socket as a new one. */
+export function compileSocketOptions(program: ProgramBuilder, one: Socket): void {
+  for (const { level, name, value } of one.options ?? []) {
+    const args = [one.fd, level, name, program.data(value), value.length];
+    program.call(`option ${name} of socket ${one.fd}`, SYS.setsockopt, args, { mayFail: true });
+  }
+}
+
+/** Puts bytes into the socket that reads what `from` writes. Never waits: what does not fit fails the start. */
+export function fillSocket(program: ProgramBuilder, label: string, from: number, bytes: Buffer): void {
+  if (bytes.length === 0) return;
+  if (bytes.length > LARGE_QUEUE_BYTES) {
+    const most = Buffer.alloc(4);
+    most.writeInt32LE(MOST_BYTES);
+    program.call(`${label}: room`, SYS.setsockopt, [from, SOL_SOCKET, SO_SNDBUF, program.data(most), most.length]);
+  }
+  const args = [from, program.data(bytes), bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0];
+  program.call(`${label}: its bytes`, SYS.sendto, args, { expect: bytes.length });
+}
