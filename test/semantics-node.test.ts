@@ -244,7 +244,7 @@ describe("files", () => {
     deletedLinks: 0,
     log: "one\ntwo\n",
     readOnly: "//",
-    modes: ["755", "600", "644"],
+    modes: ["4755", "600", "644", "2775"],
     link: "b/text",
     times: [1_100_000_000_000, true],
     large: true,

@@ -6,6 +6,8 @@ import type { ProgramBuilder } from "./program.js";
 
 /** Inode numbers of a fresh tmpfs count up; its root takes the one before this. */
 const FIRST_INODE = 2;
+/** Set user id and set group id. */
+const SET_ID_BITS = 0o6000;
 /** Numbers of files that are gone by now are used up by as many nameless ones, up to this many. */
 const SKIPPED_INODES_MAX = 2000;
 
@@ -64,6 +66,11 @@ export function restoreTmp(program: ProgramBuilder, entries: readonly TmpEntry[]
   for (const { path } of entries) {
     const from = moved.find(({ to }) => to === path)?.from;
     if (from !== undefined) program.call(`move ${path}`, SYS.rename, [program.text(from), program.text(path)]);
+  }
+  // Making a directory and writing to a file leave these bits out.
+  for (const entry of entries) {
+    if (entry.type === "link" || (entry.mode & SET_ID_BITS) === 0) continue;
+    program.call(`mode of ${entry.path}`, SYS.chmod, [program.text(entry.path), entry.mode]);
   }
   // Times last, innermost first: making a file touches its directory.
   for (const entry of [...entries].reverse()) {
