@@ -406,6 +406,9 @@ static void write_inet(const struct descriptor *d, int domain, int type)
 		refuse("it listens on TCP %s (descriptor %d)", from, d->fd);
 	if (type != SOCK_STREAM && type != SOCK_DGRAM)
 		refuse("it holds a raw network socket (descriptor %d)", d->fd);
+	struct pollfd unread = { .fd = d->mine, .events = POLLIN | POLLRDHUP };
+	if (type == SOCK_DGRAM && poll(&unread, 1, 0) == 1 && (unread.revents & (POLLIN | POLLRDHUP)) == POLLIN)
+		refuse("unread datagrams lie in a UDP socket on %s (descriptor %d)", from, d->fd);
 	struct tcp_info info = { 0 };
 	socklen_t info_bytes = sizeof info;
 	bool open_connection = false;

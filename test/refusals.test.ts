@@ -27,6 +27,7 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["python", "pending_in_thread", /^signal 12 \(SIGUSR2\) is pending in one of its threads$/],
   ["python", "zombie", /^it has a child process that ended and was not waited for \(true\)$/],
   ["python", "datagrams", /^unread datagrams lie in a unix socket \(descriptor \d+\)$/],
+  ["python", "udp_datagrams", /^unread datagrams lie in a UDP socket on 127\.0\.0\.1:\d+ \(descriptor \d+\)$/],
   ["python", "bound", /^it holds a unix socket that is bound to a name \(descriptor \d+\)$/],
   ["python", "netlink", /^it holds a socket of address family 16 \(descriptor \d+\)$/],
   ["python", "pidfd", /^it holds (anon_inode:\[pidfd\]|pidfd:\[\d+\]) \(descriptor \d+\)$/],
