@@ -285,6 +285,8 @@ static void write_mm(void)
 	json_close('}');
 }
 
+#define MEMBARRIER_GET_REGISTRATIONS 512
+
 static uint64_t status_hex(const char *status, const char *name, int base)
 {
 	const char *at = strstr(status, name);
@@ -335,6 +337,8 @@ static void write_signals(void)
 	}
 	uint64_t wanted = status_hex(text, "SigCgt:", 16) | status_hex(text, "SigIgn:", 16);
 	json_int("umask", (int64_t)status_hex(text, "Umask:", 8));
+	long registered = inject(&target, &target.threads[0], 324 /* membarrier */, (uint64_t[6]){ MEMBARRIER_GET_REGISTRATIONS });
+	json_int("membarrier", registered > 0 ? registered : 0); /* EINVAL before Linux 6.3 */
 
 	uint64_t scratch = (target.threads[0].regs[19] - 4096) & ~15ULL; /* rsp, well below the red zone */
 	uint64_t saved[4], answer[4];

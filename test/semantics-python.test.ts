@@ -150,6 +150,11 @@ describe("threads", () => {
     });
   });
 
+  it("make memory barriers, having registered for them before", async () => {
+    const image = await world.imageAfter("python", "threads.register_barriers");
+    await clones(image, async (one) => expect(await call(one, "threads.make_barrier")).toBe(0));
+  });
+
   it("go on that run an event loop", async () => {
     const image = await world.imageAfter("python", "threads.start_loop_in_thread");
     await clones(image, async (one) => {

@@ -213,6 +213,9 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
   compileDescriptors(program, facts.descriptors, { channels, fdBase: fdBase(facts), contents });
   program.stamp(STAMPS.descriptors);
   restoreSignals(program, facts);
+  const registered = facts.membarrier ?? 0;
+  for (let bit = 1; bit <= registered; bit *= 2)
+    if ((registered & bit) !== 0) program.call("register for memory barriers", SYS.membarrier, [bit, 0, 0]);
   dropCapabilities(program);
   program.stamp(STAMPS.process);
 }

@@ -136,6 +136,8 @@ export const factsSchema = z.object({
   frame: z.object({ extendedBytes: count, stateBytes: count, features: hex }),
   clock: z.object({ monotonicNs: hex, boottimeNs: hex, realtimeNs: hex }),
   umask: count,
+  /** What membarrier(2) says that the process registered for: its commands for that, as bits. */
+  membarrier: count.optional(),
   sigactions: z.array(z.object({ signal: z.int().min(1).max(64), handler: hex, flags: hex, restorer: hex, mask: hex })),
   itimers: z.array(z.tuple([count, count, count, count])).length(3),
   mm: z.object({

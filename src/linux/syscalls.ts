@@ -54,6 +54,7 @@ export const SYS = {
   setns: 308,
   seccomp: 317,
   getrandom: 318,
+  membarrier: 324,
   memfd_create: 319,
   move_mount: 429,
   close_range: 436,
