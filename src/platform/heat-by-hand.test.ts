@@ -137,6 +137,19 @@ describe("heating by hand", () => {
     await until(() => imagesOnDisk().length === 1);
   });
 
+  it("whose image went while it waited for its turn is told so, and whoever comes then has a turn", async () => {
+    await ready();
+    await bed.platform.heat("a", { requests: 1 });
+    bed.engine.failNext("thaw", new ThawError("IMAGE_DAMAGED", { what: "the pages are cut off" }));
+    const both = [bed.platform.heat("a", { requests: 1 }), bed.platform.heat("a", { requests: 1, from: 1 })];
+    const ended = await Promise.allSettled(both);
+    expect(ended.map((one) => one.status === "rejected" && String(one.reason))).toEqual([
+      expect.stringContaining("the pages are cut off"),
+      expect.stringContaining("it has no image of generation 1; those that exist are 0"),
+    ]);
+    expect((await bed.platform.heat("a", { requests: 1 })).image).toMatchObject({ generation: 2, heat: 1 });
+  });
+
   it("is one at a time, and ends when the function is removed", async () => {
     await ready();
     let hanging = 0;

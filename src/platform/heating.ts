@@ -67,9 +67,15 @@ export class Heating {
       );
     }
     return new Promise<T>((resolve, reject) => {
-      // What fails because its instance was ended with the version is told as that.
-      const run = (): Promise<void> =>
-        job().then(resolve, (error: unknown) => reject(this.wants(version) ? error : gone(version)));
+      // Whatever fails, also before the job's first wait, is told to who asked: the queue goes on.
+      const run = async (): Promise<void> => {
+        try {
+          resolve(await job());
+        } catch (error) {
+          // What fails because its instance was ended with the version is told as that.
+          reject(this.wants(version) ? error : gone(version));
+        }
+      };
       this.#queue.push({ version, run, giveUp: () => reject(gone(version)) });
       this.#working ??= this.#work();
     });
