@@ -13,7 +13,7 @@ import type { Logger } from "../base/log.js";
 import { formatBytes } from "../base/units.js";
 import type { Engine, FreezeOptions, Image, Instance } from "../engine/types.js";
 import type { Budget } from "./budget.js";
-import { isImageFault } from "./image-faults.js";
+import { isImageFault, isOfTheMoment } from "./image-faults.js";
 import type { Images } from "./images.js";
 import type { Pools } from "./pools.js";
 import type { Events } from "./replay.js";
@@ -198,12 +198,12 @@ function gone(version: Version): ThawError {
   });
 }
 
-/** Tries at one image before its failing is final, when something ran out; pauses double between them. */
+/** Tries at one image before its failing is final, when something ran out or the moment was a bad one; pauses double between them. */
 export const HEAT_TRIES_MAX = 4;
 
 /** Whether trying again later may help. */
 export function mayPass(error: unknown): boolean {
-  return isThawError(resourceError(error, ""), "RESOURCE_EXHAUSTED");
+  return isThawError(resourceError(error, ""), "RESOURCE_EXHAUSTED") || isOfTheMoment(error);
 }
 
 /** A sentence for people: the error's own, in which the kernel's codes are put into words. */

@@ -19,7 +19,7 @@ import { errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { GIB } from "../base/units.js";
 import type { Engine, Image, Instance, PrepareOptions } from "../engine/types.js";
-import { isImageFault } from "./image-faults.js";
+import { isOfTheMoment } from "./image-faults.js";
 import { wholeLines } from "./logs.js";
 import type { Pools } from "./pools.js";
 import { declaredEvents } from "./replay.js";
@@ -41,7 +41,6 @@ const PREPARE_AFTER_MS = 100;
 const ATTEMPTS_MAX = 8;
 const FAILURES_MAX = 3;
 const BACKOFF_MS_MAX = 60_000;
-const SIGKILL = 9;
 const BOOT_ONLY = "This server runs functions without images: every start that finds no idle instance is a boot";
 
 interface Waiting {
@@ -286,7 +285,7 @@ export class Images {
       return;
     }
     this.#note(version, "no image could be made", error);
-    const attemptsMax = isThawError(error, "RESOURCE_EXHAUSTED") ? ATTEMPTS_MAX : mayPass(error) ? FAILURES_MAX : 0;
+    const attemptsMax = isThawError(error, "RESOURCE_EXHAUSTED") ? ATTEMPTS_MAX : isOfTheMoment(error) ? FAILURES_MAX : 0;
     if (version.image.attempts < attemptsMax) {
       const pauseMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2 ** (version.image.attempts - 1));
       log.warn({ err: error, function: version.name, pauseMs }, "no image could be made; trying again");
@@ -412,15 +411,4 @@ function gone(version: Version): ThawError {
     why: "the function was replaced or removed, or the server stopped, meanwhile",
     fix: "Deploy it again",
   });
-}
-
-/**
- * Whether the failure may have to do with the moment: of a freeze, of a process that somebody killed, such as a kernel that has no memory
- * left, of a database that another program holds, or of an image that was damaged before it was recorded, its base's pages among it.
- */
-function mayPass(error: Error): boolean {
-  const reason = isThawError(error, "INIT_FAILED") ? error.cause : error;
-  if (isThawError(reason, "INSTANCE_EXITED")) return reason.details.signal === SIGKILL;
-  if (isImageFault(reason)) return true;
-  return (["FREEZE_FAILED", "SANDBOX_FAILED", "DATABASE_FAILED"] as const).some((code) => isThawError(reason, code));
 }

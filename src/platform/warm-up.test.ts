@@ -207,6 +207,19 @@ describe("warm-up events", () => {
     expect(heats()).toEqual(["0: 0 deploy", "1: 1 warm-up"]);
   });
 
+  it("go on after a freeze that failed for the moment, or whose extractor somebody killed", async () => {
+    bed = await openTestBed({ heatPolicy: pointsPolicy(0, 1), heatBackoffMs: 1 });
+    let times = 0;
+    bed.engine.handler = () => {
+      if (times++ === 0) bed.engine.failNext("freeze", new ThawError("FREEZE_FAILED", { what: "a thread took too long to end" }));
+    };
+    await deploy();
+    await settled();
+    expect(status()).toEqual({ state: "done" });
+    expect(heats()).toEqual(["0: 0 deploy", "1: 1 warm-up"]);
+    expect(bed.platform.metrics()).toMatchObject({ heatFailures: 1, heatFreezes: 1 });
+  });
+
   it("of a function without an image are not replayed, and the status says why", async () => {
     bed = await openTestBed({ heatPolicy: pointsPolicy(0, 1) });
     bed.engine.failNext("freeze", refusal);

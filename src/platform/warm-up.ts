@@ -6,14 +6,13 @@
  *                                                                   └────────────────────────────────────────────────────┘
  *
  * It ends with a last image after `requests` requests, or after {@link LIMITS}.heatMs; or without one when the policy says that more
- * heat does not pay. What fails ends it for good: the images that exist serve on, and the status names the event. What ran out is
- * tried again a few times. A server that is started again goes on from the hottest image.
+ * heat does not pay. What fails ends it for good: the images that exist serve on, and the status names the event. What ran out, and
+ * what has to do with the moment, is tried again a few times. A server that is started again goes on from the hottest image.
  */
 import { isThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { Image, Instance } from "../engine/types.js";
 import { HEAT_TRIES_MAX, type Heating, mayPass, reasonOf } from "./heating.js";
-import { isImageFault } from "./image-faults.js";
 import type { Images } from "./images.js";
 import { declaredEvents, failed, replayEnd, replayOne } from "./replay.js";
 import type { Version } from "./version.js";
@@ -22,7 +21,7 @@ export interface WarmUpsOptions {
   readonly heating: Heating;
   readonly images: Images;
   readonly log: Logger;
-  /** First pause after something ran out. Default 1 s. */
+  /** First pause before it is tried again. Default 1 s. */
   readonly backoffMs?: number | undefined;
 }
 
@@ -58,7 +57,7 @@ export class WarmUps {
       if (!heating.wants(version)) return;
       version.counters.add("heatFailures");
       const reason = reasonOf(version, error);
-      const again = tries < HEAT_TRIES_MAX && (mayPass(error) || isImageFault(error));
+      const again = tries < HEAT_TRIES_MAX && mayPass(error);
       log.warn({ err: error, function: version.name, again }, "a function could not be warmed up");
       // Its last image was dropped: the next first one begins anew.
       if (again && version.generations.size === 0) return;
