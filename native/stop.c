@@ -370,15 +370,38 @@ static void hold_signals(struct thread *thread)
 	thread->masked = true;
 }
 
+/*
+ * Whether a thread is still the husk's: of a process that was thawed a moment ago, one that has not had a processor since has neither its registers
+ * nor anything else of the function's. It needs nobody to go on: the main one, which waits for a request, has let all others go.
+ */
+static bool unborn(const struct target *target)
+{
+	uint64_t regs[sizeof target->threads[0].regs / sizeof(uint64_t)];
+	for (int i = 1; i < target->thread_count; i++) {
+		struct iovec vector = { regs, sizeof regs };
+		if (ptrace(PTRACE_GETREGSET, target->threads[i].tid, (void *)NT_PRSTATUS, &vector) != 0)
+			die("cannot read registers: %s", strerror(errno));
+		if (regs[R_RIP] >= HUSK_ZONE_START && regs[R_RIP] < HUSK_ZONE_END)
+			return true;
+	}
+	return false;
+}
+
 uint64_t stop_all(struct target *target)
 {
-	uint64_t began;
-	for (int attempt = 0;; attempt++) {
+	uint64_t began, since = 0;
+	for (int attempt = 0;;) {
 		wait_parked(target);
-		if (try_stop(target, true, &began))
+		if (!try_stop(target, true, &began)) {
+			if (attempt++ == 20)
+				refuse("its main thread does not wait for a request");
+			continue;
+		}
+		if (!unborn(target))
 			break;
-		if (attempt == 20)
-			refuse("its main thread does not wait for a request");
+		release_all(target);
+		if (!may_park(&since))
+			put_off("one of its threads has not run since the thaw");
 	}
 	for (int i = 0; i < target->thread_count; i++) {
 		hold_signals(&target->threads[i]);

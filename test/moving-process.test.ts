@@ -6,6 +6,7 @@ import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Image, type Instance, LOADERS } from "../src/engine/index.js";
+import { ABI_CONSTANTS } from "../src/linux/abi.js";
 import { olderThan } from "./support/kernel.js";
 import { call, hostPid, useWorld } from "./support/world.js";
 
@@ -141,6 +142,22 @@ describe("a process that is stopped", () => {
       await call(one, "moving.make_threads");
       for (let round = 0; round < 80; round++) expect((await one.hibernate()).cancelled, `round ${round}`).toBe(false);
       for (let round = 0; round < 40; round++) await world.engine.removeImage(await one.freeze({ then: "continue" }));
+      await call(one, "moving.end");
+    });
+  });
+
+  it("is frozen when its threads have left the husk: a clone's may get a processor later than its next freeze begins", async () => {
+    await withPython(async (one) => {
+      // Where no thread of a function ever runs, but that of a clone begins.
+      const at = Number(ABI_CONSTANTS.HUSK_ZONE_START) + 0x100000;
+      expect(await call(one, "moving.run_elsewhere", at, 1_000)).toBe(at);
+      const image = await one.freeze({ then: "continue" });
+      await world.thawed(image, async (clone) => {
+        const before = await call<number>(clone, "moving.rounds");
+        await pause(50);
+        expect(await call<number>(clone, "moving.rounds")).toBeGreaterThan(before);
+      });
+      await world.engine.removeImage(image);
       await call(one, "moving.end");
     });
   });
