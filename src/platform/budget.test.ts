@@ -116,6 +116,22 @@ describe("a memory budget", () => {
     expect(bed.platform.metrics().memory.residentBytes).toBe(3 * 20 * MIB + 100 * MIB + LEFT);
   });
 
+  it("refuses a start by the name of parked husks, where those take the budget", async () => {
+    await openBed({ memoryBudgetBytes: 100 * MIB }, ["a", "b"]);
+    bed.engine.huskBytes = 30 * MIB;
+    await deploy("p", { provisioned: 3 });
+    let open = (): void => undefined;
+    bed.engine.handler = () => new Promise<void>((resolve) => (open = resolve));
+    const busy = bed.platform.invoke("a", "");
+    await until(() => bed.platform.metrics().instances.running === 1);
+    await expect(bed.platform.invoke("b", "")).rejects.toThrow(
+      "it takes about 80 MiB, and 170 MiB of the memory budget of 100 MiB are in use by husks that wait in pools (90 MiB) and by " +
+        "instances that are busy. Try again, or start the server with a larger --memory-budget, or have fewer husks parked (--park, --provisioned)",
+    );
+    open();
+    await busy;
+  });
+
   it("does not write what would give nothing back: small instances end", async () => {
     await openBed({ memoryBudgetBytes: 3 * MIB }, ["a", "b", "c", "d"]);
     bed.engine.residentBytes.warm = MIB;

@@ -23,7 +23,12 @@ export class Budget {
   }
 
   get usedBytes(): number {
-    return this.#instancesBytes + this.engine.stats().huskBytes;
+    return this.#instancesBytes + this.huskBytes;
+  }
+
+  /** Of that, what husks that wait in pools take. */
+  get huskBytes(): number {
+    return this.engine.stats().huskBytes;
   }
 
   /** Whether `bytes` more fit. The first instance always does: a limit that no function fits into would serve nobody. */

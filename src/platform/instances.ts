@@ -18,7 +18,7 @@
  */
 import { ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
-import { formatBytes } from "../base/units.js";
+import { formatBytes, MIB } from "../base/units.js";
 import type { Instance, StartResult } from "../engine/types.js";
 import type { Budget } from "./budget.js";
 import { IdleInstances } from "./idle.js";
@@ -436,12 +436,14 @@ export class Instances {
 
   #noRoom(version: Version, bytes: number): ThawError {
     version.counters.add("throttles");
-    const { limitBytes, usedBytes } = this.#options.budget;
+    const { limitBytes, usedBytes, huskBytes } = this.#options.budget;
+    const husks = huskBytes >= MIB;
+    const users = husks ? `by husks that wait in pools (${formatBytes(huskBytes)}) and by instances` : "by instances";
     return new ThawError("TOO_MANY_INSTANCES", {
       what: `Function "${version.name}" was not started`,
-      why: `it takes about ${formatBytes(bytes)}, and ${formatBytes(usedBytes)} of the memory budget of ${formatBytes(limitBytes)} are in use by instances that are busy`,
-      fix: "Try again, or start the server with a larger --memory-budget",
-      details: { limitBytes, usedBytes, bytes, scope: "server" },
+      why: `it takes about ${formatBytes(bytes)}, and ${formatBytes(usedBytes)} of the memory budget of ${formatBytes(limitBytes)} are in use ${users} that are busy`,
+      fix: `Try again, or start the server with a larger --memory-budget${husks ? ", or have fewer husks parked (--park, --provisioned)" : ""}`,
+      details: { limitBytes, usedBytes, huskBytes, bytes, scope: "server" },
     });
   }
 }
