@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import { isThawError, ThawError } from "../base/errors.js";
 import { MIB } from "../base/units.js";
+import { IdleInstances, type IdleOptions } from "./idle.js";
 import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 import type { PlatformOptions } from "./types.js";
 
@@ -114,6 +115,18 @@ describe("a memory budget", () => {
     await bed.platform.invoke("b", "");
     await until(() => stateOf("a") === "hibernated");
     expect(bed.platform.metrics().memory.residentBytes).toBe(3 * 20 * MIB + 100 * MIB + LEFT);
+  });
+
+  it("refuses a start after a while when others take what is freed for it", async () => {
+    const budget = { fits: () => false };
+    const ending = {
+      *[Symbol.iterator]() {
+        yield new Promise((resolve) => setTimeout(resolve, 5));
+      },
+    };
+    const idle = new IdleInstances({ budget, ending, roomMs: 50, policy: {}, log: {} } as unknown as IdleOptions);
+    expect(await idle.reserve(1)).toBe(false);
+    idle.close();
   });
 
   it("refuses a start by the name of parked husks, where those take the budget", async () => {

@@ -32,6 +32,8 @@ const MEASURE_AFTER_MS = 100;
 const MEASURES_AT_ONCE = 50;
 /** A step of the plan that meets an instance which is being frozen as it goes on is tried again after so long. */
 const FREEZING_MS = 100;
+/** What is freed for one start others may take first, and again: it is refused after so long. */
+const ROOM_MS_MAX = 5_000;
 /** Under pressure, how many are hibernated a second. */
 const PRESSED_AT_ONCE = 4;
 
@@ -41,6 +43,8 @@ export interface IdleOptions {
   readonly log: Logger;
   /** First pause after the disk was full. Default 1 s. */
   readonly backoffMs?: number | undefined;
+  /** How long a start tries to get room. Default 5 s. */
+  readonly roomMs?: number | undefined;
   /** Ends an instance that is in no list; resolves when it is gone. */
   readonly end: (slot: Slot) => Promise<void>;
   /** Those that end now, of all versions; each is taken out when it is gone. */
@@ -158,10 +162,11 @@ export class IdleInstances {
     this.#toDeflate.clear();
   }
 
-  /** Makes room for `bytes` more and counts them. False when nothing idle is left to give. */
+  /** Makes room for `bytes` more and counts them. False when nothing idle is left to give, or when others took for too long what was given. */
   async reserve(bytes: number): Promise<boolean> {
-    const { budget } = this.#options;
-    while (!budget.fits(bytes)) if (!(await this.#freeOne())) return false;
+    const { budget, roomMs = ROOM_MS_MAX } = this.#options;
+    const endMs = performance.now() + roomMs;
+    while (!budget.fits(bytes)) if (performance.now() >= endMs || !(await this.#freeOne())) return false;
     budget.count(bytes);
     return true;
   }
