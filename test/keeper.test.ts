@@ -330,6 +330,14 @@ describe("a husk", () => {
     expect((await one.exit).code).toBe(9);
   });
 
+  it("that has ended lets nobody wait for an answer, also who had not heard of its end", async () => {
+    const one = world.make();
+    await one.ready;
+    await one.kill();
+    await expect(one.stage("n")).rejects.toThrow("The sandbox ended before its stage was done");
+    await expect(world.keeper.deliver(one.id, [Buffer.from("x")])).rejects.toThrow("The sandbox ended before its request was done");
+  });
+
   it("that was asked to be quiet reports with the first bytes it sends", async () => {
     const one = world.make();
     await one.ready;

@@ -323,6 +323,8 @@ export class Keeper {
   #ask(what: string, type: number, id: number, parts: readonly Buffer[], flags = 0): Promise<KeeperMessage> {
     return new Promise((resolve, reject) => {
       if (this.#lost !== undefined) return reject(this.#lost);
+      // The keeper has forgotten it, and would say nothing: its end may be read together with the answer that the caller goes on from.
+      if (ENDS_WITH_INSTANCE.includes(type) && !this.#listeners.has(id)) return reject(sandboxEnded(what));
       const tag = this.#nextTag;
       this.#nextTag = tag === 0xffff_ffff ? 1 : tag + 1;
       this.#pending.set(tag, { what, type, instance: id, resolve, reject });
@@ -422,7 +424,7 @@ export class Keeper {
     for (const [tag, pending] of this.#pending) {
       if (pending.instance !== id || !ENDS_WITH_INSTANCE.includes(pending.type)) continue;
       this.#pending.delete(tag);
-      pending.reject(new ThawError("SANDBOX_FAILED", { what: `The sandbox ended before its ${pending.what} was done` }));
+      pending.reject(sandboxEnded(pending.what));
     }
     listener?.onExit(decodeExit(payload, flags));
   }
@@ -453,6 +455,10 @@ export class Keeper {
     this.#socket.destroy();
     if (!this.#closing) this.#options.onLost?.(this.#lost);
   }
+}
+
+function sandboxEnded(what: string): ThawError {
+  return new ThawError("SANDBOX_FAILED", { what: `The sandbox ended before its ${what} was done` });
 }
 
 /** Its memory is incomplete, and nobody can complete it. */
