@@ -335,7 +335,9 @@ describe("a husk", () => {
     await one.ready;
     await one.kill();
     await expect(one.stage("n")).rejects.toThrow("The sandbox ended before its stage was done");
-    await expect(world.keeper.deliver(one.id, [Buffer.from("x")])).rejects.toThrow("The sandbox ended before its request was done");
+    await expect(world.keeper.deliver(one.id, [Buffer.from("x")])).rejects.toThrow(
+      "The sandbox ended before its request was done",
+    );
   });
 
   it("that was asked to be quiet reports with the first bytes it sends", async () => {
