@@ -6,6 +6,17 @@ import time
 from json import loads
 
 
+_log_group_name = None
+_log_stream_name = None
+
+
+def read_environment():
+    """Once, before the function's code can change it: its members are slow to look at."""
+    global _log_group_name, _log_stream_name
+    _log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
+    _log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
+
+
 class CognitoIdentity:
     """Always empty: there is no Cognito here."""
 
@@ -56,8 +67,8 @@ class LambdaContext:
         self.function_version = header.get("functionVersion")
         self.invoked_function_arn = header.get("invokedArn")
         self.memory_limit_in_mb = str(header.get("memoryMb"))
-        self.log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
-        self.log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
+        self.log_group_name = _log_group_name
+        self.log_stream_name = _log_stream_name
         self.client_context = _client_context(header.get("clientContext"))
         self.identity = CognitoIdentity()
         self._deadline_ms = header["deadlineMs"]

@@ -12,6 +12,11 @@ _FORMAT = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(mess
 _request_id = ""
 
 
+def request_id():
+    """Of the last request."""
+    return _request_id
+
+
 def begin(request_id):
     """Lines that are logged from now on belong to this request."""
     global _request_id

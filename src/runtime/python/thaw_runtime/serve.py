@@ -15,13 +15,19 @@ from time import perf_counter
 
 import snapshot_restore_py as hooks
 
-from . import channel, handler, logs, loops, unique
-from .context import LambdaContext
+from . import channel, context, handler, logs, loops, unique
 from .heat import code_heat
 
 #: Lambda's limit on a reply: 6 MiB and a little.
 REPLY_BYTES_MAX = 6_291_556
 _main_pid = os.getpid()
+#: Whether the last request set a trace id in the environment, whose members are slow to look at.
+_traced = "_X_AMZN_TRACE_ID" in os.environ
+#: Requests of our own making are answered, and nothing is written.
+_rehearsing = False
+_rehearsed = False
+#: CPython 3.11 and later quicken code at its eighth call, and specialise it at the next ones.
+_REHEARSALS = 20
 
 
 def _flush():
@@ -37,7 +43,10 @@ def _answer(header, body=b""):
     if os.getpid() != _main_pid:
         os._exit(0)  # a forked child that returned from the handler has nothing to say here
     _flush()
-    channel.send(header, body)
+    if _rehearsing:
+        channel.encode(header, body)
+    else:
+        channel.send(header, body)
 
 
 def _result_header(kind, request_id, started):
@@ -92,12 +101,15 @@ def _echo(event, _context):
 
 
 def _invoke(function, header, body):
+    global _traced
     request_id = header["requestId"]
     logs.begin(request_id)
     if "traceId" in header:
         os.environ["_X_AMZN_TRACE_ID"] = header["traceId"]
-    else:
+        _traced = True
+    elif _traced:
         os.environ.pop("_X_AMZN_TRACE_ID", None)
+        _traced = False
     if "thaw" in header or "resumed" in header:
         _renew(header)
     if "rehearsal" in header:
@@ -105,9 +117,9 @@ def _invoke(function, header, body):
     started = 0
     try:
         event = handler.parse_event(body)
-        context = LambdaContext(header)
+        told = context.LambdaContext(header)
         started = perf_counter()
-        payload = handler.marshal(function(event, context))
+        payload = handler.marshal(function(event, told))
     except Exception as exception:
         _fail(request_id, exception, started)
         return
@@ -136,6 +148,7 @@ def _prepare(header):
     if header.get("heat"):
         _measure(answer)
     if header.get("collect", True):
+        _rehearse_error()
         _rehearse()
         gc.unfreeze()
         gc.collect()
@@ -174,7 +187,7 @@ def _trim():
             pass  # a C library without it
 
 
-def _rehearse():
+def _rehearse_error():
     """Loads what only an error needs (traceback and all it imports), so that no thawed function must."""
     try:
         raise ValueError("rehearsal")
@@ -182,8 +195,33 @@ def _rehearse():
         channel.encode({"type": "error"}, dumps(handler.describe(error, "")).encode())
 
 
+def _silent(event, _context):
+    return event
+
+
+def _rehearse():
+    """Requests of our own making go the whole way from the read to the answer, except into the descriptor, and nothing of the function's runs.
+
+    Code that CPython has specialised looks up less, and so writes less: a start copies 16 pages fewer of 239. Once in a lineage.
+    """
+    global _rehearsing, _rehearsed
+    if _rehearsed or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
+        return  # the function's own streams would be flushed
+    request_id = logs.request_id()
+    told = {"type": "invoke", "requestId": "", "deadlineMs": 0, "functionName": "", "functionVersion": "", "memoryMb": 128, "invokedArn": ""}
+    _rehearsing = _rehearsed = True
+    try:
+        for _ in range(_REHEARSALS):
+            header, body = channel.rehearse(told, b"{}")
+            _invoke(_silent, header, body)
+    finally:
+        _rehearsing = False
+        logs.begin(request_id)
+
+
 def _load():
     """The handler; says that it is ready, or why it could not be loaded."""
+    context.read_environment()
     try:
         function = handler.load(os.environ.get("_HANDLER", ""))
     except Exception as exception:
