@@ -295,6 +295,46 @@ def handler(event, c):
     expect(await value(runtime)).toEqual(["worked", 0]);
   });
 
+  it("gets any JSON as its event, white space around it included, and names the place of a mistake", async () => {
+    const runtime = await ready("def handler(e, c): return [e]");
+    for (const text of [' \n{"a": [1.5, null, "\\u00e9\ud83d\ude00"]}\r\n', "3", '"text"', "[[], {}]", "true", ""])
+      expect(json(await runtime.invoke(text))).toEqual([text === "" ? {} : JSON.parse(text)]);
+    for (const [text, told] of [
+      ['{"a": 1} x', "Extra data: line 1 column 10 (char 9)"],
+      ["{'a': 1}", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"],
+      [" ", "Expecting value: line 1 column 2 (char 1)"],
+    ] as const)
+      expect(json(await runtime.invoke(text)).errorMessage).toBe(`Unable to unmarshal input: ${told}`);
+  });
+
+  it("is not run, nor are streams of the function's own flushed, where the runtime rehearses before a freeze", async () => {
+    const runtime = await ready(
+      [
+        "import os",
+        "calls = []",
+        "def handler(e, c):",
+        "    if e == 'told': return calls",
+        "    calls.append(e)",
+        "    return os.environ.get('_X_AMZN_TRACE_ID')",
+      ].join("\n"),
+    );
+    expect(await value(runtime, "first", { traceId: "Root=1" })).toBe("Root=1");
+    runtime.send({ type: "prepare" });
+    expect((await runtime.next()).header.type).toBe("prepared");
+    expect(await value(runtime, "second")).toBe(null);
+    expect(await value(runtime, "told")).toEqual(["first", "second"]);
+    expect(runtime.output).toBe("");
+
+    const other = await ready(
+      "import sys\ncalls = []\nclass Stream:\n    def write(self, text): pass\n    def flush(self): calls.append(1)\nsys.stdout = Stream()\ndef handler(e, c): return len(calls)",
+    );
+    const before = await value(other);
+    other.send({ type: "prepare" });
+    expect((await other.next()).header.type).toBe("prepared");
+    // By the answers to the request and to the preparing, no more.
+    expect(await value(other)).toBe(before + 2);
+  });
+
   it("is told about an event that is not JSON", async () => {
     const runtime = await ready("def handler(e, c): return e");
     expect(json(await runtime.invoke("{no")).errorType).toBe("Runtime.UnmarshalError");

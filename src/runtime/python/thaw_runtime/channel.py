@@ -7,8 +7,10 @@ the main thread; one buffer is kept, and a frame that fits costs one read and on
 import os
 
 # By name: the function may replace them in their modules.
-from json import dumps, loads
+from json import dumps
 from os import readv, write
+
+from .jsons import parse
 
 FD = 3
 MAGIC = b"THAW"
@@ -60,7 +62,7 @@ def receive():
     body_at = PREFIX_BYTES + header_bytes
     end = body_at + body_bytes
     _fill(body_at)
-    header = loads(bytes(_view[PREFIX_BYTES:body_at]))
+    header = parse(_view[PREFIX_BYTES:body_at])
     if end <= len(_inbox):
         _fill(end)
         body = bytes(_view[body_at:end])

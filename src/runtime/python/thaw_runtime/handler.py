@@ -4,8 +4,9 @@ import os
 import sys
 
 # By name: the function may replace them in their modules.
-from json import dumps, loads
 from os import write
+
+from .jsons import encoder, parse
 
 
 class RuntimeFault(Exception):
@@ -97,7 +98,7 @@ def parse_event(body):
     if len(body) == 0:
         return {}
     try:
-        return loads(bytes(body))
+        return parse(body)
     except ValueError as error:
         raise RuntimeFault("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from None
 
@@ -117,16 +118,20 @@ def _beyond_json(value):
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
+_text_of = encoder(_beyond_json, ensure_ascii=False)
+_ascii_of = encoder(_beyond_json, ensure_ascii=True)
+
+
 def marshal(value):
     """``value`` as JSON bytes; bytes are the answer as they are. NaN and infinities are refused: they are not JSON."""
     if isinstance(value, bytes):
         return value
     try:
-        text = dumps(value, ensure_ascii=False, allow_nan=False, default=_beyond_json)
+        text = _text_of(value)
         try:
             return text.encode("utf-8")
         except UnicodeEncodeError:
             # Half a surrogate pair: only an escape can say it.
-            return dumps(value, allow_nan=False, default=_beyond_json).encode("ascii")
+            return _ascii_of(value).encode("ascii")
     except Exception as error:
         raise RuntimeFault("Runtime.MarshalError", f"Unable to marshal response: {error}") from None
