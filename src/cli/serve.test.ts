@@ -64,6 +64,14 @@ describe("serve", () => {
     expect((await serve(["--data", "d"])).code).toBe(0);
   });
 
+  it("does not drop what it is asked to park when there will be no images", async () => {
+    const run = await runCli(["serve", "--port", "0", "--boot-only", "--park", "image=1"], {
+      cwd,
+      openEngine: async () => engine,
+    });
+    expect([run.code, run.err]).toEqual([1, expect.stringContaining("--park and --boot-only exclude each other")]);
+  });
+
   it("warns when others can reach it", async () => {
     expect((await serve(["--host", "0.0.0.0"])).err).toMatch(
       /^warning: it listens on every address of this machine: whoever reaches it can deploy and run code/,

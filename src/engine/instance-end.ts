@@ -66,7 +66,7 @@ export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
   if (heapFull || (exit !== undefined && exit.oomKills > 0))
     return new ThawError("OUT_OF_MEMORY", {
       what: `the function was killed at its memory limit of ${spec.memoryMb} MB`,
-      why: heapFull ? "its JavaScript heap was full" : "it asked for more",
+      why: heapFull ? "its JavaScript heap was full" : "it asked for more; its files in /tmp and /dev/shm are memory, too",
       fix: "raise --memory",
     });
   if (end?.kind === "disposed")

@@ -79,6 +79,13 @@ export function addServe(program: Command, context: Context): void {
 
 async function serve({ io, parts }: Context, options: Options): Promise<void> {
   const bootOnly = options.bootOnly === true;
+  if (bootOnly && options.park !== undefined) {
+    throw new ThawError("INVALID_ARGUMENT", {
+      what: "--park and --boot-only exclude each other",
+      why: "husks are parked for images, and there are none",
+      fix: "Leave one of them out",
+    });
+  }
   const dataDir = resolve(io.cwd, options.data);
   // Loading the server's parts takes a fifth of a second, in which the machine's answers are waited for anyway.
   const [report, { fixedPoints, fixedPolicy, histogramPolicy, openPlatform, pronghorn }, { isLoopback, openGateway }] =
