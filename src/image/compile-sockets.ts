@@ -9,6 +9,11 @@ const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 /** Above this much that lies unread in a unix socket, its buffer is made as large as can be while it is filled; its own size is among its options. */
 const LARGE_QUEUE_BYTES = 65536;
+/**
+ * At most so much of one write goes into one buffer of the kernel's (net/unix/af_unix.c: what is left of a page, and 32 KiB of others). A buffer is taken as long
+ * as less than the limit lies there, whatever its own size: so the last one should be a full one.
+ */
+const PIECE_BYTES = 4096 - 320 + 32_768;
 /** The kernel cuts this down to `net.core.wmem_max`. */
 const MOST_BYTES = 0x3fff_ffff;
 
@@ -30,6 +35,10 @@ export function fillSocket(program: ProgramBuilder, label: string, from: number,
     most.writeInt32LE(MOST_BYTES);
     program.call(`${label}: room`, SYS.setsockopt, [from, SOL_SOCKET, SO_SNDBUF, program.data(most), most.length]);
   }
-  const args = [from, program.data(bytes), bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0];
-  program.call(`${label}: its bytes`, SYS.sendto, args, { expect: bytes.length });
+  const first = bytes.length % PIECE_BYTES;
+  for (const part of [bytes.subarray(0, first), bytes.subarray(first)]) {
+    if (part.length === 0) continue;
+    const args = [from, program.data(part), part.length, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0];
+    program.call(`${label}: its bytes`, SYS.sendto, args, { expect: part.length });
+  }
 }

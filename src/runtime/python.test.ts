@@ -592,7 +592,7 @@ from snapshot_restore_py import register_after_restore
 register_after_restore(lambda: print("hook"))
 def handler(e, c): print("handler")`);
     expect(await value(runtime, { a: 1 }, { thaw: THAW, rehearsal: true })).toEqual({ a: 1 });
-    expect(runtime.output).toBe("rehearsal\n");
+    await expect.poll(() => runtime.output).toBe("rehearsal\n");
   });
 
   it("happens before after-hooks", async () => {
