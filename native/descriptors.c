@@ -193,7 +193,7 @@ static void store_contents(int from, uint64_t bytes, const char *what)
 
 static int events_of(const struct descriptor *d)
 {
-	struct pollfd ask = { .fd = d->mine, .events = POLLOUT | POLLRDHUP };
+	struct pollfd ask = { .fd = d->mine, .events = POLLIN | POLLOUT | POLLRDHUP };
 	return poll(&ask, 1, 0) == 1 ? ask.revents : 0;
 }
 
@@ -406,8 +406,7 @@ static void write_inet(const struct descriptor *d, int domain, int type)
 		refuse("it listens on TCP %s (descriptor %d)", from, d->fd);
 	if (type != SOCK_STREAM && type != SOCK_DGRAM)
 		refuse("it holds a raw network socket (descriptor %d)", d->fd);
-	struct pollfd unread = { .fd = d->mine, .events = POLLIN | POLLRDHUP };
-	if (type == SOCK_DGRAM && poll(&unread, 1, 0) == 1 && (unread.revents & (POLLIN | POLLRDHUP)) == POLLIN)
+	if (type == SOCK_DGRAM && (events_of(d) & (POLLIN | POLLRDHUP)) == POLLIN)
 		refuse("unread datagrams lie in a UDP socket on %s (descriptor %d)", from, d->fd);
 	struct tcp_info info = { 0 };
 	socklen_t info_bytes = sizeof info;

@@ -13,55 +13,52 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* More than this is put back through a buffer that is enlarged for it, and needs its own size again. */
-#define QUEUE_BYTES_LARGE 65536
-
 /* The type of service sets a priority, so it comes first. */
 static const struct {
 	int domain, type, level, name;
-	socklen_t bytes;
 } options[] = {
-	{ AF_INET, 0, IPPROTO_IP, IP_TOS, 4 },
-	{ AF_INET, 0, IPPROTO_IP, IP_TTL, 4 },
-	{ AF_INET, 0, IPPROTO_IP, IP_PKTINFO, 4 },
-	{ AF_INET, 0, IPPROTO_IP, IP_MTU_DISCOVER, 4 },
-	{ AF_INET, 0, IPPROTO_IP, IP_RECVERR, 4 },
-	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_TTL, 4 },
-	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_LOOP, 4 },
-	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_V6ONLY, 4 },
-	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_TCLASS, 4 },
-	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_UNICAST_HOPS, 4 },
-	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 4 },
-	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_LOOP, 4 },
-	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_RECVPKTINFO, 4 },
-	{ 0, 0, SOL_SOCKET, SO_REUSEADDR, 4 },
-	{ 0, 0, SOL_SOCKET, SO_REUSEPORT, 4 },
-	{ 0, 0, SOL_SOCKET, SO_BROADCAST, 4 },
-	{ 0, 0, SOL_SOCKET, SO_KEEPALIVE, 4 },
-	{ 0, 0, SOL_SOCKET, SO_OOBINLINE, 4 },
-	{ 0, 0, SOL_SOCKET, SO_PRIORITY, 4 },
-	{ 0, 0, SOL_SOCKET, SO_LINGER, 8 },
-	{ 0, 0, SOL_SOCKET, SO_RCVLOWAT, 4 },
-	{ 0, 0, SOL_SOCKET, SO_RCVTIMEO, 16 },
-	{ 0, 0, SOL_SOCKET, SO_SNDTIMEO, 16 },
-	{ 0, 0, SOL_SOCKET, SO_SNDBUF, 4 },
-	{ 0, 0, SOL_SOCKET, SO_RCVBUF, 4 },
-	{ AF_UNIX, 0, SOL_SOCKET, SO_PASSCRED, 4 },
-	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_NODELAY, 4 },
-	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPIDLE, 4 },
-	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPINTVL, 4 },
-	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPCNT, 4 },
-	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_USER_TIMEOUT, 4 },
+	{ AF_INET, 0, IPPROTO_IP, IP_TOS },
+	{ AF_INET, 0, IPPROTO_IP, IP_TTL },
+	{ AF_INET, 0, IPPROTO_IP, IP_PKTINFO },
+	{ AF_INET, 0, IPPROTO_IP, IP_MTU_DISCOVER },
+	{ AF_INET, 0, IPPROTO_IP, IP_RECVERR },
+	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_TTL },
+	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_LOOP },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_V6ONLY },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_TCLASS },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_UNICAST_HOPS },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_HOPS },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_LOOP },
+	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_RECVPKTINFO },
+	{ 0, 0, SOL_SOCKET, SO_REUSEADDR },
+	{ 0, 0, SOL_SOCKET, SO_REUSEPORT },
+	{ 0, 0, SOL_SOCKET, SO_BROADCAST },
+	{ 0, 0, SOL_SOCKET, SO_KEEPALIVE },
+	{ 0, 0, SOL_SOCKET, SO_OOBINLINE },
+	{ 0, 0, SOL_SOCKET, SO_PRIORITY },
+	{ 0, 0, SOL_SOCKET, SO_LINGER },
+	{ 0, 0, SOL_SOCKET, SO_RCVLOWAT },
+	{ 0, 0, SOL_SOCKET, SO_RCVTIMEO },
+	{ 0, 0, SOL_SOCKET, SO_SNDTIMEO },
+	{ 0, 0, SOL_SOCKET, SO_SNDBUF },
+	{ 0, 0, SOL_SOCKET, SO_RCVBUF },
+	{ AF_UNIX, 0, SOL_SOCKET, SO_PASSCRED },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_NODELAY },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPIDLE },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPINTVL },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPCNT },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_USER_TIMEOUT },
 };
 
 void write_socket_options(int fd, int domain, int type)
 {
 	int fresh = socket(domain, type | SOCK_CLOEXEC, 0), unread = 0;
-	bool large = domain == AF_UNIX && ioctl(fd, SIOCOUTQ, &unread) == 0 && unread > QUEUE_BYTES_LARGE;
+	/* It is put back through a buffer that is enlarged for it, and needs its own size again. */
+	bool large = domain == AF_UNIX && ioctl(fd, SIOCOUTQ, &unread) == 0 && unread > SOCKET_QUEUE_LARGE;
 	json_open("options", '[');
 	for (size_t i = 0; fresh >= 0 && i < sizeof options / sizeof *options; i++) {
 		uint8_t value[16] = { 0 }, usual[16] = { 0 };
-		socklen_t bytes = options[i].bytes, usual_bytes = bytes;
+		socklen_t bytes = sizeof value, usual_bytes = sizeof usual;
 		int level = options[i].level, name = options[i].name;
 		if ((options[i].domain && options[i].domain != domain) || (options[i].type && options[i].type != type) ||
 		    (level == IPPROTO_TCP && domain == AF_UNIX))
@@ -80,7 +77,7 @@ void write_socket_options(int fd, int domain, int type)
 		json_open(NULL, '{');
 		json_int("level", level);
 		json_int("name", name);
-		json_bytes("value", value, options[i].bytes);
+		json_bytes("value", value, bytes);
 		json_close('}');
 	}
 	json_close(']');

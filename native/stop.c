@@ -374,17 +374,9 @@ static void hold_signals(struct thread *thread)
  * Whether a thread is still the husk's: of a process that was thawed a moment ago, one that has not had a processor since has neither its registers
  * nor anything else of the function's. It needs nobody to go on: the main one, which waits for a request, has let all others go.
  */
-static bool unborn(const struct target *target)
+static bool unborn(const struct thread *thread)
 {
-	uint64_t regs[sizeof target->threads[0].regs / sizeof(uint64_t)];
-	for (int i = 1; i < target->thread_count; i++) {
-		struct iovec vector = { regs, sizeof regs };
-		if (ptrace(PTRACE_GETREGSET, target->threads[i].tid, (void *)NT_PRSTATUS, &vector) != 0)
-			die("cannot read registers: %s", strerror(errno));
-		if (regs[R_RIP] >= HUSK_ZONE_START && regs[R_RIP] < HUSK_ZONE_END)
-			return true;
-	}
-	return false;
+	return thread->original_regs[R_RIP] >= HUSK_ZONE_START && thread->original_regs[R_RIP] < HUSK_ZONE_END;
 }
 
 uint64_t stop_all(struct target *target)
@@ -397,17 +389,19 @@ uint64_t stop_all(struct target *target)
 				refuse("its main thread does not wait for a request");
 			continue;
 		}
-		if (!unborn(target))
+		bool whole = true;
+		for (int i = 1; i < target->thread_count; i++) {
+			get_regs(&target->threads[i]);
+			whole &= !unborn(&target->threads[i]);
+		}
+		if (whole)
 			break;
 		release_all(target);
 		if (!may_park(&since))
 			put_off("one of its threads has not run since the thaw");
 	}
-	for (int i = 0; i < target->thread_count; i++) {
+	for (int i = 0; i < target->thread_count; i++)
 		hold_signals(&target->threads[i]);
-		if (i > 0)
-			get_regs(&target->threads[i]);
-	}
 	return began;
 }
 

@@ -1,4 +1,5 @@
 /** What a socket of an image is given behind its making: its options, and the bytes that lay unread in it. */
+import { ABI_CONSTANTS } from "../linux/abi.js";
 import { SYS } from "../linux/syscalls.js";
 import type { Descriptor } from "./facts.js";
 import type { ProgramBuilder } from "./program.js";
@@ -7,8 +8,6 @@ const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
-/** Above this much that lies unread in a unix socket, its buffer is made as large as can be while it is filled; its own size is among its options. */
-const LARGE_QUEUE_BYTES = 65536;
 /**
  * At most so much of one write goes into one buffer of the kernel's (net/unix/af_unix.c: what is left of a page, and 32 KiB of others). A buffer is taken as long
  * as less than the limit lies there, whatever its own size: so the last one should be a full one.
@@ -30,7 +29,7 @@ export function compileSocketOptions(program: ProgramBuilder, one: Socket): void
 /** Puts bytes into the socket that reads what `from` writes. Never waits: what does not fit fails the start. */
 export function fillSocket(program: ProgramBuilder, label: string, from: number, bytes: Buffer): void {
   if (bytes.length === 0) return;
-  if (bytes.length > LARGE_QUEUE_BYTES) {
+  if (bytes.length > ABI_CONSTANTS.SOCKET_QUEUE_LARGE) {
     const most = Buffer.alloc(4);
     most.writeInt32LE(MOST_BYTES);
     program.call(`${label}: room`, SYS.setsockopt, [from, SOL_SOCKET, SO_SNDBUF, program.data(most), most.length]);

@@ -98,6 +98,11 @@ function restoreSignals(program: ProgramBuilder, facts: Facts): void {
   }
 }
 
+function restoreBarriers(program: ProgramBuilder, { membarrier = 0 }: Facts): void {
+  for (let command = 1; command <= membarrier; command *= 2)
+    if ((membarrier & command) !== 0) program.call("register for memory barriers", SYS.membarrier, [command, 0, 0]);
+}
+
 function restoreTimers(program: ProgramBuilder, facts: Facts): void {
   for (const [which, [everyS, everyUs, valueS, valueUs]] of facts.itimers.entries()) {
     if (valueS === 0 && valueUs === 0) continue;
@@ -213,9 +218,7 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
   compileDescriptors(program, facts.descriptors, { channels, fdBase: fdBase(facts), contents });
   program.stamp(STAMPS.descriptors);
   restoreSignals(program, facts);
-  const registered = facts.membarrier ?? 0;
-  for (let bit = 1; bit <= registered; bit *= 2)
-    if ((registered & bit) !== 0) program.call("register for memory barriers", SYS.membarrier, [bit, 0, 0]);
+  restoreBarriers(program, facts);
   dropCapabilities(program);
   program.stamp(STAMPS.process);
 }

@@ -38,6 +38,8 @@ export const ABI_CONSTANTS = {
   HUSK_REPORT_MAGIC: 0x54505254,
   PROGRAM_MAGIC: 0x50574854,
   HUSK_GIFT_MAGIC: 0x54464754,
+  /** Above this much that lies unread in a unix socket, its buffer is made as large as can be while it is filled; its own size is among its options. */
+  SOCKET_QUEUE_LARGE: 65_536,
 
   // Operations of a program.
   OP_SYSCALL: 1,

@@ -3,7 +3,7 @@
 import os
 import sys
 
-# By name: the function may replace them in their modules.
+# By name: the function may replace it in its module.
 from os import write
 
 from .jsons import encoder, parse

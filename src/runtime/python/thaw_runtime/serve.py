@@ -10,13 +10,14 @@ import resource
 import sys
 
 # By name: the function may replace them in their modules.
-from json import dumps, loads
+from json import dumps
 from time import perf_counter
 
 import snapshot_restore_py as hooks
 
 from . import channel, context, handler, logs, loops, unique
 from .heat import code_heat
+from .jsons import parse
 
 #: Lambda's limit on a reply: 6 MiB and a little.
 REPLY_BYTES_MAX = 6_291_556
@@ -237,7 +238,7 @@ def _become(header, body):
     """In a clone of the base: the function's environment takes the place of the base's, and other files lie below /var/task."""
     global _main_pid
     _main_pid = os.getpid()
-    wanted = loads(bytes(body))["env"]
+    wanted = parse(body)["env"]
     for name in [name for name in os.environ if name not in wanted]:
         del os.environ[name]
     for name, value in wanted.items():
