@@ -492,12 +492,15 @@ static bool instance_message(uint16_t type) {
 	return (type >= MSG_STAGE && type <= MSG_KILL) || type == MSG_UFFD_CLOSE || type == MSG_PAGED_BY || type == MSG_TRACE;
 }
 
-/* One with a tag is answered: whether it lies in the function's socket, or behind what does. */
+/*
+ * One with a tag is answered: whether it lies in the function's socket, or behind what does. Nobody does anything about that before the function says
+ * something, or ends.
+ */
 static void send_bytes(const struct message *head, struct instance *it, const uint8_t *payload) {
 	int result = it == NULL ? -EPIPE : instance_send(it, payload, head->bytes);
 	if (it != NULL) it->sends++;
 	if (head->reserved == 0) return;
-	if (result == 0) frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
+	if (result == 0) frame_unhurried(MSG_OK, head->id, head->reserved, NULL, 0);
 	else frame_failed(MSG_SEND, head->id, head->reserved, -result, "nobody is left to read it");
 }
 

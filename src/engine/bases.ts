@@ -19,10 +19,11 @@ import { imageFiles } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { launch } from "../runtime/launch.js";
 import { bootBegins, ready } from "./boot.js";
-import { type Husk, runStage } from "./husk-pool.js";
+import type { Husk } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
+import { runStage } from "./stages.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
 import type { FunctionSpec, StartResult } from "./types.js";
 

@@ -4,9 +4,9 @@ import { monotonicNs } from "../base/clock.js";
 import { isThawError, ThawError } from "../base/errors.js";
 import { BOOT_FD_BASE, BOOT_PASSES, compileBoot } from "../image/index.js";
 import { launch } from "../runtime/launch.js";
-import { runStage, type StageStep } from "./husk-pool.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PassedFd } from "./keeper.js";
+import { runStage, type StageStep } from "./stages.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
 import type { Phase, StartResult } from "./types.js";
 

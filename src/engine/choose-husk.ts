@@ -37,7 +37,7 @@ export async function chooseHusk(
     wanted === "parked"
       ? [parkedKey(loaded, "prefaulted", loader), parkedKey(loaded, "image", loader)]
       : wanted === "pooled"
-        ? [runtimePoolKey(loaded, here), genericKey(template)]
+        ? [loaded.poolKey(here), genericKey(template)]
         : [];
   const usable = loaded.image.spec.tmpMb === DEFAULT_TMP_MB || wanted === "parked" ? keys : [];
   const waitFrom = monotonicNs();
@@ -69,11 +69,6 @@ export async function chooseHusk(
   const from = monotonicNs();
   const husk = await husks.make(template, [], "generic", loaded.avoidPids, loaded.image.spec.tmpMb);
   return { husk, from: "fresh", parked: false, waitUs: 0, madeNs: monotonicNs() - from };
-}
-
-/** Husks with threads made ahead are of no use to an image that moves the clock. */
-export function runtimePoolKey(loaded: LoadedImage, here: Fingerprint): string {
-  return `runtime:${loaded.image.spec.runtime}:${loaded.runtimeKey}${loaded.movesClock(here) ? ":single" : ""}`;
 }
 
 /** The pool of husks with this image's memory in them. */

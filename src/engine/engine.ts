@@ -6,7 +6,6 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
-import { faultPoint } from "../base/fault.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import { type CgroupParents, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
@@ -14,13 +13,12 @@ import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
 import { bootBegins, bootInstance } from "./boot.js";
-import { chooseHusk } from "./choose-husk.js";
 import { makeDataDir, refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { type FreezeTools, freezeInstance, generationOf } from "./freeze.js";
 import { Hibernation } from "./hibernate.js";
-import { type Husk, HuskPool, runStage, type StageStep } from "./husk-pool.js";
-import { LoadedImage, type Tracking } from "./images.js";
+import { HuskPool } from "./husk-pool.js";
+import { LoadedImage } from "./images.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import { Keeper } from "./keeper.js";
 import { Limits } from "./limits.js";
@@ -29,13 +27,13 @@ import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
 import { Packer } from "./packing.js";
 import { type ParkedLevel, Parking } from "./parking.js";
-import { bootOnly, inOrder, nextLabel, notOpen, usBetween } from "./parts.js";
-import { phasesOf } from "./phases.js";
+import { bootOnly, nextLabel, usBetween } from "./parts.js";
 import { Prefetcher } from "./prefetcher.js";
-import { both, isPaged, pagesElsewhere, ReapStarts } from "./reap.js";
+import { both, pagesElsewhere, ReapStarts } from "./reap.js";
 import { Recorder } from "./recorder.js";
 import { rehearse } from "./rehearsal.js";
 import { Templates } from "./templates.js";
+import { Thaws } from "./thaw.js";
 import type {
   BootOptions,
   Engine,
@@ -51,15 +49,11 @@ import type {
   PoolTarget,
   PrepareOptions,
   RuntimeInfo,
-  StartResult,
   ThawOptions,
 } from "./types.js";
 
 const NO_PIDS: ReadonlySet<number> = new Set();
-/** An answer that takes so long may be waiting for the disk. */
-const LATE_MS = 2;
 const GRACE_MS = 30_000;
-const NONE_COLD = Promise.resolve(0);
 
 /** How the engine is opened. */
 export interface EngineOptions {
@@ -95,6 +89,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   private readonly reap: ReapStarts;
   private readonly packer: Packer;
   private readonly parking: Parking;
+  private readonly thaws: Thaws;
   private readonly imagesDir: string;
   private readonly log: Logger;
   private readonly limits: Limits;
@@ -135,6 +130,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     );
     const { husks, images, templates, limits } = this;
     this.parking = new Parking({ husks, images, templates, limits, fingerprint, device: recorder.device, log: this.log });
+    const { bases, parking, reap, prefetcher, packer } = this;
+    const adopt = (instance: LiveInstance): LiveInstance => this.adopt(instance);
+    const shared = { keeper, husks, images, templates, limits, fingerprint, owner: this, adopt };
+    this.thaws = new Thaws({ ...shared, bases, parking, recorder, reap, prefetcher, packer });
   }
 
   /** What bases are made and started with. */
@@ -227,109 +226,10 @@ export class LocalEngine implements Engine, InstanceOwner {
     const loaded = await this.images.use(image);
     const release = this.images.hold(loaded);
     try {
-      return await this.thawLoaded(loaded, image, options, asked);
+      return await this.thaws.start(loaded, image, options, asked);
     } finally {
       release();
     }
-  }
-
-  private async thawLoaded(loaded: LoadedImage, image: Image, options: ThawOptions, asked: bigint): Promise<Instance> {
-    const loader = loaded.loaderFor(options.loader);
-    const verifying = loaded.verify();
-    if (verifying !== undefined) await verifying.catch((error: unknown) => this.bases.found(error, loaded.baseId));
-    const paged = isPaged(loader) ? await this.reap.prepare(loaded, loader, this.recorder.device) : undefined;
-    const template = await this.templates.get(loaded.image.spec.runtime);
-    const chosen = await chooseHusk(this.husks, loaded, { template: template.id, here: this.fingerprint, loader, options });
-    faultPoint("thaw-husk-taken");
-    const { husk } = chosen;
-    if (!chosen.parked && options.husk !== "fresh") this.parking.started(loaded);
-    if (this.images.get(image.dir) !== loaded) {
-      // Found unusable by another request while this one waited for its husk.
-      this.husks.drop(husk);
-      throw notOpen(image);
-    }
-    const recording = this.recorder.begin(loaded, loader, chosen);
-    const began = monotonicNs() - chosen.madeNs;
-    const { generation, heat } = image;
-    const start: StartResult = {
-      kind: chosen.parked ? "parked" : "thaw",
-      loader,
-      generation,
-      heat,
-      us: 0,
-      phases: [],
-      waitUs: chosen.waitUs,
-      husk: chosen.from,
-      prefetchedPages: loaded.prefetchedPages(loader, husk, recording),
-      ...(recording === undefined ? {} : { recording: true }),
-    };
-    const instance = this.adopt(new LiveInstance(this.keeper, this, husk, image.spec, start));
-    instance.origin = image;
-    if (loaded.baseId !== undefined) instance.base = loaded.asBase();
-    instance.lineagePids = [...loaded.lineagePids, husk.pid];
-    instance.announceThaw(generation);
-    this.recorder.follow(instance, loaded, recording);
-    this.packer.began(instance, loaded);
-    const steps = this.remainingSteps(loaded, loader, husk, recording);
-    if (paged !== undefined) this.reap.begin(instance, loaded, paged);
-    if (loader === "splice") this.prefetch(instance, loaded);
-    // Memory of REAP's virtual machines holds the interpreter, too.
-    else if (paged?.installs) instance.startsCold(this.prefetcher.start(loaded, loaded.prefetchFileRanges()));
-    instance.onRequestSent = () => faultPoint("thaw-request-sent");
-    if (steps.length === 0) {
-      // Resumed when it was parked: its request is all that it waits for.
-      instance.start = { ...instance.start, us: usBetween(began, monotonicNs()) };
-      return instance;
-    }
-    // All is queued at once.
-    const quiet = options.early === true && recording === undefined && paged === undefined;
-    const stages = inOrder(steps.map((step) => runStage(this.keeper, husk, step, quiet && step === steps.at(-1))));
-    // Behind the stages, which need a moment, and before any request: in force when the first one is read.
-    if (!chosen.parked) this.limits.set(husk, image.spec);
-    faultPoint("thaw-stage-sent");
-    const names = steps.map((step) => step.name);
-    const started = stages.then((stamps) => {
-      const { phases, ...rest } = phasesOf(began, chosen.madeNs, names, stamps);
-      const verified = verifying === undefined ? [] : [{ name: "verify", us: usBetween(asked, began) }];
-      instance.start = { ...instance.start, ...rest, phases: [...verified, ...phases] };
-    });
-    // The caller's request is queued behind the stages; what fails is told there too.
-    instance.startsWith(started);
-    if (options.early === true) return instance;
-    try {
-      await started;
-    } catch (error) {
-      await instance.dispose();
-      throw instance.failure ?? error;
-    }
-    return instance;
-  }
-
-  /**
-   * What the start needs from disk is asked for at once; where all is thought to be in memory, only when the answer is late. Asking has the pager look at
-   * each page, and where processors are few, the answer itself waits for that.
-   */
-  private prefetch(instance: LiveInstance, loaded: LoadedImage): void {
-    const cached = this.prefetcher.foundCached(loaded);
-    const ask = (): void => {
-      const cold = this.prefetcher.start(loaded);
-      instance.startsCold(cold);
-      void cold?.then((pages) => this.packer.found(loaded, pages));
-    };
-    if (cached) {
-      instance.startsCold(NONE_COLD);
-      this.packer.found(loaded, 0);
-    }
-    // What a process needs that was resumed ahead is mapped.
-    if (cached || instance.husk.resumed) setTimeout(() => instance.served === 0 && instance.alive && ask(), LATE_MS);
-    else ask();
-  }
-
-  private remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
-    if (husk.level === "image" || husk.level === "prefaulted") return husk.resumed ? [] : [loaded.resumeStep()];
-    const time = loaded.timeStep(this.fingerprint);
-    const thaw = loaded.thawStep(loader, husk.level === "generic", recording, this.recorder.device);
-    return time === undefined ? [thaw] : [time, thaw];
   }
 
   async freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image> {

@@ -3,9 +3,10 @@
 import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { FLOOR_STAMPS } from "../image/index.js";
-import { type HuskPool, runStage } from "./husk-pool.js";
+import type { HuskPool } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import type { Keeper } from "./keeper.js";
+import { runStage } from "./stages.js";
 import type { FloorSample } from "./types.js";
 
 interface FloorTools {

@@ -161,7 +161,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
       argv.push(`base=${base.path}`);
       if (await linkBase(base.path, temporary)) argv.push(`layout=${base.layout}`);
     }
-    const { file } = instance.hibernation;
+    const file = instance.hibernation?.file;
     // What is on disk only is memory too.
     if (file !== undefined) argv.push(`swap=${HELPER_FD}`);
     const extract = (...words: readonly string[]) =>

@@ -1,8 +1,9 @@
 import { afterEach, expect, it, vi } from "vitest";
 import { type ErrorCode, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
-import { type Husk, HuskPool, type StageStep } from "./husk-pool.js";
+import { type Husk, HuskPool } from "./husk-pool.js";
 import type { Keeper } from "./keeper.js";
+import type { StageStep } from "./stages.js";
 
 /** A keeper whose husks are this process, and whose stages end as `stage` says. */
 function fakeKeeper(stage: (name: unknown) => Promise<void>): Keeper {
@@ -13,9 +14,8 @@ function fakeKeeper(stage: (name: unknown) => Promise<void>): Keeper {
       husks.set(id, husk);
       return { id, ready: Promise.resolve({ pid: process.pid }) };
     },
-    async stage(_id: number, name: unknown) {
-      await stage(name);
-      return { status: 0, failedOp: 0, stamps: [] };
+    beginStage(_id: number, name: unknown, told: (error: unknown, report?: object) => void) {
+      stage(name).then(() => told(undefined, { status: 0, failedOp: 0, stamps: [] }), told);
     },
     kill: (id: number) => husks.get(id)?.onExit({} as Parameters<Husk["onExit"]>[0]),
   };

@@ -11,14 +11,15 @@
  */
 import { readFileSync } from "node:fs";
 import { monotonicNs, nowMs } from "../base/clock.js";
-import { type ErrorCode, errorText, isThawError, ThawError } from "../base/errors.js";
+import { type ErrorCode, errorText, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { PAGE_BYTES } from "../base/units.js";
 import { choosePid } from "./choose-pid.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
-import type { HuskReady, HuskReport, InstanceExit, InstanceListener, Keeper, PagedReport, StageRequest } from "./keeper.js";
-import { quietly } from "./keeper-messages.js";
+import type { HuskReady, InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
+import type { Told } from "./parts.js";
 import { ASK_MS, Quiet } from "./quiet.js";
+import { runStage, type StageStep } from "./stages.js";
 import type { HuskLevel } from "./types.js";
 
 const REFILLS_AT_ONCE = 2;
@@ -34,18 +35,6 @@ const RETRY_MS = 1_000;
 /** An interpreter that was upgraded stays so: until somebody calls a function, and its image is made anew, each try fails. */
 const RETRY_MS_MAX = 60_000;
 const LASTING: readonly ErrorCode[] = ["IMAGE_MISMATCH", "IMAGE_DAMAGED"];
-
-/** One stage that takes a husk further. */
-export interface StageStep {
-  readonly name: string;
-  readonly request: () => StageRequest;
-  /** What each operation of its program does, for messages. */
-  readonly labels: () => readonly string[];
-  /** Set by a stage that moves the husk's monotonic clock: its distance from ours from then on. */
-  readonly clockShiftNs?: number;
-  /** Cgroup limits to be in force before the stage runs. */
-  readonly before?: (husk: Husk) => void;
-}
 
 /** An empty process, waiting. Its messages go to `heir` once it has one. */
 export class Husk implements InstanceListener {
@@ -64,6 +53,8 @@ export class Husk implements InstanceListener {
   tracked = false;
   /** It is its image's process already, and waits for a request in the runtime's read. */
   resumed = false;
+  /** The function's memory that its limits were set for; undefined while it has none of its own. */
+  limitedToMb: number | undefined;
   /** What it had taken when it was ready: what an instance takes is counted from there. */
   faultsBefore: ProcessFaults = NO_FAULTS;
   private sends = 0;
@@ -87,15 +78,16 @@ export class Husk implements InstanceListener {
     keeper.send(this.id, ...parts);
   }
 
-  /** The same; resolves once it lies there, rejects when nobody is left to read it. */
-  deliver(keeper: Keeper, parts: readonly Buffer[]): Promise<void> {
+  /** The same; told once it lies there, an error when nobody is left to read it. */
+  deliver(keeper: Keeper, parts: readonly Buffer[], told: Told<void>): void {
     this.sends += 1;
-    return keeper.deliver(this.id, parts);
+    keeper.beginDelivery(this.id, parts, told);
   }
 
   onData(bytes: Buffer): void {
-    this.heir?.onData(bytes);
+    // Whoever waits for a sign of life is told before what was said is acted on.
     this.speaks();
+    this.heir?.onData(bytes);
   }
   private speaks(): void {
     for (const listener of this.heard.splice(0)) listener();
@@ -107,6 +99,8 @@ export class Husk implements InstanceListener {
     this.heir?.onControlEnd?.();
   }
   onFailure(error: ThawError): void {
+    // While it waits: a limit that is not in force will be asked for again.
+    this.limitedToMb = undefined;
     this.heir?.onFailure?.(error);
   }
   onPaged(report: PagedReport): void {
@@ -120,106 +114,14 @@ export class Husk implements InstanceListener {
     for (const listener of this.exitListeners.splice(0)) listener();
     this.speaks();
   }
-  /** Resolves with what the process says next, or its end. */
-  sign(): Promise<void> {
-    return this.exit !== undefined ? Promise.resolve() : new Promise((resolve) => this.heard.push(resolve));
+  /** Calls when the process says something next, or ends; not when it has ended. */
+  onSign(listener: () => void): void {
+    this.heard.push(listener);
   }
   /** Resolves when every process of it is gone. */
   gone(): Promise<void> {
     return this.exit !== undefined ? Promise.resolve() : new Promise((resolve) => this.exitListeners.push(resolve));
   }
-}
-
-/** Runs one stage and turns its report into success or a ThawError. `quiet`: the last one of a husk that is about to get a request; see {@link quietly}. */
-export async function runStage(keeper: Keeper, husk: Husk, step: StageStep, quiet = false): Promise<readonly number[]> {
-  step.before?.(husk);
-  const shift = husk.clockShiftNs;
-  husk.clockShiftNs = step.clockShiftNs ?? shift;
-  let report: HuskReport;
-  try {
-    const request = step.request();
-    report = await keeper.stage(husk.id, quiet ? quietly(request) : request);
-  } catch (error) {
-    throw isHuskGone(error) ? huskLost(step.name, error) : error;
-  }
-  if (report.status === 0) return shift === 0 ? report.stamps : report.stamps.map((stamp) => (stamp > 0 ? stamp - shift : stamp));
-  throw stageError(step, report.status, report.failedOp);
-}
-
-/**
- * Hands the first request to a process that was resumed ahead of it; pending until that answers or ends. Rejects when it ended before it
- * had read the request, as a stage does whose husk is gone: nothing of the function ran.
- */
-export async function deliverFirst(keeper: Keeper, husk: Husk, parts: readonly Buffer[]): Promise<void> {
-  const sign = husk.sign();
-  try {
-    await husk.deliver(keeper, parts);
-  } catch (error) {
-    throw isHuskGone(error) ? huskLost("resume", error) : error;
-  }
-  await sign;
-  // Where memory ran out, another one would fare no better.
-  if (husk.exit?.unread === true && husk.exit.oomKills === 0) throw huskLost("resume");
-}
-
-const ERRNO_NAMES: Readonly<Record<number, string>> = {
-  1: "EPERM",
-  2: "ENOENT",
-  5: "EIO",
-  9: "EBADF",
-  11: "EAGAIN",
-  12: "ENOMEM",
-  13: "EACCES",
-  14: "EFAULT",
-  17: "EEXIST",
-  22: "EINVAL",
-  24: "EMFILE",
-  28: "ENOSPC",
-  32: "EPIPE",
-  71: "EPROTO",
-  98: "EADDRINUSE",
-  116: "ESTALE",
-};
-const ESTALE = 116;
-const EPIPE = 32;
-const ENOENT = 2;
-const ENOMEM = 12;
-
-/** The keeper knew of the husk's end before it could pass the stage on. */
-function isHuskGone(error: unknown): boolean {
-  return isThawError(error, "SANDBOX_FAILED") || (isThawError(error, "KEEPER_FAILED") && error.details.errno === EPIPE);
-}
-
-/** Nothing is known about the image: whoever started may take another husk. */
-function huskLost(stage: string, cause?: unknown): ThawError {
-  return new ThawError("SANDBOX_FAILED", {
-    what: `a husk ended before its ${stage} stage was done`,
-    why: "it was killed, or it crashed",
-    details: { stage },
-    cause,
-  });
-}
-
-function stageError(step: StageStep, status: number, failedOp: number): ThawError {
-  const errno = -status;
-  if (errno === EPIPE) return huskLost(step.name);
-  const label = step.labels()[failedOp] ?? `operation ${failedOp}`;
-  const name = ERRNO_NAMES[errno] ?? `errno ${errno}`;
-  const details = { stage: step.name, operation: failedOp, label, errno };
-  const changed = errno === ESTALE || (errno === ENOENT && label.startsWith("open "));
-  if (changed) {
-    return new ThawError("IMAGE_MISMATCH", {
-      what: `the image does not fit this machine any more: ${label.replace(/^(check that|open) /, "").replace(/ is unchanged$/, "")} is not the file it was made with`,
-      why: errno === ESTALE ? "its size, inode or times differ" : "it is gone",
-      fix: "the function boots and is frozen anew",
-      details,
-    });
-  }
-  return new ThawError(errno === ENOMEM ? "RESOURCE_EXHAUSTED" : "THAW_FAILED", {
-    what: `the ${step.name} stage failed at «${label}»`,
-    why: `the kernel answered ${name}`,
-    details,
-  });
 }
 
 interface PoolSpec {
@@ -305,7 +207,7 @@ export class HuskPool {
     if (index < 0) return undefined;
     const [husk] = pool.ready.splice(index, 1);
     this.quiet.began(nowMs());
-    void husk?.sign().then(() => this.quiet.spoke(nowMs()));
+    husk?.onSign(() => this.quiet.spoke(nowMs()));
     this.refillLater(ASK_MS);
     return husk;
   }

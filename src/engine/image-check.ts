@@ -8,23 +8,30 @@ import {
   basePath,
   checkBase,
   checkPages,
+  type Identity,
   imageFiles,
-  inodeOf,
   pagesIdentity,
   type StoredImage,
+  sameIdentity,
 } from "../image/index.js";
 import type { Keeper } from "./keeper.js";
 import { parseReply } from "./native.js";
 
 /** Page spaces of bases that a server found whole; by keeper, because they are found anew by each server. */
-const wholeBases = new WeakMap<Keeper, Set<string>>();
+const wholeBases = new WeakMap<Keeper, Identity[]>();
+
+/** Of the page space, and of the base's where there is one. */
+interface Seen {
+  readonly own: Identity;
+  readonly base: Identity;
+}
 
 /** Of one open image. */
 export class ImageCheck {
   private readonly pages: string;
   /** Of the file that was opened. */
-  private readonly inode: string;
-  private verified: string | undefined;
+  private readonly inode: bigint | undefined;
+  private verified: Seen | undefined;
   private verifying: Promise<void> | undefined;
   private rewriting = false;
 
@@ -36,12 +43,17 @@ export class ImageCheck {
     private readonly isBase: boolean,
   ) {
     this.pages = imageFiles(dir).pages;
-    this.inode = inodeOf(pagesIdentity(this.pages));
+    this.inode = pagesIdentity(this.pages)?.inode;
   }
 
   /** The pages were written by this server a moment ago. */
   trust(): void {
-    this.verified = this.identity();
+    this.verified = this.look();
+  }
+
+  /** It was whole when it was looked at last. */
+  get foundWhole(): boolean {
+    return this.verified !== undefined;
   }
 
   /** Undefined when nothing changed since it was found whole. Rejects with IMAGE_DAMAGED. */
@@ -60,31 +72,34 @@ export class ImageCheck {
     try {
       await task();
     } finally {
-      this.verified = this.identity();
+      this.verified = this.look();
       this.rewriting = false;
     }
   }
 
   private isWhole(): boolean {
-    return this.verified !== undefined && this.verified === this.identity();
+    const { verified } = this;
+    if (verified === undefined) return false;
+    const now = this.look();
+    return sameIdentity(verified.own, now.own) && sameIdentity(verified.base, now.base);
   }
 
-  private identity(): string {
+  private look(): Seen {
     // Links to a base's pages change their change time.
-    if (this.isBase) return baseIdentity(this.pages);
-    const own = pagesIdentity(this.pages);
-    return this.stored.manifest.base === undefined ? own : `${own} ${baseIdentity(basePath(this.dir))}`;
+    const own = this.isBase ? baseIdentity(this.pages) : pagesIdentity(this.pages);
+    return { own, base: this.stored.manifest.base === undefined ? undefined : baseIdentity(basePath(this.dir)) };
   }
 
   /** Reads and checks all of it, whatever was known. IMAGE_DAMAGED. */
   async again(): Promise<void> {
-    const before = this.identity();
+    const before = this.look();
     // What is mapped is the file that was opened; another one under its name, even a whole one, says nothing about that.
-    const why = before.startsWith("missing")
-      ? "it is missing"
-      : inodeOf(before) === this.inode
-        ? undefined
-        : "another file took its place since it was opened";
+    const why =
+      before.own === undefined
+        ? "it is missing"
+        : before.own.inode === this.inode
+          ? undefined
+          : "another file took its place since it was opened";
     if (why !== undefined)
       throw new ThawError("IMAGE_DAMAGED", {
         what: `the image file ${this.pages} cannot be used`,
@@ -98,13 +113,13 @@ export class ImageCheck {
 
   /** Once for all images that share it. */
   private async verifyBase(): Promise<void> {
-    const whole = wholeBases.get(this.keeper) ?? new Set();
+    const whole = wholeBases.get(this.keeper) ?? [];
     wholeBases.set(this.keeper, whole);
     const base = basePath(this.dir);
     const identity = baseIdentity(base);
-    if (whole.has(identity)) return;
+    if (whole.some((one) => sameIdentity(one, identity))) return;
     checkBase(this.stored.manifest, await this.digestOf(base), this.dir);
-    whole.add(identity);
+    whole.push(identity);
   }
 
   private async digestOf(path: string): Promise<{ digest: string; bytes: string }> {

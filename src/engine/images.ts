@@ -52,11 +52,12 @@ import {
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { gather } from "./gather.js";
-import type { Husk, StageStep } from "./husk-pool.js";
+import type { Husk } from "./husk-pool.js";
 import { ImageCheck } from "./image-check.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { isPaged } from "./reap.js";
 import { checkFingerprint, type SharedBase, sharedBase } from "./shared-base.js";
+import type { StageStep } from "./stages.js";
 import type { Image, Loader } from "./types.js";
 import { LiveWorkingSet } from "./working-sets.js";
 
@@ -89,6 +90,9 @@ export class LoadedImage {
   closed = false;
   private readonly runtimeProgram: Compiled;
   private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
+  private readonly runtimePool: string;
+  /** This boot's clock may still be behind the image's; it only goes forward. */
+  private clockBehind = true;
   private ranges: readonly FileRange[] | undefined;
   private copies: readonly PageRun[] | undefined;
   private shared: SharedBase | undefined;
@@ -113,6 +117,7 @@ export class LoadedImage {
     this.sets = new LiveWorkingSet(image.dir, this.facts, stored.workingSet, () => this.setChanged());
     this.runtimeProgram = this.hand(compileRuntime(this.facts));
     this.runtimeKey = runtimeKey(this.runtimeProgram.program);
+    this.runtimePool = `runtime:${image.spec.runtime}:${this.runtimeKey}`;
   }
 
   /** The way in which its pages arrive: as asked, unless its allocator cannot live on file mappings. */
@@ -194,6 +199,11 @@ export class LoadedImage {
     return this.check.verify();
   }
 
+  /** Whether it was found to be so once; {@link LoadedImage.verify} tells whether it still is. */
+  get foundWhole(): boolean {
+    return this.check.foundWhole;
+  }
+
   /** Checks, and compiles what the next starts will need, in turns of some milliseconds; while no set is known, they record one with `tracking`. */
   async prepare(tracking: Tracking): Promise<void> {
     await this.verify();
@@ -269,7 +279,14 @@ export class LoadedImage {
 
   /** Whether a husk may have to enter a time namespace for this image: the kernel lets only a single thread do that. */
   movesClock(here: Fingerprint): boolean {
-    return here.bootId !== this.bootId || monotonicNs() < this.facts.clock.monotonicNs;
+    if (here.bootId !== this.bootId) return true;
+    this.clockBehind &&= monotonicNs() < this.facts.clock.monotonicNs;
+    return this.clockBehind;
+  }
+
+  /** The pool of husks with its interpreter's files mapped. Those with threads made ahead are of no use to an image that moves the clock. */
+  poolKey(here: Fingerprint): string {
+    return this.movesClock(here) ? `${this.runtimePool}:single` : this.runtimePool;
   }
 
   /** Ahead of a request, for this image alone, up to the last step. */
@@ -383,12 +400,12 @@ export class LoadedImage {
     return readsScattered(this.facts, this.sets.set) ? isMappedFile : isMapped;
   }
 
-  /** Pages that are installed ahead of the function in such a start. */
-  prefetchedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): number {
-    if (loader === "eager") return this.pagesTotal;
+  /** How many pages are copied ahead of the function in such a start, for who wants to know later. */
+  copiedPages(loader: Loader, husk: Husk, recording: Tracking | undefined): () => number {
+    if (loader === "eager") return () => this.pagesTotal;
     const copies = loader === "splice" && recording === undefined && !husk.tracked && husk.level !== "image";
-    if (!copies) return 0;
-    return runPages(husk.level === "prefaulted" ? this.parkedCopies() : this.sets.set.written);
+    const runs = !copies ? [] : husk.level === "prefaulted" ? this.parkedCopies() : this.sets.set.written;
+    return () => runPages(runs);
   }
 
   /** What a prefaulted husk has copies of. */

@@ -14,13 +14,16 @@ import { isEnding } from "../linux/ending.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
-import { deliverFirst, type Husk } from "./husk-pool.js";
+import type { Husk } from "./husk-pool.js";
 import { controlClosed, type Ending, type EndReason, exitError, type UnansweredRequest, verdict } from "./instance-end.js";
 import { invokeHeader } from "./invoke-header.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
+import type { Told } from "./parts.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
 import type { SharedBase } from "./shared-base.js";
+import { deliverFirst } from "./stages.js";
+import { Starting } from "./starting.js";
 import type {
   FreezeOptions,
   FunctionSpec,
@@ -70,7 +73,6 @@ interface Running extends UnansweredRequest {
 }
 
 export class LiveInstance implements Instance, InstanceListener {
-  start: StartResult;
   served = 0;
   /** Pids of the lineage, this instance's own included. */
   lineagePids: readonly number[];
@@ -78,20 +80,21 @@ export class LiveInstance implements Instance, InstanceListener {
   origin: Image | undefined;
   /** Page space that it shares with other images of its runtime; frozen, it goes on sharing it. */
   base: SharedBase | undefined;
-  /** Called once, when the first request after a thaw was handed to the keeper. */
-  onRequestSent: (() => void) | undefined;
+  private follow: (() => void) | undefined;
+  /** See {@link LiveInstance.afterSending}. */
+  private onceSent: (() => void) | undefined;
   /** The pager brings its pages: it ends with the pager, and cannot be frozen. */
   paged = false;
   /** Its last request was a rehearsal. */
   rehearsed = false;
   onInstalled: ((report: PagedReport) => void) | undefined;
-  /** Pending until `start` is complete; see {@link LiveInstance.startsWith}. */
-  private starting: Promise<void> | undefined;
+  readonly starting: Starting;
   /** Told to the runtime with the next request: it then renews what must be unique. */
   private announce: ThawHeader | undefined;
   /** Before-snapshot hooks ran in this process, so that the after-restore hooks are due. */
   private resumed = false;
-  readonly hibernation: Hibernation;
+  /** Made when it is first put to sleep. */
+  hibernation: Hibernation | undefined;
   readonly gate = new Gate();
   private readonly parser = new FrameParser();
   private logChunks: Buffer[] = [];
@@ -104,9 +107,6 @@ export class LiveInstance implements Instance, InstanceListener {
   private heapFull = false;
   /** Done when the answer is out, at the latest before the next request or the end. */
   private afterAnswer: (() => void) | undefined;
-  private faultsCounted: Promise<StartFaults | undefined> = Promise.resolve(undefined);
-  private coldKnown: Promise<void> | undefined;
-  private tellFaults: ((faults: StartFaults | undefined) => void) | undefined;
   private readonly exitListeners: ((reason: string) => void)[] = [];
 
   constructor(
@@ -116,10 +116,9 @@ export class LiveInstance implements Instance, InstanceListener {
     readonly spec: FunctionSpec,
     start: StartResult,
   ) {
-    this.start = start;
+    this.starting = new Starting(start);
     this.lineagePids = [husk.pid];
     husk.heir = this;
-    this.hibernation = owner.hibernation(this);
   }
 
   get id(): number {
@@ -139,10 +138,6 @@ export class LiveInstance implements Instance, InstanceListener {
     this.announce = { ...takeSeed(), pid: this.husk.pid, generation };
   }
 
-  get started(): boolean {
-    return this.starting === undefined;
-  }
-
   /** The next request runs the after-restore hooks, and renews nothing. */
   announceResumed(): void {
     this.resumed = true;
@@ -153,25 +148,36 @@ export class LiveInstance implements Instance, InstanceListener {
     return this.running !== undefined;
   }
 
-  /** `started` completes `start`, or rejects: then the instance is over, and nothing of the function ran. */
-  startsWith(started: Promise<void>): void {
-    this.starting = started.then(
-      () => {
-        this.starting = undefined;
-      },
-      (error: unknown) => {
-        // That the husk ended is told by its exit too, perhaps first; what counts is that it never became the function.
-        if (this.end?.kind === "exited") this.end = undefined;
-        this.fail(error as ThawError);
-      },
-    );
+  get start(): StartResult {
+    return this.starting.result;
   }
 
-  /** `start` is told how many of the pages that were asked for ahead had to come from disk. */
-  startsCold(asked: Promise<number> | undefined): void {
-    this.coldKnown = asked?.then((pages) => {
-      if (pages >= 0) this.start = { ...this.start, coldPages: pages };
+  set start(start: StartResult) {
+    this.starting.result = start;
+  }
+
+  get started(): boolean {
+    return this.starting.succeeded;
+  }
+
+  /** No answer goes out before `begin` was told. With an error the instance is over, and nothing of the function ran. */
+  startsWith(begin: (told: Told<void>) => void): void {
+    this.starting.with(begin, (error) => {
+      // That the husk ended is told by its exit too, perhaps first; what counts is that it never became the function.
+      if (this.end?.kind === "exited") this.end = undefined;
+      this.fail(error);
     });
+  }
+
+  /** What has to be known of it by the time when its first answer is out is told by `follow`: then, or never. */
+  afterFirstAnswer(follow: () => void): void {
+    this.starting.countLater();
+    this.follow = follow;
+  }
+
+  /** What nobody waits for is done once the next request is on its way. */
+  afterSending(task: () => void): void {
+    this.onceSent = task;
   }
 
   /** Resolves with the next frame of that kind, or rejects with what happened instead. */
@@ -201,7 +207,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.runAfterAnswer();
     const { shut } = this.gate;
     if (shut !== undefined) return shut.then(() => this.invoke(payload, options, beganMs));
-    const waking = this.hibernation.requested();
+    const waking = this.hibernation?.requested();
     return new Promise((resolve, reject) => {
       const requestId = options.requestId ?? randomUUID();
       const now = Date.now();
@@ -225,11 +231,14 @@ export class LiveInstance implements Instance, InstanceListener {
       this.announce = undefined;
       this.resumed = false;
       this.rehearsed = options.rehearsal === true;
-      if (this.husk.resumed && this.served === 0) this.startsWith(deliverFirst(this.keeper, this.husk, frame));
+      if (this.husk.resumed && this.served === 0) this.startsWith((told) => deliverFirst(this.keeper, this.husk, frame, told));
       else this.husk.send(this.keeper, frame);
       waking?.sent();
-      this.onRequestSent?.();
-      this.onRequestSent = undefined;
+      const { onceSent } = this;
+      if (onceSent === undefined) return;
+      this.keeper.flush();
+      this.onceSent = undefined;
+      onceSent();
     });
   }
 
@@ -237,29 +246,16 @@ export class LiveInstance implements Instance, InstanceListener {
     assert(options.live === true || this.running === undefined, "an instance is frozen between two requests");
     return this.gate.alone(async () => {
       await this.gate.shut;
-      await this.hibernation.settled();
+      await this.hibernation?.settled();
       // Hooks and hygiene bring its memory back.
-      await this.hibernation.wake();
+      await this.hibernation?.wake();
       this.owner.abandonRecording(this);
       return this.owner.freeze(this, options);
     });
   }
 
-  async faults(): Promise<StartFaults | undefined> {
-    await this.coldKnown;
-    return this.faultsCounted;
-  }
-
-  /** The faults of the start will be told by {@link counted}. */
-  countLater(): void {
-    this.faultsCounted = new Promise((resolve) => {
-      this.tellFaults = resolve;
-    });
-  }
-
-  /** They are known, or never will be. */
-  counted(faults: StartFaults | undefined): void {
-    this.tellFaults?.(faults);
+  faults(): Promise<StartFaults | undefined> {
+    return this.starting.faults();
   }
 
   /** Whether it did nothing since it answered that many requests. */
@@ -274,9 +270,12 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   private runAfterAnswer(): void {
-    const task = this.afterAnswer;
-    this.afterAnswer = undefined;
-    task?.();
+    // One may leave another.
+    while (this.afterAnswer !== undefined) {
+      const task = this.afterAnswer;
+      this.afterAnswer = undefined;
+      task();
+    }
   }
 
   pages(): Promise<PageCounts> {
@@ -284,21 +283,22 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   async memory(): Promise<InstanceMemory> {
-    return { ...(await residentMemory(this.hostPid)), hibernatedBytes: this.hibernation.hibernatedBytes };
+    return { ...(await residentMemory(this.hostPid)), hibernatedBytes: this.hibernation?.hibernatedBytes ?? 0 };
   }
 
   get state(): InstanceState {
-    return this.hibernation.state;
+    return this.hibernation?.state ?? "warm";
   }
 
   hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
     this.owner.abandonRecording(this);
+    this.hibernation ??= this.owner.hibernation(this);
     return this.hibernation.hibernate(this.gate.quiet);
   }
 
-  wake(): Promise<StartResult> {
-    return this.hibernation.wake();
+  async wake(): Promise<StartResult> {
+    return this.hibernation === undefined ? this.start : this.hibernation.wake();
   }
 
   async dispose(): Promise<void> {
@@ -308,7 +308,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.end ??= { kind: "disposed" };
     this.keeper.kill(this.id);
     await this.husk.gone();
-    await this.hibernation.settled();
+    await this.hibernation?.settled();
   }
 
   onExit(exitOrListener: InstanceExit | ((reason: string) => void)): void {
@@ -320,9 +320,8 @@ export class LiveInstance implements Instance, InstanceListener {
     this.exit = exitOrListener;
     this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
-    this.hibernation.close();
-    if (this.starting === undefined) this.settle();
-    else void this.starting.then(() => this.settle());
+    this.hibernation?.close();
+    this.starting.whenOver(() => this.settle());
     for (const listener of this.exitListeners.splice(0)) listener(this.reason());
     this.owner.ended(this);
   }
@@ -390,7 +389,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.running = undefined;
       clearTimeout(running.timer);
       this.served++;
-      this.hibernation.answered();
+      this.hibernation?.answered();
       const fatal = header.last === true;
       if (this.served === 1 && !fatal) this.recordFirst();
       this.gate.idle();
@@ -404,9 +403,7 @@ export class LiveInstance implements Instance, InstanceListener {
         maxMemoryMb: header.maxMemoryMb,
         alive: !fatal,
       };
-      // The report of the start came before this answer, but whoever waits for it may not have run yet.
-      if (this.starting === undefined) running.resolve(result);
-      else void this.starting.then(() => running.resolve(result));
+      this.starting.whenOver(() => running.resolve(result));
       if (fatal) void this.dispose();
       return;
     }
@@ -431,6 +428,16 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   private recordFirst(): void {
+    const { follow } = this;
+    if (follow !== undefined) {
+      this.follow = undefined;
+      this.beforeNext(() => {
+        follow();
+        // Nothing is recorded of such a start, so nothing has to wait.
+        void this.owner.firstAnswer(this);
+      });
+      return;
+    }
     const recording = this.owner.firstAnswer(this);
     if (recording === undefined) return;
     this.gate.shutUntil(recording);

@@ -35,6 +35,7 @@ import {
   type PrefetchRange,
   type StageRequest,
 } from "./keeper-messages.js";
+import { promised, type Told } from "./parts.js";
 
 export type {
   HelperResult,
@@ -63,8 +64,7 @@ interface Pending {
   readonly what: string;
   readonly type: number;
   readonly instance: number;
-  readonly resolve: (message: KeeperMessage) => void;
-  readonly reject: (error: Error) => void;
+  readonly told: Told<KeeperMessage>;
 }
 
 /** Requests that an instance which is over answers no more. */
@@ -222,8 +222,20 @@ export class Keeper {
   }
 
   /** Runs a program in a husk. Resolves with the husk's report, whatever its status. */
-  async stage(instance: number, request: StageRequest): Promise<HuskReport> {
-    return decodeReport((await this.#ask("stage", ABI.MSG_STAGE, instance, [encodeStage(request)])).payload);
+  stage(instance: number, request: StageRequest): Promise<HuskReport> {
+    return promised((told) => this.beginStage(instance, request, told));
+  }
+
+  /** The same; told in the turn in which the report comes. */
+  beginStage(instance: number, request: StageRequest, told: Told<HuskReport>): void {
+    this.#request("stage", ABI.MSG_STAGE, instance, [encodeStage(request)], (error, message) =>
+      message === undefined ? told(error) : told(undefined, decodeReport(message.payload)),
+    );
+  }
+
+  /** What was asked for in this turn goes out now, and not at its end: for what others can work on meanwhile. */
+  flush(): void {
+    this.#flush();
   }
 
   /** Writes to the function's control socket. The buffers must not change before the next turn. */
@@ -232,8 +244,13 @@ export class Keeper {
   }
 
   /** The same; resolves once it lies there, rejects when nobody is left to read it. */
-  async deliver(instance: number, parts: readonly Buffer[]): Promise<void> {
-    await this.#ask("request", ABI.MSG_SEND, instance, parts);
+  deliver(instance: number, parts: readonly Buffer[]): Promise<void> {
+    return promised((told) => this.beginDelivery(instance, parts, told));
+  }
+
+  /** The same; told in the turn in which that is known. */
+  beginDelivery(instance: number, parts: readonly Buffer[], told: Told<void>): void {
+    this.#request("request", ABI.MSG_SEND, instance, parts, (error) => told(error));
   }
 
   /** Failures reach the listener's `onFailure`. */
@@ -321,15 +338,21 @@ export class Keeper {
   }
 
   #ask(what: string, type: number, id: number, parts: readonly Buffer[], flags = 0): Promise<KeeperMessage> {
-    return new Promise((resolve, reject) => {
-      if (this.#lost !== undefined) return reject(this.#lost);
-      // The keeper has forgotten it, and would say nothing: its end may be read together with the answer that the caller goes on from.
-      if (ENDS_WITH_INSTANCE.includes(type) && !this.#listeners.has(id)) return reject(sandboxEnded(what));
-      const tag = this.#nextTag;
-      this.#nextTag = tag === 0xffff_ffff ? 1 : tag + 1;
-      this.#pending.set(tag, { what, type, instance: id, resolve, reject });
-      this.#send(type, id, tag, parts, flags);
-    });
+    return promised((told) => this.#request(what, type, id, parts, told, flags));
+  }
+
+  #request(what: string, type: number, id: number, parts: readonly Buffer[], told: Told<KeeperMessage>, flags = 0): void {
+    // The keeper has forgotten an instance that ended, and would say nothing: its end may be read together with the answer that the caller goes on from.
+    const gone = ENDS_WITH_INSTANCE.includes(type) && !this.#listeners.has(id) ? sandboxEnded(what) : undefined;
+    const why = this.#lost ?? gone;
+    if (why !== undefined) {
+      queueMicrotask(() => told(why));
+      return;
+    }
+    const tag = this.#nextTag;
+    this.#nextTag = tag === 0xffff_ffff ? 1 : tag + 1;
+    this.#pending.set(tag, { what, type, instance: id, told });
+    this.#send(type, id, tag, parts, flags);
   }
 
   #send(type: number, id: number, tag: number, parts: readonly Buffer[], flags = 0): void {
@@ -384,7 +407,7 @@ export class Keeper {
         this.#refused(message);
         return;
       default:
-        this.#take(message.tag)?.resolve(message);
+        this.#take(message.tag)?.told(undefined, message);
     }
   }
 
@@ -414,7 +437,7 @@ export class Keeper {
             why: text,
             details: { errno: payload.readInt32LE(0) },
           });
-    if (pending !== undefined) pending.reject(error);
+    if (pending !== undefined) pending.told(error);
     else this.#listeners.get(id)?.onFailure?.(error);
   }
 
@@ -424,7 +447,7 @@ export class Keeper {
     for (const [tag, pending] of this.#pending) {
       if (pending.instance !== id || !ENDS_WITH_INSTANCE.includes(pending.type)) continue;
       this.#pending.delete(tag);
-      pending.reject(sandboxEnded(pending.what));
+      pending.told(sandboxEnded(pending.what));
     }
     listener?.onExit(decodeExit(payload, flags));
   }
@@ -443,8 +466,9 @@ export class Keeper {
   #fail(why: string, cause?: unknown): void {
     if (this.#lost !== undefined) return;
     this.#lost = this.#error(why, cause);
-    for (const pending of this.#pending.values()) pending.reject(this.#lost);
+    const unanswered = [...this.#pending.values()];
     this.#pending.clear();
+    for (const { told } of unanswered) told(this.#lost);
     const listeners = [...this.#listeners.values()];
     this.#listeners.clear();
     for (const listener of listeners) {

@@ -16,8 +16,10 @@ export class Limits {
     private readonly layout: CgroupLayout,
   ) {}
 
-  /** In force before anything that is sent to the husk after it. */
+  /** In force before anything that is sent to the husk after it. One that has them already is left alone. */
   set(husk: Husk, { memoryMb }: FunctionSpec): void {
+    if (husk.limitedToMb === memoryMb) return;
+    husk.limitedToMb = memoryMb;
     let writes = this.#byMemory.get(memoryMb);
     if (writes === undefined) {
       writes = limitWrites(this.layout, { memoryMb, cpus: Math.max(1, memoryMb / MB_PER_CPU), pids: PIDS_MAX });

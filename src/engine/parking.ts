@@ -11,12 +11,13 @@
 import { assert } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
-import { parkedKey, runtimePoolKey } from "./choose-husk.js";
-import { DEFAULT_TMP_MB, genericKey, type Husk, type HuskPool, type StageStep } from "./husk-pool.js";
+import { parkedKey } from "./choose-husk.js";
+import { DEFAULT_TMP_MB, genericKey, type Husk, type HuskPool } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import type { Limits } from "./limits.js";
 import type { OpenImages } from "./open-images.js";
 import { refuseParking } from "./reap.js";
+import type { StageStep } from "./stages.js";
 import type { Templates } from "./templates.js";
 import type { Image, Loader, PoolTarget } from "./types.js";
 import { LOADERS } from "./types.js";
@@ -136,7 +137,7 @@ export class Parking {
     const limit = (husk: Husk): void => limits.set(husk, loaded.image.spec);
     const steps = (): StageStep[] =>
       level === "runtime"
-        ? loaded.runtimeSteps(fingerprint)
+        ? loaded.runtimeSteps(fingerprint).map((step) => ({ ...step, before: limit }))
         : loaded.parkSteps(loader, level === "prefaulted", fingerprint, limit, device);
     images.holdForPool(key, count > 0 ? loaded : undefined);
     husks.target(key, { level, template: template.id, steps, avoid: loaded.avoidPids, count });
@@ -148,7 +149,7 @@ export class Parking {
   }
 
   #runtimeKey(loaded: LoadedImage): string {
-    return runtimePoolKey(loaded, this.tools.fingerprint);
+    return loaded.poolKey(this.tools.fingerprint);
   }
 }
 

@@ -2,12 +2,31 @@
 import { ThawError } from "../base/errors.js";
 import type { Image } from "./types.js";
 
-/** Rejects with the first failure in this order, whichever is told first: those behind it fail because of it. */
-export async function inOrder<T>(promises: readonly Promise<T>[]): Promise<T[]> {
-  for (const promise of promises) promise.catch(() => undefined);
-  const results: T[] = [];
-  for (const promise of promises) results.push(await promise);
-  return results;
+/** Called once, and never in the turn of what it is the answer to: the error, or the value. */
+export type Told<T> = (error: ThawError | undefined, value?: T) => void;
+
+/** What is told, as a promise. */
+export function promised<T>(begin: (told: Told<T>) => void): Promise<T> {
+  return new Promise((resolve, reject) => {
+    begin((error, value) => (error === undefined ? resolve(value as T) : reject(error)));
+  });
+}
+
+/** Keeps what was told for whoever listens later. */
+export class Outcome<T> {
+  #listener: Told<T> | undefined;
+  #told: Parameters<Told<T>> | undefined;
+
+  readonly tell: Told<T> = (error, value) => {
+    this.#told = [error, value];
+    this.#listener?.(error, value);
+  };
+
+  /** `listener` hears of it when it is told, at once if it was. There is one. */
+  hear(listener: Told<T>): void {
+    this.#listener = listener;
+    if (this.#told !== undefined) listener(...this.#told);
+  }
 }
 
 /** Microseconds between two readings of the monotonic clock. */

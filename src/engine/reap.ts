@@ -30,6 +30,7 @@ import {
   type ReapTrace,
 } from "../image/index.js";
 import { ABI_CONSTANTS } from "../linux/abi.js";
+import type { Husk } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PagedReport } from "./keeper.js";
@@ -111,18 +112,22 @@ export class ReapStarts {
   }
 
   /** In the turn in which the stages are queued, before them. */
-  begin(instance: LiveInstance, loaded: LoadedImage, start: PagedStart): void {
-    this.#followed.set(instance, { loaded, records: start.records });
-    instance.paged = true;
-    if (start.fallback !== undefined) instance.start = { ...instance.start, fallback: start.fallback };
-    if (start.records) instance.start = { ...instance.start, recording: true };
-    instance.onInstalled = (report) => installed(instance, start, report);
-    this.keeper.pagedBy(instance.id, {
+  begin(husk: Husk, loaded: LoadedImage, start: PagedStart): void {
+    this.keeper.pagedBy(husk.id, {
       plan: start.plan,
       pages: loaded.pagesFile,
       set: start.set,
       base: loaded.baseFile ?? 0,
     });
+  }
+
+  /** In the same turn, behind them. */
+  follow(instance: LiveInstance, loaded: LoadedImage, start: PagedStart): void {
+    this.#followed.set(instance, { loaded, records: start.records });
+    instance.paged = true;
+    if (start.fallback !== undefined) instance.start = { ...instance.start, fallback: start.fallback };
+    if (start.records) instance.start = { ...instance.start, recording: true };
+    instance.onInstalled = (report) => installed(instance, start, report);
   }
 
   /** A promise while the next request must wait: its faults would be recorded, too. Undefined for instances of other loaders. */

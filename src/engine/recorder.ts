@@ -95,7 +95,7 @@ export class Recorder {
     // An eager start has every page present before anybody asks for one.
     if (instance.start.loader === "eager") return;
     this.#followed.set(instance, { loaded, recording });
-    instance.countLater();
+    instance.starting.countLater();
   }
 
   /** A promise while the next request must wait: the scan would see what it touches. */
@@ -124,7 +124,7 @@ export class Recorder {
     const followed = this.#followed.get(instance);
     this.#followed.delete(instance);
     if (followed?.recording !== undefined) followed.loaded.sets.release();
-    instance.counted(undefined);
+    instance.starting.counted(undefined);
   }
 
   #count(instance: LiveInstance, loaded: LoadedImage): void {
@@ -135,13 +135,13 @@ export class Recorder {
     const bound = !known || faults === undefined ? undefined : sets.bound(faults, instance.start.husk ?? "fresh");
     if (faults !== undefined) instance.start = { ...instance.start, faults };
     if (bound === undefined) {
-      instance.counted(faults);
+      instance.starting.counted(faults);
       return;
     }
     const tell = (outside: number): void => {
       sets.note(outside);
       instance.start = { ...instance.start, faultsOutside: outside };
-      instance.counted(faults);
+      instance.starting.counted(faults);
     };
     if (!sets.scanDue(bound)) {
       tell(bound);
@@ -159,7 +159,7 @@ export class Recorder {
   async #record(instance: LiveInstance, loaded: LoadedImage, how: Tracking): Promise<void> {
     const faults = faultsOf(instance);
     if (faults !== undefined) instance.start = { ...instance.start, faults };
-    instance.counted(faults);
+    instance.starting.counted(faults);
     try {
       const { written, read } = await this.scan(instance).finally(() => {
         // From here on it runs at full speed, and can be frozen.

@@ -8,22 +8,20 @@ import type { ThawHeader } from "../runtime/frames.js";
 const SEED_BYTES = 32;
 const SEEDS_AT_ONCE = 32;
 
-let entropy = Buffer.alloc(0);
-let used = 0;
+type Seed = Pick<ThawHeader, "id" | "entropy">;
 
-function draw(): void {
-  entropy = randomBytes(SEED_BYTES * SEEDS_AT_ONCE);
-  used = 0;
+const ahead: Seed[] = [];
+
+function draw(): Seed {
+  const entropy = randomBytes(SEED_BYTES * SEEDS_AT_ONCE);
+  for (let at = 0; at < entropy.length; at += SEED_BYTES)
+    ahead.push({ id: randomUUID(), entropy: entropy.toString("hex", at, at + SEED_BYTES) });
+  return ahead.pop() as Seed;
 }
 
 /** See above; for one clone. */
-export function takeSeed(): Pick<ThawHeader, "id" | "entropy"> {
-  if (used >= entropy.length) draw();
-  const own = entropy.subarray(used, used + SEED_BYTES);
-  used += SEED_BYTES;
-  const seed = { id: randomUUID(), entropy: own.toString("hex") };
-  // A later clone's seed is no secret to whoever reads this memory; an earlier one's should be.
-  own.fill(0);
-  if (used >= entropy.length) setImmediate(() => used >= entropy.length && draw());
+export function takeSeed(): Seed {
+  const seed = ahead.pop() ?? draw();
+  if (ahead.length === 0) setImmediate(() => ahead.length === 0 && ahead.push(draw()));
   return seed;
 }

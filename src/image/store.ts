@@ -130,10 +130,18 @@ function checkBaseBytes(path: string, base: NonNullable<Manifest["base"]>, bytes
     );
 }
 
+/** Which bytes a file holds, as far as its inode tells; undefined where there is no such file. */
+export type Identity = { readonly inode: bigint; readonly size: bigint; readonly ns: bigint } | undefined;
+
+/** Whether both are of one file that nobody wrote to in between. */
+export function sameIdentity(one: Identity, other: Identity): boolean {
+  return one?.inode === other?.inode && one?.size === other?.size && one?.ns === other?.ns;
+}
+
 /** As {@link pagesIdentity}, for a base's page space under any of its names: every image that shares it changes its change time, by a link. */
-export function baseIdentity(path: string): string {
+export function baseIdentity(path: string): Identity {
   const info = statSync(path, STAT_OPTIONS);
-  return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.mtimeNs}`;
+  return info === undefined ? undefined : { inode: info.ino, size: info.size, ns: info.mtimeNs };
 }
 
 /** Compares what `extractor verify` found of the base's page space with the manifest. */
@@ -148,14 +156,9 @@ export function checkBase(manifest: Manifest, found: { digest: string; bytes: st
 const STAT_OPTIONS = { bigint: true, throwIfNoEntry: false } as const;
 
 /** Changes whenever somebody wrote to the page space at this path, replaced or truncated it; cheap enough for every thaw. */
-export function pagesIdentity(pages: string): string {
+export function pagesIdentity(pages: string): Identity {
   const info = statSync(pages, STAT_OPTIONS);
-  return info === undefined ? "missing" : `${info.ino}:${info.size}:${info.ctimeNs}`;
-}
-
-/** Which file an identity is of. */
-export function inodeOf(identity: string): string {
-  return identity.slice(0, identity.indexOf(":"));
+  return info === undefined ? undefined : { inode: info.ino, size: info.size, ns: info.ctimeNs };
 }
 
 /** Compares what `extractor verify` found with the manifest. */
