@@ -20,8 +20,10 @@ export const ABI_CONSTANTS = {
   HUSK_THREADS_MAX: 256n,
   HUSK_PROGRAM_AT: 0x10_0100_0000n,
   HUSK_PROGRAM_BYTES_MAX: 0x2000_0000n,
-  /** Faulted in when a husk is made; larger programs are mapped. */
+  /** Larger programs are mapped. */
   HUSK_PROGRAM_ROOM: 0x1_0000n,
+  /** As much of it is faulted in when a husk is made: programs of small functions take 23 to 28 KiB, and a clone keeps these pages. */
+  HUSK_PROGRAM_AHEAD: 0x7000n,
   HUSK_RESUME_ROOM: 0x4000n,
   /** Threads that a pooled husk makes ahead. */
   HUSK_SPARES_MAX: 16,
