@@ -1,7 +1,7 @@
 /** Parked husks that are their function's process already: they wait for a request, and nothing of the function runs before it. */
 import { readdirSync, readFileSync } from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
-import type { Image } from "../src/engine/index.js";
+import type { Image, Loader } from "../src/engine/index.js";
 import { decodeManifest, imageFiles, mayResumeAhead } from "../src/image/index.js";
 import { descendants } from "./support/processes.js";
 import { until } from "./support/server.js";
@@ -32,10 +32,10 @@ async function quietImage(language: Language): Promise<Image> {
 }
 
 /** Parks one husk and returns the pid of its process. */
-async function park(image: Image): Promise<number> {
+async function park(image: Image, loader?: Loader): Promise<number> {
   parked = image;
   world.engine.pool({ generic: 0 });
-  world.engine.park(image, "prefaulted", 1);
+  world.engine.park(image, "prefaulted", 1, loader);
   await world.engine.poolsFull(20_000);
   // Those that were let go take a moment to end.
   return until("no husk but the parked one", () => {
@@ -97,6 +97,19 @@ describe.each(LANGUAGES)("a parked %s husk", (language) => {
     const clone = await world.engine.thaw(parked as Image, { ...PARKED, early: true });
     await expect(call(clone, "counter.next")).rejects.toMatchObject({ code: "SANDBOX_FAILED" });
     await clone.dispose();
+  });
+
+  it("that had all of its pages copied tells at once that no faults are counted", async () => {
+    const image = await quietImage(language);
+    await park(image, "eager");
+    const clone = await world.engine.thaw(image, { ...PARKED, loader: "eager", early: true });
+    try {
+      expect(await call(clone, "counter.next")).toBe(2);
+      expect(await clone.faults()).toBeUndefined();
+      expect(clone.alive).toBe(true);
+    } finally {
+      await clone.dispose();
+    }
   });
 
   it("can be frozen before its first request", async () => {

@@ -92,8 +92,11 @@ export class Recorder {
 
   /** From the start of an instance to its first answer or its end. */
   follow(instance: LiveInstance, loaded: LoadedImage, recording: Tracking | undefined): void {
-    // An eager start has every page present before anybody asks for one.
-    if (instance.start.loader === "eager") return;
+    // An eager start has every page present before anybody asks for one: there is nothing to count.
+    if (instance.start.loader === "eager") {
+      instance.starting.counted(undefined);
+      return;
+    }
     this.#followed.set(instance, { loaded, recording });
     instance.starting.countLater();
   }
