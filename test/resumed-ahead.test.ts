@@ -1,7 +1,7 @@
 /** Parked husks that are their function's process already: they wait for a request, and nothing of the function runs before it. */
 import { readdirSync, readFileSync } from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
-import type { Image, Loader } from "../src/engine/index.js";
+import type { Image, Instance, Loader } from "../src/engine/index.js";
 import { decodeManifest, imageFiles, mayResumeAhead } from "../src/image/index.js";
 import { descendants } from "./support/processes.js";
 import { until } from "./support/server.js";
@@ -118,6 +118,28 @@ describe.each(LANGUAGES)("a parked %s husk", (language) => {
     const next = await clone.freeze({ then: "end" });
     await world.thawed(next, async (later) => expect(await call(later, "counter.next")).toBe(2));
     await world.engine.removeImage(next);
+  });
+});
+
+describe("parked husks of an image of which nothing is recorded", () => {
+  it("can be frozen or hibernated before their first request, also beside the one that records", async () => {
+    const { engine } = world;
+    const image = await quietImage("python");
+    parked = image;
+    engine.park(image, "prefaulted", 3);
+    await engine.poolsFull(20_000);
+    const [recording, ...others] = await Promise.all([0, 1, 2].map(() => engine.thaw(image, { ...PARKED, early: true })));
+    const [one, other] = others as [Instance, Instance];
+    try {
+      expect(recording?.start).toMatchObject({ kind: "parked", recording: true });
+      for (const { start } of others) expect(start).toEqual({ ...start, kind: "parked", recording: undefined });
+      const next = await one.freeze({ then: "end" });
+      await engine.removeImage(next);
+      expect(await other.hibernate()).toMatchObject({ cancelled: false });
+      expect(await call(other, "counter.next")).toBe(2);
+    } finally {
+      for (const clone of [recording, one, other]) await clone?.dispose();
+    }
   });
 });
 

@@ -80,7 +80,6 @@ export class LiveInstance implements Instance, InstanceListener {
   origin: Image | undefined;
   /** Page space that it shares with other images of its runtime; frozen, it goes on sharing it. */
   base: SharedBase | undefined;
-  private follow: (() => void) | undefined;
   /** See {@link LiveInstance.afterSending}. */
   private onceSent: (() => void) | undefined;
   /** The pager brings its pages: it ends with the pager, and cannot be frozen. */
@@ -169,12 +168,6 @@ export class LiveInstance implements Instance, InstanceListener {
     });
   }
 
-  /** What has to be known of it by the time when its first answer is out is told by `follow`: then, or never. */
-  afterFirstAnswer(follow: () => void): void {
-    this.starting.countLater();
-    this.follow = follow;
-  }
-
   /** What nobody waits for is done once the next request is on its way. */
   afterSending(task: () => void): void {
     this.onceSent = task;
@@ -249,7 +242,7 @@ export class LiveInstance implements Instance, InstanceListener {
       await this.hibernation?.settled();
       // Hooks and hygiene bring its memory back.
       await this.hibernation?.wake();
-      this.owner.abandonRecording(this);
+      this.unwatch();
       return this.owner.freeze(this, options);
     });
   }
@@ -292,7 +285,7 @@ export class LiveInstance implements Instance, InstanceListener {
 
   hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
-    this.owner.abandonRecording(this);
+    this.unwatch();
     this.hibernation ??= this.owner.hibernation(this);
     return this.hibernation.hibernate(this.gate.quiet);
   }
@@ -317,6 +310,7 @@ export class LiveInstance implements Instance, InstanceListener {
       else exitOrListener(this.reason());
       return;
     }
+    this.runAfterAnswer();
     this.exit = exitOrListener;
     this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
     this.end ??= { kind: "exited" };
@@ -427,10 +421,16 @@ export class LiveInstance implements Instance, InstanceListener {
     );
   }
 
+  /** Neither a freeze nor a hibernation can have a process whose memory is watched. */
+  private unwatch(): void {
+    this.runAfterAnswer();
+    this.starting.takeFollow()?.();
+    this.owner.abandonRecording(this);
+  }
+
   private recordFirst(): void {
-    const { follow } = this;
+    const follow = this.starting.takeFollow();
     if (follow !== undefined) {
-      this.follow = undefined;
       this.beforeNext(() => {
         follow();
         // Nothing is recorded of such a start, so nothing has to wait.

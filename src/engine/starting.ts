@@ -12,6 +12,7 @@ export class Starting {
   /** Undefined once it is over. */
   #waiting: (() => void)[] | undefined;
   #faultsCounted: Promise<StartFaults | undefined> = Promise.resolve(undefined);
+  #follow: (() => void) | undefined;
   #coldKnown: Promise<void> | undefined;
   #tellFaults: ((faults: StartFaults | undefined) => void) | undefined;
 
@@ -52,6 +53,22 @@ export class Starting {
   whenOver(goOn: () => void): void {
     if (this.#waiting === undefined) goOn();
     else this.#waiting.push(goOn);
+  }
+
+  /**
+   * Whoever follows its way is told by `follow`, and nothing of that may wait in front of its first answer: it is for the instance to call, once that is out,
+   * before a freeze or a hibernation that comes sooner, or never when no answer comes.
+   */
+  followedBy(follow: () => void): void {
+    this.countLater();
+    this.#follow = follow;
+  }
+
+  /** What {@link Starting.followedBy} left, once. */
+  takeFollow(): (() => void) | undefined {
+    const follow = this.#follow;
+    this.#follow = undefined;
+    return follow;
   }
 
   /** The result will tell how many of the pages that were asked for ahead had to come from disk. */

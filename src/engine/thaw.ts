@@ -125,7 +125,7 @@ export class Thaws {
       instance.starting.completedBy(() => ({ us, prefetchedPages: copied() }));
       instance.afterSending(() => faultPoint("thaw-request-sent"));
       // Where processors are few, whatever the server does now its process waits for.
-      if (options.early === true && recording === undefined) instance.afterFirstAnswer(follow);
+      if (options.early === true && recording === undefined) instance.starting.followedBy(follow);
       else follow();
       return instance;
     }

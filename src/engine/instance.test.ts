@@ -1,0 +1,125 @@
+/** When an instance tells those who follow its start of it, on a keeper that does nothing. */
+import { describe, expect, it } from "vitest";
+import { encodeFrame } from "../runtime/frames.js";
+import { Husk } from "./husk-pool.js";
+import { type InstanceOwner, LiveInstance } from "./instance.js";
+import type { InstanceExit, Keeper } from "./keeper.js";
+import type { FunctionSpec, StartResult } from "./types.js";
+
+const SPEC = { name: "f", version: "1", timeoutMs: 30_000, memoryMb: 128 } as FunctionSpec;
+const START: StartResult = { kind: "parked", us: 1, phases: [], waitUs: 0, prefetchedPages: 0 };
+const ENDED: InstanceExit = {
+  code: 0,
+  signal: undefined,
+  oomKills: 0,
+  maxRssKb: 0,
+  userUs: 0,
+  systemUs: 0,
+  peakBytes: 0,
+  sends: 1,
+};
+
+/** An instance that is followed behind its first answer, and what its owner is told, in order. */
+function followed() {
+  const told: string[] = [];
+  const keeper = { send: () => undefined, kill: () => undefined } as unknown as Keeper;
+  const owner = {
+    firstAnswer: () => void told.push("first answer"),
+    abandonRecording: () => void told.push("abandoned"),
+    ended: () => void told.push("ended"),
+    hibernation: () => ({ hibernate: async () => told.push("hibernated") }),
+    freeze: async () => told.push("frozen"),
+  } as unknown as InstanceOwner;
+  const husk = new Husk(1, 7, 512);
+  const instance = new LiveInstance(keeper, owner, husk, SPEC, START);
+  instance.starting.followedBy(() => told.push("followed"));
+  const ask = () => instance.invoke("1", { requestId: "r" });
+  const answer = (last = false): void => {
+    const header = { type: "result", requestId: "r", handlerMs: 1, maxMemoryMb: 1, ...(last ? { last } : {}) };
+    husk.onData(Buffer.concat(encodeFrame(header as never, "1")));
+  };
+  return { told, husk, instance, ask, answer };
+}
+
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+describe("an instance that is followed behind its first answer", () => {
+  it("is once that is out, and not again", async () => {
+    const { told, ask, answer } = followed();
+    for (let requests = 0; requests < 2; requests++) {
+      const answered = ask();
+      answer();
+      if (requests === 0) expect(told).toEqual([]);
+      await answered;
+      await turn();
+      expect(told).toEqual(["followed", "first answer"]);
+    }
+  });
+
+  it("is before its second request, however soon that comes", async () => {
+    const { told, ask, answer } = followed();
+    const first = ask();
+    answer();
+    void first;
+    void ask();
+    expect(told).toEqual(["followed", "first answer"]);
+  });
+
+  it("is before its end, when that was read together with the answer", async () => {
+    const { told, husk, ask, answer } = followed();
+    const answered = ask();
+    answer();
+    husk.onExit(ENDED);
+    await answered;
+    await turn();
+    expect(told).toEqual(["followed", "first answer", "ended"]);
+  });
+
+  it("is not when it ends without an answer, nor when the answer was its last word", async () => {
+    const silent = followed();
+    const lost = silent.ask();
+    silent.husk.onExit(ENDED);
+    await lost;
+    await turn();
+    expect(silent.told).toEqual(["ended"]);
+    const last = followed();
+    const answered = last.ask();
+    last.answer(true);
+    last.husk.onExit(ENDED);
+    expect((await answered).alive).toBe(false);
+    await turn();
+    expect(last.told).toEqual(["ended"]);
+  });
+
+  it.each(["hibernate", "freeze"] as const)("is given up before the first request when it has to %s by then", async (work) => {
+    const { told, instance, ask, answer } = followed();
+    await instance[work]();
+    const done = work === "freeze" ? "frozen" : "hibernated";
+    expect(told).toEqual(["followed", "abandoned", done]);
+    const { hibernation } = instance;
+    if (hibernation !== undefined) Object.assign(hibernation, { requested: () => undefined, answered: () => undefined });
+    const answered = ask();
+    answer();
+    await answered;
+    await turn();
+    expect(told).toEqual(["followed", "abandoned", done, "first answer"]);
+  });
+
+  it("is when it is frozen live, in the middle of its first request", async () => {
+    const { told, instance, ask, answer } = followed();
+    const answered = ask();
+    await instance.freeze({ live: true });
+    expect(told).toEqual(["followed", "abandoned", "frozen"]);
+    answer();
+    await answered;
+  });
+
+  it("is before it is hibernated at once behind the answer", async () => {
+    const { told, instance, ask, answer } = followed();
+    const answered = ask();
+    answer();
+    await instance.hibernate();
+    await answered;
+    expect(told).toEqual(["followed", "first answer", "abandoned", "hibernated"]);
+  });
+});
