@@ -4,6 +4,7 @@
  */
 import { execFileSync } from "node:child_process";
 import {
+  chmodSync,
   closeSync,
   existsSync,
   ftruncateSync,
@@ -261,6 +262,21 @@ describe("an image", () => {
     await bench.engine.poolsFull(20_000);
     flip(imageFiles(dir).pages, (storedPages(dir).at(-1) ?? 0) * 8);
     expect((await refusal(bench.engine.thaw(image, { husk: "parked" }))).code).toBe("IMAGE_DAMAGED");
+    await bench.engine.removeImage(image);
+  });
+
+  it("that is parked serves on when its file was touched, and the pages are those that were written", async () => {
+    const image = await bench.image(spec);
+    bench.engine.park(image, "image", 1);
+    await bench.engine.poolsFull(20_000);
+    const parked = bench.engine.thaw(image, { husk: "parked" });
+    await withInstance(parked, async (instance) => expect(await ask(instance)).toEqual(ANSWER));
+    await bench.engine.poolsFull(20_000);
+    // The time of its last change, which a copy by links alters, too.
+    chmodSync(imageFiles(image.dir).pages, 0o644);
+    chmodSync(imageFiles(image.dir).pages, 0o600);
+    const touched = bench.engine.thaw(image, { husk: "parked" });
+    await withInstance(touched, async (instance) => expect(await ask(instance)).toEqual(ANSWER));
     await bench.engine.removeImage(image);
   });
 
