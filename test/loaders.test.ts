@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
-import { type Image, type Instance, LOADERS, type Loader, type StartResult } from "../src/engine/index.js";
+import { type Image, type Instance, LOADERS, type Loader, type StartResult, type ThawOptions } from "../src/engine/index.js";
 import { imageFiles } from "../src/image/index.js";
 import { flipBit } from "./support/damage.js";
 import { packed } from "./support/packing.js";
@@ -65,13 +65,20 @@ describe.each(LANGUAGES)("a %s function", (language) => {
     const image = await counted(language);
     // To be moved, its pages leave the page cache.
     await packed(image, () => started(image, "splice"));
-    const start = (before: (clone: Instance) => Promise<unknown> = async () => undefined): Promise<number | undefined> =>
-      world.thawed(image, async (clone) => {
-        await before(clone);
-        expect(await call(clone, "counter.next")).toBe(4);
-        await clone.faults();
-        return clone.start.coldPages;
-      });
+    const start = (
+      before: (clone: Instance) => Promise<unknown> = async () => undefined,
+      options: ThawOptions = {},
+    ): Promise<number | undefined> =>
+      world.thawed(
+        image,
+        async (clone) => {
+          await before(clone);
+          expect(await call(clone, "counter.next")).toBe(4);
+          await clone.faults();
+          return clone.start.coldPages;
+        },
+        options,
+      );
     /** No request before somebody has looked: it would bring the pages itself. */
     const looked = (clone: Instance) =>
       until("the disk to be asked", () => (clone.start.coldPages ?? 0) > 0 || undefined, 30_000);
@@ -81,6 +88,13 @@ describe.each(LANGUAGES)("a %s function", (language) => {
     // It was all there a moment ago: only a late answer makes anybody look.
     forgetCached(imageFiles(image.dir).pages);
     expect(await start(looked)).toBeGreaterThan(0);
+    await found();
+    world.engine.park(image, "image", 1, "splice");
+    await world.engine.poolsFull(20_000);
+    await found();
+    forgetCached(imageFiles(image.dir).pages);
+    expect(await start(looked, { husk: "parked", early: true })).toBeGreaterThan(0);
+    world.engine.park(image, "image", 0, "splice");
     await found();
     await sleep(1_100);
     forgetCached(imageFiles(image.dir).pages);

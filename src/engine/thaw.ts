@@ -30,7 +30,6 @@ import type { Image, Instance, Loader, StartResult, ThawOptions } from "./types.
 
 /** An answer that takes so long may be waiting for the disk. */
 const LATE_MS = 2;
-const NONE_COLD = Promise.resolve(0);
 
 /** What thawing needs of the engine. */
 export interface ThawTools {
@@ -53,6 +52,8 @@ export interface ThawTools {
 interface How {
   readonly loader: Loader;
   readonly recording: Tracking | undefined;
+  /** All that it needs was in the page cache a moment ago. */
+  readonly cached: boolean;
 }
 
 /** See above. */
@@ -106,8 +107,9 @@ export class Thaws {
     }
     // In force when the first request is read.
     limits.set(husk, image.spec);
-    const instance = this.#makeInstance(loaded, image, chosen, { loader, recording });
+    const instance = this.#makeInstance(loaded, image, chosen, { loader, recording, cached });
     const copied = loaded.copiedPages(loader, husk, recording);
+    if (cached) packer.found(loaded, 0);
     if (loader === "splice" && !asking) this.#askLate(instance, loaded);
     const follow = (): void => {
       if (!chosen.parked && options.husk !== "fresh") parking.started(loaded);
@@ -115,7 +117,6 @@ export class Thaws {
       packer.began(instance, loaded);
       if (paged !== undefined) reap.follow(instance, loaded, paged);
       if (asking) this.#asked(instance, loaded, cold);
-      if (cached) this.#asked(instance, loaded, NONE_COLD);
       // Memory of REAP's virtual machines holds the interpreter, too.
       if (paged?.installs) instance.starting.cold(prefetcher.start(loaded, loaded.prefetchFileRanges()));
     };
@@ -165,6 +166,7 @@ export class Thaws {
       waitUs,
       husk: from,
       prefetchedPages: 0,
+      ...(how.cached ? { coldPages: 0 } : {}),
       ...(how.recording === undefined ? {} : { recording: true }),
     };
     const instance = this.tools.adopt(new LiveInstance(this.tools.keeper, this.tools.owner, husk, image.spec, start));
