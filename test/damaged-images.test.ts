@@ -6,6 +6,7 @@ import { execFileSync } from "node:child_process";
 import {
   chmodSync,
   closeSync,
+  constants,
   existsSync,
   ftruncateSync,
   mkdirSync,
@@ -30,7 +31,7 @@ import { type FunctionSpec, type Image, openEngine } from "../src/engine/index.j
 import { decodeRawManifest, decodeWorkingSet, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
 import { stageCode } from "../src/platform/code.js";
 import { lockDataDir } from "../src/platform/lock.js";
-import { ask, Bench, refusal, useBench, withInstance } from "./support-sandbox.js";
+import { ask, Bench, eventually, refusal, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
 const PAGE = 4096;
@@ -231,6 +232,43 @@ describe("an image", () => {
       expect((await refusal(bench.engine.thaw(image, { loader }))).code).toBe("IMAGE_DAMAGED");
     flip(imageFiles(dir).pages, bit);
     await withInstance(bench.engine.thaw(image), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
+    await bench.engine.removeImage(image);
+  });
+
+  it("that is damaged while it is open is refused before a thread of it runs, which would not wait for a request", async () => {
+    const threaded = bench.python(`
+import os, threading, time
+def run():
+    while True:
+        time.sleep(0.0001)
+        try:
+            pipe = os.open("/var/task/ran", os.O_WRONLY | os.O_NONBLOCK)
+            os.write(pipe, b"x")
+            os.close(pipe)
+        except OSError: pass
+threading.Thread(target=run, daemon=True).start()
+def handler(event, context): return 1
+`);
+    const path = join(threaded.codeDir, "ran");
+    execFileSync("mkfifo", ["--mode=666", path]);
+    const image = await bench.image(threaded);
+    const pipe = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      const room = Buffer.alloc(1 << 16);
+      await withInstance(bench.engine.thaw(image), async (instance) => {
+        expect(await ask(instance)).toBe(1);
+        await eventually(() => expect(readSync(pipe, room)).toBeGreaterThan(0));
+      });
+      await bench.quiet();
+      while (readSync(pipe, room) > 0);
+      flip(imageFiles(image.dir).pages, (storedPages(image.dir)[0] ?? 0) * 8);
+      for (let starts = 0; starts < 20; starts++)
+        expect((await refusal(bench.engine.thaw(image, { early: true }))).code).toBe("IMAGE_DAMAGED");
+      await bench.quiet();
+      expect(readSync(pipe, room)).toBe(0);
+    } finally {
+      closeSync(pipe);
+    }
     await bench.engine.removeImage(image);
   });
 

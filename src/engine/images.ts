@@ -87,6 +87,8 @@ export class LoadedImage {
   readonly pagesTotal: number;
   readonly pagesPath: string;
   readonly sets: LiveWorkingSet;
+  /** Nothing of it runs, once it is resumed, before a request comes. */
+  readonly waits: boolean;
   closed = false;
   private readonly runtimeProgram: Compiled;
   private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
@@ -111,6 +113,7 @@ export class LoadedImage {
   ) {
     this.facts = stored.manifest.facts;
     this.pagesPath = imageFiles(image.dir).pages;
+    this.waits = mayResumeAhead(this.facts);
     this.avoidPids = new Set(stored.manifest.lineagePids);
     this.fdBase = fdBase(this.facts);
     this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
@@ -324,7 +327,7 @@ export class LoadedImage {
     const time = this.timeStep(here);
     const equip = this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents)));
     const resume: StageStep = { ...this.resumeStep(), before: (husk) => husk.resumesAhead() };
-    return [...(time === undefined ? [] : [time]), equip, ...(mayResumeAhead(this.facts) ? [resume] : [])];
+    return [...(time === undefined ? [] : [time]), equip, ...(this.waits ? [resume] : [])];
   }
 
   /** What remains for a parked husk; behind it already, where the process may wait for its request by itself. */

@@ -63,14 +63,15 @@ export class Thaws {
   /**
    * @param asked when the start began
    * @param lookFirst nothing is mapped before the pages are known to be those that were written. Else that is looked at while the husk works: one whose
-   *   image was changed gets no request, and the start begins anew. Parked husks are too few for that, and most have no stage left to send
+   *   image was changed gets no request, and the start begins anew. Not where a thread or a timer of the function would run by itself meanwhile, nor
+   *   with parked husks: they are too few for that, and most have no stage left to send
    */
   async start(
     loaded: LoadedImage,
     image: Image,
     options: ThawOptions,
     asked: bigint,
-    lookFirst = !loaded.foundWhole || options.husk === "parked",
+    lookFirst = !loaded.foundWhole || !loaded.waits || options.husk === "parked",
   ): Promise<Instance> {
     const { keeper, husks, recorder, reap, limits, packer, parking, prefetcher } = this.tools;
     const loader = loaded.loaderFor(options.loader);
