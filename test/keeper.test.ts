@@ -18,7 +18,8 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type HuskReady, type InstanceExit, Keeper } from "../src/engine/keeper.js";
+import { type HuskReady, type HuskReport, type InstanceExit, Keeper, type StageRequest } from "../src/engine/keeper.js";
+import { promised } from "../src/engine/parts.js";
 import { ABI_CONSTANTS } from "../src/linux/abi.js";
 import {
   type CgroupParents,
@@ -35,6 +36,8 @@ import { planRoot, type RootOperation } from "../src/linux/rootfs.js";
 const ROOT = join(import.meta.dirname, "..");
 const BINARY = join(ROOT, "native/build/keeper");
 const UID = 200_123;
+const stageOf = (keeper: Keeper, id: number, request: StageRequest) =>
+  promised<HuskReport>((told) => keeper.beginStage(id, request, told));
 const { STAGE_QUIET } = ABI_CONSTANTS;
 const dir = mkdtempSync(join(tmpdir(), "thaw-keeper-"));
 const husk = join(dir, "husk");
@@ -130,8 +133,8 @@ class One {
     this.ready = ready;
   }
 
-  async stage(name: string, fds: Parameters<Keeper["stage"]>[1]["fds"] = [], flags = 0): Promise<number> {
-    const { status } = await this.world.keeper.stage(this.id, { program: this.world.program(name), fds, fdBase: 200, flags });
+  async stage(name: string, fds: StageRequest["fds"] = [], flags = 0): Promise<number> {
+    const { status } = await stageOf(this.world.keeper, this.id, { program: this.world.program(name), fds, fdBase: 200, flags });
     this.events.push(`stage ${status}`);
     return status;
   }
@@ -335,7 +338,7 @@ describe("a husk", () => {
     await one.ready;
     await one.kill();
     await expect(one.stage("n")).rejects.toThrow("The sandbox ended before its stage was done");
-    await expect(world.keeper.deliver(one.id, [Buffer.from("x")])).rejects.toThrow(
+    await expect(promised((told) => world.keeper.beginDelivery(one.id, [Buffer.from("x")], told))).rejects.toThrow(
       "The sandbox ended before its request was done",
     );
   });
@@ -399,7 +402,7 @@ describe("a husk", () => {
     world.keeper.limits(one.id, [{ controller: Object.keys(world.parents.dirs)[0] ?? "", file: "no.such.file", value: "1" }]);
     await until("a failure is told", () => one.failures.length > 0);
     expect(one.failures[0]).toMatch(/cannot write 1 to no\.such\.file of controller/);
-    await expect(world.keeper.stage(one.id, { program: 9999, fds: [], fdBase: 200 })).rejects.toThrow(/no such program/);
+    await expect(stageOf(world.keeper, one.id, { program: 9999, fds: [], fdBase: 200 })).rejects.toThrow(/no such program/);
     expect(await one.stage("n")).toBe(0);
     await one.kill();
   });

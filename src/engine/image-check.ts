@@ -65,14 +65,18 @@ export class ImageCheck {
     return this.verifying;
   }
 
-  /** Runs `task`, which may write bytes of the page space again that are there: what was found whole still is. Not run on anything else. */
+  /**
+   * Runs `task`, which may write bytes of the page space again that are there: what was found whole still is, and starts go on meanwhile. Not run on anything
+   * else. What somebody else wrote at that time would look like the task's work, so all of it is checked behind it.
+   */
   async rewritten(task: () => Promise<void>): Promise<void> {
     if (this.rewriting || !this.isWhole()) return;
     this.rewriting = true;
     try {
       await task();
     } finally {
-      this.verified = this.look();
+      // What is wrong with it the next start finds out again, and tells.
+      await this.again().catch(() => undefined);
       this.rewriting = false;
     }
   }

@@ -80,8 +80,8 @@ export class LiveInstance implements Instance, InstanceListener {
   origin: Image | undefined;
   /** Page space that it shares with other images of its runtime; frozen, it goes on sharing it. */
   base: SharedBase | undefined;
-  /** See {@link LiveInstance.afterSending}. */
-  private onceSent: (() => void) | undefined;
+  /** Called once, when the first request after a thaw was handed to the keeper. */
+  onRequestSent: (() => void) | undefined;
   /** The pager brings its pages: it ends with the pager, and cannot be frozen. */
   paged = false;
   /** Its last request was a rehearsal. */
@@ -168,11 +168,6 @@ export class LiveInstance implements Instance, InstanceListener {
     });
   }
 
-  /** What nobody waits for is done once the next request is on its way. */
-  afterSending(task: () => void): void {
-    this.onceSent = task;
-  }
-
   /** Resolves with the next frame of that kind, or rejects with what happened instead. */
   expect(kind: Waiting["kind"]): Promise<FunctionFrame> {
     assert(this.waiting === undefined && this.running === undefined, "instance already waits");
@@ -227,11 +222,8 @@ export class LiveInstance implements Instance, InstanceListener {
       if (this.husk.resumed && this.served === 0) this.startsWith((told) => deliverFirst(this.keeper, this.husk, frame, told));
       else this.husk.send(this.keeper, frame);
       waking?.sent();
-      const { onceSent } = this;
-      if (onceSent === undefined) return;
-      this.keeper.flush();
-      this.onceSent = undefined;
-      onceSent();
+      this.onRequestSent?.();
+      this.onRequestSent = undefined;
     });
   }
 

@@ -3,7 +3,7 @@ import type { InvokeHeader, ThawHeader } from "../runtime/frames.js";
 import type { FunctionSpec, InvokeOptions } from "./types.js";
 
 /** What an instance adds to it: see {@link InvokeHeader}. */
-export interface Told {
+export interface InstanceTold {
   readonly requestId: string;
   readonly deadlineMs: number;
   readonly thaw: ThawHeader | undefined;
@@ -11,7 +11,7 @@ export interface Told {
 }
 
 /** Members in the order that the runtimes rehearse. */
-export function invokeHeader(spec: FunctionSpec, options: InvokeOptions, told: Told): InvokeHeader {
+export function invokeHeader(spec: FunctionSpec, options: InvokeOptions, told: InstanceTold): InvokeHeader {
   const { clientContext, traceId, rehearsal = false } = options;
   return {
     type: "invoke",

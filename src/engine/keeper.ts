@@ -221,12 +221,7 @@ export class Keeper {
     return { id, ready };
   }
 
-  /** Runs a program in a husk. Resolves with the husk's report, whatever its status. */
-  stage(instance: number, request: StageRequest): Promise<HuskReport> {
-    return promised((told) => this.beginStage(instance, request, told));
-  }
-
-  /** The same; told in the turn in which the report comes. */
+  /** Runs a program in a husk. Told, in the turn in which it comes: the husk's report, whatever its status. */
   beginStage(instance: number, request: StageRequest, told: Told<HuskReport>): void {
     this.#request("stage", ABI.MSG_STAGE, instance, [encodeStage(request)], (error, message) =>
       message === undefined ? told(error) : told(undefined, decodeReport(message.payload)),
@@ -243,12 +238,7 @@ export class Keeper {
     this.#send(ABI.MSG_SEND, instance, 0, parts);
   }
 
-  /** The same; resolves once it lies there, rejects when nobody is left to read it. */
-  deliver(instance: number, parts: readonly Buffer[]): Promise<void> {
-    return promised((told) => this.beginDelivery(instance, parts, told));
-  }
-
-  /** The same; told in the turn in which that is known. */
+  /** The same; told once it lies there, an error when nobody is left to read it. */
   beginDelivery(instance: number, parts: readonly Buffer[], told: Told<void>): void {
     this.#request("request", ABI.MSG_SEND, instance, parts, (error) => told(error));
   }

@@ -24,9 +24,9 @@ export interface StageStep {
 /** CLOCK_MONOTONIC nanoseconds by slot, 0 = unused, of this process's clock. */
 export type Stamps = readonly number[];
 
-/** Runs one stage. `quiet`: the last one of a husk that is about to get a request; see {@link quietly}. */
-export function runStage(keeper: Keeper, husk: Husk, step: StageStep, quiet = false): Promise<Stamps> {
-  return promised((told) => beginStage(keeper, husk, step, quiet, told));
+/** Runs one stage. */
+export function runStage(keeper: Keeper, husk: Husk, step: StageStep): Promise<Stamps> {
+  return promised((told) => beginStage(keeper, husk, step, false, told));
 }
 
 /**

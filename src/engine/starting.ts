@@ -5,8 +5,8 @@ import type { StartFaults, StartResult } from "./types.js";
 
 /** Of one instance. */
 export class Starting {
-  /** Whether it succeeded; see {@link Starting.with}. */
-  succeeded = true;
+  /** Why it failed. */
+  error: ThawError | undefined;
   #result: StartResult;
   #rest: (() => Partial<StartResult>) | undefined;
   /** Undefined once it is over. */
@@ -38,15 +38,19 @@ export class Starting {
 
   /** Not over before `begin` was told. `failed` comes before those who wait. */
   with(begin: (told: Told<void>) => void, failed: (error: ThawError) => void): void {
-    this.succeeded = false;
     this.#waiting = [];
     begin((error) => {
       const waiting = this.#waiting ?? [];
       this.#waiting = undefined;
-      this.succeeded = error === undefined;
+      this.error = error;
       if (error !== undefined) failed(error);
       for (const goOn of waiting) goOn();
     });
+  }
+
+  /** Whether it is over, and went well. Also where nothing had to be waited for. */
+  get succeeded(): boolean {
+    return this.#waiting === undefined && this.error === undefined;
   }
 
   /** Calls when it is over, be it well or not; at once when it is. */

@@ -6,7 +6,6 @@
  *                      └─▶ look at the image's file, limits, instance, who follows it, request ─┘
  */
 import { monotonicNs } from "../base/clock.js";
-import type { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import type { Bases } from "./bases.js";
@@ -22,7 +21,7 @@ import type { Parking } from "./parking.js";
 import { notOpen, Outcome, usBetween } from "./parts.js";
 import { phasesOf } from "./phases.js";
 import type { Prefetcher } from "./prefetcher.js";
-import { isPaged, type ReapStarts } from "./reap.js";
+import { isPaged, type PagedStart, type ReapStarts } from "./reap.js";
 import type { Recorder } from "./recorder.js";
 import { beginStages, type StageStep, type Stamps } from "./stages.js";
 import type { Templates } from "./templates.js";
@@ -49,11 +48,30 @@ export interface ThawTools {
   readonly adopt: (instance: LiveInstance) => LiveInstance;
 }
 
-interface How {
+/** One start, once its husk is chosen. */
+interface Plan {
+  readonly loaded: LoadedImage;
+  readonly image: Image;
+  readonly options: ThawOptions;
   readonly loader: Loader;
+  readonly chosen: ChosenHusk;
   readonly recording: Tracking | undefined;
-  /** All that it needs was in the page cache a moment ago. */
+  readonly paged: PagedStart | undefined;
+  /** What the husk lacks of the image; nothing where it was resumed ahead. */
+  readonly steps: readonly StageStep[];
+  /** All that it needs from disk was in the page cache a moment ago. */
   readonly cached: boolean;
+  /** Without the time in which a husk was made for it. */
+  readonly beganNs: bigint;
+  /** How long the pages were looked at first; undefined when they were not. */
+  readonly verifyUs: number | undefined;
+}
+
+/** What was sent, and is on its way. */
+interface Sent {
+  readonly outcome: Outcome<Stamps[]>;
+  /** How many of the pages that were asked for have to come from disk; undefined where the disk was not asked. */
+  readonly cold: Promise<number> | undefined;
 }
 
 /** See above. */
@@ -73,130 +91,156 @@ export class Thaws {
     asked: bigint,
     lookFirst = !loaded.foundWhole || !loaded.waits || options.husk === "parked",
   ): Promise<Instance> {
-    const { keeper, husks, recorder, reap, limits, packer, parking, prefetcher } = this.tools;
+    const plan = await this.#plan(loaded, image, options, asked, lookFirst);
+    const sent = this.#send(plan);
+    const { husk } = plan.chosen;
+    if (!lookFirst && loaded.verify() !== undefined) {
+      if (plan.recording !== undefined) loaded.sets.release();
+      this.tools.husks.drop(husk);
+      return this.start(loaded, image, options, asked, true);
+    }
+    // In force when the first request is read.
+    this.tools.limits.set(husk, image.spec);
+    const instance = this.#makeInstance(plan);
+    instance.onRequestSent = () => faultPoint("thaw-request-sent");
+    if (plan.steps.length === 0) return this.#resumed(plan, instance, sent);
+    this.#follow(plan, instance, sent);
+    this.#startsWith(plan, instance, sent);
+    // The caller's request is queued behind the stages; what fails is told there, too.
+    if (options.early === true) return instance;
+    await new Promise<void>((resolve) => instance.starting.whenOver(resolve));
+    const { error } = instance.starting;
+    if (error === undefined) return instance;
+    await instance.dispose();
+    throw instance.failure ?? error;
+  }
+
+  async #plan(loaded: LoadedImage, image: Image, options: ThawOptions, asked: bigint, lookFirst: boolean): Promise<Plan> {
+    const { templates, husks, images, recorder, reap, prefetcher, fingerprint } = this.tools;
     const loader = loaded.loaderFor(options.loader);
     const verifying = lookFirst ? loaded.verify() : undefined;
     if (verifying !== undefined) await verifying.catch((error: unknown) => this.tools.bases.found(error, loaded.baseId));
     const paged = isPaged(loader) ? await reap.prepare(loaded, loader, recorder.device) : undefined;
-    const chosen = await this.#choose(loaded, loader, options);
+    const { id: template } = await templates.get(loaded.image.spec.runtime);
+    const chosen = await chooseHusk(husks, loaded, { template, here: fingerprint, loader, options });
     faultPoint("thaw-husk-taken");
-    const { husk, madeNs } = chosen;
-    if (this.tools.images.get(image.dir) !== loaded) {
+    if (images.get(image.dir) !== loaded) {
       // Found unusable by another request while this one waited for its husk.
-      husks.drop(husk);
+      husks.drop(chosen.husk);
       throw notOpen(image);
     }
     const recording = recorder.begin(loaded, loader, chosen);
-    const began = monotonicNs() - madeNs;
-    const steps = this.#remainingSteps(loaded, loader, husk, recording);
-    if (paged !== undefined) reap.begin(husk, loaded, paged);
-    // Where all is thought to be in memory, the disk is asked only when the answer is late: asking has the pager look at each page, and where processors
-    // are few, the answer itself waits for that. What a process needs that was resumed ahead is mapped.
-    const cached = loader === "splice" && prefetcher.foundCached(loaded);
-    const asking = loader === "splice" && !cached && !husk.resumed;
-    const cold = asking ? prefetcher.start(loaded) : undefined;
-    const outcome = new Outcome<Stamps[]>();
-    const quiet = options.early === true && recording === undefined && paged === undefined;
-    beginStages(keeper, husk, steps, quiet, outcome.tell);
-    keeper.flush();
-    faultPoint("thaw-stage-sent");
-
-    if (!lookFirst && loaded.verify() !== undefined) {
-      if (recording !== undefined) loaded.sets.release();
-      husks.drop(husk);
-      return this.start(loaded, image, options, asked, true);
-    }
-    // In force when the first request is read.
-    limits.set(husk, image.spec);
-    const instance = this.#makeInstance(loaded, image, chosen, { loader, recording, cached });
-    const copied = loaded.copiedPages(loader, husk, recording);
-    if (cached) packer.found(loaded, 0);
-    if (loader === "splice" && !asking) this.#askLate(instance, loaded);
-    const follow = (): void => {
-      if (!chosen.parked && options.husk !== "fresh") parking.started(loaded);
-      recorder.follow(instance, loaded, recording);
-      packer.began(instance, loaded);
-      if (paged !== undefined) reap.follow(instance, loaded, paged);
-      if (asking) this.#asked(instance, loaded, cold);
-      // Memory of REAP's virtual machines holds the interpreter, too.
-      if (paged?.installs) instance.starting.cold(prefetcher.start(loaded, loaded.prefetchFileRanges()));
+    const beganNs = monotonicNs() - chosen.madeNs;
+    return {
+      loaded,
+      image,
+      options,
+      loader,
+      chosen,
+      recording,
+      paged,
+      steps: this.#remainingSteps(loaded, loader, chosen.husk, recording),
+      cached: loader === "splice" && prefetcher.foundCached(loaded),
+      beganNs,
+      verifyUs: verifying === undefined ? undefined : usBetween(asked, beganNs),
     };
-    if (steps.length === 0) {
-      // Resumed when it was parked: its request is all that it waits for.
-      const us = usBetween(began, monotonicNs());
-      instance.starting.completedBy(() => ({ us, prefetchedPages: copied() }));
-      instance.afterSending(() => faultPoint("thaw-request-sent"));
-      // Where processors are few, whatever the server does now its process waits for.
-      if (options.early === true && recording === undefined) instance.starting.followedBy(follow);
-      else follow();
-      return instance;
-    }
-    follow();
-    instance.afterSending(() => faultPoint("thaw-request-sent"));
-    const names = steps.map((step) => step.name);
-    let failed: ThawError | undefined;
-    // The caller's request is queued behind the stages; what fails is told there, too.
-    instance.startsWith((told) =>
-      outcome.hear((error, stamps = []) => {
-        instance.starting.completedBy(() => {
-          const { us, phases } = phasesOf(began, madeNs, names, stamps);
-          const verified = verifying === undefined ? [] : [{ name: "verify", us: usBetween(asked, began) }];
-          const own = { us, phases: [...verified, ...phases] };
-          // What the pager installs it tells itself.
-          return paged === undefined ? { ...own, prefetchedPages: copied() } : own;
-        });
-        failed = error;
-        told(error);
-      }),
-    );
-    if (options.early === true) return instance;
-    await new Promise<void>((resolve) => instance.starting.whenOver(resolve));
-    if (failed === undefined) return instance;
-    await instance.dispose();
-    throw instance.failure ?? failed;
   }
 
-  #makeInstance(loaded: LoadedImage, image: Image, { husk, parked, waitUs, from }: ChosenHusk, how: How): LiveInstance {
+  /** What the disk has to bring, and who fills the memory, is told before the stages. */
+  #send(plan: Plan): Sent {
+    const { loaded, options, chosen, recording, paged, steps } = plan;
+    const { keeper, reap, prefetcher } = this.tools;
+    if (paged !== undefined) reap.begin(chosen.husk, loaded, paged);
+    const cold = asksAtOnce(plan) ? prefetcher.start(loaded) : undefined;
+    const outcome = new Outcome<Stamps[]>();
+    const quiet = options.early === true && recording === undefined && paged === undefined;
+    beginStages(keeper, chosen.husk, steps, quiet, outcome.tell);
+    keeper.flush();
+    faultPoint("thaw-stage-sent");
+    return { outcome, cold };
+  }
+
+  #makeInstance({ loaded, image, loader, chosen, recording, cached }: Plan): LiveInstance {
+    const { keeper, owner, adopt } = this.tools;
     const start: StartResult = {
-      kind: parked ? "parked" : "thaw",
-      loader: how.loader,
+      kind: chosen.parked ? "parked" : "thaw",
+      loader,
       generation: image.generation,
       heat: image.heat,
       us: 0,
       phases: [],
-      waitUs,
-      husk: from,
+      waitUs: chosen.waitUs,
+      husk: chosen.from,
       prefetchedPages: 0,
-      ...(how.cached ? { coldPages: 0 } : {}),
-      ...(how.recording === undefined ? {} : { recording: true }),
+      ...(cached ? { coldPages: 0 } : {}),
+      ...(recording === undefined ? {} : { recording: true }),
     };
-    const instance = this.tools.adopt(new LiveInstance(this.tools.keeper, this.tools.owner, husk, image.spec, start));
+    const instance = adopt(new LiveInstance(keeper, owner, chosen.husk, image.spec, start));
     instance.origin = image;
     if (loaded.baseId !== undefined) instance.base = loaded.asBase();
-    instance.lineagePids = [...loaded.lineagePids, husk.pid];
+    instance.lineagePids = [...loaded.lineagePids, chosen.husk.pid];
     instance.announceThaw(image.generation);
     return instance;
   }
 
-  async #choose(loaded: LoadedImage, loader: Loader, options: ThawOptions): Promise<ChosenHusk> {
-    const { templates, husks, fingerprint } = this.tools;
-    const { id } = await templates.get(loaded.image.spec.runtime);
-    return chooseHusk(husks, loaded, { template: id, here: fingerprint, loader, options });
+  /** Whoever follows the instance's way from here on. */
+  #follow(plan: Plan, instance: LiveInstance, { cold }: Sent): void {
+    const { loaded, options, loader, chosen, recording, paged, cached } = plan;
+    const { parking, recorder, packer, reap, prefetcher } = this.tools;
+    if (!chosen.parked && options.husk !== "fresh") parking.started(loaded);
+    recorder.follow(instance, loaded, recording);
+    packer.began(instance, loaded);
+    if (paged !== undefined) reap.follow(instance, loaded, paged);
+    // Memory of REAP's virtual machines holds the interpreter, too.
+    if (paged?.installs) instance.starting.cold(prefetcher.start(loaded, loaded.prefetchFileRanges()));
+    if (asksAtOnce(plan)) this.#asked(loaded, instance, cold);
+    else if (loader === "splice" && !chosen.husk.resumed) this.#askLate(loaded, instance, cached);
+  }
+
+  /** A process that waits for its request, which is the next thing to be sent. Where processors are few it waits for whatever else the server does now, too. */
+  #resumed(plan: Plan, instance: LiveInstance, sent: Sent): LiveInstance {
+    const { loaded, options, loader, chosen, recording, cached, beganNs } = plan;
+    const copied = loaded.copiedPages(loader, chosen.husk, recording);
+    const us = usBetween(beganNs, monotonicNs());
+    instance.starting.completedBy(() => ({ us, prefetchedPages: copied() }));
+    if (loader === "splice") this.#askLate(loaded, instance, cached);
+    const follow = (): void => this.#follow(plan, instance, sent);
+    if (options.early === true && recording === undefined) instance.starting.followedBy(follow);
+    else follow();
+    return instance;
+  }
+
+  #startsWith(plan: Plan, instance: LiveInstance, { outcome }: Sent): void {
+    const { loaded, loader, chosen, recording, paged, steps, beganNs, verifyUs } = plan;
+    const copied = loaded.copiedPages(loader, chosen.husk, recording);
+    const verified = verifyUs === undefined ? [] : [{ name: "verify", us: verifyUs }];
+    const names = steps.map((step) => step.name);
+    instance.startsWith((told) =>
+      outcome.hear((error, stamps = []) => {
+        instance.starting.completedBy(() => {
+          const { us, phases } = phasesOf(beganNs, chosen.madeNs, names, stamps);
+          const own = { us, phases: [...verified, ...phases] };
+          // What the pager installs it tells itself.
+          return paged === undefined ? { ...own, prefetchedPages: copied() } : own;
+        });
+        told(error);
+      }),
+    );
   }
 
   /** `start` is told how many of the pages that were asked for have to come from disk. */
-  #asked(instance: LiveInstance, loaded: LoadedImage, cold: Promise<number> | undefined): void {
+  #asked(loaded: LoadedImage, instance: LiveInstance, cold: Promise<number> | undefined): void {
     instance.starting.cold(cold);
     void cold?.then((pages) => this.tools.packer.found(loaded, pages));
   }
 
-  #askLate(instance: LiveInstance, loaded: LoadedImage): void {
+  #askLate(loaded: LoadedImage, instance: LiveInstance, cached: boolean): void {
+    if (cached) this.tools.packer.found(loaded, 0);
     setTimeout(() => {
-      if (instance.served === 0 && instance.alive) this.#asked(instance, loaded, this.tools.prefetcher.start(loaded));
+      if (instance.served === 0 && instance.alive) this.#asked(loaded, instance, this.tools.prefetcher.start(loaded));
     }, LATE_MS);
   }
 
-  /** What a husk lacks of that image. */
   #remainingSteps(loaded: LoadedImage, loader: Loader, husk: Husk, recording: Tracking | undefined): StageStep[] {
     if (husk.level === "image" || husk.level === "prefaulted") return husk.resumed ? [] : [loaded.resumeStep()];
     const { fingerprint, recorder } = this.tools;
@@ -204,4 +248,12 @@ export class Thaws {
     const thaw = loaded.thawStep(loader, husk.level === "generic", recording, recorder.device);
     return time === undefined ? [thaw] : [time, thaw];
   }
+}
+
+/**
+ * Where all is thought to be in memory, the disk is asked only when the answer is late: asking has the pager look at each page, and where processors are few,
+ * the answer itself waits for that. What a process needs that was resumed ahead is mapped.
+ */
+function asksAtOnce({ loader, cached, chosen }: Plan): boolean {
+  return loader === "splice" && !cached && !chosen.husk.resumed;
 }
