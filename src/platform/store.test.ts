@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -280,5 +281,27 @@ describe("a disk that is full in the middle of a transaction", () => {
     expect(store.all()).toHaveLength(1);
     store.remove("a");
     expect(store.all()).toEqual([]);
+  });
+
+  it("has room for recording what makes room: functions and images are removed, one after the other", async () => {
+    const reserve = join(dir, "thaw.reserve");
+    const store = Store.open(dir);
+    onTestFinished(() => store.close());
+    for (const name of ["a", "b", "c"]) store.put(version(name));
+    store.putImage(version("c"), image("c.1"));
+    const { exec } = Database.prototype;
+    // Full for as long as the reserve is there.
+    const spy = vi.spyOn(Database.prototype, "exec").mockImplementation(function (this: Database.Database, sql: string) {
+      if (sql !== "COMMIT" || !existsSync(reserve)) return exec.call(this, sql);
+      exec.call(this, "ROLLBACK");
+      throw Object.assign(new Error("database or disk is full"), { code: "SQLITE_FULL" });
+    });
+    expect(() => store.put(version("d"))).toThrow('Function "d" could not be recorded. the disk is full');
+    store.remove("a");
+    store.removeImage("c.1");
+    store.remove("b");
+    expect(store.all().map(({ version: { functionName }, images }) => [functionName, images])).toEqual([["c", []]]);
+    spy.mockRestore();
+    expect((await stat(reserve)).size).toBe(256 * 1024);
   });
 });

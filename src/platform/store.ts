@@ -11,10 +11,12 @@ import Database from "libsql";
 import { errorText, ThawError } from "../base/errors.js";
 import type { Image } from "../engine/types.js";
 import { checkRow, IMAGE_ROW, parseColumn, VERSION_ROW } from "./damaged-rows.js";
+import { Reserve } from "./reserve.js";
 import type { HeatStatus, ImageEntry, ImageState, WarmUp } from "./types.js";
 
 /** Its name in the data directory. */
 export const DATABASE_FILE = "thaw.db";
+const RESERVE_FILE = "thaw.reserve";
 
 /** Each entry brings the schema from its index to the next version. Never edit one that was released. */
 const MIGRATIONS: readonly string[] = [
@@ -161,10 +163,13 @@ interface Row {
 /** The database. Every method is one transaction, durable when it returns unless it says otherwise; DATABASE_FAILED when it cannot be. */
 export class Store {
   readonly #database: Database.Database;
+  readonly #reserve: Reserve;
   #open = true;
 
-  private constructor(database: Database.Database) {
+  private constructor(database: Database.Database, reserve: Reserve) {
     this.#database = database;
+    this.#reserve = reserve;
+    reserve.take();
   }
 
   /** Opens or creates `thaw.db` in `dataDir`, and brings its schema up to date. */
@@ -179,7 +184,7 @@ export class Store {
       database.pragma("foreign_keys=ON");
       refuseDamaged(database, path);
       migrate(database, path);
-      return new Store(database);
+      return new Store(database, new Reserve(join(dataDir, RESERVE_FILE)));
     });
   }
 
@@ -224,6 +229,7 @@ export class Store {
 
   /** Creates or replaces a version; it has no image then, and its image is pending. */
   put(version: StoredVersion): void {
+    this.#reserve.take();
     guarded(`Function "${version.functionName}" could not be recorded`, () => {
       inTransaction(this.#database, () => {
         this.#database
@@ -311,14 +317,14 @@ export class Store {
   /** Forgets an image. */
   removeImage(dir: string): void {
     guarded("An image could not be removed from the database", () => {
-      inTransaction(this.#database, () => this.#database.prepare("DELETE FROM images WHERE dir = ?").run(dir));
+      this.#makingRoom(() => this.#database.prepare("DELETE FROM images WHERE dir = ?").run(dir));
     });
   }
 
   /** Removes a function with all its versions. */
   remove(functionName: string): void {
     guarded(`Function "${functionName}" could not be removed from the database`, () => {
-      inTransaction(this.#database, () => {
+      this.#makingRoom(() => {
         this.#database.prepare("DELETE FROM images WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM learned WHERE function_name = ?").run(functionName);
         this.#database.prepare("DELETE FROM versions WHERE function_name = ?").run(functionName);
@@ -332,6 +338,26 @@ export class Store {
     if (!this.#open) return;
     this.#open = false;
     this.#database.close();
+  }
+
+  /**
+   * A transaction behind which files are removed: where the disk is full it has the room that is kept for it. Behind the checkpoint the log is written from its
+   * beginning again, so that most of that room is left, and taken before anybody else takes it.
+   */
+  #makingRoom(operation: () => unknown): void {
+    this.#reserve.take();
+    try {
+      inTransaction(this.#database, operation);
+    } catch (error) {
+      if ((error as { code?: string }).code !== "SQLITE_FULL") throw error;
+      this.#reserve.giveUp();
+      try {
+        this.#database.pragma("wal_checkpoint(PASSIVE)");
+        inTransaction(this.#database, operation);
+      } finally {
+        this.#reserve.take();
+      }
+    }
   }
 
   #update(version: StoredVersion, state: string, reason: string | undefined, warmUp: HeatStatus | undefined): boolean {
