@@ -366,6 +366,16 @@ describe("an image made for something else", () => {
       (manifest: RawManifest) => (manifest.fingerprint.cpu = "f".repeat(64)),
       /was made for another CPU\. it was made for features ffffffffffff, this is features [0-9a-f]{12}/,
     ],
+    [
+      "thaw",
+      (manifest: RawManifest) => (manifest.fingerprint.runtime = "e".repeat(64)),
+      /was made for another thaw\. it was made for runtime eeeeeeeeeeee, this is runtime [0-9a-f]{12}/,
+    ],
+    [
+      "thaw, which did not note its runtime",
+      (manifest: RawManifest) => delete manifest.fingerprint.runtime,
+      /was made for another thaw\. it was made for an older runtime, this is runtime [0-9a-f]{12}/,
+    ],
   ])("(another %s) is refused with both", async (_title, change, message) => {
     const dir = copy();
     rewriteManifest(dir, change);

@@ -63,6 +63,10 @@ const SEEN_AT_START: Readonly<Record<string, readonly [Damage, RegExp]>> = {
     rewrite(({ fingerprint }) => Object.assign(fingerprint, { cpu: "0".repeat(64) })),
     /was made for another CPU\. it was made for features 000000000000, this is/,
   ],
+  runtime: [
+    rewrite(({ fingerprint }) => Object.assign(fingerprint, { runtime: "0".repeat(64) })),
+    /was made for another thaw\. it was made for runtime 000000000000, this is runtime /,
+  ],
 };
 
 /** Found by the first thaw. */

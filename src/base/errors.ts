@@ -35,7 +35,7 @@ export const ERROR_CODES = {
   THAW_FAILED: "An image could not be brought back to life",
   PAGER_LOST: "The process that brings an instance's pages ended, and so did the instance",
   IMAGE_DAMAGED: "An image is truncated, altered or incomplete",
-  IMAGE_MISMATCH: "An image was made for another kernel, CPU, interpreter or library",
+  IMAGE_MISMATCH: "An image was made for another kernel, CPU, interpreter, library or thaw",
   IMAGE_NOT_READY: "The function has no image yet",
   WARM_UP_FAILED: "A warm-up request failed, hung, or left what cannot be frozen",
   // hibernation

@@ -23,7 +23,7 @@ const spec = (runtime: string, memoryMb = 256, rest: Partial<FunctionSpec> = {})
   tmpMb: 512,
   ...rest,
 });
-const here = { kernel: "6.18 #1", cpu: "abc", bootId: "1" };
+const here = { kernel: "6.18 #1", cpu: "abc", bootId: "1", runtime: "digest" };
 
 describe("the key of a base", () => {
   it("has what the process is executed with, and nothing of the function", () => {
@@ -34,11 +34,11 @@ describe("the key of a base", () => {
   });
 
   it("has what the image is bound to: kernel, CPU, interpreter, our own runtime; not the boot", () => {
-    const key = machineKey(node, here, "digest");
-    expect(machineKey(node, { ...here, bootId: "2" }, "digest")).toBe(key);
+    const key = machineKey(node, here);
+    expect(machineKey(node, { ...here, bootId: "2" })).toBe(key);
     const newer = { ...node, interpreter: { ...node.interpreter, version: "20.20.1" } };
-    const others = [machineKey(newer, here, "digest"), machineKey(node, { ...here, kernel: "6.19 #1" }, "digest")];
-    others.push(machineKey(node, { ...here, cpu: "abd" }, "digest"), machineKey(node, here, "other"));
+    const others = [machineKey(newer, here), machineKey(node, { ...here, kernel: "6.19 #1" })];
+    others.push(machineKey(node, { ...here, cpu: "abd" }), machineKey(node, { ...here, runtime: "other" }));
     expect(new Set([key, ...others]).size).toBe(5);
   });
 });

@@ -8,7 +8,7 @@
  * The link is the count of references: an image needs nothing from `bases`, and the pages go with the last link to them.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
@@ -43,9 +43,9 @@ export function suitsBase(env: Readonly<Record<string, string>>): boolean {
 }
 
 /** What is the same for all bases of a runtime on this machine; a base made for another is stale. */
-export function machineKey(template: Template, fingerprint: Fingerprint, runtimeDigest: string): string {
+export function machineKey(template: Template, fingerprint: Fingerprint): string {
   const { id, path, version } = template.interpreter;
-  return digest([id, path, version, fingerprint.kernel, fingerprint.cpu, runtimeDigest]);
+  return digest([id, path, version, fingerprint.kernel, fingerprint.cpu, fingerprint.runtime]);
 }
 
 /** What a process of this function is executed with, whatever else it is told later. */
@@ -72,20 +72,10 @@ function digest(value: unknown): string {
   return createHash("sha256").update(JSON.stringify(value)).digest("hex").slice(0, 16);
 }
 
-function digestOfFiles(dir: string): string {
-  const hash = createHash("sha256");
-  for (const name of readdirSync(dir, { recursive: true, encoding: "utf8" }).sort()) {
-    const path = join(dir, name);
-    if (/\.(cjs|mjs|py|json)$/.test(name) && statSync(path).isFile()) hash.update(name).update(readFileSync(path));
-  }
-  return hash.digest("hex");
-}
-
 /** What bases need of the engine. */
 export interface BaseTools {
   readonly keeper: Keeper;
   readonly extractor: string;
-  readonly runtimeDir: string;
   /** The server's data. */
   readonly dataDir: string;
   /** False: every image is made from a boot. */
@@ -106,7 +96,6 @@ export class Bases {
   readonly #tools: BaseTools;
   readonly #dir: string;
   readonly #emptyDir: string;
-  readonly #runtimeDigest: string;
   readonly #open = new Map<string, LoadedImage>();
   readonly #making = new Map<string, Promise<LoadedImage | undefined>>();
   readonly #failedAtMs = new Map<string, number>();
@@ -115,7 +104,6 @@ export class Bases {
     this.#tools = tools;
     this.#dir = join(tools.dataDir, "bases");
     this.#emptyDir = join(this.#dir, "empty");
-    this.#runtimeDigest = digestOfFiles(tools.runtimeDir);
   }
 
   /**
@@ -124,7 +112,7 @@ export class Bases {
    */
   async start(spec: FunctionSpec, template: Template): Promise<LiveInstance | undefined> {
     if (!this.#tools.enabled || !suitsBase(spec.env)) return undefined;
-    const machine = machineKey(template, this.#tools.fingerprint, this.#runtimeDigest);
+    const machine = machineKey(template, this.#tools.fingerprint);
     const key = `${machine}-${flagsKey(spec, template)}`;
     const base = await this.#get(key, machine, spec);
     if (base === undefined) return undefined;

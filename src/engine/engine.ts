@@ -139,11 +139,10 @@ export class LocalEngine implements Engine, InstanceOwner {
   /** What bases are made and started with. */
   private makeBases({ dataDir, sharedRuntime = false }: EngineOptions): Bases {
     const { keeper, fingerprint, log } = this;
-    const { extractor, runtimeDir } = this.paths;
+    const { extractor } = this.paths;
     return new Bases({
       keeper,
       extractor,
-      runtimeDir,
       dataDir,
       enabled: sharedRuntime,
       fingerprint,
@@ -185,7 +184,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       await removeParents(parents);
       throw error;
     }
-    return new LocalEngine(options, paths, keeper, recorder, parents, readFingerprint(), interpreters);
+    return new LocalEngine(options, paths, keeper, recorder, parents, readFingerprint(paths.runtimeDir), interpreters);
   }
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {

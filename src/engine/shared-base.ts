@@ -26,8 +26,12 @@ export function sharedBase({ dir, manifest }: StoredImage): SharedBase {
   return { id, digest: facts.digest, bytes: `0x${facts.pageSpaceBytes.toString(16)}`, path: imageFiles(dir).pages, layout };
 }
 
-/** IMAGE_MISMATCH when it was made for another kernel or CPU. */
-export function checkFingerprint(made: { kernel: string; cpu: string }, here: Fingerprint, dir: string): void {
+/** IMAGE_MISMATCH when it was made for another kernel or CPU, or has the runtime of another thaw in it. */
+export function checkFingerprint(
+  made: { kernel: string; cpu: string; runtime?: string | undefined },
+  here: Fingerprint,
+  dir: string,
+): void {
   const mismatch = (thing: string, was: string, is: string): ThawError =>
     new ThawError("IMAGE_MISMATCH", {
       what: `the image ${dir} was made for another ${thing}`,
@@ -36,4 +40,8 @@ export function checkFingerprint(made: { kernel: string; cpu: string }, here: Fi
     });
   if (made.kernel !== here.kernel) throw mismatch("kernel", made.kernel, here.kernel);
   if (made.cpu !== here.cpu) throw mismatch("CPU", `features ${made.cpu.slice(0, 12)}`, `features ${here.cpu.slice(0, 12)}`);
+  // What was mended in the runtime since, such as which random values are drawn anew, would never reach the function.
+  if (made.runtime === here.runtime) return;
+  const was = made.runtime === undefined ? "an older runtime" : `runtime ${made.runtime.slice(0, 12)}`;
+  throw mismatch("thaw", was, `runtime ${here.runtime.slice(0, 12)}`);
 }

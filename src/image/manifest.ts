@@ -65,6 +65,8 @@ const manifestSchema = z.object({
     cpu: z.string(),
     /** The boot during which the image was made: the monotonic clock is comparable only within it. */
     bootId: z.string(),
+    /** Digest of the runtime that is in it. Absent in images of a thaw that did not note it. */
+    runtime: z.string().optional(),
   }),
   report: reportSchema,
   /** The image whose page space this one shares; its file lies, as a hard link, in this image's directory. */
