@@ -2,6 +2,7 @@
  * Images that cannot be used any more: damaged, or made for something else. The function boots, the reply says so, and the image is
  * made anew; nobody is ever answered from what the damage left.
  */
+import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it, vi } from "vitest";
@@ -234,6 +235,29 @@ describe("images that change while the server runs", () => {
     const replies = await Promise.all(Array.from({ length: 12 }, (_, at) => server.invoke("crowd", { at })));
     for (const [at, reply] of replies.entries()) expectAnswer(reply, at);
     await expectFrozenAnew(server, "crowd");
+  });
+});
+
+describe("a data directory that was copied", () => {
+  it("has its images read the code beside them, and nothing of the directory that it was copied from", async () => {
+    const [first, second] = [temporaryDir("first"), temporaryDir("second")];
+    const before = await TestServer.start(first);
+    const source = 'exports.handler = async () => require("fs").readFileSync("/var/task/word", "utf8");';
+    await before.deployReady("reader", { "index.js": source, word: "of the first" });
+    await before.stop();
+    // As tar, rsync and `cp --sparse=always` do: what is copied is the holes, too.
+    execFileSync("cp", ["-a", "--sparse=always", `${first}/.`, second]);
+    const [word = ""] = readdirSync(second, { recursive: true, encoding: "utf8" }).filter((path) => path.endsWith("/word"));
+    writeFileSync(join(second, word), "of the second");
+    const server = await TestServer.start(second);
+    const read = async (): Promise<unknown> => {
+      const { json, start } = await server.invoke("reader", {}, { "x-thaw-prefer": "thaw;dispose" });
+      return [json, start.fallback];
+    };
+    expect(await read()).toEqual(["of the second", undefined]);
+    rmSync(first, { recursive: true });
+    expect(await read()).toEqual(["of the second", undefined]);
+    await server.stop();
   });
 });
 

@@ -193,7 +193,7 @@ export class Bases {
       for (const name of await readdir(this.#dir)) {
         if (!name.startsWith(`${key}.`)) continue;
         try {
-          const found = await LoadedImage.open(keeper, extractor, join(this.#dir, name), fingerprint, false, true);
+          const found = await LoadedImage.open(keeper, extractor, join(this.#dir, name), fingerprint, false, { isBase: true });
           if (linksOf(found) < LINKS_MAX) {
             this.#open.set(key, found);
             return found;
@@ -218,7 +218,7 @@ export class Bases {
     const instance = await this.#tools.boot(baseSpec(spec, key, this.#emptyDir));
     try {
       const dir = await this.#tools.freeze(instance, join(this.#dir, `${key}.${randomBytes(4).toString("hex")}`));
-      const base = await LoadedImage.open(keeper, extractor, dir, fingerprint, true, true);
+      const base = await LoadedImage.open(keeper, extractor, dir, fingerprint, true, { isBase: true });
       this.#open.set(key, base);
       return base;
     } finally {

@@ -115,7 +115,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.parking.poolGeneric(id));
     this.bases = this.makeBases(options);
     this.images = new OpenImages(
-      (dir) => this.load(dir),
+      (dir, known) => this.load(dir, known?.spec.codeDir),
       (loaded) => this.unload(loaded),
     );
     this.prefetcher = new Prefetcher(keeper, paths.runtimeDir, this.log);
@@ -256,8 +256,9 @@ export class LocalEngine implements Engine, InstanceOwner {
     return (await this.images.open(dir)).image;
   }
 
-  private async load(dir: string): Promise<LoadedImage> {
-    const loaded = await LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, false);
+  private async load(dir: string, codeDir: string | undefined): Promise<LoadedImage> {
+    const { keeper, fingerprint } = this;
+    const loaded = await LoadedImage.open(keeper, this.paths.extractor, dir, fingerprint, false, { codeDir });
     await this.templates.get(loaded.image.spec.runtime);
     if (loaded.setDamaged) this.log.warn({ image: loaded.image.id }, "the working set is damaged or old: it is recorded anew");
     return loaded;

@@ -128,14 +128,17 @@ export class LoadedImage {
     return this.facts.trustsZeros === undefined ? asked : "eager";
   }
 
-  /** Reads, checks and opens. `written`: the pages were written by this server a moment ago. */
+  /**
+   * Reads, checks and opens. `written`: the pages were written by this server a moment ago. `codeDir`: where the code is now; what the manifest says of that holds
+   * only until the data directory is moved, or copied: then it is another server's.
+   */
   static async open(
     keeper: Keeper,
     extractor: string,
     dir: string,
     here: Fingerprint,
     written: boolean,
-    isBase = false,
+    { isBase = false, codeDir }: { readonly isBase?: boolean; readonly codeDir?: string | undefined } = {},
   ): Promise<LoadedImage> {
     // A working set that a killed server was writing.
     if (!written) await removeTemporaries(dir);
@@ -148,7 +151,7 @@ export class LoadedImage {
       generation: manifest.generation,
       heat: manifest.heat,
       ...(manifest.code === undefined ? {} : { code: manifest.code }),
-      spec: manifest.spec,
+      spec: codeDir === undefined ? manifest.spec : { ...manifest.spec, codeDir },
       bytesOnDisk: await bytesOnDisk(dir),
       report: manifest.report,
     };
@@ -157,7 +160,7 @@ export class LoadedImage {
     let task: number | undefined;
     let base: number | undefined;
     try {
-      task = await keeper.openTask(manifest.spec);
+      task = await keeper.openTask(image.spec);
       if (manifest.base !== undefined) base = await keeper.openFile(basePath(dir));
     } catch (error) {
       keeper.closeFile(pages);

@@ -20,9 +20,9 @@ export class OpenImages {
   /** Husk pools whose programs are this image's. */
   readonly #pools = new Map<string, LoadedImage>();
 
-  /** @param openImage reads, checks and opens @param closeImage gives back what it holds, here and in the keeper */
+  /** @param openImage reads, checks and opens; `known`: what is known of it @param closeImage gives back what it holds, here and in the keeper */
   constructor(
-    private readonly openImage: (dir: string) => Promise<LoadedImage>,
+    private readonly openImage: (dir: string, known?: Image) => Promise<LoadedImage>,
     private readonly closeImage: (loaded: LoadedImage) => void,
     private readonly max = OPEN_MAX,
   ) {}
@@ -71,7 +71,7 @@ export class OpenImages {
   }
 
   #openNow(dir: string): Promise<LoadedImage> {
-    const opening = this.openImage(dir)
+    const opening = this.openImage(dir, this.#closed.get(dir))
       .then((loaded) => {
         if (this.#opening.get(dir) !== opening) {
           this.closeImage(loaded);
