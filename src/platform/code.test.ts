@@ -1,10 +1,10 @@
-import { lstat, mkdtemp, readdir, readFile, readlink, rm, stat } from "node:fs/promises";
+import { chmod, lstat, mkdtemp, readdir, readFile, readlink, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
-import { hashCode, stageCode } from "./code.js";
+import { hashCode, mendModes, stageCode } from "./code.js";
 import { EXECUTABLE, LINK, zipOf } from "./testing.js";
 import { LIMITS } from "./types.js";
 import { readEntryBytes, readZip } from "./zip.js";
@@ -163,6 +163,18 @@ describe("a code package is unpacked", () => {
     } finally {
       process.umask(before);
     }
+  });
+
+  it("and is readable by everyone again when it was copied under a umask that took that away", async () => {
+    const final = await unpack(zipOf({ "run.sh": ["#!/bin/sh", EXECUTABLE], "lib/index.js": "1", current: ["lib", LINK] }));
+    const paths = [".", "lib", "run.sh", "lib/index.js"];
+    const modes = async (): Promise<string[]> =>
+      Promise.all(paths.map(async (path) => ((await stat(join(final, path))).mode & 0o777).toString(8)));
+    expect(await mendModes(final)).toBe(false);
+    for (const path of paths) await chmod(join(final, path), path.endsWith(".js") ? 0o600 : 0o700);
+    expect(await mendModes(final)).toBe(true);
+    expect(await modes()).toEqual(["755", "755", "755", "644"]);
+    expect([await mendModes(final), await mendModes(join(dir, "none"))]).toEqual([false, false]);
   });
 
   it("to the hash that Lambda calls CodeSha256", async () => {

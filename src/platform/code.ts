@@ -4,7 +4,8 @@
  * functions run under other user ids; the directory above is the server's alone.
  */
 import { webcrypto } from "node:crypto";
-import { chmod, mkdir, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { statSync } from "node:fs";
+import { chmod, mkdir, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { dirname, join, posix } from "node:path";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, mkdirDurably, mkdirs, renameDurably, temporaryPath } from "../base/fsync.js";
@@ -14,6 +15,8 @@ import { invalidPackage, readEntryBytes, readZip, type ZipEntry } from "./zip.js
 /** Entries written at the same time; zlib's pool has four threads. */
 const WRITERS = 4;
 const DIRECTORY_MODE = 0o755;
+const FILE_MODE = 0o644;
+const EXECUTABLE_MODE = 0o755;
 const LINK_TARGET_BYTES_MAX = 1024;
 
 /** SHA-256 of a package. */
@@ -84,7 +87,7 @@ async function writeEntries(entries: readonly ZipEntry[], dir: string): Promise<
     for (let entry = files[next++]; entry !== undefined; entry = files[next++]) {
       const path = join(dir, entry.path);
       await writeFile(path, await readEntryBytes(entry), { flag: "wx" });
-      await chmod(path, entry.executable ? 0o755 : 0o644);
+      await chmod(path, entry.executable ? EXECUTABLE_MODE : FILE_MODE);
     }
   };
   const results = await Promise.allSettled(Array.from({ length: WRITERS }, writer));
@@ -118,6 +121,24 @@ async function linkTarget(entry: ZipEntry): Promise<string> {
     throw outside(target);
   }
   return target;
+}
+
+/**
+ * Makes code readable by everyone again, where a copy of the data directory was made under a umask that took that away. Looks at the directory alone
+ * where nothing is amiss. False then, and where there is none.
+ */
+export async function mendModes(dir: string): Promise<boolean> {
+  const mode = statSync(dir, { throwIfNoEntry: false })?.mode;
+  if (mode === undefined || (mode & DIRECTORY_MODE) === DIRECTORY_MODE) return false;
+  const files = await readdir(dir, { recursive: true, withFileTypes: true });
+  for (const entry of files) {
+    const path = join(entry.parentPath, entry.name);
+    if (entry.isDirectory()) await chmod(path, DIRECTORY_MODE);
+    else if (entry.isFile()) await chmod(path, ((await stat(path)).mode & 0o100) === 0 ? FILE_MODE : EXECUTABLE_MODE);
+  }
+  // Last: it is what is looked at.
+  await chmod(dir, DIRECTORY_MODE);
+  return true;
 }
 
 async function exists(path: string): Promise<boolean> {

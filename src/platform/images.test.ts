@@ -1,5 +1,5 @@
 import { readdirSync } from "node:fs";
-import { rm, writeFile } from "node:fs/promises";
+import { chmod, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
@@ -292,6 +292,16 @@ describe("after a restart", () => {
       codeSha256: deployed.codeSha256,
     });
     expect(found.image.state).toBe("ready");
+  });
+
+  it("code that only the server can read, because the directory was copied under such a umask, can be read by functions", async () => {
+    bed = await openTestBed();
+    await deploy();
+    const parent = join(bed.dataDir, "functions", "a");
+    const codeDir = join(parent, readdirSync(parent)[0] ?? "");
+    await chmod(codeDir, 0o700);
+    bed = await bed.restart();
+    expect((await stat(codeDir)).mode & 0o777).toBe(0o755);
   });
 
   it("an image that was damaged meanwhile is refused: it boots, says so, and freezes anew", async () => {

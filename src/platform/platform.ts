@@ -4,13 +4,14 @@
  */
 import { randomUUID } from "node:crypto";
 import { chmod } from "node:fs/promises";
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { isThawError, ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import type { Engine, ImageInspection, Instance, InvokeResult, StartResult } from "../engine/types.js";
 import { Budget } from "./budget.js";
 import { hibernateByHand, wakeByHand } from "./by-hand.js";
+import { mendModes } from "./code.js";
 import { fixedPoints } from "./fixed-points.js";
 import { Functions } from "./functions.js";
 import { heatByHand } from "./heat-by-hand.js";
@@ -29,8 +30,8 @@ import { Pools } from "./pools.js";
 import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
-import { Store } from "./store.js";
-import { layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
+import { Store, type StoredFunction } from "./store.js";
+import { type DataLayout, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
 import type {
   DeployRequest,
   FollowOptions,
@@ -86,11 +87,27 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
     });
     const log = options.log ?? silentLogger();
     if (removed.length > 0) log.info({ removed }, "removed what an earlier server left behind");
+    await mendCode(layout, stored, log);
     return new LocalPlatform(options, { layout, store, lock, stored });
   } catch (error) {
     store?.close();
     lock?.release();
     throw resourceError(error, `The data directory ${dataDir} could not be opened`);
+  }
+}
+
+/** One that cannot be mended is told of by its starts. */
+async function mendCode({ functions }: DataLayout, stored: readonly StoredFunction[], log: Logger): Promise<void> {
+  for (const { version } of stored) {
+    try {
+      if (!(await mendModes(join(functions, version.functionName, version.codeHex)))) continue;
+      log.info(
+        { function: version.functionName },
+        "the function's code could be read by the server alone, and can be by functions again",
+      );
+    } catch (error) {
+      log.warn({ err: error, function: version.functionName }, "the function's code cannot be made readable for functions");
+    }
   }
 }
 
