@@ -2,7 +2,18 @@
  * Images made from a base: the function is loaded into a clone of its frozen runtime. It must not be able to tell, two functions must
  * not share what has to be unique, and what is shared on disk must be whole, or nothing runs from it.
  */
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { FunctionSpec, Image, Instance } from "../src/engine/index.js";
@@ -308,6 +319,18 @@ describe("a base", () => {
     expect(await baseIdOf(anew)).not.toBe(id);
     await withInstance(bench.engine.thaw(anew), async (instance) => expect(await ask(instance)).toMatchObject({ count: 1 }));
     for (const one of [image, anew]) await bench.engine.removeImage(one);
+  });
+
+  it("is made whatever the umask of the server, and of who copied its data", async () => {
+    const spec = functions().node;
+    await bench.engine.removeImage(await imageOf(spec));
+    await bench.reopen();
+    const dir = join(bench.dataDir, "bases");
+    for (const name of bases()) rmSync(join(dir, name), { recursive: true });
+    chmodSync(join(dir, "empty"), 0o700);
+    const image = await imageOf(spec);
+    expect(await baseIdOf(image)).toEqual(expect.any(String));
+    await bench.engine.removeImage(image);
   });
 
   it("that is missing or cut short is refused when an image above it is opened", async () => {

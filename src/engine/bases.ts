@@ -9,7 +9,7 @@
  */
 import { createHash, randomBytes } from "node:crypto";
 import { statSync } from "node:fs";
-import { readdir, rm } from "node:fs/promises";
+import { chmod, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
 import { isThawError } from "../base/errors.js";
@@ -189,7 +189,8 @@ export class Bases {
     try {
       await mkdirs(this.#dir, 0o700);
       // /var/task of a base: functions, which run as other users, must be able to look at it.
-      await mkdirs(this.#emptyDir, 0o755);
+      await mkdirs(this.#emptyDir);
+      await chmod(this.#emptyDir, 0o755);
       for (const name of await readdir(this.#dir)) {
         if (!name.startsWith(`${key}.`)) continue;
         try {
