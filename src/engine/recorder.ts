@@ -186,7 +186,8 @@ export class Recorder {
 
   /** Told once until it goes well again: where the disk is full, each start of each image fails so. */
   #failed(error: unknown, loaded: LoadedImage): void {
-    if (this.#failing || this.keeper.lost) return;
+    // An image that was removed meanwhile has no set any more.
+    if (this.#failing || this.keeper.lost || loaded.closed) return;
     this.#failing = true;
     this.log.warn(
       { err: error, image: loaded.image.id },
