@@ -547,23 +547,28 @@ import numpy, pickle
 random = numpy.random
 unneeded = unique._numpy_draws == unique._numpy_seen
 own, chosen, state, seeded = random.default_rng(), random.default_rng(42), random.RandomState(), random.RandomState(42)
+sequence, counted = random.SeedSequence(), random.SeedSequence(42)
 for one in (random, state, seeded): one.standard_normal()
 gc.freeze()
 unique.remember()
 remembered = gc.get_freeze_count() > 0
+late = random.default_rng(sequence.spawn(1)[0])
+unique.remember()
+def child(of): return random.default_rng(of.spawn(1)[0]).random()
 pickled = b"thaw_runtime" in pickle.dumps(own.bit_generator._seed_seq.entropy)
 for _ in range(2):
     pid = os.fork()
     if pid == 0:
         ${renew}
         print(json.dumps({"module": random.random_sample(), "moduleNormal": random.standard_normal(), "own": own.random(), "state": state.random_sample(), "stateNormal": state.standard_normal(),
-            "chosen": chosen.random(), "seeded": seeded.random_sample(), "unneeded": unneeded, "remembered": remembered, "pickled": pickled}), flush=True)
+            "spawned": child(sequence), "ownSpawned": child(own.bit_generator._seed_seq), "late": late.random(), "lateSpawned": child(late.bit_generator._seed_seq),
+            "chosen": chosen.random(), "seeded": seeded.random_sample(), "counted": child(counted), "unneeded": unneeded, "remembered": remembered, "pickled": pickled}), flush=True)
         os._exit(0)
     os.waitpid(pid, 0)
 `;
     return linesOf(script);
   }
-  const DRAWN = ["module", "moduleNormal", "own", "state", "stateNormal"];
+  const DRAWN = ["module", "moduleNormal", "own", "state", "stateNormal", "spawned", "ownSpawned", "late", "lateSpawned"];
 
   it("is needed for numpy, too", () => {
     const [a, b] = numpyForks("pass");
@@ -573,7 +578,7 @@ for _ in range(2):
   it("renews what numpy seeded from the system, and leaves what the user seeded", () => {
     const [a, b] = numpyForks(`unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})`);
     for (const name of DRAWN) expect(a?.[name], name).not.toBe(b?.[name]);
-    expect([a?.chosen, a?.seeded]).toEqual([b?.chosen, b?.seeded]);
+    expect([a?.chosen, a?.seeded, a?.counted]).toEqual([b?.chosen, b?.seeded, b?.counted]);
     // Its import alone is no reason to look through the heap; what was put aside there stays so; and what others unpickle is a plain number.
     expect([a?.unneeded, a?.remembered, a?.pickled]).toEqual([true, true, false]);
   });

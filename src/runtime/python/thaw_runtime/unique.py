@@ -7,9 +7,9 @@ OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kerne
   operating system. One with a seed of the user's choice keeps its sequence, as it would in two boots. They register
   themselves when seeded, because a search of the heap would touch every page of it.
 - ``uuid.uuid1``: its node and clock sequence.
-- ``numpy.random``: the module's own generator, always; and every other that was seeded by the operating system and lived at the
-  freeze. They can neither be held weakly nor registered when they are made, but they keep their entropy: that of the system gets a
-  type of its own, and ``remember`` looks for it, if any was drawn since it last did.
+- ``numpy.random``: the module's own generator, always; and every other, and every seed sequence, that was seeded by the operating system
+  and lived at the freeze. They can neither be held weakly nor registered when they are made, but they keep their entropy: that of the system gets a
+  type of its own, and ``remember`` looks for it, if any was drawn since it last did or any was found.
 - what other threads draw from ``random`` and ``uuid.uuid1`` between the thaw and this: ``seeds`` tells where in memory generators
   keep their state, and each clone has random bytes there before any of its threads runs.
 - ``random()`` and ``randomblob()`` of ``sqlite3``: it seeds its generator anew when it opens a file under another process id.
@@ -64,9 +64,11 @@ class _Drawn(int):
 
 
 _numpy_draws = 0  # since the start
+_numpy_sequence = None  # its class
 _numpy_seen = 0  # of them, when `remember` last looked
-_numpy_generators = []  # what it found
-_numpy_states = []  # the older interface, whose every object has a generator and a number kept ahead
+_numpy_sequences = []  # what it found: seeds, of which others are yet to be spawned,
+_numpy_generators = []  # what draws,
+_numpy_states = []  # and the older interface, whose every object has a generator and a number kept ahead
 
 
 def _track_numpy(module):
@@ -89,8 +91,12 @@ def _own_numpy(module):
     _numpy_seen = _numpy_draws
 
 
-def _is_drawn(generator):
-    return type(getattr(getattr(generator, "_seed_seq", None), "entropy", None)) is _Drawn
+def _is_drawn(sequence):
+    return type(getattr(sequence, "entropy", None)) is _Drawn
+
+
+def _has_drawn(generator):
+    return _is_drawn(getattr(generator, "_seed_seq", None))
 
 
 def _renew_numpy(mtrand):
@@ -99,8 +105,12 @@ def _renew_numpy(mtrand):
         mtrand._rand.seed([int.from_bytes(os.urandom(4), "little") for _ in range(8)])
     except TypeError:
         pass  # the user put a generator of another kind in its place; if it was seeded by the system, it is among those below
+    for sequence in _numpy_sequences:
+        known = {"spawn_key": sequence.spawn_key, "pool_size": sequence.pool_size, "n_children_spawned": sequence.n_children_spawned}
+        _numpy_sequence.__init__(sequence, **known)
     for generator in _numpy_generators:
-        generator.state = type(generator)().state
+        seed = generator._seed_seq  # somebody's own kind of sequence is not renewed
+        generator.state = type(generator)(seed if isinstance(seed, _numpy_sequence) else None).state
     for states in _numpy_states:
         states.set_state({**states.get_state(legacy=False), "has_gauss": 0, "gauss": 0.0})
     _numpy_seen = _numpy_draws  # those just drawn
@@ -108,19 +118,21 @@ def _renew_numpy(mtrand):
 
 def remember():
     """Before a freeze, after its garbage is gone. Costs nothing to a function that uses no generators of numpy's but the module's own."""
-    global _numpy_seen
+    global _numpy_seen, _numpy_sequence
     mtrand = sys.modules.get("numpy.random.mtrand")
-    if mtrand is None or _numpy_draws == _numpy_seen:
-        return
-    from numpy.random.bit_generator import BitGenerator
+    if mtrand is None or (_numpy_draws == _numpy_seen and not _numpy_sequences):
+        return  # what was drawn before may have spawned others, which draw nothing
+    from numpy.random.bit_generator import BitGenerator, SeedSequence
 
     frozen = gc.get_freeze_count() > 0
     gc.unfreeze()
-    living = [one for one in gc.get_objects() if isinstance(one, (BitGenerator, mtrand.RandomState))]
+    living = [one for one in gc.get_objects() if isinstance(one, (BitGenerator, SeedSequence, mtrand.RandomState))]
     if frozen:
         gc.freeze()
-    _numpy_generators[:] = [one for one in living if _is_drawn(one)]
-    _numpy_states[:] = [one for one in living if _is_drawn(getattr(one, "_bit_generator", None))]
+    _numpy_sequence = SeedSequence
+    _numpy_sequences[:] = [one for one in living if isinstance(one, SeedSequence) and _is_drawn(one)]
+    _numpy_generators[:] = [one for one in living if _has_drawn(one)]
+    _numpy_states[:] = [one for one in living if _has_drawn(getattr(one, "_bit_generator", None))]
     _numpy_seen = _numpy_draws
 
 
