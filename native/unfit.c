@@ -18,7 +18,24 @@
 
 #define MAPPINGS_SPARE 256
 
-/* Whether the dynamic symbols of an ELF file have jemalloc's own interface in them. */
+/* A library that was linked with jemalloc has its interface among its dynamic symbols (mallctl, je_mallctl, _rjem_mallctl: whatever its prefix) or,
+ * where that is hidden, what it says when it aborts among its constants. */
+static const char INTERFACE[] = "mallctl";
+static const char MESSAGES[] = "<jemalloc>: ";
+
+/* Constants of a program are not looked through: Node has tens of megabytes of them. */
+static bool is_program(const uint8_t *file, size_t size)
+{
+	const Elf64_Ehdr *head = (const Elf64_Ehdr *)file;
+	if (head->e_phentsize != sizeof(Elf64_Phdr) || head->e_phoff >= size || (size - head->e_phoff) / sizeof(Elf64_Phdr) < head->e_phnum)
+		return true;
+	const Elf64_Phdr *segments = (const Elf64_Phdr *)(file + head->e_phoff);
+	for (unsigned i = 0; i < head->e_phnum; i++)
+		if (segments[i].p_type == PT_INTERP)
+			return true;
+	return false;
+}
+
 static bool holds_jemalloc(const char *path)
 {
 	struct stat is;
@@ -38,13 +55,16 @@ static bool holds_jemalloc(const char *path)
 	if (memcmp(head->e_ident, ELFMAG, SELFMAG) == 0 && head->e_shentsize == sizeof(Elf64_Shdr) && head->e_shoff < size &&
 	    (size - head->e_shoff) / sizeof(Elf64_Shdr) >= head->e_shnum) {
 		const Elf64_Shdr *sections = (const Elf64_Shdr *)(file + head->e_shoff);
+		bool library = !is_program(file, size);
 		for (unsigned i = 0; i < head->e_shnum && !found; i++) {
 			const Elf64_Shdr *section = &sections[i];
-			if (section->sh_type != SHT_STRTAB || !(section->sh_flags & SHF_ALLOC) || section->sh_offset > size ||
-			    section->sh_size > size - section->sh_offset)
+			bool names = section->sh_type == SHT_STRTAB;
+			bool constants = library && section->sh_type == SHT_PROGBITS && !(section->sh_flags & (SHF_WRITE | SHF_EXECINSTR));
+			if (!(names || constants) || !(section->sh_flags & SHF_ALLOC) || section->sh_offset > size || section->sh_size > size - section->sh_offset)
 				continue;
-			/* mallctl, je_mallctl, _rjem_mallctl: whatever its prefix */
-			found = memmem(file + section->sh_offset, section->sh_size, "mallctl", sizeof "mallctl") != NULL;
+			const uint8_t *at = file + section->sh_offset;
+			found = names ? memmem(at, section->sh_size, INTERFACE, sizeof INTERFACE) != NULL
+				      : memmem(at, section->sh_size, MESSAGES, sizeof MESSAGES - 1) != NULL;
 		}
 	}
 	munmap((void *)file, size);

@@ -642,13 +642,19 @@ describe("what is refused", () => {
     );
   });
 
-  it("an allocator that relies on zeros, by the name of its library", async () => {
+  it.each([
+    ["by its interface", "int _rjem_mallctl(void) { return 0; }"],
+    [
+      "by its messages, where that is hidden",
+      'const char *abort_message(void) { return "<jemalloc>: Error in munmap(): %s\\n"; }',
+    ],
+  ])("an allocator that relies on zeros, by the name of its library, known %s", async (_, source) => {
     const spec = bench.python(`
 import ctypes
 ctypes.CDLL("/var/task/libsome.so")
 def handler(event, context): return "on"
 `);
-    writeFileSync(join(spec.codeDir, "some.c"), "int _rjem_mallctl(void) { return 0; }\n");
+    writeFileSync(join(spec.codeDir, "some.c"), `${source}\n`);
     execFileSync("gcc", ["-shared", "-fPIC", "-o", join(spec.codeDir, "libsome.so"), join(spec.codeDir, "some.c")]);
     await withInstance(bench.engine.boot(spec), async (instance) => {
       const error = await refusal(instance.hibernate());
