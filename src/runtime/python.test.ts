@@ -583,6 +583,36 @@ for _ in range(2):
     expect([a?.unneeded, a?.remembered, a?.pickled]).toEqual([true, true, false]);
   });
 
+  /** As {@link forks}, with modules that have generators of their own: models, or the real ones where THAW_TEST_NATIVE names a directory that has them. */
+  function nativeForks(before: string): Record<string, unknown>[] {
+    const script = `
+import sys, os, json
+sys.path[:0] = ${JSON.stringify([`${SOURCE_DIR}python`, process.env["THAW_TEST_NATIVE"] ?? join(import.meta.dirname, "../../test/fixtures/native-generators")])}
+from thaw_runtime import unique
+unique.install()
+import uuid_utils, polars
+shuffled = getattr(polars, "shuffled", None) or (lambda: polars.Series(range(1000)).shuffle().to_list())
+uuid_utils.uuid4(), shuffled()
+${before}
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})
+        print(json.dumps({"uuid": str(uuid_utils.uuid4()), "shuffled": shuffled()}), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+`;
+    return linesOf(script);
+  }
+
+  it("renews what native modules can be given a seed for, and leaves what the user seeded", () => {
+    const [a, b] = nativeForks("pass");
+    for (const name of ["uuid", "shuffled"]) expect(a?.[name], name).not.toEqual(b?.[name]);
+    const [c, d] = nativeForks("polars.set_random_seed(42)");
+    expect(c?.uuid).not.toBe(d?.uuid);
+    expect(c?.shuffled).toEqual(d?.shuffled);
+  });
+
   it("also reaches what was looked for before it was imported", async () => {
     const runtime = await ready(
       "import importlib.util\nimportlib.util.find_spec('random')\nimport random\nstate = random.getstate()\ndef handler(e, c): return random.getstate() != state",

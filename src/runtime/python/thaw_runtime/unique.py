@@ -12,6 +12,7 @@ OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kerne
   type of its own, and ``remember`` looks for it, if any was drawn since it last did or any was found.
 - what other threads draw from ``random`` and ``uuid.uuid1`` between the thaw and this: ``seeds`` tells where in memory generators
   keep their state, and each clone has random bytes there before any of its threads runs.
+- generators of native modules that can be given a seed: ``uuid_utils``; ``polars``, unless the user gave it one.
 - ``random()`` and ``randomblob()`` of ``sqlite3``: it seeds its generator anew when it opens a file under another process id.
 - the native id of the main thread. Other threads that lived through the freeze keep the one they had.
 """
@@ -208,11 +209,42 @@ def seeds():
     return [(id(generator) + _state_at, _STATE_BYTES) for generator in _seeded]
 
 
+_polars_chosen = False  # the user gave it a seed
+_polars_seed = None
+
+
+def _track_polars(module):
+    """Lets ``module``, which is ``polars.functions.random``, tell whether it draws by a seed of the user's choice."""
+    global _polars_seed
+    original = getattr(module, "set_random_seed", None)
+    if original is None:
+        return
+    _polars_seed = original
+
+    def set_random_seed(seed):
+        global _polars_chosen
+        original(seed)
+        _polars_chosen = True
+
+    set_random_seed.__doc__ = original.__doc__
+    set_random_seed.__module__ = original.__module__
+    module.set_random_seed = set_random_seed
+
+
+def _renew_native():
+    if _polars_seed is not None and not _polars_chosen:
+        _polars_seed(int.from_bytes(os.urandom(8), "little"))
+    reseed = getattr(sys.modules.get("uuid_utils"), "reseed_rng", None)
+    if reseed is not None:
+        reseed()
+
+
 def install():
     """Once, before the user's code."""
     when_imported("random", _track)
     when_imported("numpy.random.bit_generator", _track_numpy)
     when_imported("numpy.random.mtrand", _own_numpy)
+    when_imported("polars.functions.random", _track_polars)
 
 
 def renew(thaw):
@@ -233,6 +265,7 @@ def renew(thaw):
     mtrand = sys.modules.get("numpy.random.mtrand")
     if mtrand is not None:
         _renew_numpy(mtrand)
+    _renew_native()
     sqlite3 = sys.modules.get("_sqlite3")
     if sqlite3 is not None:
         try:
