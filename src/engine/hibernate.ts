@@ -256,7 +256,7 @@ export class Hibernation {
     const why = String(reply.why);
     if (reply.code === "refused") {
       const details = { scope: reply.scope === "instance" ? "instance" : "function" };
-      return new ThawError("HIBERNATE_REFUSED", { what, why, fix: "nothing: it goes on as it was", details });
+      return new ThawError("HIBERNATE_REFUSED", { what, why, fix: "Nothing: it goes on as it was", details });
     }
     if (reply.code === "exhausted")
       return new ThawError("RESOURCE_EXHAUSTED", {

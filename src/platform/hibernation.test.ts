@@ -275,6 +275,9 @@ describe("when hibernating fails", () => {
     await bed.platform.invoke("a", "");
     await until(() => bed.platform.get("a").hibernateRefused !== undefined);
     expect(bed.platform.get("a").hibernateRefused).toBe(refused.message);
+    await expect(bed.platform.invoke("a", "", wake)).rejects.toThrow(
+      `the request demands wake. ${refused.message}. Demand another kind of start, or none`,
+    );
     await bed.platform.invoke("a", "");
     await new Promise((resolve) => setTimeout(resolve, 60));
     expect(calls("hibernate")).toHaveLength(1);

@@ -473,9 +473,9 @@ function reused(slot: Slot): Lease {
 function because(version: Version, kind: Waiter["kind"], waited: boolean, late: boolean): { why: string; fix: string } {
   const seconds = LIMITS.preferenceWaitMs / 1000;
   if (kind === "wake") {
-    const why = late
-      ? `no instance was hibernated within ${seconds} s`
-      : (version.hibernateRefused ?? "it has no hibernated instance");
+    if (!late && version.hibernateRefused !== undefined)
+      return { why: version.hibernateRefused, fix: "Demand another kind of start, or none" };
+    const why = late ? `no instance was hibernated within ${seconds} s` : "it has no hibernated instance";
     return { why, fix: `Invoke it, then hibernate it: \`thaw hibernate ${version.name}\`` };
   }
   const why = late
