@@ -152,6 +152,8 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
 			if (flags < VMAS_REFUSING)
 				continue;
+			if (current->shared && strncmp(current->path, "/dev/shm/sem.", 13) == 0)
+				refuse("it has a semaphore for several processes (%s), as locks and pools of Python's multiprocessing have", current->path);
 			if (current->shared && (writable_ever || current->inode == 0))
 				refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB)",
 				       current->path[0] ? current->path : "anonymous", (current->end - current->start) / 1024);

@@ -21,6 +21,11 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["node", "tmp", /^\/tmp\/huge: more than 64 MiB of temporary files$/],
   ["python", "shared_mapping", /^it maps shared, writable memory \(\/dev\/zero \(deleted\), 64 KiB\)$/],
   ["python", "shared_file", /^it maps shared, writable memory \(\/tmp\/shared, 8 KiB\)$/],
+  [
+    "python",
+    "semaphore",
+    /^it has a semaphore for several processes \(\/dev\/shm\/sem\.\w+ \(deleted\)\), as locks and pools of Python's multiprocessing have$/,
+  ],
   ["python", "shared_memory", /^it (has a live child process \(python3.*\)|holds POSIX shared memory \(\/dev\/shm\/psm_\w+\))$/],
   ["python", "posix_timer", /^it holds a POSIX timer \(timer_create\)$/],
   ["python", "pending_signal", /^signal 10 \(SIGUSR1\) is pending$/],
