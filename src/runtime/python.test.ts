@@ -590,15 +590,20 @@ import sys, os, json
 sys.path[:0] = ${JSON.stringify([`${SOURCE_DIR}python`, process.env["THAW_TEST_NATIVE"] ?? join(import.meta.dirname, "../../test/fixtures/native-generators")])}
 from thaw_runtime import unique
 unique.install()
-import uuid_utils, polars
+import uuid_utils, polars, numba
+if hasattr(numba, "drawn"):
+    drawn = numba.drawn
+else:
+    import random, numpy
+    drawn = numba.njit(lambda: (random.random(), numpy.random.random()))
 shuffled = getattr(polars, "shuffled", None) or (lambda: polars.Series(range(1000)).shuffle().to_list())
-uuid_utils.uuid4(), shuffled()
+uuid_utils.uuid4(), shuffled(), drawn()
 ${before}
 for _ in range(2):
     pid = os.fork()
     if pid == 0:
         unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})
-        print(json.dumps({"uuid": str(uuid_utils.uuid4()), "shuffled": shuffled()}), flush=True)
+        print(json.dumps({"uuid": str(uuid_utils.uuid4()), "shuffled": shuffled(), "one": drawn()[0], "other": drawn()[1]}), flush=True)
         os._exit(0)
     os.waitpid(pid, 0)
 `;
@@ -607,7 +612,7 @@ for _ in range(2):
 
   it("renews what native modules can be given a seed for, and leaves what the user seeded", () => {
     const [a, b] = nativeForks("pass");
-    for (const name of ["uuid", "shuffled"]) expect(a?.[name], name).not.toEqual(b?.[name]);
+    for (const name of ["uuid", "shuffled", "one", "other"]) expect(a?.[name], name).not.toEqual(b?.[name]);
     const [c, d] = nativeForks("polars.set_random_seed(42)");
     expect(c?.uuid).not.toBe(d?.uuid);
     expect(c?.shuffled).toEqual(d?.shuffled);

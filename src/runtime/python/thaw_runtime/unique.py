@@ -12,7 +12,8 @@ OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kerne
   type of its own, and ``remember`` looks for it, if any was drawn since it last did or any was found.
 - what other threads draw from ``random`` and ``uuid.uuid1`` between the thaw and this: ``seeds`` tells where in memory generators
   keep their state, and each clone has random bytes there before any of its threads runs.
-- generators of native modules that can be given a seed: ``uuid_utils``; ``polars``, unless the user gave it one.
+- generators of native modules that can be given a seed: ``uuid_utils``; those of functions compiled by ``numba``, in the main thread, as
+  numpy's own and the module's of which they are the counterparts; ``polars``, unless the user gave it one.
 - ``random()`` and ``randomblob()`` of ``sqlite3``: it seeds its generator anew when it opens a file under another process id.
 - the native id of the main thread. Other threads that lived through the freeze keep the one they had.
 """
@@ -234,6 +235,10 @@ def _track_polars(module):
 def _renew_native():
     if _polars_seed is not None and not _polars_chosen:
         _polars_seed(int.from_bytes(os.urandom(8), "little"))
+    numba = sys.modules.get("numba._helperlib")
+    if numba is not None:
+        for generator in (numba.rnd_get_np_state_ptr(), numba.rnd_get_py_state_ptr()):
+            numba.rnd_set_state(generator, (_STATE_BYTES // 4, memoryview(os.urandom(_STATE_BYTES)).cast("I").tolist()))
     reseed = getattr(sys.modules.get("uuid_utils"), "reseed_rng", None)
     if reseed is not None:
         reseed()
