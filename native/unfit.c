@@ -36,6 +36,18 @@ static bool is_program(const uint8_t *file, size_t size)
 	return false;
 }
 
+/* Whether a section's name begins so. */
+static bool is_named(const uint8_t *file, size_t size, const Elf64_Shdr *sections, const Elf64_Shdr *section, const char *name)
+{
+	const Elf64_Ehdr *head = (const Elf64_Ehdr *)file;
+	if (head->e_shstrndx >= head->e_shnum)
+		return false;
+	const Elf64_Shdr *names = &sections[head->e_shstrndx];
+	size_t length = strlen(name);
+	return names->sh_offset <= size && section->sh_name <= size - names->sh_offset &&
+	       size - names->sh_offset - section->sh_name >= length && memcmp(file + names->sh_offset + section->sh_name, name, length) == 0;
+}
+
 static bool holds_jemalloc(const char *path)
 {
 	struct stat is;
@@ -59,7 +71,7 @@ static bool holds_jemalloc(const char *path)
 		for (unsigned i = 0; i < head->e_shnum && !found; i++) {
 			const Elf64_Shdr *section = &sections[i];
 			bool names = section->sh_type == SHT_STRTAB;
-			bool constants = library && section->sh_type == SHT_PROGBITS && !(section->sh_flags & (SHF_WRITE | SHF_EXECINSTR));
+			bool constants = library && section->sh_type == SHT_PROGBITS && is_named(file, size, sections, section, ".rodata");
 			if (!(names || constants) || !(section->sh_flags & SHF_ALLOC) || section->sh_offset > size || section->sh_size > size - section->sh_offset)
 				continue;
 			const uint8_t *at = file + section->sh_offset;
