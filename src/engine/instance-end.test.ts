@@ -2,19 +2,11 @@ import { describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { type Ending, obituary, verdict } from "./instance-end.js";
 import type { InstanceExit } from "./keeper.js";
+import { exitOf } from "./testing.js";
 import type { FunctionSpec } from "./types.js";
 
 const REQUEST = { requestId: "r-1", beganMs: 0, timeoutMs: 3000, sent: true };
-const KILLED: InstanceExit = {
-  code: undefined,
-  signal: 9,
-  oomKills: 0,
-  maxRssKb: 0,
-  userUs: 0,
-  systemUs: 0,
-  peakBytes: 0,
-  sends: 1,
-};
+const KILLED = exitOf({ code: undefined, signal: 9 });
 const SPEC = { memoryMb: 128, timeoutMs: 3000 } as FunctionSpec;
 
 function memoryOf(exit: Partial<InstanceExit>, kind: "exited" | "timeout"): number {

@@ -3,21 +3,13 @@ import { describe, expect, it } from "vitest";
 import { encodeFrame } from "../runtime/frames.js";
 import { Husk } from "./husk-pool.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
-import type { InstanceExit, Keeper } from "./keeper.js";
+import type { Keeper } from "./keeper.js";
+import { exitOf } from "./testing.js";
 import type { FunctionSpec, StartResult } from "./types.js";
 
 const SPEC = { name: "f", version: "1", timeoutMs: 30_000, memoryMb: 128 } as FunctionSpec;
 const START: StartResult = { kind: "parked", us: 1, phases: [], waitUs: 0, prefetchedPages: 0 };
-const ENDED: InstanceExit = {
-  code: 0,
-  signal: undefined,
-  oomKills: 0,
-  maxRssKb: 0,
-  userUs: 0,
-  systemUs: 0,
-  peakBytes: 0,
-  sends: 1,
-};
+const ENDED = exitOf();
 
 /** An instance that is followed behind its first answer, and what its owner is told, in order. */
 function followed() {

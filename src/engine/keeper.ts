@@ -228,11 +228,6 @@ export class Keeper {
     );
   }
 
-  /** What was asked for in this turn goes out now, and not at its end: for what others can work on meanwhile. */
-  flush(): void {
-    this.#flush();
-  }
-
   /** Writes to the function's control socket. The buffers must not change before the next turn. */
   send(instance: number, ...parts: readonly Buffer[]): void {
     this.#send(ABI.MSG_SEND, instance, 0, parts);
@@ -319,7 +314,7 @@ export class Keeper {
   async close(): Promise<void> {
     if (!this.#closing) {
       this.#closing = true;
-      this.#flush();
+      this.flush();
       this.#socket.end();
     }
     const timer = setTimeout(() => this.#child.kill("SIGKILL"), END_MS_MAX);
@@ -355,11 +350,12 @@ export class Keeper {
     head.writeUInt16LE(flags, 6);
     head.writeUInt32LE(id, 8);
     head.writeUInt32LE(tag, 12);
-    if (this.#outgoing.length === 0) queueMicrotask(() => this.#flush());
+    if (this.#outgoing.length === 0) queueMicrotask(() => this.flush());
     this.#outgoing.push(head, ...parts);
   }
 
-  #flush(): void {
+  /** What was asked for in this turn goes out now, and not at its end: for what others can work on meanwhile. */
+  flush(): void {
     const parts = this.#outgoing;
     if (parts.length === 0) return;
     this.#outgoing = [];

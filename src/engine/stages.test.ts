@@ -7,17 +7,9 @@ import type { HuskReport, InstanceExit, Keeper } from "./keeper.js";
 import type { StageRequest } from "./keeper-messages.js";
 import type { Told } from "./parts.js";
 import { beginStages, deliverFirst, runStage, type StageStep, type Stamps } from "./stages.js";
+import { exitOf } from "./testing.js";
 
-const ENDED: InstanceExit = {
-  code: 0,
-  signal: undefined,
-  oomKills: 0,
-  maxRssKb: 0,
-  userUs: 0,
-  systemUs: 0,
-  peakBytes: 0,
-  sends: 1,
-};
+const ENDED = exitOf();
 const LOST = { code: "SANDBOX_FAILED", message: expect.stringContaining("a husk ended before its thaw stage was done") };
 
 function report(status: number, failedOp = 0, stamps: readonly number[] = []): HuskReport {
