@@ -55,6 +55,7 @@ struct thread {
 	uint64_t robust_list, robust_bytes;
 	uint64_t rseq, rseq_bytes, rseq_signature;
 	uint64_t tid_address, tid_word;
+	int number; /* in its own namespace */
 	char name[17];
 };
 struct target {

@@ -25,6 +25,7 @@
 #define EIO_ 5
 #define EINVAL_ 22
 #define E2BIG_ 7
+#define EEXIST_ 17
 #define ESTALE_ 116
 #define EPROTO_ 71
 #define ERRNO_MAX 4095UL
@@ -101,8 +102,9 @@ void *memset(void *to, int value, size_t bytes)
 
 static uint64_t slots[HUSK_SLOTS];
 static struct husk_report report;
-static long channel = HUSK_CHANNEL_FD;
+static long channel = HUSK_CHANNEL_FD, ask_fd = HUSK_ASK_FD, told_fd = HUSK_TOLD_FD;
 static unsigned int threads_made;
+static long last_number = 1; /* that a thread was given; 1 is init's */
 static bool threads_waiting;
 static uint32_t released; /* for which they wait */
 static char boot_stack[16384] __attribute__((used, aligned(16)));
@@ -215,11 +217,17 @@ static void clear_address_space(void)
 
 /* ---- operations ---- */
 
+/*
+ * A thread keeps its number, which locks in the function's memory note as their owner's; the main one's is the process's, and new. That is noted where the
+ * C library keeps it.
+ */
 static void set_thread_facts(const struct thread_state *state)
 {
-	int32_t tid = (int32_t)raw(__NR_set_tid_address, state->tid_address);
+	int32_t number = (int32_t)raw(__NR_set_tid_address, state->tid_address);
+	if (state->number != 0 && state->number != (uint64_t)number)
+		give_up(-EEXIST_, 0);
 	if (state->tid_word)
-		*(volatile int32_t *)state->tid_word = tid;
+		*(volatile int32_t *)state->tid_word = number;
 	raw(__NR_arch_prctl, ARCH_SET_FS_, state->fs_base);
 	if (state->gs_base)
 		raw(__NR_arch_prctl, ARCH_SET_GS_, state->gs_base);
@@ -293,6 +301,8 @@ static long start_thread(void (*entry)(void), const void *argument)
 			 : "=a"(result)
 			 : "a"((long)__NR_clone), "D"((long)CLONE_THREAD_FLAGS_), "S"(stack), "d"(0), "r"(r10), "r"(r8)
 			 : "rcx", "r11", "memory");
+	if (!failed(result))
+		last_number = result;
 	return result;
 }
 
@@ -300,8 +310,12 @@ static long start_thread(void (*entry)(void), const void *argument)
  * A pooled husk makes threads ahead of the request that needs them: to clone one costs several times what it costs to wake it.
  * They learn what they become at OP_RELEASE, and those that nobody needs end there.
  */
-static const struct thread_state *spare_states[HUSK_SPARES_MAX];
-static uint32_t spares_made, spares_taken, spares_go;
+static struct {
+	const struct thread_state *state;
+	long number;
+	bool waits;
+} spares[HUSK_SPARES_MAX];
+static uint32_t spares_made, spares_go;
 
 /* Capabilities belong to a thread. The main one needs its own until a program drops them, these never do. */
 static void drop_capabilities(void)
@@ -318,9 +332,11 @@ __attribute__((used)) static _Noreturn void spare_main(const void *argument)
 	drop_capabilities();
 	while (!__atomic_load_n(&spares_go, __ATOMIC_ACQUIRE))
 		raw(__NR_futex, &spares_go, FUTEX_WAIT_PRIVATE_, 0, 0, 0, 0);
-	const struct thread_state *state = spare_states[index];
+	const struct thread_state *state = spares[index].state;
 	for (; !state;)
 		raw(__NR_exit, 0);
+	if (spares[index].waits)
+		waiting_thread_main(state);
 	thread_main(state);
 }
 
@@ -330,9 +346,33 @@ static long make_spares(uint64_t count)
 		long result = start_thread((void (*)(void))spare_main, (const void *)i);
 		if (failed(result))
 			return result;
-		spares_made++;
+		spares[spares_made++].number = result;
 	}
 	return 0;
+}
+
+/* The kernel gives numbers in order; that the next one is `number` only init can see to (native/sandbox.c). */
+static long ask_for_number(uint64_t number)
+{
+	uint64_t answer;
+	long result = raw(__NR_write, ask_fd, &number, sizeof number);
+	if (!failed(result))
+		result = raw(__NR_read, told_fd, &answer, sizeof answer);
+	return failed(result) ? result : -(long)(answer - HUSK_NUMBER_SET);
+}
+
+static long make_thread(const struct thread_state *state, bool waits)
+{
+	threads_waiting |= waits;
+	for (uint32_t i = 0; i < spares_made && !spares_go; i++) {
+		if ((uint64_t)spares[i].number != state->number)
+			continue;
+		spares[i].waits = waits;
+		spares[i].state = state;
+		return 0;
+	}
+	long result = state->number == (uint64_t)last_number + 1 ? 0 : ask_for_number(state->number);
+	return failed(result) ? result : start_thread(waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
 }
 
 /* struct stat of x86-64, the fields that identify a file. */
@@ -446,16 +486,8 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return *(volatile int32_t *)argument(op, 0);
 	case OP_IDENTITY:
 		return check_identity((long)argument(op, 0), (const struct file_identity *)argument(op, 1));
-	case OP_THREAD: {
-		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
-		bool waits = argument(op, 1) != 0;
-		if (!waits && spares_taken < spares_made) {
-			spare_states[spares_taken++] = state;
-			return 0;
-		}
-		threads_waiting |= waits;
-		return start_thread(waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
-	}
+	case OP_THREAD:
+		return make_thread((const struct thread_state *)argument(op, 0), argument(op, 1) != 0);
 	case OP_TOUCH: {
 		/* Writes without changing anything: the kernel copies the page. */
 		const uint64_t *pages = (const uint64_t *)argument(op, 0);
@@ -550,6 +582,17 @@ static void run_program(const struct program_header *header, const struct husk_r
 
 /* ---- the channel ---- */
 
+static long keep_above(long fd, long base)
+{
+	if (fd >= base)
+		return fd;
+	long moved = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC_, base);
+	if (failed(moved))
+		give_up(moved, 0);
+	raw(__NR_close, fd);
+	return moved;
+}
+
 /* Receives one run; its descriptors go to fd_base and above, where no program wants its own. Returns the program's. */
 static long receive_run(struct husk_run *run)
 {
@@ -567,26 +610,12 @@ static long receive_run(struct husk_run *run)
 	uint64_t count = (control.bytes - 16) / sizeof(int32_t);
 	if (header.control_bytes == 0 || control.level != SOL_SOCKET_ || control.type != SCM_RIGHTS_ || count != run->fd_count + 1ULL)
 		give_up(-EPROTO_, 0);
-	if (channel < (long)run->fd_base) {
-		long moved = raw(__NR_fcntl, channel, F_DUPFD_CLOEXEC_, run->fd_base);
-		if (failed(moved))
-			give_up(moved, 0);
-		raw(__NR_close, channel);
-		channel = moved;
-	}
-	long program = control.fds[0];
-	for (uint64_t i = 1; i < count; i++) {
-		long fd = control.fds[i];
-		if (fd < (long)run->fd_base) {
-			long moved = raw(__NR_fcntl, fd, F_DUPFD_CLOEXEC_, run->fd_base);
-			if (failed(moved))
-				give_up(moved, 0);
-			raw(__NR_close, fd);
-			fd = moved;
-		}
-		slots[i - 1] = (uint64_t)fd;
-	}
-	return program;
+	channel = keep_above(channel, run->fd_base);
+	ask_fd = keep_above(ask_fd, run->fd_base);
+	told_fd = keep_above(told_fd, run->fd_base);
+	for (uint64_t i = 1; i < count; i++)
+		slots[i - 1] = (uint64_t)keep_above(control.fds[i], run->fd_base);
+	return control.fds[0];
 }
 
 __attribute__((used)) static _Noreturn void husk_main(void)

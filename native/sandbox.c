@@ -13,8 +13,8 @@
  *      1000 (no other id exists there), in a session of its own, with capabilities over its user and mount namespace only.
  *      They are ambient, so that they survive the exec of the husk; the husk's programs need them (mounts,
  *      clock offset, PR_SET_MM) and drop them before the function runs.
- *   3. init drops every capability and waits. It is PID 1: when it ends, or the keeper does, the kernel kills
- *      everything in the sandbox.
+ *   3. init drops every capability and waits, for the husk to end or to ask for the number of its next thread. It is PID 1: when it
+ *      ends, or the keeper does, the kernel kills everything in the sandbox.
  */
 #include "keeper.h"
 
@@ -27,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
@@ -36,7 +37,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { INNER_ID = 1000, STATUS_FD = HUSK_CHANNEL_FD + 1, KEEPER_FD, NULL_FD, GATE_READ_FD, GATE_WRITE_FD, LAST_FD = GATE_WRITE_FD };
+enum { INNER_ID = 1000, STATUS_FD = HUSK_TOLD_FD + 1, KEEPER_FD, NULL_FD, GATE_READ_FD, GATE_WRITE_FD, LAST_FD = GATE_WRITE_FD };
 
 static int explain(char *text, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 static int explain(char *text, int error, const char *format, ...) {
@@ -277,16 +278,15 @@ static void write_map(pid_t pid, const char *file, uint32_t outside) {
 	write_proc(path, line);
 }
 
-static void set_capabilities(bool all) {
-	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+static struct __user_cap_header_struct cap_head = {.version = _LINUX_CAPABILITY_VERSION_3};
+
+/* Of the husk process: over its own namespaces, and past the exec. */
+static void keep_capabilities(void) {
 	struct __user_cap_data_struct data[2] = {0};
-	if (all) {
-		check(syscall(SYS_capget, &head, data), "capget");
-		data[0].inheritable = data[0].permitted;
-		data[1].inheritable = data[1].permitted;
-	}
-	check(syscall(SYS_capset, &head, data), "capset");
-	if (!all) return;
+	check(syscall(SYS_capget, &cap_head, data), "capget");
+	data[0].inheritable = data[0].permitted;
+	data[1].inheritable = data[1].permitted;
+	check(syscall(SYS_capset, &cap_head, data), "capset");
 	for (int capability = 0; capability < 64; capability++) {
 		if (data[capability / 32].permitted & (1u << (capability % 32))) check(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0), "raise an ambient capability");
 	}
@@ -300,14 +300,14 @@ static _Noreturn void husk_process(void) {
 	check(setresgid(INNER_ID, INNER_ID, INNER_ID), "setresgid");
 	check(setresuid(INNER_ID, INNER_ID, INNER_ID), "setresuid");
 	check(prctl(PR_SET_PDEATHSIG, SIGKILL), "PR_SET_PDEATHSIG");
-	set_capabilities(true);
+	keep_capabilities();
 	check(setsid(), "setsid");
 	check(personality(ADDR_NO_RANDOMIZE), "personality");
 	/* With none at all the kernel would still start a handler that core_pattern pipes to; with one byte it writes no file and starts none (core(5)). */
 	struct rlimit no_core = {1, 1};
 	check(setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
 	for (int fd = 0; fd <= 2; fd++) check(dup2(NULL_FD, fd), "dup2");
-	/* Kept until the exec so that a failure can be told; the channel alone is inherited. */
+	/* Kept until the exec so that a failure can be told; the channel and the event counters alone are inherited. */
 	check(fcntl(STATUS_FD, F_SETFD, FD_CLOEXEC), "fcntl");
 	sys_close_range(KEEPER_FD, LAST_FD);
 	char *const argv[] = {"husk", NULL}, *const envp[] = {NULL};
@@ -381,16 +381,58 @@ static void tell_ready(pid_t husk) {
 	check(sendmsg(STATUS_FD, &message, MSG_NOSIGNAL), "cannot tell the keeper that the husk is ready");
 }
 
-static _Noreturn void reap_until(pid_t husk) {
+/* No capability is in force but while the number of a thread is set. One for that stays at hand: the smaller one, if root has it. */
+static bool may_set_numbers(bool now) {
+	struct __user_cap_data_struct had[2] = {0}, data[2] = {0};
+	if (syscall(SYS_capget, &cap_head, had) != 0) return false;
+	data[1].permitted = had[1].permitted & 1u << (CAP_CHECKPOINT_RESTORE % 32);
+	if (data[1].permitted == 0) data[0].permitted = had[0].permitted & 1u << CAP_SYS_ADMIN;
+	for (int half = 0; half < 2; half++) data[half].effective = now ? data[half].permitted : 0;
+	return syscall(SYS_capset, &cap_head, data) == 0;
+}
+
+/* Numbers are given in order: the next one is that behind the last. 0, or an error number. */
+static int set_number(uint64_t number) {
+	char text[24];
+	int length = snprintf(text, sizeof text, "%lu", (unsigned long)number - 1);
+	if (!may_set_numbers(true)) return errno;
+	int file = open("/proc/sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);
+	int error = file < 0 || write(file, text, (size_t)length) != length ? errno : 0;
+	if (file >= 0) close(file);
+	return may_set_numbers(false) ? error : errno;
+}
+
+static void answer_husk(void) {
+	uint64_t number;
+	if (read(HUSK_ASK_FD, &number, sizeof number) != sizeof number) return;
+	uint64_t told = HUSK_NUMBER_SET + (uint64_t)set_number(number);
+	(void)!write(HUSK_TOLD_FD, &told, sizeof told);
+}
+
+static void reap(pid_t husk) {
 	struct init_status status = {.kind = INIT_ENDED};
 	for (;;) {
 		int wait_status;
-		pid_t pid = wait4(-1, &wait_status, __WALL, NULL);
+		pid_t pid = wait4(-1, &wait_status, __WALL | WNOHANG, NULL);
 		if (pid < 0 && errno != EINTR) _exit(1);
+		if (pid == 0) return;
 		if (pid != husk) continue;
 		status.wait_status = (uint32_t)wait_status;
 		(void)!send(STATUS_FD, &status, offsetof(struct init_status, text), MSG_NOSIGNAL);
 		_exit(0);
+	}
+}
+
+static void on_child(int signal) { (void)signal; }
+
+/* Nobody writes to the counter once the husk is the function. */
+static _Noreturn void serve(pid_t husk) {
+	struct pollfd asks = {.fd = HUSK_ASK_FD, .events = POLLIN};
+	sigset_t none;
+	sigemptyset(&none);
+	for (;;) {
+		reap(husk);
+		if (ppoll(&asks, 1, NULL, &none) > 0) answer_husk();
 	}
 }
 
@@ -432,6 +474,17 @@ _Noreturn void init_run(const struct init_plan *plan) {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), gate[2];
 	check(null, "cannot open /dev/null in the sandbox");
 	check(pipe2(gate, O_CLOEXEC), "pipe2");
+	/* Children that end are heard of while init waits, and only then. */
+	sigset_t child;
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &child, NULL);
+	signal(SIGCHLD, on_child);
+	int ask = eventfd(0, EFD_CLOEXEC), told = eventfd(0, EFD_CLOEXEC);
+	check(ask, "eventfd");
+	check(told, "eventfd");
+	check(dup2(ask, HUSK_ASK_FD), "dup2");
+	check(dup2(told, HUSK_TOLD_FD), "dup2");
 	check(dup2(null, NULL_FD), "dup2");
 	check(dup2(gate[0], GATE_READ_FD), "dup2");
 	check(dup2(gate[1], GATE_WRITE_FD), "dup2");
@@ -450,6 +503,6 @@ _Noreturn void init_run(const struct init_plan *plan) {
 	for (int fd = 0; fd <= 2; fd++) dup2(NULL_FD, fd);
 	sys_close_range(3, HUSK_CHANNEL_FD);
 	sys_close_range(KEEPER_FD, ~0u);
-	set_capabilities(false);
-	reap_until(husk);
+	check(may_set_numbers(false) ? 0 : -1, "capset");
+	serve(husk);
 }

@@ -650,19 +650,16 @@ int inner_tid(pid_t pid, pid_t thread)
 }
 
 /*
- * Where the C library keeps the number of a thread, which is another one in each clone. In glibc a field of the thread's descriptor, which up to 2.42
+ * Where the C library keeps the number of a thread: the main one's is another one in each clone. In glibc a field of the thread's descriptor, which up to 2.42
  * is also what the kernel clears at its end; since 2.43 that is another one, with states of its own. 0: nowhere that is known.
  */
-static uint64_t find_tid_word(const struct target *target, int mem, const struct thread *thread)
+static uint64_t find_tid_word(int mem, const struct thread *thread)
 {
 	const uint64_t descriptor = thread->regs[R_FS_BASE];
 	const uint64_t places[] = { descriptor + 0x2d0 /* glibc */, thread->tid_address, descriptor + 0x30 /* musl */ };
-	int tid = inner_tid(target->pid, thread->tid);
-	if (tid < 0)
-		die("cannot read a thread's number: %s", strerror(errno));
 	for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
 		int word;
-		if (pread(mem, &word, sizeof word, (off_t)places[i]) == sizeof word && word == tid)
+		if (pread(mem, &word, sizeof word, (off_t)places[i]) == sizeof word && word == thread->number)
 			return places[i];
 	}
 	return 0;
@@ -721,8 +718,13 @@ void read_threads(struct target *target)
 		read_thread(target, &target->threads[i]);
 	for (int i = 0; i < target->thread_count; i += ASKED_AT_ONCE)
 		ask_threads(target, mem, i, target->thread_count - i < ASKED_AT_ONCE ? target->thread_count - i : ASKED_AT_ONCE);
-	for (int i = 0; i < target->thread_count; i++)
-		target->threads[i].tid_word = find_tid_word(target, mem, &target->threads[i]);
+	for (int i = 0; i < target->thread_count; i++) {
+		struct thread *thread = &target->threads[i];
+		thread->number = inner_tid(target->pid, thread->tid);
+		if (thread->number < 0)
+			die("cannot read a thread's number: %s", strerror(errno));
+		thread->tid_word = find_tid_word(mem, thread);
+	}
 	close(mem);
 }
 
@@ -732,7 +734,7 @@ void write_threads(const struct target *target)
 	for (int i = 0; i < target->thread_count; i++) {
 		const struct thread *thread = &target->threads[i];
 		json_open(NULL, '{');
-		json_int("tid", thread->tid);
+		json_int("number", thread->number);
 		json_string("name", thread->name);
 		json_bytes("regs", thread->regs, sizeof thread->regs);
 		json_bytes("xstate", thread->xstate, thread->xstate_bytes);

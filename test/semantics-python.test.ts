@@ -131,7 +131,7 @@ describe("threads", () => {
     await clones(image, async (one) => expect(await call(one, "threads.computed")).toEqual(computed));
   });
 
-  it("of the C library are joined, end detached, and are reached by its signals under their new numbers", async () => {
+  it("of the C library are joined, end detached, and are reached by its signals", async () => {
     const instance = await world.boot("python");
     expect(await call(instance, "threads.start_native")).toBe(3);
     const image = await instance.freeze({ then: "end" });
@@ -142,6 +142,28 @@ describe("threads", () => {
       await world.engine.removeImage(again);
     });
   });
+
+  it.each([0, 3, 40])(
+    "keep their numbers, by which locks know their owner, when %i others ended before each",
+    async (skipped) => {
+      const instance = await world.boot("python");
+      const numbers = await call<number[]>(instance, "threads.hold_locks", skipped);
+      expect(numbers).toEqual([2 + skipped, 3 + 2 * skipped]);
+      const image = await instance.freeze({ then: "end" });
+      const released = { waits: [0, 0, 0, 0], dozes: [0, 0, 0, 0] };
+      const look = async (one: Instance): Promise<void> => {
+        expect(await call(one, "threads.thread_numbers")).toEqual(numbers);
+        expect(await call(one, "threads.release_locks")).toEqual(released);
+      };
+      await clones(image, async (one) => {
+        const again = await one.freeze();
+        await world.thawed(again, look);
+        await look(one);
+        await world.engine.removeImage(again);
+      });
+      await world.thawed(image, look, { husk: "fresh" });
+    },
+  );
 
   it("leave an event loop with its tasks, which goes on", async () => {
     const image = await world.imageAfter("python", "threads.start_loop");

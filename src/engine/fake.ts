@@ -119,6 +119,7 @@ export class FakeEngine implements Engine {
   }
 
   async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
+    const asked = performance.now();
     this.note("thaw", image.spec.name);
     this.#needFreezing("thaw");
     await delay(this.delayMs.thaw);
@@ -127,13 +128,12 @@ export class FakeEngine implements Engine {
     let husk: HuskLevel | "fresh" = options.husk === "fresh" ? "fresh" : "generic";
     let waitUs = 0;
     if (options.husk === "parked") {
-      const deadline = performance.now() + (options.waitMs ?? 0);
       let taken = this.#takeParked(image.dir);
-      while (taken === undefined && performance.now() < deadline) {
+      while (taken === undefined && performance.now() < asked + (options.waitMs ?? 0)) {
         await delay(1);
         taken = this.#takeParked(image.dir);
       }
-      waitUs = Math.max(0, Math.round((performance.now() - deadline + (options.waitMs ?? 0)) * 1000));
+      waitUs = Math.round((performance.now() - asked) * 1000);
       if (taken === undefined) {
         throw new ThawError("PREFERENCE_UNAVAILABLE", {
           what: `No husk is parked for function "${image.spec.name}"`,

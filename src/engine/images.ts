@@ -45,6 +45,7 @@ import {
   runPages,
   runtimeKey,
   type StoredImage,
+  sparesFor,
   storedPages,
   THAW_PASSES,
   trackTouches,
@@ -114,7 +115,7 @@ export class LoadedImage {
     this.facts = stored.manifest.facts;
     this.pagesPath = imageFiles(image.dir).pages;
     this.waits = mayResumeAhead(this.facts);
-    this.avoidPids = new Set(stored.manifest.lineagePids);
+    this.avoidPids = new Set([...stored.manifest.lineagePids, ...this.facts.threads.map((thread) => thread.number)]);
     this.fdBase = fdBase(this.facts);
     this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
     this.sets = new LiveWorkingSet(image.dir, this.facts, stored.workingSet, () => this.setChanged());
@@ -275,7 +276,7 @@ export class LoadedImage {
 
   /** Ahead of a request, for any image of this interpreter. What is mapped is shared with everything that runs it: it costs no memory. */
   runtimeSteps(here: Fingerprint): StageStep[] {
-    const threads = this.movesClock(here) ? 0 : this.facts.threads.length - 1;
+    const threads = this.movesClock(here) ? 0 : sparesFor(this.facts);
     const prefault = (): Program => compilePrefault([], this.split().runtime, threads);
     return [
       this.step("runtime", () => this.runtimeProgram),

@@ -269,6 +269,11 @@ function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
     program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
 }
 
+/** Threads to be made ahead, so that an image's find those with their numbers; what nobody needs ends. */
+export function sparesFor({ threads }: Facts): number {
+  return Math.min(ABI_CONSTANTS.HUSK_SPARES_MAX, Math.max(1, ...threads.slice(1).map((thread) => thread.number)) - 1);
+}
+
 /** For pooled husks: the working set, or a part of it, is copied and mapped ahead, and threads are made. */
 export function compilePrefault(written: readonly PageRun[], read: readonly PageRun[], threads = 0): Program {
   const program = new ProgramBuilder();

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, readStruct, readStructBig, structBytes } from "../linux/abi.js";
 import { checkFacts, compileEquip, compileResume, compileThaw, fdBase } from "./compile.js";
-import { compileMemory, compileRuntime, runtimeKey } from "./compile-memory.js";
+import { compileMemory, compileRuntime, runtimeKey, sparesFor } from "./compile-memory.js";
 import { compileBase, compileBoot } from "./launch.js";
 import type { Program } from "./program.js";
 import { parsedFacts, sampleFacts } from "./testing.js";
@@ -65,6 +65,25 @@ describe("a compiled image", () => {
     ["lies nowhere", "0x10"],
   ])("is refused when what is to be seeded %s", (_what, at) => {
     expect(() => checkFacts(parsedFacts({ seeds: [[at, 2496]] }))).toThrow(/which were to be seeded anew/);
+  });
+
+  it("makes threads in the order of their numbers, and the main one as itself", () => {
+    const [main, other] = sampleFacts().threads;
+    if (main === undefined || other === undefined) throw new Error("the sample has one thread");
+    const mixed = parsedFacts({ threads: [{ ...main, number: 4711 }, ...[40, 3, 7].map((number) => ({ ...other, number }))] });
+    for (const [program, count] of [
+      [compileThaw(mixed, { contents: CONTENTS, source: "lazy", runtime: false }), 4],
+      [compileEquip(mixed, CONTENTS), 3],
+    ] as const) {
+      const states = operations(program).filter(({ kind }) => kind === ABI.OP_THREAD || kind === ABI.OP_RESUME);
+      const numbers = states.map(({ args: [at = 0n] }) =>
+        readStruct(program.bytes, Number(at - ABI.HUSK_PROGRAM_AT), "thread_state", "number"),
+      );
+      expect(numbers).toEqual([3, 7, 40, 0].slice(0, count));
+    }
+    expect(sparesFor(mixed)).toBe(16);
+    expect(sparesFor(parsedFacts({ threads: [main, { ...other, number: 5 }, { ...other, number: 3 }] }))).toBe(4);
+    expect(sparesFor(parsedFacts({ threads: [{ ...main, number: 4711 }] }))).toBe(0);
   });
 
   it("sets every limit, behind the descriptors that they could forbid, and nothing behind the resume", () => {

@@ -119,7 +119,7 @@ export function dropCapabilities(program: ProgramBuilder): void {
   program.call("drop capabilities", SYS.capset, [program.data(header), program.data(Buffer.alloc(24))]);
 }
 
-function threadState(program: ProgramBuilder, thread: ThreadFacts, frame: Facts["frame"]): bigint {
+function threadState(program: ProgramBuilder, thread: ThreadFacts, number: number, frame: Facts["frame"]): bigint {
   const stateAt = program.data(extendedState(thread, frame), 64);
   const frameAt = program.data(signalFrame(thread, stateAt), 16);
   const name = Buffer.alloc(16);
@@ -136,6 +136,7 @@ function threadState(program: ProgramBuilder, thread: ThreadFacts, frame: Facts[
     rseq: thread.rseq,
     rseq_bytes: thread.rseqBytes,
     rseq_signature: thread.rseqSignature,
+    number: BigInt(number),
     name: [name.readBigUInt64LE(0), name.readBigUInt64LE(8)],
   });
   return program.data(bytes);
@@ -228,8 +229,11 @@ function startThreads(program: ProgramBuilder, facts: Facts, ahead: boolean): vo
   // The main thread renews what must be unique with its first request; the others do not wait for it.
   for (const [at, bytes] of facts.seeds)
     program.call(`seed 0x${at.toString(16)}`, SYS.getrandom, [at, bytes, 0], { expect: bytes });
-  for (const thread of facts.threads.slice(1))
-    program.thread(`thread ${thread.name}`, threadState(program, thread, facts.frame), ahead && !sleepsUntilWoken(thread));
+  // In this order most get their numbers without asking for them.
+  for (const thread of facts.threads.slice(1).sort((a, b) => a.number - b.number)) {
+    const state = threadState(program, thread, thread.number, facts.frame);
+    program.thread(`thread ${thread.name}`, state, ahead && !sleepsUntilWoken(thread));
+  }
   program.stamp(STAMPS.threads);
 }
 
@@ -240,7 +244,7 @@ function resume(program: ProgramBuilder, facts: Facts): void {
   restoreLimits(program, facts);
   program.report();
   program.call("close the husk's descriptors", SYS.close_range, [fdBase(facts), 0xffffffff, 0]);
-  program.resume(threadState(program, main, facts.frame));
+  program.resume(threadState(program, main, 0, facts.frame));
 }
 
 /** Limits come after the descriptors, whose number they could forbid. */

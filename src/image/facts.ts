@@ -39,7 +39,8 @@ const region = z.object({
 });
 
 const thread = z.object({
-  tid: count,
+  /** In the sandbox, where clones give it again: locks note it as their owner's. The main thread's is the process's, of which each clone has its own. */
+  number: count,
   name: z.string(),
   regs: bytes.refine((value) => value.length === 216, "27 registers"),
   xstate: bytes,

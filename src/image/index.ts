@@ -11,6 +11,7 @@ export {
   RESUME_PASSES,
   runtimeKey,
   STAMPS,
+  sparesFor,
   THAW_PASSES,
 } from "./compile-memory.js";
 export { PARK_PASSES, type TouchTracking, trackTouches } from "./compile-recording.js";

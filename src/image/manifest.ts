@@ -15,7 +15,7 @@ import { z } from "../base/schema.js";
 import { factsSchema } from "./facts.js";
 
 /** Bumped when an older reader could misunderstand a newer image. */
-export const IMAGE_VERSION = 3;
+export const IMAGE_VERSION = 4;
 
 const specSchema = z.object({
   name: z.string(),

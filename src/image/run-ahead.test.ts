@@ -11,13 +11,13 @@ const FUTEX = 202;
 const EPOLL_WAIT = 232;
 const NANOSLEEP = 35;
 
-function thread(tid: number, values: Partial<Record<keyof typeof PLACES, number | bigint>>): RawFacts["threads"][number] {
+function thread(number: number, values: Partial<Record<keyof typeof PLACES, number | bigint>>): RawFacts["threads"][number] {
   const registers = Buffer.alloc(216);
   for (const [name, value] of Object.entries(values))
     registers.writeBigUInt64LE(BigInt.asUintN(64, BigInt(value)), PLACES[name as keyof typeof PLACES] * 8);
   const [sample] = sampleFacts().threads;
   if (sample === undefined) throw new Error("the sample has no thread");
-  return { ...sample, tid, regs: registers.toString("hex") };
+  return { ...sample, number, regs: registers.toString("hex") };
 }
 
 const inRead = thread(1, { rax: READ, rdi: 3 });

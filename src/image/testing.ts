@@ -18,8 +18,8 @@ const FRAME = { extendedBytes: 836, stateBytes: 832, features: "0x7" };
 
 /** A process with one more thread, a mapping of each kind, and the descriptors of a runtime. */
 export function sampleFacts(overrides: Partial<RawFacts> = {}): RawFacts {
-  const thread = (tid: number, name: string): RawFacts["threads"][number] => ({
-    tid,
+  const thread = (number: number, name: string): RawFacts["threads"][number] => ({
+    number,
     name,
     regs: "00".repeat(216),
     xstate: "00".repeat(832),
@@ -162,7 +162,7 @@ const descriptorArbitrary = fc.oneof(
   fc.record({ ...common, kind: fc.constant("unix" as const), type: count, inode: count, peer: count, bytes: someBytes }),
 );
 const threadArbitrary = fc.record({
-  tid: count,
+  number: count,
   name: fc.string({ maxLength: 15 }),
   regs: hexBytes(216),
   xstate: someBytes,

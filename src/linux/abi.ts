@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 10;
+export const HUSK_VERSION = 11;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -33,6 +33,10 @@ export const ABI_CONSTANTS = {
   HUSK_WORKSHOP_AT: 0x10_3800_0000n,
   /** The husk's channel to the keeper (SOCK_SEQPACKET) when it is executed. */
   HUSK_CHANNEL_FD: 100,
+  /** Event counters by which it asks init for the number of its next thread, and is told: HUSK_NUMBER_SET, and an error number on top. */
+  HUSK_ASK_FD: 101,
+  HUSK_TOLD_FD: 102,
+  HUSK_NUMBER_SET: 1,
   HUSK_SLOTS: 256,
   HUSK_FDS_MAX: 64,
   HUSK_STAMPS: 16,
@@ -279,6 +283,8 @@ const ABI_STRUCTS = {
     ["tid_address", "u64"],
     /** The word that shall hold the thread's number: for glibc before 2.43 the same. 0: none. */
     ["tid_word", "u64"],
+    /** The number that the thread has to get. 0: whatever it is. */
+    ["number", "u64"],
     ["robust_list", "u64"],
     ["robust_bytes", "u64"],
     ["rseq", "u64"],

@@ -42,6 +42,32 @@ describe("a collection", () => {
     for (const line of seen) expect(line).toMatch(BY_ITSELF);
   });
 
+  it("lets threads end what they took of it before it goes on: one that waits for a processor must not make it look done", () => {
+    const output = traced(
+      `const { collectGarbage } = require(${JSON.stringify(`${SOURCE_DIR}node/collector.cjs`)});
+       const { Worker } = require("node:worker_threads");
+       const state = new Int32Array(new SharedArrayBuffer(4));
+       new Worker(\`const state = require("node:worker_threads").workerData;
+         Atomics.store(state, 0, 1); Atomics.notify(state, 0);
+         for (const end = Date.now() + 70; Date.now() < end; );
+         Atomics.store(state, 0, 2);\`, { eval: true, workerData: state });
+       Atomics.wait(state, 0, 0);
+       collectGarbage(1, () => process.stdout.write(String(Atomics.load(state, 0)), () => process.exit()));`,
+    );
+    expect(output).toBe("2");
+  });
+
+  it("waits no more than a moment for a thread that never rests", () => {
+    const output = traced(
+      `const { collectGarbage } = require(${JSON.stringify(`${SOURCE_DIR}node/collector.cjs`)});
+       const { Worker } = require("node:worker_threads");
+       new Worker("for (;;);", { eval: true }).on("online", () => {
+         collectGarbage(3, () => process.stdout.write("DONE", () => process.exit()));
+       });`,
+    );
+    expect(output).toBe("DONE");
+  });
+
   it("leaves no other one begun behind it", () => {
     const output = traced(
       `const { collectGarbage } = require(${JSON.stringify(`${SOURCE_DIR}node/collector.cjs`)});
