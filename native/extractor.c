@@ -156,6 +156,12 @@ void json_int(const char *key, int64_t value)
 	fprintf(facts, "%" PRId64, value);
 }
 
+void json_bool(const char *key, bool value)
+{
+	json_key(key);
+	fputs(value ? "true" : "false", facts);
+}
+
 /* ---- refusals ---- */
 
 static _Noreturn void end_with(const char *code, bool of_instance, const char *format, va_list args)

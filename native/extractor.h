@@ -33,6 +33,7 @@ void json_path(const char *key, const char *path);
 void json_bytes(const char *key, const void *bytes, size_t count);
 void json_hex(const char *key, uint64_t value);
 void json_int(const char *key, int64_t value);
+void json_bool(const char *key, bool value);
 /* A quoted string of JSON to any stream. */
 void json_text(FILE *out, const char *text);
 
@@ -56,6 +57,8 @@ struct thread {
 	uint64_t rseq, rseq_bytes, rseq_signature;
 	uint64_t tid_address, tid_word;
 	int number; /* in its own namespace */
+	bool restarts; /* it stands before the system call in which it was stopped */
+	bool sleeps; /* and that will end only when another thread wants it to */
 	char name[17];
 };
 struct target {

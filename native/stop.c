@@ -305,6 +305,13 @@ static void seize_all(struct target *target)
 	refuse("it keeps making threads");
 }
 
+static void restart(struct thread *thread)
+{
+	thread->regs[R_RIP] -= 2;
+	thread->regs[R_RAX] = thread->regs[R_ORIG_RAX];
+	thread->restarts = true;
+}
+
 static void get_regs(struct thread *thread)
 {
 	struct iovec vector = { thread->original_regs, sizeof thread->original_regs };
@@ -319,8 +326,7 @@ static void get_regs(struct thread *thread)
 	case E_RESTARTSYS:
 	case E_RESTARTNOINTR:
 	case E_RESTARTNOHAND:
-		thread->regs[R_RIP] -= 2;
-		thread->regs[R_RAX] = thread->regs[R_ORIG_RAX];
+		restart(thread);
 		break;
 	case E_RESTART_RESTARTBLOCK: /* the kernel's note of the remaining time cannot be carried over */
 		thread->regs[R_RAX] = (uint64_t)-EINTR;
@@ -329,10 +335,8 @@ static void get_regs(struct thread *thread)
 		/* The kernel never restarts these. Nothing but our stop interrupted one that waits without limit: it waits again. */
 		if (thread->regs[R_ORIG_RAX] != SYS_epoll_wait && thread->regs[R_ORIG_RAX] != SYS_epoll_pwait)
 			break;
-		if ((int32_t)thread->regs[R_R10] < 0) {
-			thread->regs[R_RIP] -= 2;
-			thread->regs[R_RAX] = thread->regs[R_ORIG_RAX];
-		}
+		if ((int32_t)thread->regs[R_R10] < 0)
+			restart(thread);
 		break;
 	}
 	thread->regs[R_ORIG_RAX] = (uint64_t)-1;
@@ -665,6 +669,27 @@ static uint64_t find_tid_word(int mem, const struct thread *thread)
 	return 0;
 }
 
+#define FUTEX_FLAGS 0x180 /* FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME */
+enum { FUTEX_WAIT_ = 0, FUTEX_WAIT_BITSET_ = 9 };
+
+/*
+ * Whether it waits without a time limit for events, or for a futex that nobody has changed yet: who changed it may not have come to wake it, and a clone's
+ * thread would not wait again, but go on.
+ */
+static bool sleeps(int mem, const struct thread *thread)
+{
+	const uint64_t *regs = thread->regs;
+	if (!thread->restarts)
+		return false;
+	if (regs[R_RAX] == SYS_epoll_wait || regs[R_RAX] == SYS_epoll_pwait)
+		return (int32_t)regs[R_R10] < 0;
+	uint64_t how = regs[R_RSI] & ~(uint64_t)FUTEX_FLAGS;
+	if (regs[R_RAX] != SYS_futex || regs[R_R10] != 0 || (how != FUTEX_WAIT_ && how != FUTEX_WAIT_BITSET_))
+		return false;
+	uint32_t word;
+	return pread(mem, &word, sizeof word, (off_t)regs[R_RDI]) == sizeof word && word == (uint32_t)regs[R_RDX];
+}
+
 /* Asks as many threads at once, each of which answers at a place of its own below the main thread's stack. */
 #define ASKED_AT_ONCE 64
 #define ANSWER_WORDS 4
@@ -724,6 +749,7 @@ void read_threads(struct target *target)
 		if (thread->number < 0)
 			die("cannot read a thread's number: %s", strerror(errno));
 		thread->tid_word = find_tid_word(mem, thread);
+		thread->sleeps = sleeps(mem, thread);
 	}
 	close(mem);
 }
@@ -736,6 +762,7 @@ void write_threads(const struct target *target)
 		json_open(NULL, '{');
 		json_int("number", thread->number);
 		json_string("name", thread->name);
+		json_bool("sleeps", thread->sleeps);
 		json_bytes("regs", thread->regs, sizeof thread->regs);
 		json_bytes("xstate", thread->xstate, thread->xstate_bytes);
 		json_hex("sigmask", thread->sigmask);

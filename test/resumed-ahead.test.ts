@@ -143,6 +143,24 @@ describe("parked husks of an image of which nothing is recorded", () => {
   });
 });
 
+describe("a process with a thread that waits in the kernel", () => {
+  it.each([
+    ["for ever", true, []],
+    // Ends early, as by a signal: an image has no remaining time.
+    ["for a minute", false, ["for a minute"]],
+    // The kernel looks at the word when the wait begins anew: who changed it, and was to wake those who wait next, is spared that.
+    ["changes", false, ["changes"]],
+  ])("%s: whether it may be resumed ahead is %s", async (how, may, ended) => {
+    parked = await world.imageAfter("python", ["threads.wait_for_futex", how]);
+    const { facts } = decodeManifest(readFileSync(imageFiles(parked.dir).manifest), parked.dir);
+    expect(facts.threads.map(({ sleeps }) => sleeps)).toEqual([false, may]);
+    expect(mayResumeAhead(facts)).toBe(may);
+    world.engine.park(parked, "prefaulted", 1);
+    await world.engine.poolsFull(20_000);
+    await world.thawed(parked, async (clone) => expect(await call(clone, "threads.went_on")).toEqual(ended), PARKED);
+  });
+});
+
 describe("a husk whose function has a timer and a thread that waits for it", () => {
   it("is resumed with its request, and not before", async () => {
     const pid = await park(await world.imageAfter("python", ["clocks.set", 1]));

@@ -23,7 +23,6 @@ import { restoreTmp } from "./compile-tmp.js";
 import type { Facts, Region, ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
-import { sleepsUntilWoken } from "./run-ahead.js";
 import type { PageRun } from "./working-set.js";
 
 const CAPABILITY_VERSION_3 = 0x20080522;
@@ -232,7 +231,7 @@ function startThreads(program: ProgramBuilder, facts: Facts, ahead: boolean): vo
   // In this order most get their numbers without asking for them.
   for (const thread of facts.threads.slice(1).sort((a, b) => a.number - b.number)) {
     const state = threadState(program, thread, thread.number, facts.frame);
-    program.thread(`thread ${thread.name}`, state, ahead && !sleepsUntilWoken(thread));
+    program.thread(`thread ${thread.name}`, state, ahead && !thread.sleeps);
   }
   program.stamp(STAMPS.threads);
 }

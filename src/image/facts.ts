@@ -42,6 +42,8 @@ const thread = z.object({
   /** In the sandbox, where clones give it again: locks note it as their owner's. The main thread's is the process's, of which each clone has its own. */
   number: count,
   name: z.string(),
+  /** It waits, without a time limit, in a futex or epoll wait that ends only when another thread wants it to. */
+  sleeps: z.boolean(),
   regs: bytes.refine((value) => value.length === 216, "27 registers"),
   xstate: bytes,
   sigmask: hex,

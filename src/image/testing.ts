@@ -21,6 +21,7 @@ export function sampleFacts(overrides: Partial<RawFacts> = {}): RawFacts {
   const thread = (number: number, name: string): RawFacts["threads"][number] => ({
     number,
     name,
+    sleeps: false,
     regs: "00".repeat(216),
     xstate: "00".repeat(832),
     sigmask: "0x0",
@@ -164,6 +165,7 @@ const descriptorArbitrary = fc.oneof(
 const threadArbitrary = fc.record({
   number: count,
   name: fc.string({ maxLength: 15 }),
+  sleeps: fc.boolean(),
   regs: hexBytes(216),
   xstate: someBytes,
   sigmask: u64,
