@@ -2,15 +2,18 @@
  * What a process has mapped, and which pages of it are there: /proc/PID/maps, smaps and PAGEMAP_SCAN (part of the extractor).
  */
 #include "memory.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define VMAS_MAX 32768
+#define COMMON_BYTES_MAX (16ULL << 20)
 
 void *grow(void *list, size_t count, size_t *room, size_t item)
 {
@@ -108,6 +111,46 @@ bool vmas_hold(const struct vma *vmas, size_t count, const char *then, const cha
 	return i == count;
 }
 
+static bool has_descriptor(pid_t pid, const struct vma *vma)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/fd", pid);
+	DIR *dir = opendir(path);
+	if (!dir)
+		die("cannot list descriptors: %s", strerror(errno));
+	bool found = false;
+	for (struct dirent *entry; !found && (entry = readdir(dir));) {
+		struct stat is;
+		found = fstatat(dirfd(dir), entry->d_name, &is, 0) == 0 && is.st_ino == vma->inode && is.st_dev == makedev(vma->major, vma->minor);
+	}
+	closedir(dir);
+	return found;
+}
+
+/* Shared memory of which nobody else can know: it has no name any more, no descriptor, and no other mapping among those before. */
+static void refuse_unless_alone(pid_t pid, const struct vma *before, size_t count, const struct vma *vma)
+{
+	const size_t end = strlen(vma->path);
+	const char *deleted = " (deleted)", *why = NULL;
+	uint64_t bytes = vma->end - vma->start;
+	bool nameless = end > strlen(deleted) && strcmp(vma->path + end - strlen(deleted), deleted) == 0;
+	if (!nameless || (strncmp(vma->path, "/dev/zero", 9) != 0 && strncmp(vma->path, "/dev/shm/", 9) != 0))
+		why = "which others can open";
+	else if (has_descriptor(pid, vma))
+		why = "which it has a descriptor of";
+	for (size_t i = 0; i < count; i++) {
+		if (before[i].kind == COMMON)
+			bytes += before[i].end - before[i].start;
+		if (!why && before[i].shared && before[i].inode == vma->inode && before[i].major == vma->major && before[i].minor == vma->minor)
+			why = "which it maps twice";
+	}
+	if (!why && bytes > COMMON_BYTES_MAX)
+		why = "more than 16 MiB of it";
+	if (why)
+		refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB), %s", vma->path[0] ? vma->path : "anonymous",
+		       (vma->end - vma->start) / 1024, why);
+}
+
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 {
 	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
@@ -152,11 +195,10 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
 			if (flags < VMAS_REFUSING)
 				continue;
-			if (current->shared && strncmp(current->path, "/dev/shm/sem.", 13) == 0)
-				refuse("it has a semaphore for several processes (%s), as locks and pools of Python's multiprocessing have", current->path);
-			if (current->shared && (writable_ever || current->inode == 0))
-				refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB)",
-				       current->path[0] ? current->path : "anonymous", (current->end - current->start) / 1024);
+			if (current->shared && (writable_ever || current->inode == 0)) {
+				refuse_unless_alone(pid, vmas, count - 1, current);
+				current->kind = COMMON;
+			}
 			if (strstr(line, " pf") || strstr(line, " io"))
 				if (current->kind != VDSO)
 					refuse("it maps a device (%s)", current->path);

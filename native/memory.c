@@ -214,7 +214,7 @@ static bool lasts(const struct dump *dump, const struct vma *vma)
 static void identify(pid_t pid, struct vma *vma)
 {
 	char path[96];
-	if (vma->identified || (vma->kind != FILE_PRIVATE && vma->kind != FILE_SHARED))
+	if (vma->identified || (vma->kind != FILE_PRIVATE && vma->kind != FILE_SHARED && vma->kind != COMMON))
 		return;
 	snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
 	vma->identified = stat(path, &vma->file) == 0;
@@ -296,17 +296,18 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 			vma->kind = ANON;
 			vma->parent_offset = vma->offset;
 		}
-		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED) {
-			bool passes = !lasts(dump, vma);
+		if (vma->kind == FILE_PRIVATE || vma->kind == FILE_SHARED || vma->kind == COMMON) {
+			bool passes = vma->kind == COMMON || !lasts(dump, vma);
 			/* Such a file may have another size than when it was looked at ahead of time. */
 			vma->identified &= !passes;
 			identify(target->pid, vma);
 			if (passes) {
 				if (!vma->identified)
 					die("cannot look at the mapped file %s: %s", vma->path, strerror(errno));
-				if (vma->shared)
+				if (vma->kind == FILE_SHARED)
 					note("the mapping of %s no longer follows its file", vma->path);
-				vma->kind = ANON;
+				if (vma->kind != COMMON)
+					vma->kind = ANON;
 				vma->copied = true;
 			}
 		}

@@ -19,7 +19,8 @@ struct scan_arg {
 #define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
 enum { IS_WRITTEN = 1 << 1, IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5, IS_HUGE = 1 << 6, IS_GUARD = 1 << 8 };
 
-enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO };
+/* COMMON: shared memory that nothing but this one mapping leads to; the process shares it with children that it forks. */
+enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO, COMMON };
 
 struct vma {
 	uint64_t start, end, offset, inode, parent_offset;

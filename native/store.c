@@ -21,7 +21,7 @@
 #define SLOT_SHIFT_MIN 28
 #define COPY_BYTES (1ULL << 20)
 
-static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso" };
+static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common" };
 
 static uint64_t rotate(uint64_t value, int by)
 {

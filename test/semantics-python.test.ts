@@ -190,6 +190,28 @@ describe("threads", () => {
     });
   });
 
+  it("share memory and locks with children as before, and each clone has its own", async () => {
+    const image = await world.imageAfter("python", "memory.hold_common");
+    await clones(image, async (one) => {
+      const again = await one.freeze();
+      const found = ["first", "behind", 2];
+      await world.thawed(again, async (two) => {
+        expect(await call(two, "memory.use_common", "later")).toEqual([...found, "laterlater", 0, false, [3]]);
+      });
+      expect(await call(one, "memory.use_common", "other")).toEqual([...found, "otherother", 0, false, [3]]);
+      await world.engine.removeImage(again);
+    });
+    for (const loader of ["eager", "lazy-4k", "reap"] as const) {
+      await world.thawed(
+        image,
+        async (one) => {
+          expect(await call(one, "memory.use_common", "other")).toEqual(["first", "behind", 2, "otherother", 0, false, [3]]);
+        },
+        { loader },
+      );
+    }
+  });
+
   it("start child processes, before and after", async () => {
     const image = await world.imageAfter("python", "threads.children");
     await clones(image, async (one) => {

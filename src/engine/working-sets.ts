@@ -16,6 +16,7 @@ import {
   type Facts,
   type FaultModel,
   faultModel,
+  isRead,
   type PageRun,
   type PresentRuns,
   RECORDINGS_MIN,
@@ -69,7 +70,7 @@ export class LiveWorkingSet {
   ) {
     this.set = stored ?? EMPTY_WORKING_SET;
     this.#model = faultModel(this.set);
-    this.#ownRegions = facts.regions.filter(({ kind }) => kind !== "vdso" && kind !== "stack" && kind !== "overlay");
+    this.#ownRegions = facts.regions.filter((region) => region.kind !== "vdso" && region.kind !== "overlay" && !isRead(region));
   }
 
   /** Whether enough was recorded to copy by. */

@@ -65,6 +65,11 @@ export function isMemory({ kind }: Region): boolean {
   return kind === "anon" || kind === "heap" || kind === "overlay" || kind === "base";
 }
 
+/** Whether a region's pages are read by the program that maps it, whatever the loader. */
+export function isRead({ kind }: Region): boolean {
+  return kind === "stack" || kind === "common";
+}
+
 interface OpenFile {
   readonly slot: Slot;
   readonly path: string;
@@ -190,6 +195,24 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
   }
 }
 
+/**
+ * Memory that can only be anonymous has its few pages read, not mapped: a stack that shall grow, and what is shared with children. Each clone has its own of
+ * the latter.
+ */
+function readRegion(program: ProgramBuilder, region: Region): void {
+  const [start, bytes] = [region.start, region.end - region.start];
+  if (region.kind === "stack") {
+    const flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_GROWSDOWN;
+    program.call("map the stack", SYS.mmap, [start, bytes, region.prot, flags, -1, 0]);
+    readRuns(program, region);
+    return;
+  }
+  const writable = PROT_READ | PROT_WRITE;
+  program.call("map shared memory", SYS.mmap, [start, bytes, writable, MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0]);
+  readRuns(program, region);
+  if (region.prot !== writable) program.call("protect shared memory", SYS.mprotect, [start, bytes, region.prot]);
+}
+
 /** Everything at its address, for husks that are parked. Passes: pages and task of {@link THAW_PASSES}. `more` goes behind it. */
 export function compileMemory(facts: Facts, source: PageSource, more?: (program: ProgramBuilder) => void): Program {
   const program = new ProgramBuilder();
@@ -219,13 +242,7 @@ export function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSou
     if (isMemory(region)) mapRegion(program, region, source);
   }
   program.stamp(STAMPS.regions);
-  for (const region of facts.regions) {
-    if (region.kind !== "stack") continue;
-    // A stack that shall grow must be anonymous: its few pages are read, not mapped.
-    const flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_GROWSDOWN;
-    program.call("map the stack", SYS.mmap, [region.start, region.end - region.start, region.prot, flags, -1, 0]);
-    readRuns(program, region);
-  }
+  for (const region of facts.regions) if (isRead(region)) readRegion(program, region);
   for (const [start, end] of facts.guards)
     program.call(`guard 0x${start.toString(16)}`, SYS.madvise, [start, end - start, MADV_GUARD_INSTALL]);
   const map = Buffer.alloc(104);

@@ -56,11 +56,15 @@ export function trackTouches(program: ProgramBuilder, facts: Facts, device: Slot
 
 /**
  * Spans of addresses that can be registered at once: the kernel skips what is not mapped. It refuses (EPERM) a span with a mapping that
- * could never be written: the vdso, and files mapped shared. Those few pages stay inexact. The husk's own zone is left out, too.
+ * could never be written: the vdso, and files mapped shared. Those few pages stay inexact, as do those of shared memory. The husk's own zone is left out, too.
  */
 function registerable(regions: readonly Region[]): { start: bigint; end: bigint }[] {
   const zone = { start: ABI_CONSTANTS.HUSK_ZONE_START, end: ABI_CONSTANTS.HUSK_ZONE_END, barred: true };
-  const all = regions.map(({ start, end, kind }) => ({ start, end, barred: kind === "vdso" || kind === "shared" }));
+  const all = regions.map(({ start, end, kind }) => ({
+    start,
+    end,
+    barred: kind === "vdso" || kind === "shared" || kind === "common",
+  }));
   const spans: { start: bigint; end: bigint }[] = [];
   let open = false;
   for (const { start, end, barred } of [...all, zone].sort((a, b) => (a.start < b.start ? -1 : 1))) {

@@ -25,6 +25,7 @@ const SYS_CAPSET = 126;
 const SYS_GETRANDOM = 318;
 const SYS_MMAP = 9;
 const SYS_EXECVE = 59;
+const MAP_SHARED_FIXED_ANONYMOUS = 0x31n;
 
 const SYS_DUP3 = 292;
 const RUNS = [{ address: 0x500000n, pages: 1 }];
@@ -95,6 +96,32 @@ describe("a compiled image", () => {
       const descriptors = list.findLastIndex(({ kind, nr }) => kind === ABI.OP_INSTALL || nr === SYS_DUP3);
       expect(descriptors).toBeGreaterThan(0);
       expect(descriptors).toBeLessThan(list.findIndex(({ kind }) => kind === ABI.OP_LIMIT));
+    }
+  });
+
+  it("gives each clone shared memory of its own, whose pages are read whatever the loader", () => {
+    const region = {
+      kind: "common" as const,
+      start: "0x7f0000000000",
+      end: "0x7f0000004000",
+      prot: 1,
+      slot: "0x200000",
+      runs: [1, 2],
+    };
+    for (const source of ["lazy", "eager", "paged"] as const) {
+      const list = operations(compileMemory(parsedFacts({ regions: [...sampleFacts().regions, region] }), source));
+      const at = list.findIndex(({ label }) => label === "map shared memory");
+      const [mapped, read, protect] = list.slice(at, at + 3);
+      expect(mapped?.nr).toBe(SYS_MMAP);
+      expect(mapped?.args.slice(0, 4)).toEqual([0x7f0000000000n, 0x4000n, 3n, MAP_SHARED_FIXED_ANONYMOUS]);
+      expect(read).toMatchObject({
+        label: "read common pages",
+        args: expect.arrayContaining([0x7f0000001000n, 0x2000n, 0x201000n]),
+      });
+      expect(protect).toMatchObject({
+        label: "protect shared memory",
+        args: expect.arrayContaining([0x7f0000000000n, 0x4000n, 1n]),
+      });
     }
   });
 

@@ -38,7 +38,7 @@ export function fdBase(facts: Facts): number {
 function isWritable({ regions }: Facts, start: bigint, end: bigint): boolean {
   for (let at = start; at < end; ) {
     const region = regions.find(
-      (one) => one.kind !== "shared" && (one.prot & PROT_WRITE) !== 0 && one.start <= at && at < one.end,
+      (one) => one.kind !== "shared" && one.kind !== "common" && (one.prot & PROT_WRITE) !== 0 && one.start <= at && at < one.end,
     );
     if (region === undefined) return false;
     at = region.end;

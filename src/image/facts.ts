@@ -24,8 +24,11 @@ const identity = z.object({
 });
 
 const region = z.object({
-  /** `base`: mapped from the page space of the base image, where `slot` and `runs` then lie (docs/design/base-images.md). */
-  kind: z.enum(["anon", "heap", "stack", "file", "shared", "overlay", "vdso", "base"]),
+  /**
+   * `base`: mapped from the page space of the base image, where `slot` and `runs` then lie (docs/design/base-images.md). `common`: shared with children that it
+   * forks, and known to nobody else.
+   */
+  kind: z.enum(["anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common", "base"]),
   start: hex,
   end: hex,
   prot: z.int().min(0).max(7),

@@ -6,6 +6,7 @@ export {
   compilePrefault,
   compileRuntime,
   isMemory,
+  isRead,
   isRuntimeFile,
   type PageSource,
   RESUME_PASSES,

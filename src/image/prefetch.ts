@@ -2,6 +2,7 @@
  * From the working set to bytes of files: which part of which file a start needs from disk, and in what order. Pages of the
  * image lie in its page space and its base's, all others in the files that are mapped; zero pages are holes and are never read.
  */
+import { isRead } from "./compile-memory.js";
 import { type Facts, type Region, storedRuns } from "./facts.js";
 import { forecast } from "./likelihood.js";
 import { clipRuns, type PageRun, runPages, type WorkingSet } from "./working-set.js";
@@ -58,7 +59,7 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   const often = placed(facts, set.readOften);
   const early = ({ region }: { region: Region }): boolean => set.order === "address" && isCode(region);
   const parts = [
-    placed(facts, stackRuns(facts)),
+    placed(facts, runsReadFirst(facts)),
     often.filter(early),
     placed(facts, set.written),
     often.filter((one) => !early(one)),
@@ -71,9 +72,10 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   });
 }
 
-function stackRuns(facts: Facts): PageRun[] {
+/** By the program itself. */
+function runsReadFirst(facts: Facts): PageRun[] {
   return facts.regions
-    .filter(({ kind }) => kind === "stack")
+    .filter(isRead)
     .flatMap((region) => [...storedRuns(region)].map(({ address, bytes }) => ({ address, pages: bytes / 4096 })));
 }
 

@@ -129,7 +129,7 @@ const identityArbitrary = fc.record({
 });
 const regionArbitrary = fc.record(
   {
-    kind: fc.constantFrom("anon", "heap", "stack", "file", "shared", "overlay", "vdso" as const),
+    kind: fc.constantFrom("anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common" as const),
     start: pageAddress,
     end: pageAddress,
     prot: fc.integer({ min: 0, max: 7 }),
