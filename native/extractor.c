@@ -346,7 +346,7 @@ static void write_signals(void)
 	long registered = inject(&target, &target.threads[0], 324 /* membarrier */, (uint64_t[6]){ MEMBARRIER_GET_REGISTRATIONS });
 	json_int("membarrier", registered > 0 ? registered : 0); /* EINVAL before Linux 6.3 */
 
-	uint64_t scratch = (target.threads[0].regs[19] - 4096) & ~15ULL; /* rsp, well below the red zone */
+	uint64_t scratch = (target.threads[0].regs[R_RSP] - 4096) & ~15ULL; /* well below the red zone */
 	uint64_t saved[4], answer[4];
 	snprintf(path, sizeof path, "/proc/%d/mem", target.pid);
 	int mem = open(path, O_RDWR | O_CLOEXEC);

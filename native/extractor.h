@@ -43,6 +43,8 @@ char *read_stat(pid_t pid, pid_t tid, char *text, size_t room);
 
 /* stop.c */
 #define THREADS_MAX 256
+/* Indexes into struct user_regs_struct. */
+enum { R_R12 = 3, R_RBX = 5, R_R10 = 7, R_R9, R_R8, R_RAX, R_RCX, R_RDX, R_RSI, R_RDI, R_ORIG_RAX, R_RIP, R_CS, R_RSP = 19, R_SS, R_FS_BASE };
 struct thread {
 	pid_t tid;
 	uint64_t regs[27]; /* struct user_regs_struct, system calls in progress made restartable */
@@ -78,14 +80,13 @@ bool stop_in_place(struct target *target, bool all, uint64_t *began);
 /* Pauses for a moment between two tries to stop it. False once its main thread has had seconds to come back to its read: it, or who holds a
    lock that it needs, may have to wait for a processor. `since` is 0 at first. */
 bool may_park(uint64_t *since);
-/* A thread's number in the innermost namespace, as its process sees it; -1 where that cannot be read. */
-int inner_tid(pid_t pid, pid_t thread);
-void read_rseq(struct thread *thread);
-/* Reads registers and everything that only the threads themselves know. */
-void read_threads(struct target *target);
-void write_threads(const struct target *target);
 /* Lets the process go on as if nothing had been. */
 void release_all(struct target *target);
+/* A number in /proc/PID/task/TID/status; `otherwise` where it cannot be read. */
+uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise);
+/* Has a stopped thread run one system call; several may do so at once. Its result. */
+void start_call(struct target *target, struct thread *thread, long nr, const uint64_t args[6]);
+long finish_call(struct target *target, struct thread *thread);
 /* Runs one system call in the stopped main thread. */
 long inject(struct target *target, struct thread *thread, long nr, const uint64_t args[6]);
 
@@ -97,6 +98,14 @@ struct script_call {
 	int64_t result;
 };
 void run_script(struct target *target, int mem, uint64_t page, struct script_call *calls, size_t count);
+
+/* threads.c */
+/* A thread's number in the innermost namespace, as its process sees it; -1 where that cannot be read. */
+int inner_tid(pid_t pid, pid_t thread);
+void read_rseq(struct thread *thread);
+/* Reads everything that only the threads themselves know. */
+void read_threads(struct target *target);
+void write_threads(const struct target *target);
 
 /* descriptors.c */
 void write_descriptors(const struct target *target, int image_dir);

@@ -112,7 +112,6 @@ static void touch(struct deflation *d, uint64_t address)
 
 static void keep_threads(struct deflation *d)
 {
-	enum { R_ORIG_RAX = 15, R_RDI = 14 };
 	for (int i = 0; i < d->target->thread_count; i++) {
 		struct thread *thread = &d->target->threads[i];
 		touch(d, thread->rseq);

@@ -1,5 +1,5 @@
 /*
- * Stopping a process, reading what only its threads know, and letting it go (part of the extractor).
+ * Stopping a process, running system calls in it, and letting it go (part of the extractor).
  *
  * Threads are seized, not attached: no signal is sent. PTRACE_O_EXITKILL: should the extractor die in the middle,
  * the process dies too rather than run on with foreign registers. PTRACE_O_SUSPEND_SECCOMP: the function's own filter
@@ -21,9 +21,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef PTRACE_GET_RSEQ_CONFIGURATION
-#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
-#endif
 #define PARK_MS_MAX 5000
 #define PARK_WAIT_NS 500000
 #define SEIZE_ROUNDS 64
@@ -31,11 +28,7 @@
 #define ENDING_MS_MAX 2000
 #define STOP_TICK_US 100000
 #define STOP_TICKS_MAX 20
-#define XSTATE_BYTES_MAX 32768
 
-/* Indexes into struct user_regs_struct. */
-enum { R_RAX = 10, R_RCX = 11, R_RDX = 12, R_RSI = 13, R_RDI = 14, R_ORIG_RAX = 15, R_RIP = 16, R_CS = 17, R_RSP = 19, R_SS = 20, R_FS_BASE = 21 };
-enum { R_R10 = 7, R_R9 = 8, R_R8 = 9 };
 
 /* Errors with which the kernel marks a system call to be restarted. */
 enum { E_RESTARTSYS = 512, E_RESTARTNOINTR = 513, E_RESTARTNOHAND = 514, E_RESTART_RESTARTBLOCK = 516 };
@@ -216,8 +209,7 @@ static void ran(struct thread *thread, enum __ptrace_request how)
 	}
 }
 
-/* A number in /proc/PID/task/TID/status; `otherwise` where it cannot be read. */
-static uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise)
+uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise)
 {
 	char path[64], line[256];
 	size_t length = strlen(name);
@@ -496,7 +488,7 @@ static enum __ptrace_request one_call(struct target *target)
 	return may_step(target) ? PTRACE_SINGLESTEP : PTRACE_SYSCALL;
 }
 
-static void start_call(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
+void start_call(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
 {
 	if (!target->syscall_at)
 		find_syscall(target);
@@ -521,7 +513,7 @@ static void start_call(struct target *target, struct thread *thread, long nr, co
 	run(thread->tid, one_call(target), 0);
 }
 
-static long finish_call(struct target *target, struct thread *thread)
+long finish_call(struct target *target, struct thread *thread)
 {
 	uint64_t regs[27];
 	struct iovec vector = { regs, sizeof regs };
@@ -563,7 +555,6 @@ static const uint8_t script_code[] = {
 	0x75, 0xd6,             /* jnz loop */
 	0xcc,                   /* int3 */
 };
-enum { R_R12 = 3, R_RBX = 5 };
 _Static_assert(sizeof script_code == 3 + 6 * 4 + 2 + 4 + 4 + 3 + 2 + 1 && sizeof script_code <= SCRIPT_TABLE_AT, "script");
 
 void run_script(struct target *target, int mem, uint64_t page, struct script_call *calls, size_t count)
@@ -594,190 +585,4 @@ void run_script(struct target *target, int mem, uint64_t page, struct script_cal
 	vector = (struct iovec){ thread->regs, sizeof thread->regs };
 	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
 		die("cannot put back registers: %s", strerror(errno));
-}
-
-/* ---- what only threads know ---- */
-
-/* The sandbox's own filter is in force in every husk. Others cannot be read by number, and a clone without them could do more. */
-static void refuse_filters(const struct target *target, const struct thread *thread)
-{
-	if (read_status(target->pid, thread->tid, "Seccomp_filters:", 10, 0) > 1)
-		refuse("it installed a seccomp filter of its own");
-}
-
-void read_rseq(struct thread *thread)
-{
-	struct {
-		uint64_t address;
-		uint32_t bytes, signature, flags, pad;
-	} rseq = { 0 };
-	if (ptrace((enum __ptrace_request)PTRACE_GET_RSEQ_CONFIGURATION, thread->tid, (void *)sizeof rseq, &rseq) < 0)
-		die("cannot read the rseq area: %s", strerror(errno));
-	thread->rseq = rseq.address;
-	thread->rseq_bytes = rseq.bytes;
-	thread->rseq_signature = rseq.signature;
-}
-
-static void read_thread(struct target *target, struct thread *thread)
-{
-	thread->xstate = malloc(XSTATE_BYTES_MAX);
-	struct iovec vector = { thread->xstate, XSTATE_BYTES_MAX };
-	if (!thread->xstate || ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_X86_XSTATE, &vector) != 0)
-		die("cannot read extended state: %s", strerror(errno));
-	thread->xstate_bytes = vector.iov_len;
-	read_rseq(thread);
-	if (syscall(SYS_get_robust_list, thread->tid, &thread->robust_list, &thread->robust_bytes) != 0)
-		die("cannot read a robust list: %s", strerror(errno));
-
-	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/task/%d/comm", target->pid, thread->tid);
-	FILE *comm = fopen(path, "re");
-	if (!comm || !fgets(thread->name, sizeof thread->name, comm))
-		die("cannot read a thread's name: %s", strerror(errno));
-	fclose(comm);
-	thread->name[strcspn(thread->name, "\n")] = 0;
-	refuse_filters(target, thread);
-}
-
-int inner_tid(pid_t pid, pid_t thread)
-{
-	char path[64], line[256];
-	int tid = -1;
-	snprintf(path, sizeof path, "/proc/%d/task/%d/status", pid, thread);
-	FILE *status = fopen(path, "re");
-	while (status && tid < 0 && fgets(line, sizeof line, status))
-		if (strncmp(line, "NSpid:", 6) == 0)
-			tid = atoi(strrchr(line, '\t') + 1);
-	if (status)
-		fclose(status);
-	return tid;
-}
-
-/*
- * Where the C library keeps the number of a thread: the main one's is another one in each clone. In glibc a field of the thread's descriptor, which up to 2.42
- * is also what the kernel clears at its end; since 2.43 that is another one, with states of its own. 0: nowhere that is known.
- */
-static uint64_t find_tid_word(int mem, const struct thread *thread)
-{
-	const uint64_t descriptor = thread->regs[R_FS_BASE];
-	const uint64_t places[] = { descriptor + 0x2d0 /* glibc */, thread->tid_address, descriptor + 0x30 /* musl */ };
-	for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-		int word;
-		if (pread(mem, &word, sizeof word, (off_t)places[i]) == sizeof word && word == thread->number)
-			return places[i];
-	}
-	return 0;
-}
-
-#define FUTEX_FLAGS 0x180 /* FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME */
-enum { FUTEX_WAIT_ = 0, FUTEX_WAIT_BITSET_ = 9 };
-
-/*
- * Whether it waits without a time limit for events, or for a futex that nobody has changed yet: who changed it may not have come to wake it, and a clone's
- * thread would not wait again, but go on.
- */
-static bool sleeps(int mem, const struct thread *thread)
-{
-	const uint64_t *regs = thread->regs;
-	if (!thread->restarts)
-		return false;
-	if (regs[R_RAX] == SYS_epoll_wait || regs[R_RAX] == SYS_epoll_pwait)
-		return (int32_t)regs[R_R10] < 0;
-	uint64_t how = regs[R_RSI] & ~(uint64_t)FUTEX_FLAGS;
-	if (regs[R_RAX] != SYS_futex || regs[R_R10] != 0 || (how != FUTEX_WAIT_ && how != FUTEX_WAIT_BITSET_))
-		return false;
-	uint32_t word;
-	return pread(mem, &word, sizeof word, (off_t)regs[R_RDI]) == sizeof word && word == (uint32_t)regs[R_RDX];
-}
-
-/* Asks as many threads at once, each of which answers at a place of its own below the main thread's stack. */
-#define ASKED_AT_ONCE 64
-#define ANSWER_WORDS 4
-
-static void ask_threads(struct target *target, int mem, int first, int count)
-{
-	uint64_t saved[ASKED_AT_ONCE * ANSWER_WORDS], answers[ASKED_AT_ONCE * ANSWER_WORDS];
-	size_t bytes = (size_t)count * ANSWER_WORDS * sizeof *saved;
-	uint64_t scratch = (target->threads[0].regs[R_RSP] - 4096 - bytes) & ~15ULL;
-	struct thread *threads = &target->threads[first];
-	if (pread(mem, saved, bytes, (off_t)scratch) != (ssize_t)bytes)
-		die("cannot read the stack of the process: %s", strerror(errno));
-	for (int question = 0; question < 2; question++) {
-		long failed = 0;
-		for (int i = 0; i < count; i++) {
-			uint64_t at = scratch + (uint64_t)i * ANSWER_WORDS * sizeof *saved;
-			if (question == 0)
-				start_call(target, &threads[i], SYS_prctl, (uint64_t[6]){ 40 /* PR_GET_TID_ADDRESS */, at, 0, 0, 0, 0 });
-			else
-				start_call(target, &threads[i], SYS_sigaltstack, (uint64_t[6]){ 0, at, 0, 0, 0, 0 });
-		}
-		for (int i = 0; i < count; i++) {
-			long result = finish_call(target, &threads[i]);
-			failed = result < 0 ? result : failed;
-		}
-		if (failed == 0 && pread(mem, answers, bytes, (off_t)scratch) != (ssize_t)bytes)
-			failed = -errno;
-		if (failed < 0 && question == 0)
-			die("cannot read a thread's id address: %s (a kernel without CONFIG_CHECKPOINT_RESTORE?)", strerror((int)-failed));
-		if (failed < 0)
-			die("cannot read a signal stack: %s", strerror((int)-failed));
-		for (int i = 0; i < count; i++) {
-			if (question == 0)
-				threads[i].tid_address = answers[i * ANSWER_WORDS];
-			else
-				memcpy(threads[i].altstack, &answers[i * ANSWER_WORDS], sizeof threads[i].altstack);
-		}
-	}
-	if (pwrite(mem, saved, bytes, (off_t)scratch) != (ssize_t)bytes)
-		die("cannot put back the stack of the process: %s", strerror(errno));
-}
-
-void read_threads(struct target *target)
-{
-	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);
-	int mem = open(path, O_RDWR | O_CLOEXEC);
-	if (mem < 0)
-		die("cannot open the memory of the process: %s", strerror(errno));
-	for (int i = 0; i < target->thread_count; i++)
-		read_thread(target, &target->threads[i]);
-	for (int i = 0; i < target->thread_count; i += ASKED_AT_ONCE)
-		ask_threads(target, mem, i, target->thread_count - i < ASKED_AT_ONCE ? target->thread_count - i : ASKED_AT_ONCE);
-	for (int i = 0; i < target->thread_count; i++) {
-		struct thread *thread = &target->threads[i];
-		thread->number = inner_tid(target->pid, thread->tid);
-		if (thread->number < 0)
-			die("cannot read a thread's number: %s", strerror(errno));
-		thread->tid_word = find_tid_word(mem, thread);
-		thread->sleeps = sleeps(mem, thread);
-	}
-	close(mem);
-}
-
-void write_threads(const struct target *target)
-{
-	json_open("threads", '[');
-	for (int i = 0; i < target->thread_count; i++) {
-		const struct thread *thread = &target->threads[i];
-		json_open(NULL, '{');
-		json_int("number", thread->number);
-		json_string("name", thread->name);
-		json_bool("sleeps", thread->sleeps);
-		json_bytes("regs", thread->regs, sizeof thread->regs);
-		json_bytes("xstate", thread->xstate, thread->xstate_bytes);
-		json_hex("sigmask", thread->sigmask);
-		json_open("altstack", '[');
-		for (int j = 0; j < 3; j++)
-			json_hex(NULL, thread->altstack[j]);
-		json_close(']');
-		json_hex("robustList", thread->robust_list);
-		json_hex("robustBytes", thread->robust_bytes);
-		json_hex("rseq", thread->rseq);
-		json_int("rseqBytes", (int64_t)thread->rseq_bytes);
-		json_int("rseqSignature", (int64_t)thread->rseq_signature);
-		json_hex("tidAddress", thread->tid_address);
-		json_hex("tidWord", thread->tid_word);
-		json_close('}');
-	}
-	json_close(']');
 }
