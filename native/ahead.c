@@ -17,6 +17,7 @@
 #include "track.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -195,6 +196,9 @@ uint64_t ahead_round(struct ahead *ahead)
 	if (ahead->piece_count > ahead->sorted)
 		qsort(ahead->pieces, ahead->piece_count, sizeof *ahead->pieces, by_start);
 	ahead->sorted = ahead->piece_count;
+	for (size_t i = 1; i < ahead->piece_count; i++)
+		if (ahead->pieces[i - 1].end > ahead->pieces[i].start)
+			die("bug: memory at 0x%" PRIx64 " was copied to two places", ahead->pieces[i].start);
 	bound_copies(ahead);
 	ahead->rounds++;
 	ahead->bytes += ahead->round_bytes;

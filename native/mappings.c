@@ -171,6 +171,14 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 			const char *name = line + name_at;
 			if (passed_over(&vma, name))
 				continue;
+			/* One that grows between two reads of the file is told again, from its beginning. */
+			uint64_t told = count ? vmas[count - 1].end : 0;
+			if (vma.end <= told)
+				continue;
+			if (vma.start < told) {
+				vma.offset += told - vma.start;
+				vma.start = told;
+			}
 			if (count == VMAS_MAX)
 				refuse("it has more than %d mappings", VMAS_MAX);
 			vmas = grow(vmas, count, &room, sizeof *vmas);

@@ -68,6 +68,18 @@ describe("a process that is stopped", () => {
     });
   });
 
+  it("is copied to one place though its heap grows while the kernel tells of it", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.grow_and_shrink");
+      for (let round = 0; round < 50; round++) {
+        const image = await one.freeze({ then: "continue", hygiene: false });
+        await world.engine.removeImage(image);
+        expect(await one.hibernate()).toMatchObject({ cancelled: false });
+      }
+      await call(one, "moving.end");
+    });
+  });
+
   it("is frozen though megabytes go away while they are copied", async () => {
     await withPython(async (one) => {
       await call(one, "moving.hold", "held");
