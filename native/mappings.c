@@ -127,6 +127,18 @@ static bool has_descriptor(pid_t pid, const struct vma *vma)
 	return found;
 }
 
+/* Whether one of the mappings before leads to the shared memory to which this one leads, too. */
+static bool maps_twice(const struct vma *before, size_t count, const struct vma *vma)
+{
+	for (size_t i = 0; i < count && vma->inode != 0; i++) {
+		const struct vma *other = &before[i];
+		if ((vma->kind == COMMON || other->kind == COMMON) && other->inode == vma->inode && other->major == vma->major &&
+		    other->minor == vma->minor)
+			return true;
+	}
+	return false;
+}
+
 /* Shared memory of which nobody else can know: it has no name any more, no descriptor, and no other mapping among those before. */
 static void refuse_unless_alone(pid_t pid, const struct vma *before, size_t count, const struct vma *vma)
 {
@@ -134,16 +146,17 @@ static void refuse_unless_alone(pid_t pid, const struct vma *before, size_t coun
 	const char *deleted = " (deleted)", *why = NULL;
 	uint64_t bytes = vma->end - vma->start;
 	bool nameless = end > strlen(deleted) && strcmp(vma->path + end - strlen(deleted), deleted) == 0;
-	if (!nameless || (strncmp(vma->path, "/dev/zero", 9) != 0 && strncmp(vma->path, "/dev/shm/", 9) != 0))
+	if (maps_twice(before, count, vma))
+		why = "which it maps twice";
+	else if (vma->kind != COMMON)
+		return;
+	else if (!nameless || (strncmp(vma->path, "/dev/zero", 9) != 0 && strncmp(vma->path, "/dev/shm/", 9) != 0))
 		why = "which others can open";
 	else if (has_descriptor(pid, vma))
 		why = "which it has a descriptor of";
-	for (size_t i = 0; i < count; i++) {
+	for (size_t i = 0; i < count && !why; i++)
 		if (before[i].kind == COMMON)
 			bytes += before[i].end - before[i].start;
-		if (!why && before[i].shared && before[i].inode == vma->inode && before[i].major == vma->major && before[i].minor == vma->minor)
-			why = "which it maps twice";
-	}
 	if (!why && bytes > COMMON_BYTES_MAX)
 		why = "more than 16 MiB of it";
 	if (why)
@@ -162,6 +175,7 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 	if (!file)
 		die("cannot read %s: %s", path, strerror(errno));
 	struct vma *vmas = NULL, *current = NULL;
+	bool any_common = false;
 	while (getline(&line, &line_room, file) > 0) {
 		struct vma vma;
 		int name_at;
@@ -203,10 +217,11 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
 			if (flags < VMAS_REFUSING)
 				continue;
-			if (current->shared && (writable_ever || current->inode == 0)) {
-				refuse_unless_alone(pid, vmas, count - 1, current);
+			if (current->shared && (writable_ever || current->inode == 0))
 				current->kind = COMMON;
-			}
+			any_common |= current->kind == COMMON;
+			if (any_common)
+				refuse_unless_alone(pid, vmas, count - 1, current);
 			if (strstr(line, " pf") || strstr(line, " io"))
 				if (current->kind != VDSO)
 					refuse("it maps a device (%s)", current->path);

@@ -21,6 +21,7 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["node", "tmp", /^\/tmp\/huge: more than 64 MiB of temporary files$/],
   ["python", "shared_file", /^it maps shared, writable memory \(\/tmp\/shared, 8 KiB\), which others can open$/],
   ["python", "shared_twice", /^it maps shared, writable memory \(\/dev\/zero \(deleted\), 64 KiB\), which it maps twice$/],
+  ["python", "shared_read", /^it maps shared, writable memory \(\/dev\/shm\/read \(deleted\), 8 KiB\), which it maps twice$/],
   ["python", "shared_large", /^it maps shared, writable memory \(\/dev\/zero \(deleted\), 17408 KiB\), more than 16 MiB of it$/],
   ["python", "shared_memfd", /^it maps shared, writable memory \(\/memfd:shared \(deleted\), 8 KiB\), which others can open$/],
   [
