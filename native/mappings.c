@@ -127,13 +127,14 @@ static bool has_descriptor(pid_t pid, const struct vma *vma)
 	return found;
 }
 
-/* Whether one of the mappings before leads to the shared memory to which this one leads, too. */
+/* Whether one of the mappings before leads to pages of shared memory to which this one leads, too. Parts of one mapping, as mprotect(2) makes them, do not. */
 static bool maps_twice(const struct vma *before, size_t count, const struct vma *vma)
 {
 	for (size_t i = 0; i < count && vma->inode != 0; i++) {
 		const struct vma *other = &before[i];
 		if ((vma->kind == COMMON || other->kind == COMMON) && other->inode == vma->inode && other->major == vma->major &&
-		    other->minor == vma->minor)
+		    other->minor == vma->minor && vma->offset < other->offset + (other->end - other->start) &&
+		    other->offset < vma->offset + (vma->end - vma->start))
 			return true;
 	}
 	return false;

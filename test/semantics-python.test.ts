@@ -212,6 +212,19 @@ describe("threads", () => {
     }
   });
 
+  it("keep the protections of parts of such memory, and a hole in it", async () => {
+    const one = await world.boot("python");
+    const seen = [
+      [0, "rw-s"],
+      [1, "r--s"],
+      [3, "rw-s"],
+      [4, "---s"],
+    ];
+    expect(await call(one, "memory.hold_parts")).toEqual([seen, [2, 2, 4, 5]]);
+    const image = await one.freeze({ then: "end" });
+    await clones(image, async (clone) => expect(await call(clone, "memory.use_parts")).toEqual([seen, [3, 2, 4, 5]]));
+  });
+
   it("start child processes, before and after", async () => {
     const image = await world.imageAfter("python", "threads.children");
     await clones(image, async (one) => {
