@@ -286,9 +286,10 @@ function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
     program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
 }
 
-/** Threads to be made ahead, so that an image's find those with their numbers; what nobody needs ends. */
+/** Threads to be made ahead, so that an image's find those with their numbers; what nobody needs ends, so none are made for numbers that are out of reach. */
 export function sparesFor({ threads }: Facts): number {
-  return Math.min(ABI_CONSTANTS.HUSK_SPARES_MAX, Math.max(1, ...threads.slice(1).map((thread) => thread.number)) - 1);
+  const numbers = threads.slice(1).map(({ number }) => number);
+  return Math.max(1, ...numbers.filter((number) => number <= ABI_CONSTANTS.HUSK_SPARES_MAX + 1)) - 1;
 }
 
 /** For pooled husks: the working set, or a part of it, is copied and mapped ahead, and threads are made. */

@@ -82,7 +82,9 @@ describe("a compiled image", () => {
       );
       expect(numbers).toEqual([3, 7, 40, 0].slice(0, count));
     }
-    expect(sparesFor(mixed)).toBe(16);
+    expect(sparesFor(mixed)).toBe(6);
+    expect(sparesFor(parsedFacts({ threads: [main, { ...other, number: 17 }] }))).toBe(16);
+    expect(sparesFor(parsedFacts({ threads: [main, { ...other, number: 18 }, { ...other, number: 4400 }] }))).toBe(0);
     expect(sparesFor(parsedFacts({ threads: [main, { ...other, number: 5 }, { ...other, number: 3 }] }))).toBe(4);
     expect(sparesFor(parsedFacts({ threads: [{ ...main, number: 4711 }] }))).toBe(0);
   });
