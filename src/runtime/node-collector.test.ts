@@ -68,6 +68,21 @@ describe("a collection", () => {
     expect(output).toBe("DONE");
   });
 
+  it("does not wait for itself in a clone, whose process has another number than Node says", () => {
+    const output = traced(
+      `const fs = require("node:fs");
+       const own = "/proc/self/task/" + process.pid + "/";
+       const { readFileSync } = fs;
+       let seen = 0;
+       let itself = 0;
+       fs.readFileSync = (path, ...more) => { seen += 1; if (String(path).startsWith(own)) itself += 1; return readFileSync(path, ...more); };
+       Object.defineProperty(process, "pid", { value: process.pid - 1 });
+       const { collectGarbage } = require(${JSON.stringify(`${SOURCE_DIR}node/collector.cjs`)});
+       collectGarbage(3, () => process.stdout.write([seen > 0, itself].join(), () => process.exit()));`,
+    );
+    expect(output).toBe("true,0");
+  });
+
   it("leaves no other one begun behind it", () => {
     const output = traced(
       `const { collectGarbage } = require(${JSON.stringify(`${SOURCE_DIR}node/collector.cjs`)});

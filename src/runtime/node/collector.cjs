@@ -28,7 +28,7 @@
  * Each collection also ages code, and the sixth takes the bytecode of what did not run in between: an image is collected three times
  * for each generation, which says nothing about use. So nothing ages meanwhile.
  */
-const { readFileSync, readdirSync } = require("node:fs");
+const { readFileSync, readdirSync, readlinkSync } = require("node:fs");
 const { GCProfiler, getHeapCodeStatistics, setFlagsFromString } = require("node:v8");
 const { runInNewContext } = require("node:vm");
 
@@ -112,9 +112,10 @@ function works(task) {
 /** Lets V8's threads come to an end with what they took; which those are nobody tells, so it waits for all. */
 function leaveToThreads() {
   const endMs = now() + OTHERS_MS_MAX;
-  const own = String(process.pid);
-  const others = () => readdirSync("/proc/self/task").filter((task) => task !== own);
   try {
+    // Not `process.pid`: a clone that had no request yet has its image's.
+    const own = readlinkSync("/proc/self");
+    const others = () => readdirSync("/proc/self/task").filter((task) => task !== own);
     while (now() < endMs && others().some(works)) waitFor(never, 0, 0, 1);
   } catch {
     // a function that may not read /proc
