@@ -57,6 +57,9 @@ const now = performance.now.bind(performance);
 const { wait: waitFor } = Atomics;
 const never = new Int32Array(new SharedArrayBuffer(4));
 
+/** Whether a thread was waited for in vain in this collection: further rounds would wait as long for it, and requests for them. */
+let restless = false;
+
 let collect;
 let profiler;
 let onCollected = null;
@@ -111,12 +114,17 @@ function works(task) {
 
 /** Lets V8's threads come to an end with what they took; which those are nobody tells, so it waits for all. */
 function leaveToThreads() {
+  if (restless) return;
   const endMs = now() + OTHERS_MS_MAX;
   try {
     // Not `process.pid`: a clone that had no request yet has its image's.
     const own = readlinkSync("/proc/self");
     const others = () => readdirSync("/proc/self/task").filter((task) => task !== own);
-    while (now() < endMs && others().some(works)) waitFor(never, 0, 0, 1);
+    while (others().some(works)) {
+      restless = now() >= endMs;
+      if (restless) return;
+      waitFor(never, 0, 0, 1);
+    }
   } catch {
     // a function that may not read /proc
   }
@@ -201,6 +209,7 @@ function finishSweeping() {
 function collectGarbage(rounds, done) {
   collect ??= withFlag("expose-gc", () => runInNewContext("gc"));
   setFlagsFromString("--no-flush-bytecode");
+  restless = false;
   startProfiler();
   const next = (left) => {
     if (left > 0) {
