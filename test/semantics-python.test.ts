@@ -165,6 +165,19 @@ describe("threads", () => {
     },
   );
 
+  it("keep their numbers also when the first of them makes more at once", async () => {
+    const instance = await world.boot("python");
+    const numbers = await call<number[]>(instance, "threads.churn", 24);
+    const image = await instance.freeze();
+    await call(instance, "threads.end_churn");
+    await instance.dispose();
+    await clones(image, async (one) => expect(await call(one, "threads.end_churn")).toEqual([numbers, true]));
+    for (let i = 0; i < 4; i++)
+      await world.thawed(image, async (one) => expect(await call(one, "threads.end_churn")).toEqual([numbers, true]), {
+        husk: "fresh",
+      });
+  });
+
   it("leave an event loop with its tasks, which goes on", async () => {
     const image = await world.imageAfter("python", "threads.start_loop");
     await clones(image, async (one) => {

@@ -179,7 +179,7 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
     program.stamp(STAMPS.prefetch);
   }
   equip(program, facts, inputs.contents, { control: passed(THAW_PASSES.control), log: passed(THAW_PASSES.log) });
-  startThreads(program, facts, false);
+  startThreads(program, facts);
   program.releaseThreads(true);
   resume(program, facts);
   return program.build();
@@ -189,7 +189,7 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
 export function compileEquip(facts: Facts, contents: Buffer): Program {
   const program = new ProgramBuilder();
   equip(program, facts, contents, undefined);
-  startThreads(program, facts, true);
+  startThreads(program, facts);
   program.releaseThreads(false);
   return program.build();
 }
@@ -223,15 +223,15 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
   program.stamp(STAMPS.process);
 }
 
-/** @param ahead of the resume: those that would run code of the function wait for it */
-function startThreads(program: ProgramBuilder, facts: Facts, ahead: boolean): void {
+/** Those that would run code of the function wait until they are released: what they make, threads and children, must not take numbers that others have to get. */
+function startThreads(program: ProgramBuilder, facts: Facts): void {
   // The main thread renews what must be unique with its first request; the others do not wait for it.
   for (const [at, bytes] of facts.seeds)
     program.call(`seed 0x${at.toString(16)}`, SYS.getrandom, [at, bytes, 0], { expect: bytes });
   // In this order most get their numbers without asking for them.
   for (const thread of facts.threads.slice(1).sort((a, b) => a.number - b.number)) {
     const state = threadState(program, thread, thread.number, facts.frame);
-    program.thread(`thread ${thread.name}`, state, ahead && !thread.sleeps);
+    program.thread(`thread ${thread.name}`, state, !thread.sleeps);
   }
   program.stamp(STAMPS.threads);
 }
