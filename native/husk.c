@@ -224,8 +224,6 @@ static void clear_address_space(void)
 static void set_thread_facts(const struct thread_state *state)
 {
 	int32_t number = (int32_t)raw(__NR_set_tid_address, state->tid_address);
-	if (state->number != 0 && state->number != (uint64_t)number)
-		give_up(-EEXIST_, 0);
 	if (state->tid_word)
 		*(volatile int32_t *)state->tid_word = number;
 	raw(__NR_arch_prctl, ARCH_SET_FS_, state->fs_base);
@@ -372,7 +370,9 @@ static long make_thread(const struct thread_state *state, bool waits)
 		return 0;
 	}
 	long result = state->number == (uint64_t)last_number + 1 ? 0 : ask_for_number(state->number);
-	return failed(result) ? result : start_thread(waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
+	if (!failed(result))
+		result = start_thread(waits ? (void (*)(void))waiting_thread_main : (void (*)(void))thread_main, state);
+	return failed(result) || (uint64_t)result == state->number ? result : -EEXIST_;
 }
 
 /* struct stat of x86-64, the fields that identify a file. */

@@ -3,9 +3,11 @@
  * has four beats: set up state, freeze, thaw, see that it goes on. Steps are functions of test/fixtures/python.
  */
 import { createHash } from "node:crypto";
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
+import { decodeRawManifest, encodeManifest, imageFiles } from "../src/image/index.js";
 import { openFromTheFuture } from "./support/clock.js";
 import { call, hostPid, useWorld } from "./support/world.js";
 
@@ -176,6 +178,20 @@ describe("threads", () => {
       await world.thawed(image, async (one) => expect(await call(one, "threads.end_churn")).toEqual([numbers, true]), {
         husk: "fresh",
       });
+  });
+
+  it("end a start in which they cannot have their numbers, and that is told of them", async () => {
+    const image = await world.imageAfter("python", ["threads.hold_locks", 0]);
+    const dir = `${image.dir}-twice`;
+    renameSync(image.dir, dir);
+    const { manifest: path } = imageFiles(dir);
+    const manifest = decodeRawManifest(readFileSync(path), path);
+    const [, first, second] = manifest.facts.threads;
+    if (first === undefined || second === undefined) throw new Error("it has no threads");
+    second.number = first.number;
+    writeFileSync(path, encodeManifest(manifest));
+    const twice = await world.engine.openImage(dir);
+    await expect(world.engine.thaw(twice, { husk: "fresh" })).rejects.toThrow(/«thread .*EEXIST/);
   });
 
   it("leave an event loop with its tasks, which goes on", async () => {
