@@ -127,42 +127,45 @@ static bool has_descriptor(pid_t pid, const struct vma *vma)
 	return found;
 }
 
-/* Whether one of the mappings before leads to pages of shared memory to which this one leads, too. Parts of one mapping, as mprotect(2) makes them, do not. */
-static bool maps_twice(const struct vma *before, size_t count, const struct vma *vma)
+/* Whether another mapping leads to pages of shared memory to which this one leads, too. Parts of one mapping, as mprotect(2) makes them, do not. */
+static bool maps_twice(const struct vma *vmas, size_t count, const struct vma *vma)
 {
-	for (size_t i = 0; i < count && vma->inode != 0; i++) {
-		const struct vma *other = &before[i];
-		if ((vma->kind == COMMON || other->kind == COMMON) && other->inode == vma->inode && other->major == vma->major &&
-		    other->minor == vma->minor && vma->offset < other->offset + (other->end - other->start) &&
-		    other->offset < vma->offset + (vma->end - vma->start))
+	for (const struct vma *other = vmas; other < vmas + count; other++)
+		if (other != vma && other->inode == vma->inode && other->major == vma->major && other->minor == vma->minor &&
+		    vma->offset < other->offset + (other->end - other->start) && other->offset < vma->offset + (vma->end - vma->start))
 			return true;
-	}
 	return false;
 }
 
-/* Shared memory of which nobody else can know: it has no name any more, no descriptor, and no other mapping among those before. */
-static void refuse_unless_alone(pid_t pid, const struct vma *before, size_t count, const struct vma *vma)
+static bool nameless(const struct vma *vma)
 {
-	const size_t end = strlen(vma->path);
-	const char *deleted = " (deleted)", *why = NULL;
-	uint64_t bytes = vma->end - vma->start;
-	bool nameless = end > strlen(deleted) && strcmp(vma->path + end - strlen(deleted), deleted) == 0;
-	if (maps_twice(before, count, vma))
-		why = "which it maps twice";
-	else if (vma->kind != COMMON)
-		return;
-	else if (!nameless || (strncmp(vma->path, "/dev/zero", 9) != 0 && strncmp(vma->path, "/dev/shm/", 9) != 0))
-		why = "which others can open";
-	else if (has_descriptor(pid, vma))
-		why = "which it has a descriptor of";
-	for (size_t i = 0; i < count && !why; i++)
-		if (before[i].kind == COMMON)
-			bytes += before[i].end - before[i].start;
-	if (!why && bytes > COMMON_BYTES_MAX)
-		why = "more than 16 MiB of it";
-	if (why)
-		refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB), %s", vma->path[0] ? vma->path : "anonymous",
-		       (vma->end - vma->start) / 1024, why);
+	static const char deleted[] = " (deleted)";
+	size_t end = strlen(vma->path), length = sizeof deleted - 1;
+	return end > length && strcmp(vma->path + end - length, deleted) == 0 &&
+	       (strncmp(vma->path, "/dev/zero", 9) == 0 || strncmp(vma->path, "/dev/shm/", 9) == 0);
+}
+
+/* Shared memory that anything but one mapping leads to: a name, a descriptor, another mapping. */
+static void refuse_reachable(pid_t pid, const struct vma *vmas, size_t count)
+{
+	uint64_t bytes = 0;
+	for (const struct vma *vma = vmas; vma < vmas + count; vma++) {
+		if (vma->kind != COMMON)
+			continue;
+		const char *why = NULL;
+		bytes += vma->end - vma->start;
+		if (maps_twice(vmas, count, vma))
+			why = "which it maps twice";
+		else if (!nameless(vma))
+			why = "which others can open";
+		else if (has_descriptor(pid, vma))
+			why = "which it has a descriptor of";
+		else if (bytes > COMMON_BYTES_MAX)
+			why = "more than 16 MiB of it";
+		if (why)
+			refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB), %s", vma->path[0] ? vma->path : "anonymous",
+			       (vma->end - vma->start) / 1024, why);
+	}
 }
 
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
@@ -176,7 +179,6 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 	if (!file)
 		die("cannot read %s: %s", path, strerror(errno));
 	struct vma *vmas = NULL, *current = NULL;
-	bool any_common = false;
 	while (getline(&line, &line_room, file) > 0) {
 		struct vma vma;
 		int name_at;
@@ -220,9 +222,6 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 				continue;
 			if (current->shared && (writable_ever || current->inode == 0))
 				current->kind = COMMON;
-			any_common |= current->kind == COMMON;
-			if (any_common)
-				refuse_unless_alone(pid, vmas, count - 1, current);
 			if (strstr(line, " pf") || strstr(line, " io"))
 				if (current->kind != VDSO)
 					refuse("it maps a device (%s)", current->path);
@@ -238,6 +237,7 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 	}
 	fclose(file);
 	free(line);
+	refuse_reachable(pid, vmas, count);
 	*list = vmas;
 	return count;
 }
