@@ -51,14 +51,15 @@ async function open(root: string, options: Partial<PlatformOptions>, engineOptio
   };
 }
 
-/** A package. Values are contents, or `[contents, {os, attrs}]` for permission bits and links. */
+/** A package, whose bytes depend on nothing else. Values are contents, or `[contents, {os, attrs}]` for permission bits and links. */
 export function zipOf(files: Readonly<Record<string, string | [string, { os: number; attrs: number }]>> = HELLO): Uint8Array {
   const encoder = new TextEncoder();
   const zippable: Zippable = {};
   for (const [path, content] of Object.entries(files)) {
     zippable[path] = typeof content === "string" ? encoder.encode(content) : [encoder.encode(content[0]), content[1]];
   }
-  return zipSync(zippable);
+  // Two packages of the same files are the same package, even if the clock of zip (2 s) went on between them.
+  return zipSync(zippable, { mtime: new Date(1980, 0, 1) });
 }
 
 /** Attributes of a symbolic link made on Unix. */
