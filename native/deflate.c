@@ -1,7 +1,7 @@
 /*
  * Hibernation: the memory of a process goes to a file, the process stays (part of the extractor).
  *
- *   extractor deflate PID CONTROL_FD [kept=OFFSET,BYTES,…] 3<>SWAP    SWAP: an unlinked file that belongs to this process alone
+ *   extractor deflate PID CONTROL_FD [kept=OFFSET,BYTES,…] [unused=NAME]… 3<>SWAP    SWAP: an unlinked file that belongs to this process alone
  *
  * Theory of operation. Private pages are written to the file, then private mappings of the file take the place of the memory, and
  * clean pages of other files are dropped (Hibernate Container, 2023, §3.2). Page tables go with the pages; kernel objects stay.
@@ -25,6 +25,8 @@
  *
  * `kept`: parts of the file, in order, whose private pages are written like all others, and stay where they are. Every request writes
  * them again, and a page that is there spares it a fault, a copy, and on a cold disk a read.
+ *
+ * `unused`: the name of a library that has jemalloc in it and, as the runtime says, has never allocated by it: no reason to refuse.
  */
 #include "deflate.h"
 #include <errno.h>
@@ -361,8 +363,11 @@ int deflate(struct target *target, int argc, char **argv)
 	sigaction(SIGTERM, &(struct sigaction){ .sa_handler = on_term }, NULL);
 	target->pid = atoi(argv[2]);
 	target->control_fd = atoi(argv[3]);
-	if (argc > 4 && strncmp(argv[4], "kept=", 5) == 0)
-		read_kept(&d, argv[4] + 5);
+	for (int i = 4; i < argc; i++)
+		if (strncmp(argv[i], "kept=", 5) == 0)
+			read_kept(&d, argv[i] + 5);
+		else if (strncmp(argv[i], "unused=", 7) == 0 && d.unused_count < UNUSED_MAX)
+			d.unused[d.unused_count++] = argv[i] + 7;
 	if (fstat(SWAP_FD, &d.swap) != 0)
 		die("descriptor %d is no file: %s", SWAP_FD, strerror(errno));
 	d.file_bytes = (uint64_t)d.swap.st_size;

@@ -7,6 +7,7 @@
 #define CELL_BYTES (4ULL << 30)
 #define CELLS_MAX (PAGE_SPACE_BYTES_MAX / CELL_BYTES)
 #define KEPT_MAX 512
+#define UNUSED_MAX 16
 
 struct range {
 	uint64_t start, end;
@@ -49,6 +50,8 @@ struct deflation {
 	uint64_t stopped_ns;
 	struct range kept[KEPT_MAX]; /* offsets */
 	size_t kept_count;
+	const char *unused[UNUSED_MAX]; /* names of libraries whose jemalloc has given out nothing, as the runtime says */
+	int unused_count;
 	struct range *held; /* addresses of what is kept */
 	size_t held_count, held_room;
 	/* while one mapping is scanned */

@@ -648,7 +648,7 @@ static int freeze(int argc, char **argv)
 	store_tmp();
 	dump_store(dump, dir, &stored_pages, &anonymous_pages);
 	dump_write_regions(dump);
-	dump_write_allocator(dump, target.pid);
+	dump_write_allocators(dump, target.pid);
 	json_open("notes", '[');
 	for (int i = 0; i < note_count; i++)
 		json_string(NULL, notes[i]);
@@ -678,7 +678,7 @@ int main(int argc, char **argv)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (argc > 1 && strcmp(argv[1], "freeze") == 0)
 		return freeze(argc, argv);
-	if ((argc == 4 || argc == 5) && strcmp(argv[1], "deflate") == 0)
+	if (argc >= 4 && strcmp(argv[1], "deflate") == 0)
 		return deflate(&target, argc, argv);
 	if (argc == 3 && strcmp(argv[1], "verify") == 0)
 		return verify_pages(argv[2]);

@@ -130,8 +130,8 @@ struct dump *dump_prepare(const struct target *target, const struct sources *sou
 struct ahead;
 void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahead);
 uint64_t dump_stopped_bytes(const struct dump *dump);
-/* Which of the mapped files has an allocator that cannot live on file mappings, if one has. */
-void dump_write_allocator(const struct dump *dump, pid_t pid);
+/* Which of the mapped files have an allocator that cannot live on file mappings. */
+void dump_write_allocators(const struct dump *dump, pid_t pid);
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages);
 void dump_write_regions(const struct dump *dump);
 int verify_pages(const char *path);

@@ -347,11 +347,10 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 	close(mem);
 }
 
-void dump_write_allocator(const struct dump *dump, pid_t pid)
+void dump_write_allocators(const struct dump *dump, pid_t pid)
 {
-	const char *path = allocator_that_trusts_zeros(pid, dump->vmas, dump->vma_count);
-	if (!path)
-		return;
-	json_path("trustsZeros", path);
-	note("its allocator (jemalloc, in %s) relies on zeros where memory was given back: it is always loaded eagerly", path);
+	json_open("trustZeros", '[');
+	for (size_t i = 0; (i = next_allocator_that_trusts_zeros(pid, dump->vmas, dump->vma_count, i)) < dump->vma_count; i++)
+		json_path(NULL, dump->vmas[i].path);
+	json_close(']');
 }

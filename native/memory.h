@@ -55,9 +55,9 @@ uint64_t guard_category(int pagemap);
 /* What a page that must be readable and is not (errno) means for the process. */
 _Noreturn void unreadable(uint64_t address);
 bool is_zero(const uint8_t *page);
-/* The path of a mapped file with an allocator (jemalloc) that relies on zeros where memory was given back; NULL: none. A private
-   mapping of a file gives the file's bytes back. */
-const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count);
+/* The next mapping, from this one on, of a file with an allocator (jemalloc) that relies on zeros where memory was given back; `count`: none.
+   A private mapping of a file gives the file's bytes back. */
+size_t next_allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count, size_t from);
 /* Room for one more item in a list that doubles. */
 void *grow(void *list, size_t count, size_t *room, size_t item);
 /* Whether private pages of this mapping are the image's memory, not an overlay of a file. */

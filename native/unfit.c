@@ -83,9 +83,10 @@ static bool holds_jemalloc(const char *path)
 	return found;
 }
 
-const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count)
+size_t next_allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count, size_t from)
 {
-	for (size_t i = 0; i < count; i++) {
+	size_t i = from;
+	for (; i < count; i++) {
 		const struct vma *vma = &vmas[i];
 		char path[96];
 		if (vma->kind != FILE_PRIVATE || !(vma->prot & 4) || vma->path[0] != '/' || strstr(vma->path, " (deleted)"))
@@ -93,9 +94,18 @@ const char *allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_
 		const char *slash = strrchr(vma->path, '/');
 		snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
 		if (strncmp(slash + 1, "libjemalloc", 11) == 0 || holds_jemalloc(path))
-			return vma->path;
+			break;
 	}
-	return NULL;
+	return i;
+}
+
+/* Whether the runtime says that the library has one that has given out nothing so far. */
+static bool is_unused(const struct deflation *d, const char *path)
+{
+	for (int i = 0; i < d->unused_count; i++)
+		if (strcmp(strrchr(path, '/') + 1, d->unused[i]) == 0)
+			return true;
+	return false;
 }
 
 /* Replacing fails in its midst where the kernel has no room for a mapping: a run of changed pages in a mapping of a file makes two more. */
@@ -224,7 +234,8 @@ void refuse_unfit(const struct deflation *d, const struct view *view)
 	for (size_t i = 0; i < view->vma_count; i++)
 		if (view->vmas[i].watched)
 			refuse("its memory is watched by a userfaultfd");
-	const char *allocator = allocator_that_trusts_zeros(d->target->pid, view->vmas, view->vma_count);
-	if (allocator)
-		refuse("its allocator (jemalloc, in %s) relies on zeros where memory was given back, and memory that is a file gives its bytes back", allocator);
+	for (size_t i = 0; (i = next_allocator_that_trusts_zeros(d->target->pid, view->vmas, view->vma_count, i)) < view->vma_count; i++)
+		if (!is_unused(d, view->vmas[i].path))
+			refuse("its allocator (jemalloc, in %s) relies on zeros where memory was given back, and memory that is a file gives its bytes back",
+			       view->vmas[i].path);
 }

@@ -673,6 +673,74 @@ def handler(event, context): return "on"
   });
 });
 
+/** A library as Arrow builds its own, and the Python module that says how much was ever allocated by each of its allocators. */
+function writeArrow(codeDir: string): void {
+  mkdirSync(join(codeDir, "pyarrow"));
+  writeFileSync(join(codeDir, "some.c"), 'const char *abort_message(void) { return "<jemalloc>: Error in munmap(): %s\\n"; }\n');
+  execFileSync("gcc", ["-shared", "-fPIC", "-o", join(codeDir, "pyarrow/libarrow.so.2500"), join(codeDir, "some.c")]);
+  writeFileSync(
+    join(codeDir, "pyarrow/__init__.py"),
+    `
+import ctypes
+ctypes.CDLL(__file__.replace("__init__.py", "libarrow.so.2500"))
+allocated = 0
+class Pool:
+    def max_memory(self): return allocated
+def jemalloc_memory_pool(): return Pool()
+`,
+  );
+}
+
+describe("an allocator that relies on zeros, of which the runtime knows that nothing was ever allocated by it", () => {
+  it("prevents neither hibernating nor mapping images, until something is", async () => {
+    const spec = bench.python(`
+import pyarrow
+def handler(event, context):
+    pyarrow.allocated = max(pyarrow.allocated, event or 0)
+    return pyarrow.allocated
+`);
+    writeArrow(spec.codeDir);
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      await instance.hibernate();
+      expect([instance.state, await ask(instance)]).toEqual(["hibernated", 0]);
+      const image = await instance.freeze({});
+      expect(image.report.notes.join()).not.toContain("jemalloc");
+      await withInstance(bench.engine.thaw(image, { loader: "splice" }), async (clone) => {
+        expect([await ask(clone), clone.start.loader]).toEqual([0, "splice"]);
+        // A clone's mappings have other paths; what counts is the library's name.
+        await clone.hibernate();
+        expect([clone.state, await ask(clone, 4096)]).toEqual(["hibernated", 4096]);
+        expect((await refusal(clone.hibernate())).message).toMatch(
+          /its allocator \(jemalloc, in .*libarrow\.so\.2500\) relies on zeros/,
+        );
+        const used = await clone.freeze({ then: "end" });
+        expect(used.report.notes.join()).toMatch(/jemalloc, in .*libarrow\.so\.2500/);
+        await bench.engine.removeImage(used);
+      });
+      const live = await instance.freeze({ live: true });
+      expect(live.report.notes.join()).not.toContain("jemalloc");
+      await bench.engine.removeImage(live);
+      await bench.engine.removeImage(image);
+    });
+  });
+
+  it("does not hide another one that is used", async () => {
+    const spec = bench.python(`
+import ctypes, pyarrow
+ctypes.CDLL("/var/task/libother.so")
+def handler(event, context): return "on"
+`);
+    writeArrow(spec.codeDir);
+    execFileSync("gcc", ["-shared", "-fPIC", "-o", join(spec.codeDir, "libother.so"), join(spec.codeDir, "some.c")]);
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      expect((await refusal(instance.hibernate())).message).toContain("libother.so");
+      const image = await instance.freeze({ then: "end" });
+      expect(image.report.notes.join()).toMatch(/jemalloc, in .*libother\.so/);
+      await bench.engine.removeImage(image);
+    });
+  });
+});
+
 /** Whether a helper waits for its wake. */
 function isWatched(pid: number): boolean {
   const about = (other: string, file: string): string => {

@@ -5,7 +5,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { nowMs, sleep } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
@@ -138,6 +138,17 @@ export function generationOf({ origin }: LiveInstance, { generation }: FreezeOpt
   return generation ?? (origin === undefined ? 0 : origin.generation + 1);
 }
 
+/** As the extractor writes them: which of the mapped libraries have an allocator that relies on zeros, beside what the image keeps. */
+type ExtractedFacts = RawManifest["facts"] & { readonly trustZeros: readonly string[] };
+
+/** What the image says of allocators: one that the runtime knows to be `unused` does no harm. */
+function allocatorFacts(trustZeros: readonly string[], unused: readonly string[] = [], notes: readonly string[]) {
+  const path = trustZeros.find((each) => !unused.includes(basename(each)));
+  if (path === undefined) return {};
+  const note = `its allocator (jemalloc, in ${path}) relies on zeros where memory was given back: it is always loaded eagerly`;
+  return { trustsZeros: path, notes: [...notes, note] };
+}
+
 /** Hooks without hygiene. */
 const LIVE: Purpose = { ...FREEZING, collect: false };
 
@@ -179,9 +190,13 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");
     const factsPath = join(temporary, "facts.json");
-    const told = JSON.parse(await readFile(factsPath, "utf8")) as RawManifest["facts"];
+    const { trustZeros, ...told } = JSON.parse(await readFile(factsPath, "utf8")) as ExtractedFacts;
     const seeds = prepared?.seeds ?? [];
-    const rawFacts = { ...told, seeds: seeds.map(([at, bytes]): [string, number] => [`0x${at.toString(16)}`, bytes]) };
+    const rawFacts = {
+      ...told,
+      ...allocatorFacts(trustZeros, prepared?.unusedAllocators, told.notes),
+      seeds: seeds.map(([at, bytes]): [string, number] => [`0x${at.toString(16)}`, bytes]),
+    };
     await rm(factsPath);
     // Between two steps of some milliseconds whoever waits for an answer gets it: the server does all of this beside its requests.
     await nextTurn();

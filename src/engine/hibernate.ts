@@ -14,6 +14,7 @@ import { isThawError, ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
 import { CONTROL_FD } from "../image/index.js";
+import type { PreparedHeader } from "../runtime/frames.js";
 import { type ProcessFaults, processFaults } from "./faults.js";
 import { hasEnded, prepare } from "./freeze.js";
 import type { LiveInstance } from "./instance.js";
@@ -156,11 +157,11 @@ export class Hibernation {
     try {
       if (blocked !== undefined) await blocked;
       await this.#unwatch();
-      const hygieneMs = this.#cancelled ? 0 : await this.#prepare(before);
+      const prepared = this.#cancelled ? undefined : await this.#prepare(before);
       faultPoint("hibernate-prepared");
       if (!this.#cancelled) this.#file ??= await this.#makeFile();
       faultPoint("hibernate-file-made");
-      const reply = this.#cancelled ? CANCELLED : await this.#deflate();
+      const reply = this.#cancelled ? CANCELLED : await this.#deflate(prepared?.unusedAllocators ?? []);
       faultPoint("hibernate-deflated");
       const cancelled = reply.cancelled === true;
       const number = (name: string): number => Number(reply[name] ?? 0);
@@ -173,7 +174,7 @@ export class Hibernation {
         }
       }
       const report: HibernateReport = {
-        hygieneMs,
+        hygieneMs: prepared?.hygieneMs ?? 0,
         stoppedMs: number("stoppedUs") / 1000,
         totalMs: nowMs() - began,
         writtenPages: number("writtenPages"),
@@ -218,11 +219,11 @@ export class Hibernation {
     await this.#wakeSet.recordWatched(this.#file, this.tools.mapped, this.instance.hostPid, touches);
   }
 
-  async #prepare(before: InstanceState): Promise<number> {
+  async #prepare(before: InstanceState): Promise<PreparedHeader> {
     // Whatever becomes of this, the before-snapshot hooks will have run.
     this.instance.announceResumed();
     const collect = before === "warm" ? {} : { collect: false as const };
-    return (await prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect })).hygieneMs;
+    return prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect });
   }
 
   get #cancelled(): boolean {
@@ -238,11 +239,12 @@ export class Hibernation {
     throw this.instance.exitError();
   }
 
-  async #deflate(): Promise<Reply> {
+  async #deflate(unusedAllocators: readonly string[]): Promise<Reply> {
     const { instance, tools } = this;
     const argv = [tools.extractor, "deflate", String(instance.hostPid), String(CONTROL_FD)];
     const { kept } = this.#wakeSet;
     if (kept.length > 0) argv.push(`kept=${kept.join(",")}`);
+    argv.push(...unusedAllocators.map((name) => `unused=${name}`));
     const ended = await tools.keeper.helper(argv, { files: [this.#file ?? 0], cancel: this.#cancel.signal });
     if (endedBefore(ended) && this.#cancelled) return CANCELLED;
     const reply = parseReply(ended.stdout);

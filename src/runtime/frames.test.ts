@@ -128,6 +128,19 @@ describe("frames from the function", () => {
       frame({ type: "prepared", hygieneMs: 1, seeds: [seed] }),
       "a seed of a prepared frame is not an address and a number of bytes",
     ]),
+    ...(
+      [
+        ["a text", "libarrow.so"],
+        ["too many", Array.from({ length: 17 }, () => "libarrow.so")],
+        ["a path", ["/var/task/libarrow.so"]],
+        ["no name", [""]],
+        ["a number", [1]],
+      ] as const
+    ).map(([name, unusedAllocators]): [string, Buffer, string] => [
+      `unused allocators: ${name}`,
+      frame({ type: "prepared", hygieneMs: 1, unusedAllocators }),
+      "the unused allocators of a prepared frame are not a list of at most 16 names of files",
+    ]),
     ["an empty header", frame(""), "a frame announces a header of 0 bytes; 1 to 65536 are allowed"],
   ])("are refused with %s", (_name, bytes, why) => {
     const error = failureOf(bytes);

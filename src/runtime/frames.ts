@@ -89,6 +89,8 @@ export interface PreparedHeader {
   readonly heat?: HeatMember;
   /** Address and bytes of memory that must be random bytes in each clone before any of its threads runs. */
   readonly seeds?: readonly Seed[];
+  /** Names (no paths) of libraries that have an allocator in them by which nothing was ever allocated. */
+  readonly unusedAllocators?: readonly string[];
 }
 
 export type Seed = readonly [address: number, bytes: number];
@@ -96,6 +98,8 @@ export type Seed = readonly [address: number, bytes: number];
 /** Of a `prepared` frame, and of one of them. */
 const SEEDS_MAX = 64;
 const SEED_BYTES_MAX = 4096;
+const UNUSED_MAX = 16;
+const FILE_NAME = /^[^/\0]{1,255}$/;
 
 /** How far the runtime has optimised the function's own code, as it says itself; see `CodeHeat` of the engine. */
 export interface HeatMember {
@@ -216,6 +220,13 @@ function seedsMember(value: unknown): Seed[] {
   });
 }
 
+function unusedAllocatorsMember(value: unknown): string[] {
+  const isName = (name: unknown): name is string => typeof name === "string" && FILE_NAME.test(name);
+  if (!Array.isArray(value) || value.length > UNUSED_MAX || !value.every(isName))
+    throw violation(`the unused allocators of a prepared frame are not a list of at most ${UNUSED_MAX} names of files`);
+  return value;
+}
+
 function parseHeader(bytes: Buffer): FunctionHeader {
   let value: unknown;
   try {
@@ -237,6 +248,7 @@ function parseHeader(bytes: Buffer): FunctionHeader {
         hygieneMs: numberMember(header, "hygieneMs"),
         ...(header.heat === undefined ? {} : { heat: heatMember(header.heat) }),
         ...(header.seeds === undefined ? {} : { seeds: seedsMember(header.seeds) }),
+        ...(header.unusedAllocators === undefined ? {} : { unusedAllocators: unusedAllocatorsMember(header.unusedAllocators) }),
       };
     case "result":
     case "error":
