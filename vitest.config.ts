@@ -18,7 +18,13 @@ export default defineConfig({
         extends: true,
         test: {
           name: "unit",
-          include: ["src/**/*.test.ts", "test/architecture.test.ts", "test/docs.test.ts", "test/setup/*.test.ts"],
+          include: [
+            "src/**/*.test.ts",
+            "test/architecture.test.ts",
+            "test/docs.test.ts",
+            "test/build.test.ts",
+            "test/setup/*.test.ts",
+          ],
           maxWorkers: Math.max(2, availableParallelism()),
           testTimeout: 60_000,
           hookTimeout: 60_000,
@@ -30,7 +36,7 @@ export default defineConfig({
         test: {
           name: "kernel",
           include: ["test/**/*.test.ts"],
-          exclude: ["test/architecture.test.ts", "test/docs.test.ts", "test/setup/**"],
+          exclude: ["test/architecture.test.ts", "test/docs.test.ts", "test/build.test.ts", "test/setup/**"],
           globalSetup: ["test/setup/leftovers.ts"],
           maxWorkers: 2,
           testTimeout: 120_000,
