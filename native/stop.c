@@ -304,6 +304,43 @@ static void restart(struct thread *thread)
 	thread->restarts = true;
 }
 
+/*
+ * The number of the system call before which `rip` lies, by the instruction that loads it: `mov $number, %eax`, with at most one of four bytes (glibc's
+ * `xor $0x80, %sil`) in between. -1: it is loaded in another way.
+ */
+static long call_at(const struct thread *thread)
+{
+	uint8_t code[11];
+	struct iovec local = { code, sizeof code }, remote = { (void *)(thread->regs[R_RIP] - sizeof code), sizeof code };
+	if (process_vm_readv(thread->tid, &local, 1, &remote, 1, 0) != (ssize_t)sizeof code)
+		return -1;
+	for (int i = 4; i >= 0; i -= 4) {
+		uint32_t number;
+		memcpy(&number, code + i + 1, sizeof number);
+		if (code[i] == 0xb8 && number <= INT32_MAX)
+			return (long)number;
+	}
+	return -1;
+}
+
+/*
+ * A wait of which the kernel has noted how long it still lasts (nanosleep, poll, a futex with a limit). An image cannot have that note: one until a point in time
+ * goes on as it was meant, one for a time begins anew. No signal has come, so the caller need not expect to be interrupted, nor to find the time that
+ * remains where the kernel has written none. One that was stopped and went on before has the kernel's number for that; what it was says the code.
+ */
+static void restart_from_start(struct thread *thread)
+{
+	if (thread->regs[R_ORIG_RAX] == SYS_restart_syscall) {
+		long number = call_at(thread);
+		if (number != SYS_nanosleep && number != SYS_clock_nanosleep && number != SYS_poll && number != SYS_futex) {
+			thread->regs[R_RAX] = (uint64_t)-EINTR;
+			return;
+		}
+		thread->regs[R_ORIG_RAX] = (uint64_t)number;
+	}
+	restart(thread);
+}
+
 static void get_regs(struct thread *thread)
 {
 	struct iovec vector = { thread->original_regs, sizeof thread->original_regs };
@@ -320,8 +357,8 @@ static void get_regs(struct thread *thread)
 	case E_RESTARTNOHAND:
 		restart(thread);
 		break;
-	case E_RESTART_RESTARTBLOCK: /* the kernel's note of the remaining time cannot be carried over */
-		thread->regs[R_RAX] = (uint64_t)-EINTR;
+	case E_RESTART_RESTARTBLOCK:
+		restart_from_start(thread);
 		break;
 	case EINTR:
 		/* The kernel never restarts these. Nothing but our stop interrupted one that waits without limit: it waits again. */

@@ -209,6 +209,20 @@ describe("a process that is stopped", () => {
     });
   });
 
+  it("sleeps on in its clones, also when it was stopped and went on before", async () => {
+    await withPython(async (one) => {
+      await call(one, "moving.sleep_in_c");
+      for (let round = 0; round < 3; round++) {
+        const image = await one.freeze({ then: "continue" });
+        for (const loader of ["splice", "eager"] as const)
+          await world.thawed(image, async (clone) => expect(await call(clone, "moving.woken")).toEqual([]), { loader });
+        await world.engine.removeImage(image);
+        await one.hibernate();
+      }
+      await call(one, "moving.end");
+    });
+  });
+
   it("goes on to ignore SIGTRAP", async () => {
     await withPython(async (one) => {
       expect(await call(one, "moving.trap", "ignore")).toEqual([true, 0]);

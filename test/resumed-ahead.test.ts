@@ -146,8 +146,8 @@ describe("parked husks of an image of which nothing is recorded", () => {
 describe("a process with a thread that waits in the kernel", () => {
   it.each([
     ["for ever", true, []],
-    // Ends early, as by a signal: an image has no remaining time.
-    ["for a minute", false, ["for a minute"]],
+    // For the whole of it again: an image has no remaining time, and no signal came by which it might end early.
+    ["for a minute", false, []],
     // The kernel looks at the word when the wait begins anew: who changed it, and was to wake those who wait next, is spared that.
     ["changes", false, ["changes"]],
   ])("%s: whether it may be resumed ahead is %s", async (how, may, ended) => {
