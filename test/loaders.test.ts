@@ -195,6 +195,13 @@ describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)
     await use(async (clone) => expect(await call(clone, "paged.kernel_reads")).toEqual([true, true, true]));
   });
 
+  it("is there for a lock that the kernel takes for a thread that waited for it", async () => {
+    const waits = await world.imageAfter("python", "paged.wait_for_lock");
+    const get = (clone: Instance) => call(clone, "paged.get_lock");
+    expect(await world.thawed(waits, get, { loader })).toEqual([0, 0, 0, 0, 0]);
+    await world.engine.removeImage(waits);
+  });
+
   it("is zeros once it was given back, and where it grew", async () => {
     await use(async (clone) => expect(await call(clone, "paged.gives_back")).toEqual([true, 0, 0]));
     await use(async (clone) => expect(await call(clone, "paged.shrinks", 50)).toEqual([true, 0]));

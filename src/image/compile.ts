@@ -17,7 +17,7 @@ import type { Channels } from "./channels.js";
 import { readNothingAround } from "./compile-advice.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
-import { waitForPager } from "./compile-paged.js";
+import { bringLocks, waitForPager } from "./compile-paged.js";
 import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { restoreTmp } from "./compile-tmp.js";
 import type { Facts, Region, ThreadFacts } from "./facts.js";
@@ -172,6 +172,7 @@ export function compileThaw(facts: Facts, inputs: ThawInputs): Program {
   if (inputs.readsAlone !== undefined) readNothingAround(program, facts, inputs.readsAlone);
   if (inputs.source === "paged") {
     waitForPager(program, passed(THAW_PASSES.userfaultfd), fdBase(facts));
+    bringLocks(program, facts.threads);
     program.stamp(STAMPS.prefetch);
   }
   if (inputs.prefetch !== undefined) {

@@ -74,6 +74,7 @@ export const MADV_RANDOM = 1;
 export const MADV_DONTNEED = 4;
 export const MADV_WIPEONFORK = 18;
 export const MADV_POPULATE_READ = 22;
+export const MADV_POPULATE_WRITE = 23;
 export const MADV_GUARD_INSTALL = 102;
 
 export const O_RDWR = 2;
