@@ -50,13 +50,38 @@ static void tally_range(void *context, const struct scan_region *range)
 		list_range(tally, HUGE, range);
 }
 
+/* A page space: by its inode or, when it was removed under a process that lives, by the name that the kernel goes on telling. */
+struct page_space {
+	bool present;
+	dev_t device;
+	ino_t inode;
+	char gone[4096];
+};
+
+static struct page_space look_at(const char *path)
+{
+	struct page_space space = { 0 };
+	struct stat is;
+	if (!path || !*path)
+		return space;
+	if (stat(path, &is) == 0)
+		return (struct page_space){ .present = true, .device = is.st_dev, .inode = is.st_ino };
+	if (errno != ENOENT)
+		die("cannot look at %s: %s", path, strerror(errno));
+	snprintf(space.gone, sizeof space.gone, "%s (deleted)", path);
+	return space;
+}
+
+static bool maps_space(const struct vma *vma, const struct page_space *space)
+{
+	if (!space->present)
+		return space->gone[0] && strcmp(vma->path, space->gone) == 0;
+	return vma->inode == space->inode && makedev(vma->major, vma->minor) == space->device;
+}
+
 int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
 {
-	struct stat is = { 0 }, base = { 0 };
-	if (base_path && stat(base_path, &base) != 0)
-		die("cannot look at %s: %s", base_path, strerror(errno));
-	if (pages_path && stat(pages_path, &is) != 0)
-		die("cannot look at %s: %s", pages_path, strerror(errno));
+	const struct page_space image = look_at(pages_path), base = look_at(base_path);
 	struct vma *vmas;
 	size_t count = read_vmas(pid, &vmas, VMAS_PLAIN);
 	char path[64];
@@ -73,9 +98,7 @@ int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
 	for (size_t i = 0; i < count; i++) {
 		if (vmas[i].kind == VDSO)
 			continue;
-		dev_t device = makedev(vmas[i].major, vmas[i].minor);
-		tally.in_image = (pages_path && vmas[i].inode == is.st_ino && device == is.st_dev) ||
-				 (base_path && vmas[i].inode == base.st_ino && device == base.st_dev);
+		tally.in_image = maps_space(&vmas[i], &image) || maps_space(&vmas[i], &base);
 		scan(pagemap, vmas[i].start, vmas[i].end, present, tally_range, &tally);
 	}
 	for (int i = 0; i < SCAN_LISTS; i++) {

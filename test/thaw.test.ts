@@ -152,6 +152,16 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
     });
   });
 
+  it("tells its pages also when its image was removed while it lives", async () => {
+    const image = await counted(language);
+    await world.thawed(image, async (clone) => {
+      expect(await call(clone, "counter.next")).toBe(4);
+      const before = await clone.pages();
+      await world.engine.removeImage(image);
+      expect((await clone.pages()).image).toBeGreaterThan(before.image / 2);
+    });
+  });
+
   it("takes a request that was queued before it ran", async () => {
     const image = await counted(language);
     const clone = await world.engine.thaw(image, { early: true, husk: "fresh" });

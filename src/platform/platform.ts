@@ -318,7 +318,7 @@ class LocalPlatform implements Platform {
     }
   }
 
-  /** Undefined when it cannot be seen any more: its image was removed, or it ended behind its answer. Who asked is answered all the same. */
+  /** Undefined when it cannot be seen any more: it ended behind its answer. Who asked is answered all the same. */
   async #look(instance: Instance): Promise<Pick<InvokeOutcome, "pages" | "memory"> | undefined> {
     try {
       return { pages: await instance.pages(), memory: await instance.memory() };
