@@ -4,6 +4,10 @@
  * Threads are seized, not attached: no signal is sent. PTRACE_O_EXITKILL: should the extractor die in the middle,
  * the process dies too rather than run on with foreign registers. PTRACE_O_SUSPEND_SECCOMP: the function's own filter
  * would answer EPERM to the system calls that are run on its behalf (DESIGN: traps).
+ *
+ * While a filter is suspended no instruction may run but those meant. Who is stopped cannot see to that alone: a child process writes
+ * into its memory by /proc/PID/mem, and so may a thread that was not stopped. So one call is one step, or is looked at when the kernel
+ * has it and before it runs; a script, which runs freely, runs under the filter.
  */
 #include "extractor.h"
 #include <dirent.h>
@@ -26,9 +30,10 @@
 #define SEIZE_ROUNDS 64
 #define ENDING_WAIT_NS 50000
 #define ENDING_MS_MAX 2000
-#define STOP_TICK_US 100000
+#define TICK_US 100000
 #define STOP_TICKS_MAX 20
-
+#define SCRIPT_TICKS_MAX 300
+#define HOLD_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL)
 
 /* Errors with which the kernel marks a system call to be restarted. */
 enum { E_RESTARTSYS = 512, E_RESTARTNOINTR = 513, E_RESTARTNOHAND = 514, E_RESTART_RESTARTBLOCK = 516 };
@@ -85,7 +90,7 @@ static bool known(const struct target *target, pid_t tid)
 	return false;
 }
 
-static volatile sig_atomic_t ticks;
+static volatile sig_atomic_t ticks, ticks_max;
 
 static void on_tick(int signal)
 {
@@ -93,14 +98,18 @@ static void on_tick(int signal)
 	ticks++;
 }
 
-/* A thread that waits for a child of vfork(2), or for a device, does not stop: the wait for it is bounded by ticks. */
-static void bound_waits(bool on)
+/*
+ * A thread that waits for a child of vfork(2), or for a device, does not stop, and one whose script somebody else changed may never end it:
+ * the wait for them is bounded by as many ticks. 0: no more.
+ */
+static void bound_waits(int most)
 {
 	struct sigaction action = { .sa_handler = on_tick };
-	struct timeval tick = { 0, on ? STOP_TICK_US : 0 };
+	struct timeval tick = { 0, most ? TICK_US : 0 };
+	ticks = 0;
+	ticks_max = most;
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &(struct itimerval){ tick, tick }, NULL);
-	ticks = 0;
 }
 
 /* Stops that came while another thread was waited for. */
@@ -127,8 +136,10 @@ static int wait_stop(pid_t tid)
 	}
 	for (;;) {
 		pid_t got = waitpid(-1, &status, __WALL);
-		if (got < 0 && errno == EINTR && ticks < STOP_TICKS_MAX)
+		if (got < 0 && errno == EINTR && (ticks_max == 0 || ticks < ticks_max))
 			continue;
+		if (got < 0 && errno == EINTR && ticks_max == SCRIPT_TICKS_MAX)
+			die("it does not end what is run on its behalf");
 		if (got < 0 && errno == EINTR)
 			refuse("one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)");
 		if (got < 0)
@@ -239,8 +250,8 @@ static void seize(struct target *target, pid_t tid)
 {
 	if (target->thread_count == THREADS_MAX)
 		refuse("it has more than %d threads", THREADS_MAX);
-	long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
-	if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)options) != 0) {
+	long options = HOLD_OPTIONS | PTRACE_O_SUSPEND_SECCOMP;
+	if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)(options & ~(long)PTRACE_O_EXITKILL)) != 0) {
 		int error = errno;
 		if (error == ESRCH || (error == EPERM && is_over(target->pid, tid)))
 			return;
@@ -254,7 +265,7 @@ static void seize(struct target *target, pid_t tid)
 		return;
 	}
 	/* Only now: one that never stopped shall outlive us. */
-	if (ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)(options | PTRACE_O_EXITKILL)) != 0)
+	if (ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)options) != 0)
 		die("cannot hold thread %d: %s", tid, strerror(errno));
 }
 
@@ -377,12 +388,12 @@ static bool try_stop(struct target *target, bool all, uint64_t *began)
 	if (!parked(target))
 		return false;
 	*began = clock_ns(CLOCK_MONOTONIC);
-	bound_waits(true);
+	bound_waits(STOP_TICKS_MAX);
 	if (all)
 		seize_all(target);
 	else
 		seize(target, target->pid);
-	bound_waits(false);
+	bound_waits(0);
 	if (target->thread_count == 0)
 		killed();
 	get_regs(&target->threads[0]);
@@ -525,6 +536,33 @@ static enum __ptrace_request one_call(struct target *target)
 	return may_step(target) ? PTRACE_SINGLESTEP : PTRACE_SYSCALL;
 }
 
+/* Registers are read and written as a whole. */
+static void transfer_regs(const struct thread *thread, enum __ptrace_request how, uint64_t regs[27])
+{
+	struct iovec vector = { regs, 27 * sizeof *regs };
+	if (ptrace(how, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot %s registers: %s", how == PTRACE_GETREGSET ? "read" : "set", strerror(errno));
+}
+
+/* At its entry: whether the kernel has the call that was meant. Otherwise it runs none. */
+static void look_at_call(struct target *target, struct thread *thread, const uint64_t meant[27])
+{
+	static const int arguments[] = { R_RDI, R_RSI, R_RDX, R_R10, R_R8, R_R9 };
+	uint64_t regs[27];
+	transfer_regs(thread, PTRACE_GETREGSET, regs);
+	bool same = regs[R_ORIG_RAX] == meant[R_RAX] && regs[R_RIP] == target->syscall_at + 2;
+	for (size_t i = 0; i < sizeof arguments / sizeof *arguments; i++)
+		same &= regs[arguments[i]] == meant[arguments[i]];
+	if (same)
+		return;
+	regs[R_ORIG_RAX] = (uint64_t)-1;
+	transfer_regs(thread, PTRACE_SETREGSET, regs);
+	run(thread->tid, PTRACE_SYSCALL, 0);
+	ran(thread, PTRACE_SYSCALL);
+	errno = 0;
+	die("it ran another system call than the one that was run on its behalf");
+}
+
 void start_call(struct target *target, struct thread *thread, long nr, const uint64_t args[6])
 {
 	if (!target->syscall_at)
@@ -540,12 +578,13 @@ void start_call(struct target *target, struct thread *thread, long nr, const uin
 	regs[R_R8] = args[4];
 	regs[R_R9] = args[5];
 	regs[R_ORIG_RAX] = (uint64_t)-1;
-	struct iovec vector = { regs, sizeof regs };
-	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot set registers: %s", strerror(errno));
+	transfer_regs(thread, PTRACE_SETREGSET, regs);
 	if (one_call(target) == PTRACE_SYSCALL) { /* its entry */
+		bound_waits(SCRIPT_TICKS_MAX);
 		run(thread->tid, PTRACE_SYSCALL, 0);
 		ran(thread, PTRACE_SYSCALL);
+		bound_waits(0);
+		look_at_call(target, thread, regs);
 	}
 	run(thread->tid, one_call(target), 0);
 }
@@ -553,15 +592,11 @@ void start_call(struct target *target, struct thread *thread, long nr, const uin
 long finish_call(struct target *target, struct thread *thread)
 {
 	uint64_t regs[27];
-	struct iovec vector = { regs, sizeof regs };
 	ran(thread, one_call(target));
-	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot read registers: %s", strerror(errno));
+	transfer_regs(thread, PTRACE_GETREGSET, regs);
 	long result = (long)regs[R_RAX];
 	bool done = regs[R_RIP] == target->syscall_at + 2;
-	vector = (struct iovec){ thread->regs, sizeof thread->regs };
-	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot put back registers: %s", strerror(errno));
+	transfer_regs(thread, PTRACE_SETREGSET, thread->regs);
 	if (!done)
 		die("a system call that was run in the process was interrupted");
 	return result;
@@ -594,32 +629,44 @@ static const uint8_t script_code[] = {
 };
 _Static_assert(sizeof script_code == 3 + 6 * 4 + 2 + 4 + 4 + 3 + 2 + 1 && sizeof script_code <= SCRIPT_TABLE_AT, "script");
 
+/* While a script runs others can write its code and its table. Under the sandbox's filter, which all of its calls pass, that gains them nothing. */
+static void suspend_filter(const struct thread *thread, bool suspended)
+{
+	long options = HOLD_OPTIONS | (suspended ? PTRACE_O_SUSPEND_SECCOMP : 0);
+	if (ptrace(PTRACE_SETOPTIONS, thread->tid, NULL, (void *)options) != 0)
+		die("cannot put the filter of the process in force: %s", strerror(errno));
+}
+
 void run_script(struct target *target, int mem, uint64_t page, struct script_call *calls, size_t count)
 {
 	size_t bytes = count * sizeof *calls;
+	struct thread *thread = &target->threads[0];
+	/* Filters of its own may refuse what a script does, and are suspended: one step after another. */
+	if (read_status(target->pid, thread->tid, "Seccomp_filters:", 10, 0) != 1) {
+		for (size_t i = 0; i < count; i++)
+			calls[i].result = inject(target, thread, (long)calls[i].nr, calls[i].args);
+		return;
+	}
 	if (pwrite(mem, script_code, sizeof script_code, (off_t)page) != sizeof script_code ||
 	    pwrite(mem, calls, bytes, (off_t)(page + SCRIPT_TABLE_AT)) != (ssize_t)bytes)
 		die("cannot write into the process: %s", strerror(errno));
-	struct thread *thread = &target->threads[0];
 	uint64_t regs[27];
 	memcpy(regs, thread->regs, sizeof regs);
 	regs[R_RIP] = page;
 	regs[R_RBX] = page + SCRIPT_TABLE_AT;
 	regs[R_R12] = count;
 	regs[R_ORIG_RAX] = (uint64_t)-1;
-	struct iovec vector = { regs, sizeof regs };
-	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot run system calls in the process: %s", strerror(errno));
+	transfer_regs(thread, PTRACE_SETREGSET, regs);
+	suspend_filter(thread, false);
+	bound_waits(SCRIPT_TICKS_MAX);
 	run(thread->tid, PTRACE_CONT, 0);
 	ran(thread, PTRACE_CONT);
-	vector.iov_len = sizeof regs;
-	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot read registers: %s", strerror(errno));
+	bound_waits(0);
+	suspend_filter(thread, true);
+	transfer_regs(thread, PTRACE_GETREGSET, regs);
 	if (regs[R_RIP] != page + sizeof script_code)
 		die("the process stopped in the middle of system calls that ran on its behalf (at 0x%lx)", (unsigned long)regs[R_RIP]);
 	if (pread(mem, calls, bytes, (off_t)(page + SCRIPT_TABLE_AT)) != (ssize_t)bytes)
 		die("cannot read from the process: %s", strerror(errno));
-	vector = (struct iovec){ thread->regs, sizeof thread->regs };
-	if (ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot put back registers: %s", strerror(errno));
+	transfer_regs(thread, PTRACE_SETREGSET, thread->regs);
 }
