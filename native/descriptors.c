@@ -40,7 +40,7 @@
 struct descriptor {
 	int fd, mine, same;
 	uint64_t flags, pos;
-	char link[512];
+	char link[4096]; /* what the kernel tells at most */
 	char info[8192];
 	struct stat is;
 };
@@ -310,7 +310,11 @@ static void find_sockets(void)
 			die("cannot read the list of unix sockets: %s", strerror(errno));
 		int left = (int)got;
 		for (struct nlmsghdr *h = (struct nlmsghdr *)answer; NLMSG_OK(h, left); h = NLMSG_NEXT(h, left)) {
-			if (h->nlmsg_type == NLMSG_DONE || h->nlmsg_type == NLMSG_ERROR) {
+			if (h->nlmsg_type == NLMSG_ERROR) {
+				errno = -((const struct nlmsgerr *)NLMSG_DATA(h))->error;
+				die("the kernel does not list unix sockets: %s (a kernel without CONFIG_UNIX_DIAG?)", strerror(errno));
+			}
+			if (h->nlmsg_type == NLMSG_DONE) {
 				more = false;
 				break;
 			}

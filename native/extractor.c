@@ -293,10 +293,13 @@ static void write_mm(void)
 
 #define MEMBARRIER_GET_REGISTRATIONS 512
 
-static uint64_t status_hex(const char *status, const char *name, int base)
+/* Behind the end of a line: the name of the process, which comes first, may read like any of them. */
+static uint64_t status_number(const char *status, const char *name, int base)
 {
-	const char *at = strstr(status, name);
-	return at ? strtoull(at + strlen(name), NULL, base) : 0;
+	char start[32];
+	int length = snprintf(start, sizeof start, "\n%s:", name);
+	const char *at = strstr(status, start);
+	return at ? strtoull(at + length, NULL, base) : 0;
 }
 
 /* One that is blocked may stay so; any other came in this moment, and is heard as soon as the process goes on. */
@@ -329,7 +332,7 @@ static void write_signals(void)
 	uint64_t blocked_by_all = ~0ULL;
 	for (int i = 0; i < target.thread_count; i++)
 		blocked_by_all &= target.threads[i].sigmask;
-	refuse_pending(status_hex(text, "ShdPnd:", 16), blocked_by_all, "");
+	refuse_pending(status_number(text, "ShdPnd", 16), blocked_by_all, "");
 	for (int i = 0; i < target.thread_count; i++) {
 		char task[64], own[4096];
 		snprintf(task, sizeof task, "/proc/%d/task/%d/status", target.pid, target.threads[i].tid);
@@ -339,10 +342,10 @@ static void write_signals(void)
 			die("cannot read %s: %s", task, strerror(errno));
 		close(fd);
 		own[got] = 0;
-		refuse_pending(status_hex(own, "SigPnd:", 16), target.threads[i].sigmask, i == 0 ? "" : " in one of its threads");
+		refuse_pending(status_number(own, "SigPnd", 16), target.threads[i].sigmask, i == 0 ? "" : " in one of its threads");
 	}
-	uint64_t wanted = status_hex(text, "SigCgt:", 16) | status_hex(text, "SigIgn:", 16);
-	json_int("umask", (int64_t)status_hex(text, "Umask:", 8));
+	uint64_t wanted = status_number(text, "SigCgt", 16) | status_number(text, "SigIgn", 16);
+	json_int("umask", (int64_t)status_number(text, "Umask", 8));
 	long registered = inject(&target, &target.threads[0], 324 /* membarrier */, (uint64_t[6]){ MEMBARRIER_GET_REGISTRATIONS });
 	json_int("membarrier", registered > 0 ? registered : 0); /* EINVAL before Linux 6.3 */
 

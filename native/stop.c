@@ -487,20 +487,27 @@ void release_all(struct target *target)
 
 /* ---- injected system calls ---- */
 
+/* By all of its name: a file may be called like that, too. */
+static bool is_vdso(const char *line, unsigned long *from, unsigned long *to)
+{
+	int name_at = 0;
+	return sscanf(line, "%lx-%lx %*s %*s %*s %*s %n", from, to, &name_at) == 2 && name_at > 0 && strcmp(line + name_at, "[vdso]\n") == 0;
+}
+
 static void find_syscall(struct target *target)
 {
-	char path[64], line[512];
+	char path[64], *line = NULL;
+	size_t room = 0;
+	unsigned long from = 0, to = 0;
+	bool found = false;
 	snprintf(path, sizeof path, "/proc/%d/maps", target->pid);
 	FILE *maps = fopen(path, "re");
-	unsigned long from = 0, to = 0;
-	while (maps && fgets(line, sizeof line, maps)) {
-		if (strstr(line, "[vdso]") && sscanf(line, "%lx-%lx", &from, &to) == 2)
-			break;
-		from = 0;
-	}
+	while (maps && !found && getline(&line, &room, maps) > 0)
+		found = is_vdso(line, &from, &to);
+	free(line);
 	if (maps)
 		fclose(maps);
-	if (!from)
+	if (!found)
 		refuse("it has no vdso");
 	static uint8_t code[65536];
 	size_t bytes = to - from < sizeof code ? to - from : sizeof code;

@@ -51,6 +51,15 @@ describe("clocks, timers and signals", () => {
     for (const loader of ["lazy", "splice"] as const) await world.thawed(future, (one) => look(one, DAY_S), { loader });
   });
 
+  it.each(["SigCgt:0", "SigIgn:0", "Umask:0", "ShdPnd:8"])("keeps signals and umask under the name %s", async (name) => {
+    const image = await world.imageAfter("python", ["clocks.take_name", name], "clocks.listen");
+    await world.thawed(image, async (one) => {
+      expect(await call(one, "clocks.take_name", name)).toBe(`${name}\n`);
+      expect(await call(one, "clocks.hear")).toEqual({ heard: ["SIGUSR1"], ignored: true, pending: true, umask: "0o27" });
+    });
+    await world.engine.removeImage(image);
+  });
+
   it("keeps handlers, ignored and blocked signals, and the umask", async () => {
     const image = await world.imageAfter("python", "clocks.listen");
     await clones(image, async (one) => {
@@ -386,6 +395,16 @@ describe("files", () => {
       expect.stringContaining("the directory /tmp/scanned (descriptor "),
     ]);
     await clones(image, async (one) => expect(await call(one, "files.scanned")).toEqual({ code: true, left: 300 }));
+  });
+
+  it("may have names of any length, and such as the kernel gives", async () => {
+    const instance = await world.boot("python");
+    expect(await call(instance, "files.hold_deep")).toEqual(["/tmp/[vdso]", "[vdso]"]);
+    await instance.hibernate();
+    const image = await instance.freeze();
+    expect(await call(instance, "files.read_deep")).toEqual(["words", 65_536]);
+    await instance.dispose();
+    await clones(image, async (one) => expect(await call(one, "files.read_deep")).toEqual(["words", 65_536]));
   });
 
   it("keep their locks", async () => {
