@@ -47,6 +47,16 @@ describe("a function whose folder is not there", () => {
   });
 });
 
+const FRAME = `
+const fs = require("fs");
+function frame(header, body) {
+  const head = Buffer.from(JSON.stringify(header)), prefix = Buffer.alloc(12);
+  prefix.write("THAW");
+  prefix.writeUInt32LE(head.length, 4);
+  prefix.writeUInt32LE(body.length, 8);
+  return Buffer.concat([prefix, head, Buffer.from(body)]);
+}`;
+
 describe("a function that cannot be loaded is refused with the reason", () => {
   const cases: readonly [title: string, spec: () => FunctionSpec, why: RegExp][] = [
     [
@@ -106,6 +116,16 @@ describe("a function that cannot be loaded is refused with the reason", () => {
       "Node: writes to descriptor 3",
       () => bench.node("require('fs').writeSync(3, 'hello?'); while (true);"),
       /^The function wrote something to descriptor 3 that is not a reply\. "hello\?" came where a frame must begin/,
+    ],
+    [
+      "Node: tells an error of its load itself, that is none",
+      () => bench.node(`${FRAME} fs.writeSync(3, frame({ type: "initError" }, "no JSON")); while (true);`),
+      /^the function wrote something .*\. an error of its load came that is no object of JSON/,
+    ],
+    [
+      "Node: tells an error of its load itself, and nothing of it",
+      () => bench.node(`${FRAME} fs.writeSync(3, frame({ type: "initError" }, "null")); while (true);`),
+      /^the function wrote something .*\. an error of its load came that is no object of JSON/,
     ],
     [
       "Python: the module is missing",

@@ -65,6 +65,22 @@ function initFailed(instance: LiveInstance, why: string, details: Record<string,
   });
 }
 
+/** What the runtime says, unless it was the function that wrote it. */
+function loadError(body: Buffer): { errorType?: string; errorMessage?: string } {
+  let told: unknown;
+  try {
+    told = JSON.parse(body.toString("utf8"));
+  } catch {
+    // As it is said below.
+  }
+  if (typeof told === "object" && told !== null) return told;
+  throw new ThawError("PROTOCOL_VIOLATION", {
+    what: "the function wrote something to its control descriptor (3) that is not the reply",
+    why: "an error of its load came that is no object of JSON",
+    fix: "leave descriptor 3 alone: it belongs to the runtime",
+  });
+}
+
 /** Resolves when the function is loaded. INIT_FAILED. */
 export async function ready(instance: LiveInstance): Promise<void> {
   const { graceMs } = instance.owner;
@@ -77,7 +93,7 @@ export async function ready(instance: LiveInstance): Promise<void> {
   try {
     const { header, body } = await instance.expect("ready");
     if (header.type !== "initError") return;
-    const error = JSON.parse(body.toString("utf8")) as { errorType?: string; errorMessage?: string };
+    const error = loadError(body);
     throw initFailed(instance, `${error.errorType ?? "Error"}: ${error.errorMessage ?? ""}`, { error });
   } catch (error) {
     if (

@@ -51,9 +51,18 @@ export function renderRequest(requestId: string, memoryMb: number, start: StartR
 /** What the reply says of an end that nothing printed tells of. What the runtime reports of a failed load it has printed. */
 function endText({ platformError, payload }: InvokeResult): string {
   if (platformError === undefined) return "";
-  const { errorType, errorMessage } = JSON.parse(payload.toString()) as Readonly<Record<string, unknown>>;
+  const { errorType, errorMessage } = errorOf(payload);
   const printed = platformError === "INIT_FAILED" && errorType !== platformError;
   return typeof errorMessage !== "string" || printed ? "" : `${errorMessage}\n`;
+}
+
+/** Of an end that a function claims the reply may be anything. */
+function errorOf(payload: Buffer): Readonly<Record<string, unknown>> {
+  try {
+    return Object(JSON.parse(payload.toString())) as Readonly<Record<string, unknown>>;
+  } catch {
+    return {};
+  }
 }
 
 /** The last {@link LIMITS}.logTailBytes of a request's text, beginning with a whole character. */
