@@ -22,7 +22,7 @@ enum instance_state { INSTANCE_QUEUED, INSTANCE_CLONED, INSTANCE_READY, INSTANCE
 struct instance {
 	uint32_t id, husk_tag, slot;
 	enum instance_state state;
-	bool killed, failed, has_end;
+	bool killed, has_end;
 	bool unread; /* bytes for its control socket that nobody read */
 	uint32_t sends; /* SENDs that came for it */
 	pid_t init_pid;

@@ -257,8 +257,9 @@ static void lost(void) {
 
 static void told_trace(const struct pager_answer *answer, int fd) {
 	struct stat info;
-	if (answer->error != 0 || fd < 0 || fstat(fd, &info) != 0 || info.st_size > TRACE_BYTES_MAX) {
-		frame_failed(MSG_TRACE, answer->id, answer->tag, answer->error != 0 ? answer->error : EFBIG, "its pager does not tell: %s", strerror(answer->error));
+	int error = answer->error != 0 ? answer->error : fd < 0 || fstat(fd, &info) != 0 ? EBADF : info.st_size > TRACE_BYTES_MAX ? EFBIG : 0;
+	if (error != 0) {
+		frame_failed(MSG_TRACE, answer->id, answer->tag, error, "its pager does not tell: %s", strerror(error));
 	} else {
 		uint8_t *room = frame_room((size_t)info.st_size);
 		ssize_t count = pread(fd, room, (size_t)info.st_size, 0);

@@ -302,11 +302,6 @@ export class FrameParser {
   #headerBytes = 0;
   #failure: unknown;
 
-  /** Bytes of an unfinished frame that have arrived. */
-  get pendingBytes(): number {
-    return this.#filled;
-  }
-
   /** Frames that are complete with this chunk. PROTOCOL_VIOLATION or RESPONSE_TOO_LARGE for anything else. */
   push(chunk: Buffer): FunctionFrame[] {
     if (this.#failure !== undefined) throw this.#failure;
