@@ -92,10 +92,14 @@ describe("fault points", () => {
 function rowObjection(how: string, state: string): string | undefined {
   if (state === "pending") return undefined;
   if (state !== "held") return `the state is "${state}", neither held nor pending`;
-  const tests = [...how.matchAll(/`([^`]+\.test\.ts)` "([^"]+)"/g)];
+  // Titles behind one file are all of that file.
+  const tests = [...how.matchAll(/`([^`]+\.test\.ts)`((?:,? "[^"]+")+)/g)].flatMap(([, file = "", titles = ""]) =>
+    [...titles.matchAll(/"([^"]+)"/g)].map(([, title = ""]) => [file, title] as const),
+  );
+  if (tests.length !== (how.match(/"[^"]+"/g) ?? []).length) return "it names a test without its file";
   const benchmarks = [...how.matchAll(/bench `([^`]+)`/g)];
   if (tests.length + benchmarks.length === 0) return "it names no test and no benchmark";
-  for (const [, file = "", title = ""] of tests) {
+  for (const [file, title] of tests) {
     if (!existsSync(join(root, file))) return `${file} does not exist`;
     if (!read(file).includes(title)) return `${file} has no test "${title}"`;
   }
@@ -125,6 +129,8 @@ describe("SPECIFICATION.md", () => {
     expect(rowObjection('`test/gone.test.ts` "x"', "held")).toBe("test/gone.test.ts does not exist");
     const absent = ["no such", "title"].join(" ");
     expect(rowObjection(`\`test/docs.test.ts\` "${absent}"`, "held")).toBe(`test/docs.test.ts has no test "${absent}"`);
+    expect(rowObjection(`\`test/docs.test.ts\` "links", "${absent}"`, "held")).toBe(`test/docs.test.ts has no test "${absent}"`);
+    expect(rowObjection('bench `starts`, "links"', "held")).toBe("it names a test without its file");
     expect(rowObjection("bench `no-such`", "held")).toBe('there is no benchmark "no-such" in src/lab');
     expect(rowObjection("test", "done")).toContain("neither held nor pending");
   });

@@ -1,6 +1,6 @@
 /** Freezing and thawing: state, independence of clones, every loader with every kind of husk, generations, images on disk. */
 import { cpSync, existsSync, readdirSync, readFileSync, readlinkSync, renameSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Image, LOADERS, type Loader, type ThawOptions } from "../src/engine/index.js";
 import { decodeManifest, imageFiles } from "../src/image/index.js";
@@ -188,6 +188,9 @@ describe("an image", () => {
     await world.open();
     const opened = await world.engine.openImage(image.dir);
     expect(opened).toEqual(image);
+    // No program is kept: each server makes its own, for the husk that it has.
+    const kept = Object.values(imageFiles(image.dir)).map((path) => basename(path));
+    for (const file of readdirSync(image.dir)) expect(kept).toContain(file);
     await world.thawed(opened, async (clone) => {
       expect(await call(clone, "counter.next")).toBe(4);
       // The bytes of its pages were checked at this first use.

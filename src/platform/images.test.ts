@@ -1,8 +1,10 @@
 import { readdirSync } from "node:fs";
 import { chmod, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import Database from "libsql";
 import { afterEach, describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
+import { GIB } from "../base/units.js";
 import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 
 let bed: TestBed;
@@ -331,6 +333,25 @@ describe("after a restart", () => {
     await until(() => bed.engine.prepared.length === 2);
     // They are opened side by side, so either may be first.
     expect([...bed.engine.prepared].sort()).toEqual(["a", "b"]);
+  });
+
+  it("a GiB of images is prepared, and no more", async () => {
+    bed = await openTestBed();
+    for (const name of ["a", "b", "c"]) {
+      await bed.platform.deploy({ name, zip: zipOf() });
+      await bed.platform.waitReady(name);
+    }
+    await bed.platform.close();
+    const database = new Database(join(bed.dataDir, "thaw.db"));
+    database
+      .prepare("UPDATE images SET summary = json_set(summary, '$.bytesOnDisk', CAST(? AS INTEGER))")
+      .run(Math.floor(GIB * 0.4));
+    database.close();
+    bed = await bed.restart();
+    await until(() => bed.engine.prepared.length === 2);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    expect(bed.engine.prepared).toHaveLength(2);
+    for (const name of ["a", "b", "c"]) expect((await bed.platform.invoke(name, "")).start.kind).toBe("thaw");
   });
 
   it("what starts of a new image touch is rehearsed, or found out with the declared events", async () => {

@@ -44,10 +44,13 @@ describe("a request's log", () => {
     expect(renderRequest("id", 128, { ...start, kind: "reuse" }, result)).not.toMatch(/Init|Restore/);
   });
 
-  it.each(["no JSON", "null", "[]", "7", ""])("of an end that the function claims, with a reply of %j, says nothing", (payload) => {
-    const claimed = { ...result, platformError: "RESPONSE_TOO_LARGE" as const, payload: Buffer.from(payload) };
-    expect(renderRequest("id", 128, start, claimed)).toContain("second\nEND RequestId: id\n");
-  });
+  it.each(["no JSON", "null", "[]", "7", ""])(
+    "of an end that the function claims, with a reply of %j, says nothing",
+    (payload) => {
+      const claimed = { ...result, platformError: "RESPONSE_TOO_LARGE" as const, payload: Buffer.from(payload) };
+      expect(renderRequest("id", 128, start, claimed)).toContain("second\nEND RequestId: id\n");
+    },
+  );
 
   it("says why it was not answered, once", () => {
     const ended = (platformError: InvokeResult["platformError"], errorType: string): string => {

@@ -1,6 +1,7 @@
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { chmod, mkdir, rm, truncate, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import Database from "libsql";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { FakeEnd, FakeEngine } from "../engine/fake.js";
@@ -440,6 +441,21 @@ describe("a data directory", () => {
     bed = await bed.restart();
     expect(bed.platform.list()).toEqual([]);
     expect(["functions", "images", "logs"].flatMap(onDisk)).toEqual([]);
+  });
+
+  it("keeps what it has when a row of its database makes no sense, which is told", async () => {
+    await deploy("a");
+    await deploy("b");
+    for (const name of ["a", "b"]) await bed.platform.waitReady(name);
+    await bed.platform.close();
+    const there = (): unknown => ["functions", "functions/a", "functions/b", "images"].map(onDisk);
+    const before = there();
+    const database = new Database(join(bed.dataDir, "thaw.db"));
+    database.prepare("UPDATE versions SET code_hex = '../b' WHERE function_name = 'a'").run();
+    database.prepare("DELETE FROM images WHERE function_name = 'b'").run();
+    database.close();
+    await expect(openPlatform({ dataDir: bed.dataDir, engine: bed.engine })).rejects.toMatchObject({ code: "DATABASE_FAILED" });
+    expect(there()).toEqual(before);
   });
 
   it("keeps its functions when its database was cut to nothing, which is told", async () => {
