@@ -1,12 +1,15 @@
 /*
  * extractor: turns a parked process into facts and pages.
  *
- *   extractor freeze PID DIRECTORY CONTROL_FD [PARENT_PAGES [SWAP_FD]]   writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
+ *   extractor freeze PID DIRECTORY CONTROL_FD [image=PAGES] [base=PAGES [layout=LAYOUT]] [swap=FD] [live=SOCKET]
+ *                                                             writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
  *   extractor verify PAGES                                    prints the digest of a page space (store.c)
  *   extractor deflate PID CONTROL_FD [kept=…] 3<>SWAP         moves the memory of a process to a file (deflate.c)
  *   extractor tracking                                        says whether this kernel can tell exactly what a process touches
- *   extractor scan PID [PAGES]                                prints the present pages of a process by source (present.c)
+ *   extractor watch PID CONTROL_FD 3<SWAP                     tells what a wake touches (watch.c)
+ *   extractor scan PID [PAGES [BASE_PAGES]]                   prints the present pages of a process by source (present.c)
  *   extractor resident|evict|fetch FILE…, bandwidth FILE     the page cache (cache.c)
+ *   extractor gather FILE, pack FILE                          moves a file's parts together in the page cache, on the disk (gather.c, pack.c)
  *   extractor blocked PID                                     time spent waiting for the disk (blocked.c)
  *
  * Theory of operation. It decides nothing about the image: it reports what is, and TypeScript compiles that

@@ -218,6 +218,18 @@ static void identify(pid_t pid, struct vma *vma)
 		return;
 	snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
 	vma->identified = stat(path, &vma->file) == 0;
+	/* As maps tells a line break in a name; that may also be its own four characters. */
+	if (!vma->identified || !strstr(vma->path, "\\012"))
+		return;
+	char name[4096];
+	ssize_t got = readlink(path, name, sizeof name - 1);
+	if (got < 0)
+		die("cannot read the name of the mapped file %s: %s", vma->path, strerror(errno));
+	name[got] = 0;
+	free(vma->path);
+	vma->path = strdup(name);
+	if (!vma->path)
+		die("out of memory");
 }
 
 void dump_identify(const struct dump *dump, pid_t pid, struct vma *vmas, size_t count)

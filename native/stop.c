@@ -3,7 +3,7 @@
  *
  * Threads are seized, not attached: no signal is sent. PTRACE_O_EXITKILL: should the extractor die in the middle,
  * the process dies too rather than run on with foreign registers. PTRACE_O_SUSPEND_SECCOMP: the function's own filter
- * would answer EPERM to the system calls that are run on its behalf (DESIGN: traps).
+ * would answer EPERM to the system calls that are run on its behalf.
  *
  * While a filter is suspended no instruction may run but those meant. Who is stopped cannot see to that alone: a child process writes
  * into its memory by /proc/PID/mem, and so may a thread that was not stopped. So one call is one step, or is looked at when the kernel

@@ -3,7 +3,8 @@
  * has four beats: set up state, freeze, thaw, see that it goes on. Steps are functions of test/fixtures/python.
  */
 import { createHash } from "node:crypto";
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
@@ -405,6 +406,26 @@ describe("files", () => {
     expect(await call(instance, "files.read_deep")).toEqual(["words", 65_536]);
     await instance.dispose();
     await clones(image, async (one) => expect(await call(one, "files.read_deep")).toEqual(["words", 65_536]));
+  });
+
+  it("of the code may be mapped under names with line breaks, and with what maps tells of those", async () => {
+    const codeDir = join(world.dataDir, "line-breaks");
+    mkdirSync(codeDir, { recursive: true });
+    const names = ["a\nb", "a\\012b"];
+    for (const name of names) writeFileSync(join(codeDir, name), `of ${JSON.stringify(name)}`);
+    const source = `import json, mmap
+def mapped(name):
+    with open("/var/task/" + name, "rb") as file: return mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+held = [mapped(name) for name in json.loads(r'${JSON.stringify(names)}')]
+def handler(event, context): return [part[:].decode() for part in held]
+`;
+    writeFileSync(join(codeDir, "app.py"), source);
+    const instance = await world.boot("python", { name: "line-breaks", codeDir, handler: "app.handler" });
+    const image = await instance.freeze({ then: "end" });
+    await clones(image, async (one) => {
+      const { payload } = await one.invoke("{}");
+      expect(JSON.parse(payload.toString())).toEqual(names.map((name) => `of ${JSON.stringify(name)}`));
+    });
   });
 
   it("keep their locks", async () => {

@@ -23,7 +23,7 @@ export type StartKind = "boot" | "thaw" | "parked" | "reuse" | "wake";
  */
 export type InstanceState = "warm" | "deflating" | "hibernated" | "woken";
 
-/** How far a pooled husk has been filled ahead of a thaw (DESIGN.md: generic, runtime mapped, image mapped, prefaulted). */
+/** How far a pooled husk has been filled ahead of a thaw (docs/design/thaw.md: generic, runtime mapped, image mapped, prefaulted). */
 export type HuskLevel = "generic" | "runtime" | "image" | "prefaulted";
 
 /** What a function is, for the engine. */

@@ -7,7 +7,7 @@
  *   equip      /tmp, descriptors, signals, no capabilities, threads
  *   resume     timers, limits; the process runs
  *
- * A pooled husk has some of them behind it (DESIGN: generic, runtime mapped, image mapped, prefaulted). What is left when
+ * A pooled husk has some of them behind it (docs/design/thaw.md: generic, runtime mapped, image mapped, prefaulted). What is left when
  * a request comes is one program, {@link compileThaw} or {@link compileResume}: one message, one report.
  */
 import { assert, ThawError } from "../base/errors.js";

@@ -274,7 +274,7 @@ const ABI_STRUCTS = {
     ["expect", "u32"],
     ["args", "u64", 6],
   ],
-  /** Argument of OP_THREAD and OP_RESUME; also fills in what only the thread itself can set (DESIGN.md, trap 11). */
+  /** Argument of OP_THREAD and OP_RESUME; also fills in what only the thread itself can set. */
   thread_state: [
     ["frame", "u64"],
     ["fs_base", "u64"],
