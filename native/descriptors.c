@@ -197,6 +197,16 @@ static int events_of(const struct descriptor *d)
 	return poll(&ask, 1, 0) == 1 ? ask.revents : 0;
 }
 
+/* What a clone shall read is all of it, or the function is told. */
+static void refuse_rest(const struct descriptor *d, size_t got, const char *where)
+{
+	int unread = 0;
+	if (ioctl(d->mine, FIONREAD, &unread) != 0)
+		die("cannot tell what lies unread behind descriptor %d: %s", d->fd, strerror(errno));
+	if ((size_t)unread > got)
+		refuse("more than %d KiB lie unread in %s (descriptor %d)", QUEUE_BYTES_MAX >> 10, where, d->fd);
+}
+
 static void write_pipe(const struct descriptor *d)
 {
 	json_string("kind", "pipe");
@@ -222,6 +232,7 @@ static void write_pipe(const struct descriptor *d)
 	ssize_t got = teed > 0 ? read(copy[0], bytes, sizeof bytes) : 0;
 	if ((teed < 0 && errno != EAGAIN) || got < 0)
 		die("cannot read the pipe behind descriptor %d: %s", d->fd, strerror(errno));
+	refuse_rest(d, (size_t)got, "a pipe");
 	json_bytes("bytes", bytes, (size_t)got);
 	close(copy[0]);
 	close(copy[1]);
@@ -367,6 +378,8 @@ static void write_unix(const struct descriptor *d, int type)
 	if (type != SOCK_STREAM && recv(d->mine, bytes, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 && peer_is_here)
 		refuse("unread datagrams lie in a unix socket (descriptor %d)", d->fd);
 	ssize_t got = type == SOCK_STREAM ? recv(d->mine, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT) : 0;
+	if (type == SOCK_STREAM)
+		refuse_rest(d, got > 0 ? (size_t)got : 0, "a unix socket");
 	json_string("kind", "unix");
 	json_int("type", type);
 	json_int("inode", (int64_t)d->is.st_ino);
