@@ -344,6 +344,18 @@ describe.each(["node", "python"] as const)("a hibernated %s function", (language
 });
 
 describe("the faults of a wake", () => {
+  it("are not told to be those of the thaw that it came from", async () => {
+    const image = await bench.image(LANGUAGES.node(), { step: "state" });
+    await withInstance(bench.engine.thaw(image), async (instance) => {
+      await step(instance, "state");
+      expect((await instance.faults())?.minor).toBeGreaterThan(0);
+      await instance.hibernate();
+      await step(instance, "state");
+      expect([instance.start.kind, await instance.faults()]).toEqual(["wake", undefined]);
+    });
+    await bench.engine.removeImage(image);
+  });
+
   it("are those of its request, and none of what threads did while it slept", async () => {
     const spec = bench.python(`
 import threading, time

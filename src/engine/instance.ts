@@ -239,8 +239,8 @@ export class LiveInstance implements Instance, InstanceListener {
     });
   }
 
-  faults(): Promise<StartFaults | undefined> {
-    return this.starting.faults();
+  async faults(): Promise<StartFaults | undefined> {
+    return this.start.kind === "wake" ? undefined : this.starting.faults();
   }
 
   /** Whether it did nothing since it answered that many requests. */

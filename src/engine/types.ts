@@ -301,7 +301,7 @@ export interface Instance {
   pages(): Promise<PageCounts>;
   /**
    * Resolves once the faults of the start and its first request were counted, which is after that answer was given; `start` has them
-   * from then on. Undefined when there is nothing to count: booted, or gone before. Never rejects.
+   * from then on. Undefined when there is nothing to count: booted, woken (the thaw that it came from had its own), or gone before. Never rejects.
    */
   faults(): Promise<StartFaults | undefined>;
   /** Resident bytes, private to this instance and shared with others, and those that hibernations hold on disk. */
