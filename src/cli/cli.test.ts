@@ -165,6 +165,7 @@ describe("deploy", () => {
     const run = await thaw(["deploy", "hello", "--wait"]);
     expect(run.code).toBe(0);
     expect(run.out).toMatch(/hello has no image and will be booted at every start \(.*inotify descriptor.*\)\n$/);
+    expect((await thaw(["ls"])).out).toMatch(/ boots \(refused\) .*\nhello: It cannot be frozen\. it holds an inotify descriptor\n$/);
   });
 
   it("fails when the function cannot be loaded", async () => {
@@ -175,6 +176,7 @@ describe("deploy", () => {
     const run = await thaw(["deploy", "hello", "--wait"]);
     expect(run.code).toBe(1);
     expect(run.err).toMatch(/^error: Function "hello" failed while it was loaded\n {2}why: SyntaxError\n/);
+    expect((await thaw(["ls"])).out).toMatch(/\nhello: Function "hello" failed while it was loaded\. SyntaxError\n$/);
   });
 
   it.each([

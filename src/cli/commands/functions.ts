@@ -77,6 +77,8 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
   const headings = ["NAME", "RUNTIME", "MEMORY", "STATE", "IMAGE", "HEAT", "INSTANCES", "RESIDENT", "ON DISK", "LAST START"];
   await io.out(formatTable(headings, rows));
   for (const { name, image } of reply.functions) {
+    if ((image.state === "refused" || image.state === "failed") && image.reason !== undefined)
+      await io.out(`${printable(`${name}: ${image.reason}`)}\n`);
     if (image.heat?.state === "failed")
       await io.out(`${printable(`${name}: ${image.heat.reason ?? "it could not be made hotter"}`)}\n`);
   }
