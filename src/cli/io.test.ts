@@ -13,6 +13,14 @@ describe("errors for people", () => {
     expect(formatError(new ThawError("TIMEOUT", { what: "too late" }))).toBe("error: too late\n");
     expect(formatError(new Error("plain"))).toBe("error: plain\n");
   });
+
+  it("keep their lines, and nothing that a function put into them to rewrite the terminal", () => {
+    const why = "Error: \u001b[2Jgone\u0007\n    at index.js:1";
+    expect(formatError(new ThawError("INIT_FAILED", { what: "not loaded", why }))).toBe(
+      "error: not loaded\n  why: Error:  [2Jgone \n    at index.js:1\n",
+    );
+    expect(formatError(new Error("\u001b[31mred"))).toBe("error:  [31mred\n");
+  });
 });
 
 it("errors for machines are one JSON line with the code", () => {

@@ -65,11 +65,11 @@ export function withoutMark(bytes: Buffer): Buffer {
  *       fix: `thaw ls` lists what is there
  */
 export function formatError(error: unknown): string {
-  if (!(error instanceof ThawError)) return `error: ${errorText(error)}\n`;
+  if (!(error instanceof ThawError)) return `error: ${printableLines(errorText(error))}\n`;
   const lines = [`error: ${error.what}`];
   if (error.why !== undefined) lines.push(`  why: ${error.why}`);
   if (error.fix !== undefined) lines.push(`  fix: ${error.fix}`);
-  return `${lines.join("\n")}\n`;
+  return `${lines.map(printableLines).join("\n")}\n`;
 }
 
 /** An error as one JSON line, for `--json`. */
@@ -100,6 +100,11 @@ export function formatPairs(pairs: readonly (readonly [string, string])[]): stri
     .map(([name, value]) => `${name.padEnd(width)}  ${printable(value)}`.trimEnd())
     .join("\n")
     .concat("\n");
+}
+
+/** As {@link printable}, of text that may have lines: an error holds what a function, or another program's server, said. */
+function printableLines(text: string): string {
+  return text.split("\n").map(printable).join("\n");
 }
 
 /** Text from elsewhere without control characters, which could rewrite the reader's terminal. */
