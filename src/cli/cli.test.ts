@@ -303,6 +303,8 @@ describe("invoke", () => {
     [["rm", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
     [["image", "inspect", "nobody"], "FUNCTION_NOT_FOUND", /^error: .*"nobody"/],
     [["rm", "../server"], "FUNCTION_NOT_FOUND", /^error: /],
+    [["rm", ".."], "FUNCTION_NOT_FOUND", /^error: There is no function "\.\."/],
+    [["invoke", ".."], "FUNCTION_NOT_FOUND", /^error: There is no function "\.\."/],
   ])("%j fails with its code", async (args, code, sentence) => {
     const run = await thaw(args);
     expect(run).toMatchObject({ code: 1, out: "" });

@@ -49,12 +49,17 @@ export function clientOf(io: Io, options: ClientOptions): Client {
 
 /** The control route of a function. FUNCTION_NOT_FOUND for a name that no route can have. */
 export function functionPath(name: string, rest = ""): string {
+  return `/thaw/v1/functions/${nameInPath(name)}${rest}`;
+}
+
+/** A name or an ARN as a part of a path. FUNCTION_NOT_FOUND for what can be none. */
+export function nameInPath(name: string): string {
   // A URL has these for directories, and would be that of another route.
   if (name === "." || name === "..") {
     const why = "A name has 1 to 64 letters, digits, hyphens and underscores";
     throw new ThawError("FUNCTION_NOT_FOUND", { what: `There is no function "${name}"`, why, fix: "See `thaw ls`" });
   }
-  return `/thaw/v1/functions/${encodeURIComponent(name)}${rest}`;
+  return encodeURIComponent(name);
 }
 
 /** One JSON value on a line. */

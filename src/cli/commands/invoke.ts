@@ -10,7 +10,7 @@ import { formatUs } from "../../base/units.js";
 import { LIMITS } from "../../platform/types.js";
 import { errorFrom, notThaw, type Reply } from "../client.js";
 import { EXIT, Exit, Interrupted, type Io, printable, readUpTo, withoutMark } from "../io.js";
-import { asClient, type ClientOptions, type Context, clientOf, jsonLine } from "./context.js";
+import { asClient, type ClientOptions, type Context, clientOf, jsonLine, nameInPath } from "./context.js";
 
 interface Options extends ClientOptions {
   readonly payload?: string;
@@ -52,7 +52,7 @@ async function invoke(io: Io, name: string, options: Options): Promise<void> {
   const client = clientOf(io, options);
   const body = await readPayload(io, options.payload ?? "{}");
   const began = performance.now();
-  const reply = await client.send("POST", `/2015-03-31/functions/${encodeURIComponent(name)}/invocations`, {
+  const reply = await client.send("POST", `/2015-03-31/functions/${nameInPath(name)}/invocations`, {
     query: { Qualifier: options.qualifier },
     headers: {
       "content-type": "application/json",
