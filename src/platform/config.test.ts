@@ -18,9 +18,10 @@ describe("a configuration is refused", () => {
     [
       "with a long timeout",
       { timeoutMs: 900_001 },
-      "the timeout is 900001, and it must be a whole number from 1000 to 900000 ms (1 s to 900 s)",
+      "the timeout is 900.001 s, and it must be from 1 to 900 s, in whole milliseconds",
     ],
-    ["with a short timeout", { timeoutMs: 0 }, "the timeout is 0, and it must be"],
+    ["with a short timeout", { timeoutMs: 0 }, "the timeout is 0 s, and it must be"],
+    ["with a timeout between two milliseconds", { timeoutMs: 1000.5 }, "the timeout is 1.0005 s, and it must be"],
     ["with a large /tmp", { tmpMb: 20_000 }, "the size of /tmp is 20000, and it must be a whole number from 512 to 10240 MB"],
     ["with no instances", { maxInstances: 0 }, "the limit on instances is 0, and it must be a whole number from 1 to 10000"],
     ["with a handler without export", { handler: "index" }, "a handler has the form FILE.EXPORT, such as index.handler"],
@@ -85,7 +86,7 @@ describe("a configuration is refused", () => {
   }
 
   it("with every objection at once", () => {
-    expect(() => check({ memoryMb: 1, timeoutMs: 1 })).toThrow(/the memory is 1.*; the timeout is 1/);
+    expect(() => check({ memoryMb: 1, timeoutMs: 1 })).toThrow(/the memory is 1.*; the timeout is 0\.001 s/);
   });
 });
 

@@ -11,6 +11,14 @@ const whole = (what: string, min: number, max: number, unit: string) =>
     error: ({ input }) => `${what} is ${String(input)}, and it must be a whole number from ${min} to ${max}${unit}`,
   });
 
+/** In milliseconds, and told in seconds: so options, thaw.json and queries have it. */
+const timeout = z
+  .number("the timeout is not a number")
+  .refine((ms) => Number.isInteger(ms) && ms >= LIMITS.timeoutMsMin && ms <= LIMITS.timeoutMsMax, {
+    error: ({ input }) =>
+      `the timeout is ${Number(input) / 1000} s, and it must be from ${LIMITS.timeoutMsMin / 1000} to ${LIMITS.timeoutMsMax / 1000} s, in whole milliseconds`,
+  });
+
 const functionName = z
   .string("the name is not text")
   .regex(/^[a-zA-Z0-9_-]{1,64}$/, "a name has 1 to 64 letters, digits, hyphens and underscores");
@@ -78,7 +86,7 @@ const deployConfig = z.object({
     .refine((handler) => handler.lastIndexOf(".") > 0, "a handler has the form FILE.EXPORT, such as index.handler")
     .optional(),
   memoryMb: whole("the memory", LIMITS.memoryMbMin, LIMITS.memoryMbMax, " MB").default(128),
-  timeoutMs: whole("the timeout", LIMITS.timeoutMsMin, LIMITS.timeoutMsMax, " ms (1 s to 900 s)").default(3_000),
+  timeoutMs: timeout.default(3_000),
   env: environment.default({}),
   tmpMb: whole("the size of /tmp", LIMITS.tmpMbMin, LIMITS.tmpMbMax, " MB").default(512),
   description: z.string("the description is not text").max(256, "a description has at most 256 characters").default(""),
