@@ -60,7 +60,8 @@ describe("deploy", () => {
     ["?memory=lots", /memory: it must be a whole number/],
     ["?timeout=soon", /timeout: it must be a number of seconds/],
     ["?env=A", /env: it must be NAME=VALUE/],
-    ["?memory=1&memory=2", /memory:/],
+    ["?memory=1&memory=2", /^memory: it is given more than once$/],
+    ["?learn=1&learn=1", /^learn: it is given more than once$/],
   ])("refuses the query %s", async (query, why) => {
     const reply = await deploy(query);
     expect(reply.statusCode).toBe(400);

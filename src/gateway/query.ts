@@ -58,7 +58,7 @@ export function readQuery<S extends z.ZodObject>(schema: S, query: unknown): z.o
   const result = schema.safeParse({ ...(query as object) });
   if (result.success) return result.data;
   const whys = result.error.issues.map((issue) =>
-    issue.code === "unrecognized_keys" ? `unknown: ${issue.keys.join(", ")}` : `${String(issue.path[0])}: ${issueText(issue)}`,
+    issue.code === "unrecognized_keys" ? `unknown: ${issue.keys.join(", ")}` : `${String(issue.path[0])}: ${issueText(issue, query as Record<string, unknown>)}`,
   );
   throw new ThawError("INVALID_ARGUMENT", {
     what: "The query cannot be used",
@@ -67,8 +67,9 @@ export function readQuery<S extends z.ZodObject>(schema: S, query: unknown): z.o
   });
 }
 
-/** For a union zod says only "Invalid input"; the first alternative's complaint is the useful one. */
-function issueText(issue: z.core.$ZodIssue): string {
+/** For a union zod says only "Invalid input"; the first alternative's complaint is the useful one. Of others a list is a name that was repeated. */
+function issueText(issue: z.core.$ZodIssue, query: Readonly<Record<string, unknown>>): string {
+  if (issue.code !== "invalid_union" && Array.isArray(query[String(issue.path[0])])) return "it is given more than once";
   if (issue.code === "invalid_union") return issue.errors[0]?.[0]?.message ?? issue.message;
   return issue.message;
 }
