@@ -12,7 +12,7 @@ const BAD_MACHINE = {
   canFreeze: false,
   canBoot: true,
   checks: [
-    { name: "ptrace", ok: false, required: true, says: "not permitted", fix: "run as root." },
+    { name: "ptrace", ok: false, required: true, says: "not permitted.", fix: "run as root." },
     { name: "swap", ok: false, required: false, says: "off" },
   ],
 };

@@ -184,13 +184,16 @@ function cannotGoOn(cause: unknown): ThawError {
   });
 }
 
+/** A check's sentence, as a part of one. */
+const withoutStop = (sentence: string): string => sentence.replace(/\.$/, "");
+
 function cannotFreeze({ canBoot, checks }: MachineReport): ThawError {
   const failed = checks.filter(({ ok, required }) => required && !ok);
   return new ThawError("UNSUPPORTED_PLATFORM", {
     what: `Functions cannot ${canBoot ? "be frozen" : "run"} on this machine`,
-    why: failed.map(({ name, says }) => `${name}: ${says}`).join("; "),
+    why: failed.map(({ name, says }) => `${name}: ${withoutStop(says)}`).join("; "),
     fix: [
-      ...failed.flatMap(({ fix }) => fix?.replace(/\.$/, "") ?? []),
+      ...failed.flatMap(({ fix }) => (fix === undefined ? [] : withoutStop(fix))),
       ...(canBoot ? ["`thaw serve --boot-only` runs functions without images"] : []),
     ].join("; "),
   });
