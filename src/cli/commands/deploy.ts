@@ -55,7 +55,7 @@ export function addDeploy(program: Command, { io }: Context): void {
     .option("--no-warm-up", "replay none")
     .option("--learn", "make hotter images from instances that serve real requests; they hold what those leave in memory")
     .option("--no-learn", "do not (the default)")
-    .option("--update", "replace the function if it exists")
+    .option("--update", "replace the function if it exists, with its settings: what is not given again has its default")
     .option("--wait", "return when the image is ready")
     .option("--wait-hot", "return when the warm-up is over, and fail when it failed")
     .option("--wait-timeout <seconds>", "how long to wait", seconds, WAIT_SECONDS)
