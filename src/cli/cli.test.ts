@@ -165,7 +165,9 @@ describe("deploy", () => {
     const run = await thaw(["deploy", "hello", "--wait"]);
     expect(run.code).toBe(0);
     expect(run.out).toMatch(/hello has no image and will be booted at every start \(.*inotify descriptor.*\)\n$/);
-    expect((await thaw(["ls"])).out).toMatch(/ boots \(refused\) .*\nhello: It cannot be frozen\. it holds an inotify descriptor\n$/);
+    expect((await thaw(["ls"])).out).toMatch(
+      / boots \(refused\) .*\nhello: It cannot be frozen\. it holds an inotify descriptor\n$/,
+    );
   });
 
   it("fails when the function cannot be loaded", async () => {

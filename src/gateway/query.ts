@@ -58,7 +58,9 @@ export function readQuery<S extends z.ZodObject>(schema: S, query: unknown): z.o
   const result = schema.safeParse({ ...(query as object) });
   if (result.success) return result.data;
   const whys = result.error.issues.map((issue) =>
-    issue.code === "unrecognized_keys" ? `unknown: ${issue.keys.join(", ")}` : `${String(issue.path[0])}: ${issueText(issue, query as Record<string, unknown>)}`,
+    issue.code === "unrecognized_keys"
+      ? `unknown: ${issue.keys.join(", ")}`
+      : `${String(issue.path[0])}: ${issueText(issue, query as Record<string, unknown>)}`,
   );
   throw new ThawError("INVALID_ARGUMENT", {
     what: "The query cannot be used",

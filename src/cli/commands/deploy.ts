@@ -38,7 +38,7 @@ export function addDeploy(program: Command, { io }: Context): void {
   asClient(program.command("deploy"))
     .description("deploy a function from a folder or a zip; its image is made in the background")
     .argument("<path>", "folder with the function's code, or a .zip file", notEmpty)
-    .option("--name <name>", "default: the name of the folder")
+    .option("--name <name>", "default: the name of the folder, or of the zip")
     .option("--runtime <id>", "nodejs20.x, python3.11, …; guessed from the files when absent")
     .option("--handler <file.export>", "guessed from the files when absent")
     .option("--memory <MB>", "memory limit (default: 128)", wholeNumber(1))
