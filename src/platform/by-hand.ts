@@ -1,7 +1,7 @@
 /** `thaw hibernate` and `thaw wake`: all idle instances of one function, now, whatever the policy thinks of it. */
-import { isThawError, ThawError } from "../base/errors.js";
+import { ThawError } from "../base/errors.js";
 import type { Budget } from "./budget.js";
-import type { IdleInstances } from "./idle.js";
+import { type IdleInstances, isOfHibernating } from "./idle.js";
 import type { HandReport } from "./types.js";
 import type { Version } from "./version.js";
 
@@ -25,7 +25,7 @@ export async function hibernateByHand(idle: IdleInstances, version: Version): Pr
       hibernatedBytes += slot.hibernatedBytes;
     } catch (error) {
       // One that was evicted, removed or killed meanwhile is nobody's failure.
-      if (slot.instance.alive || isThawError(error, "HIBERNATE_FAILED")) failure ??= error;
+      if (slot.instance.alive || isOfHibernating(error)) failure ??= error;
     }
   }
   if (done === 0 && failure !== undefined) throw failure;

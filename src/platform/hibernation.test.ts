@@ -290,6 +290,27 @@ describe("when hibernating fails", () => {
     await until(() => states()[0] === "hibernated");
   });
 
+  it("because a hook of its never came back, which cost that instance, its function is kept warm, too", async () => {
+    await openBed({ keepWarmMs: 10 });
+    const why = "its before-snapshot hooks took longer than 30 s, and it was ended";
+    const refused = new ThawError("HIBERNATE_REFUSED", { what: 'function "a" could not be hibernated', why });
+    bed.engine.delayMs.hibernate = 20;
+    bed.engine.failNext("hibernate", refused, 2);
+    const end = async (times: number): Promise<void> => {
+      await until(() => calls("hibernate").length === times);
+      for (const instance of bed.engine.live) instance.crash("failed");
+    };
+    await bed.platform.invoke("a", "");
+    await end(1);
+    await until(() => bed.platform.get("a").hibernateRefused === refused.message);
+    await bed.platform.invoke("a", "");
+    await new Promise((resolve) => setTimeout(resolve, 60));
+    expect([calls("hibernate").length, states()]).toEqual([1, ["warm"]]);
+    const byHand = bed.platform.hibernate("a").catch((error: unknown) => error);
+    await end(2);
+    expect(await byHand).toBe(refused);
+  });
+
   it("because one instance is refused for how it came, that one is kept warm, and others of its function are hibernated", async () => {
     await openBed({ keepWarmMs: 10 });
     const refused = {

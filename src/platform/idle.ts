@@ -53,6 +53,11 @@ export interface IdleOptions {
   readonly hibernated: (slot: Slot) => boolean;
 }
 
+/** An error of hibernating itself, also where that cost the instance: memory that was half replaced, a before-snapshot hook that never came back. */
+export function isOfHibernating(error: unknown): boolean {
+  return isThawError(error, "HIBERNATE_FAILED") || isThawError(error, "HIBERNATE_REFUSED");
+}
+
 /** See above. */
 export class IdleInstances {
   readonly #options: IdleOptions;
@@ -372,7 +377,7 @@ export class IdleInstances {
     } catch (error) {
       if (stateOf(slot) === "deflating") slot.state = "idle";
       // It ended meanwhile, which is told elsewhere; unless it had to be ended because of this.
-      if (instance.alive || isThawError(error, "HIBERNATE_FAILED")) this.#failed(slot, error);
+      if (instance.alive || isOfHibernating(error)) this.#failed(slot, error);
       throw error;
     }
   }
