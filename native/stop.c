@@ -648,8 +648,8 @@ void run_script(struct target *target, int mem, uint64_t page, struct script_cal
 {
 	size_t bytes = count * sizeof *calls;
 	struct thread *thread = &target->threads[0];
-	/* Filters of its own may refuse what a script does, and are suspended: one step after another. */
-	if (read_status(target->pid, thread->tid, "Seccomp_filters:", 10, 0) != 1) {
+	/* Filters of its own, beyond the sandbox's and those of the server, may refuse what a script does, and are suspended: one step after another. */
+	if (read_status(target->pid, thread->tid, "Seccomp_filters:", 10, 0) != 1 + read_status(getpid(), getpid(), "Seccomp_filters:", 10, 0)) {
 		for (size_t i = 0; i < count; i++)
 			calls[i].result = inject(target, thread, (long)calls[i].nr, calls[i].args);
 		return;
