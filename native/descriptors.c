@@ -23,11 +23,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define FDS_MAX 4096
@@ -36,6 +41,7 @@
 #define TMP_ENTRIES_MAX 4096
 #define TMP_DEPTH_MAX 32
 #define SOCKETS_MAX 1024
+#define MQUEUE_MAGIC 0x19800202 /* linux/magic.h knows it not */
 
 struct descriptor {
 	int fd, mine, same;
@@ -295,18 +301,56 @@ static void write_timerfd(const struct descriptor *d)
 	json_close(']');
 }
 
-static void find_sockets(void)
+/* Enters a namespace of the process; the way back, for leave. */
+static int enter(const char *name, int kind)
 {
 	char path[64];
-	socket_count = 0;
-	snprintf(path, sizeof path, "/proc/%d/ns/net", pid);
-	int ns = open(path, O_RDONLY | O_CLOEXEC), home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (ns < 0 || home < 0 || setns(ns, CLONE_NEWNET) != 0)
-		die("cannot enter the network namespace: %s", strerror(errno));
-	int diag = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
-	int result = setns(home, CLONE_NEWNET);
+	snprintf(path, sizeof path, "/proc/%d/ns/%s", pid, name);
+	int ns = open(path, O_RDONLY | O_CLOEXEC);
+	snprintf(path, sizeof path, "/proc/self/ns/%s", name);
+	int home = open(path, O_RDONLY | O_CLOEXEC);
+	if (ns < 0 || home < 0 || setns(ns, kind) != 0)
+		die("cannot enter the %s namespace: %s", name, strerror(errno));
 	close(ns);
+	return home;
+}
+
+static int leave(int home, int kind)
+{
+	int result = setns(home, kind);
 	close(home);
+	return result;
+}
+
+/* Is known by keys and numbers alone: no descriptor tells of it, and a clone would have none. */
+static void refuse_ipc(void)
+{
+	struct shm_info memory = { 0 };
+	struct seminfo semaphores = { 0 };
+	struct msginfo queues = { 0 };
+	int home = enter("ipc", CLONE_NEWIPC);
+	bool told = shmctl(0, SHM_INFO, (struct shmid_ds *)&memory) >= 0 && semctl(0, 0, SEM_INFO, &semaphores) >= 0 &&
+		    msgctl(0, MSG_INFO, (struct msqid_ds *)&queues) >= 0;
+	int error = errno;
+	if (leave(home, CLONE_NEWIPC) != 0)
+		die("cannot leave the ipc namespace: %s", strerror(errno));
+	if (!told && error == ENOSYS)
+		return; /* a kernel without CONFIG_SYSVIPC */
+	if (!told)
+		die("cannot look for System V IPC: %s", strerror(error));
+	const int counts[] = { memory.used_ids, semaphores.semusz, queues.msgpool };
+	static const char *const names[] = { "shared memory", "semaphores", "message queues" };
+	for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+		if (counts[i] > 0)
+			refuse("it holds System V %s (%d)", names[i], counts[i]);
+}
+
+static void find_sockets(void)
+{
+	socket_count = 0;
+	int home = enter("net", CLONE_NEWNET);
+	int diag = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+	int result = leave(home, CLONE_NEWNET);
 	struct {
 		struct nlmsghdr header;
 		struct unix_diag_req request;
@@ -506,6 +550,9 @@ static bool is_temporary(const char *path)
 static void write_file(const struct descriptor *d)
 {
 	static const char gone[] = " (deleted)";
+	struct statfs where;
+	if (fstatfs(d->mine, &where) == 0 && where.f_type == MQUEUE_MAGIC)
+		refuse("it holds a POSIX message queue (%s, descriptor %d)", d->link, d->fd);
 	size_t length = strlen(d->link);
 	bool deleted = d->is.st_nlink == 0;
 	if (!deleted && length > sizeof gone && strcmp(d->link + length - (sizeof gone - 1), gone) == 0)
@@ -582,6 +629,7 @@ void write_descriptors(const struct target *target, int image_dir)
 {
 	image_directory = image_dir;
 	read_descriptors(target);
+	refuse_ipc();
 	json_open("descriptors", '[');
 	for (int i = 0; i < descriptor_count; i++)
 		write_descriptor(target, &descriptors[i]);
