@@ -395,6 +395,8 @@ describe("the kernel", () => {
       iopl: ["call(172, 3)", "EPERM"],
       pkey_alloc: ["call(330, 0, 0)", "ENOSYS"],
       io_uring_setup: ["call(425, 1, ctypes.create_string_buffer(120))", "ENOSYS"],
+      landlock_create_ruleset: ["call(444, 0, 0, 1)", "ENOSYS"],
+      landlock_restrict_self: ["call(446, 0, 0)", "ENOSYS"],
       memfd_secret: ["call(447, 0)", "ENOSYS"],
       "personality without address checks": ["call(135, 0x0100000)", "EPERM"],
       TIOCSTI: ["call(16, 0, 0x5412, ctypes.create_string_buffer(b'x'))", "EPERM"],

@@ -110,7 +110,8 @@ export const REFUSED: Readonly<Record<string, number>> = {
 
 /**
  * Answered as by a kernel that does not have them. clone3 and openat2 hide their flags from a filter; io_uring cannot be frozen; protection
- * keys belong to a process's memory, so a clone has none of those that V8 took for WebAssembly, and its next module would end it.
+ * keys belong to a process's memory, so a clone has none of those that V8 took for WebAssembly, and its next module would end it. What
+ * a process may do by Landlock nobody can read, and a clone could do more.
  */
 export const ABSENT: Readonly<Record<string, number>> = {
   pkey_alloc: 330,
@@ -119,6 +120,9 @@ export const ABSENT: Readonly<Record<string, number>> = {
   io_uring_register: 427,
   clone3: 435,
   openat2: 437,
+  landlock_create_ruleset: 444,
+  landlock_add_rule: 445,
+  landlock_restrict_self: 446,
   memfd_secret: 447,
 };
 
