@@ -712,7 +712,7 @@ void write_tmp(const struct target *target)
 	snprintf(path, sizeof path, "/proc/%d/root/dev/shm", target->pid);
 	DIR *shm = opendir(path);
 	for (struct dirent *entry; shm && (entry = readdir(shm));)
-		if (entry->d_name[0] != '.')
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
 			refuse("it holds POSIX shared memory (/dev/shm/%s)", entry->d_name);
 	if (shm)
 		closedir(shm);

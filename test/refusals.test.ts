@@ -37,6 +37,7 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["python", "pending_in_thread", /^signal 12 \(SIGUSR2\) is pending in one of its threads$/],
   ["python", "zombie", /^it has a child process that ended and was not waited for \(true\)$/],
   ["python", "datagrams", /^unread datagrams lie in a unix socket \(descriptor \d+\)$/],
+  ["python", "hidden_memory", /^it holds POSIX shared memory \(\/dev\/shm\/\.hidden\)$/],
   ["python", "sysv_memory", /^it holds System V shared memory \(1\)$/],
   ["python", "sysv_semaphores", /^it holds System V semaphores \(1\)$/],
   ["python", "sysv_queues", /^it holds System V message queues \(1\)$/],
