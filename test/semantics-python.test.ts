@@ -428,6 +428,13 @@ def handler(event, context): return [part[:].decode() for part in held]
     });
   });
 
+  it("in /tmp may have any names, also those by which a start puts files aside", async () => {
+    const instance = await world.boot("python");
+    const before = await call(instance, "files.put_aside");
+    const image = await instance.freeze({ then: "end" });
+    await clones(image, async (one) => expect(await call(one, "files.aside")).toEqual(before));
+  });
+
   it("keep their locks", async () => {
     const image = await world.imageAfter("python", "files.lock");
     await clones(image, async (one) =>

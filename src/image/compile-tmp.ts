@@ -40,10 +40,12 @@ export function restoreTmp(program: ProgramBuilder, entries: readonly TmpEntry[]
   const places = new Map<number, string>();
   const moved: { from: string; to: string }[] = [];
   const directories = new Set(["/tmp"]);
+  let aside = "/tmp/.thaw-";
+  while (entries.some(({ path }) => path.startsWith(aside))) aside += "-";
   let next = FIRST_INODE;
   for (const entry of numbered ? ordered : entries) {
     const there = numbered ? places.get(entry.inode) : undefined;
-    const at = directories.has(dirname(entry.path)) ? entry.path : `/tmp/.thaw-${moved.length}`;
+    const at = directories.has(dirname(entry.path)) ? entry.path : `${aside}${moved.length}`;
     if (at !== entry.path) moved.push({ from: at, to: entry.path });
     else if (entry.type === "directory") directories.add(entry.path);
     if (there !== undefined) {
