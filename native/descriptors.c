@@ -499,19 +499,18 @@ static void write_socket(const struct descriptor *d)
 		refuse("it holds a socket of address family %d (descriptor %d)", domain, d->fd);
 }
 
-/* The process's own directory in /proc has another name after a thaw. */
-static const char *lasting_path(const struct descriptor *d)
+const char *lasting_path(pid_t of, const char *link)
 {
-	static char path[sizeof d->link + 16];
+	static char path[sizeof descriptors->link + 16];
 	char own[32];
-	if (strncmp(d->link, "/proc/", 6) != 0)
-		return d->link;
-	size_t length = (size_t)snprintf(own, sizeof own, "/proc/%d", inner_tid(pid, pid));
-	if (strncmp(d->link, own, length) != 0 || (d->link[length] && d->link[length] != '/'))
-		return d->link;
-	if (strncmp(d->link + length, "/task/", 6) == 0)
-		refuse("it holds %s open (descriptor %d)", d->link, d->fd);
-	snprintf(path, sizeof path, "/proc/self%s", d->link + length);
+	if (strncmp(link, "/proc/", 6) != 0)
+		return link;
+	size_t length = (size_t)snprintf(own, sizeof own, "/proc/%d", inner_tid(of, of));
+	if (strncmp(link, own, length) != 0 || (link[length] && link[length] != '/'))
+		return link;
+	if (strncmp(link + length, "/task/", 6) == 0)
+		return NULL;
+	snprintf(path, sizeof path, "/proc/self%s", link + length);
 	return path;
 }
 
@@ -547,6 +546,15 @@ static bool is_temporary(const char *path)
 	return strncmp(path, "/tmp", 4) == 0 && (path[4] == '/' || path[4] == 0);
 }
 
+/* A file without a name may have been opened twice, and what is written by one is read by the other. */
+static const struct descriptor *first_of(const struct descriptor *d)
+{
+	const struct descriptor *first = descriptors;
+	while (first->is.st_ino != d->is.st_ino || first->is.st_dev != d->is.st_dev)
+		first++;
+	return first;
+}
+
 static void write_file(const struct descriptor *d)
 {
 	static const char gone[] = " (deleted)";
@@ -558,7 +566,10 @@ static void write_file(const struct descriptor *d)
 	if (!deleted && length > sizeof gone && strcmp(d->link + length - (sizeof gone - 1), gone) == 0)
 		refuse("it holds a file open under a name that was removed, while it has another (%s)", d->link);
 	json_string("kind", S_ISDIR(d->is.st_mode) ? "directory" : "file");
-	json_path("path", lasting_path(d));
+	const char *path = lasting_path(pid, d->link);
+	if (!path)
+		refuse("it holds %s open (descriptor %d)", d->link, d->fd);
+	json_path("path", path);
 	json_int("mode", d->is.st_mode & 07777);
 	if (S_ISREG(d->is.st_mode))
 		write_locks(d);
@@ -569,8 +580,20 @@ static void write_file(const struct descriptor *d)
 	if (S_ISDIR(d->is.st_mode))
 		refuse("it holds a deleted directory open (%s)", d->link);
 	json_int("deleted", 1);
+	const struct descriptor *first = first_of(d);
+	if (first != d) {
+		json_int("of", first->fd);
+		return;
+	}
 	json_int("memfd", strncmp(d->link, "/memfd:", 7) == 0);
-	store_contents(d->mine, (uint64_t)d->is.st_size, d->link);
+	/* Anew: it may be open for writing alone. */
+	char self[32];
+	snprintf(self, sizeof self, "/proc/self/fd/%d", d->mine);
+	int from = open(self, O_RDONLY | O_CLOEXEC);
+	if (from < 0)
+		die("cannot open %s (descriptor %d): %s", d->link, d->fd, strerror(errno));
+	store_contents(from, (uint64_t)d->is.st_size, d->link);
+	close(from);
 }
 
 /* libuv keeps its inotify descriptor after the last watcher was closed. */

@@ -427,7 +427,10 @@ static void write_limits_and_place(void)
 	struct stat is;
 	if (stat(path, &is) == 0 && is.st_nlink == 0)
 		refuse("its working directory was removed (%s)", cwd);
-	json_path("cwd", cwd);
+	const char *lasting = lasting_path(target.pid, cwd);
+	if (!lasting)
+		refuse("its working directory is a thread's (%s)", cwd);
+	json_path("cwd", lasting);
 }
 
 /* Another process in the sandbox cannot be part of the image: name it. */

@@ -110,6 +110,8 @@ void write_threads(const struct target *target);
 /* descriptors.c */
 void write_descriptors(const struct target *target, int image_dir);
 void write_tmp(const struct target *target);
+/* The process's own directory in /proc has another name after a thaw: that of a path, for as long as the next call; NULL: it will be nowhere. */
+const char *lasting_path(pid_t of, const char *link);
 /* Makes what write_tmp copied durable; the process runs again by then. */
 void store_tmp(void);
 

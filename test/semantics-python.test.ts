@@ -428,6 +428,19 @@ def handler(event, context): return [part[:].decode() for part in held]
     });
   });
 
+  it("without a name that were opened twice are one file, and the process's own directory is its own", async () => {
+    const image = await world.imageAfter("python", "files.hold_twice");
+    await clones(image, async (one) =>
+      expect(await call(one, "files.use_twice")).toEqual([
+        "TOom memory",
+        "a file, and on",
+        "from a file, and on",
+        ["begun, ended"],
+        true,
+      ]),
+    );
+  });
+
   it("in /tmp may have any names, also those by which a start puts files aside", async () => {
     const instance = await world.boot("python");
     const before = await call(instance, "files.put_aside");

@@ -8,6 +8,7 @@ import {
   F_DUPFD_CLOEXEC,
   F_SETFL,
   F_SETPIPE_SZ,
+  O_ACCMODE,
   O_APPEND,
   O_CLOEXEC,
   O_CREAT,
@@ -294,6 +295,10 @@ class DescriptorCompiler {
     if (one.deleted === undefined) {
       const flags = one.flags & ~(O_CREAT | O_EXCL | O_TRUNC);
       this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text(one.path), flags, 0]);
+    } else if (one.of !== undefined) {
+      const access = (one.flags & O_ACCMODE) | this.flagOf(one.fd);
+      this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text(`/proc/self/fd/${one.of}`), access, 0]);
+      this.statusFlags(one);
     } else {
       const bytes = this.inputs.contents.subarray(one.at ?? 0, (one.at ?? 0) + (one.bytes ?? 0));
       const access = O_RDWR | this.flagOf(one.fd);

@@ -103,6 +103,8 @@ const descriptor = z.discriminatedUnion("kind", [
     mode: count,
     locks: z.array(z.object({ type: z.string(), write: count, start: position, bytes: position })).optional(),
     deleted: z.literal(1).optional(),
+    /** A lower descriptor, of the same file. */
+    of: count.optional(),
     memfd: count.optional(),
     at: count.optional(),
     bytes: count.optional(),

@@ -81,6 +81,8 @@ export const O_RDWR = 2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
 export const O_TRUNC = 0o1000;
+/** Of the flags of a descriptor: whether it reads, writes, or both. */
+export const O_ACCMODE = 0o3;
 export const O_APPEND = 0o2000;
 export const O_NONBLOCK = 0o4000;
 export const O_DIRECTORY = 0o200000;
