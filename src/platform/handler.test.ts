@@ -36,6 +36,15 @@ describe("a handler that cannot be guessed", () => {
     }
   });
 
+  it("is TypeScript, which has to be made JavaScript first", async () => {
+    const source = ["node_modules/zod/index.d.ts", "src/types.d.ts", "src/index.ts", "tsconfig.json"];
+    await expect(findEntry(dir, source, {}, RUNTIMES)).rejects.toThrow(
+      "it has TypeScript (src/index.ts) and none of the usual files of JavaScript (index.js, …), which is what runs. Compile or bundle it",
+    );
+    for (const others of [["types.d.ts"], ["node_modules/a/index.ts", "readme.md"]])
+      await expect(findEntry(dir, others, {}, RUNTIMES)).rejects.toThrow("none of the usual files");
+  });
+
   it("is asked for, when the usual file exports nothing of that name", async () => {
     await expect(find({ "index.js": "console.log(1)" })).rejects.toThrow("index.js exports no function named handler");
   });

@@ -48,6 +48,14 @@ export async function findEntry(
       fix: `Deploy what is in that folder, without the folder itself; or name it with --handler ${folder}/FILE.EXPORT`,
     });
   }
+  const source = candidates.length === 0 ? files.find(isTypeScript) : undefined;
+  if (source !== undefined) {
+    throw new ThawError("CODE_INVALID", {
+      what: "The code package has no handler that could be guessed",
+      why: `it has TypeScript (${source}) and none of the usual files of JavaScript (index.js, …), which is what runs`,
+      fix: "Compile or bundle it, such as with tsc or esbuild, and deploy the folder that this writes",
+    });
+  }
   throw new ThawError("CODE_INVALID", {
     what: "The code package has no handler that could be guessed",
     why:
@@ -56,6 +64,11 @@ export async function findEntry(
         : `${candidates.join(", ")} export${candidates.length === 1 ? "s" : ""} no function named handler`,
     fix: "Name it with --handler FILE.EXPORT, and the runtime with --runtime",
   });
+}
+
+/** Of the function's own, and more than declarations. */
+function isTypeScript(path: string): boolean {
+  return /\.[cm]?ts$/.test(path) && !/\.d\.[cm]?ts$/.test(path) && !path.split("/").includes("node_modules");
 }
 
 /** The folder that was packed instead of what is in it. What a Mac adds beside it counts for nothing. */
