@@ -1,6 +1,7 @@
 import type { FastifyInstance } from "fastify";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
+import { createLogger } from "../base/log.js";
 import { FakeEnd } from "../engine/fake.js";
 import { buildGateway, RUN_IN_REQUESTS } from "./server.js";
 import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
@@ -356,4 +357,19 @@ describe("when the server itself fails", () => {
     expect(start).toMatch(/^kind=boot;us=90000;fallback=".*"$/);
     expect(start).toContain("bit 7 is wrong");
   });
+});
+
+it("tells the log of a failure inside the server, and not of a refusal because it stops", async () => {
+  const lines: string[] = [];
+  const log = createLogger({ level: "error", destination: { write: (line: string) => void lines.push(line) } });
+  const logged = buildGateway(test.platform, { log });
+  const invoke = () => logged.inject({ method: "POST", url: URL, payload: "{}" });
+  test.engine.failNext("thaw", new ThawError("KEEPER_FAILED", { what: "the keeper has ended" }));
+  expect((await invoke()).statusCode).toBe(500);
+  expect(lines).toEqual([expect.stringContaining("request failed")]);
+  await test.platform.close();
+  const refused = await invoke();
+  expect([refused.statusCode, JSON.parse(String(refused.headers["x-thaw-error"])).code]).toEqual([500, "SHUTTING_DOWN"]);
+  expect(lines).toHaveLength(1);
+  await logged.close();
 });

@@ -8,7 +8,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { finished } from "node:stream";
 import Fastify, { type FastifyInstance, type FastifyPluginCallback, type FastifyReply, type FastifyRequest } from "fastify";
-import { ThawError } from "../base/errors.js";
+import { isThawError, ThawError } from "../base/errors.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
 import { LIMITS, type Platform } from "../platform/types.js";
@@ -128,7 +128,8 @@ export function buildGateway(
   app.setErrorHandler(async (thrown, request, reply) => {
     const error = fromFastify(thrown, request.routeOptions.bodyLimit);
     if (exceptionOf(error) === "RequestTooLargeException" && !unasked.has(request.raw)) await drain(request.raw);
-    if (exceptionOf(error) === "ServiceException")
+    // A refusal by a server that stops is in order: whoever watches the log should hear of what is not.
+    if (exceptionOf(error) === "ServiceException" && !isThawError(error, "SHUTTING_DOWN"))
       log.error({ err: error, method: request.method, path: request.url }, "request failed");
     return sendError(error, request, reply);
   });
