@@ -113,6 +113,7 @@ describe("deploy with warm-up events", () => {
     expect(run.code).toBe(1);
     expect(run.out).toMatch(/hello has no image and will be booted at every start \(.*inotify/);
     expect(run.err).toMatch(/^error: The warm-up of hello failed\n {2}why: there is no image that could be made hotter/);
+    expect(run.err).toMatch(/\n {2}fix: `thaw image inspect hello` says why it has none; mend that, and deploy again\n$/);
   });
 
   it("that take longer than --wait-timeout go on; the command does not", async () => {

@@ -147,7 +147,10 @@ async function waitForHeat(io: Io, client: Client, name: string, options: Option
     throw new ThawError("WARM_UP_FAILED", {
       what: `The warm-up of ${name} failed`,
       ...(heat?.reason === undefined ? {} : { why: heat.reason }),
-      fix: "It serves from the image that it has. Mend the event or the handler, and deploy again",
+      fix:
+        image === undefined
+          ? `\`thaw image inspect ${name}\` says why it has none; mend that, and deploy again`
+          : "It serves from the image that it has. Mend the event or the handler, and deploy again",
     });
   }
   if (image === undefined || heat === undefined) {
