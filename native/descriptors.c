@@ -585,7 +585,12 @@ static void write_file(const struct descriptor *d)
 		json_int("of", first->fd);
 		return;
 	}
-	json_int("memfd", strncmp(d->link, "/memfd:", 7) == 0);
+	bool memfd = strncmp(d->link, "/memfd:", 7) == 0;
+	int seals = memfd ? fcntl(d->mine, F_GET_SEALS) : -1;
+	json_int("memfd", memfd);
+	/* Those that may not be sealed say F_SEAL_SEAL. */
+	if (seals >= 0 && seals != F_SEAL_SEAL)
+		json_int("seals", seals);
 	/* Anew: it may be open for writing alone. */
 	char self[32];
 	snprintf(self, sizeof self, "/proc/self/fd/%d", d->mine);

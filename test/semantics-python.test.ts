@@ -448,6 +448,13 @@ def handler(event, context): return [part[:].decode() for part in held]
     await clones(image, async (one) => expect(await call(one, "files.aside")).toEqual(before));
   });
 
+  it("without a name lead to the same one, however often they were opened, with seals and names", async () => {
+    const image = await world.imageAfter("python", "files.open_twice");
+    await clones(image, async (one) =>
+      expect(await call(one, "files.use_both")).toEqual([["BEFORE", "BEFORE"], 2 + 4, "/memfd:sealed (deleted)"]),
+    );
+  });
+
   it("keep their locks", async () => {
     const image = await world.imageAfter("python", "files.lock");
     await clones(image, async (one) =>

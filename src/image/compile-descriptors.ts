@@ -21,6 +21,7 @@ import {
   SYS,
 } from "../linux/syscalls.js";
 import { type Channels, channelNumbers, touches } from "./channels.js";
+import { memfdArguments, seal } from "./compile-memfd.js";
 import { compileSocketOptions, fillSocket } from "./compile-sockets.js";
 import type { Descriptor } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
@@ -303,12 +304,13 @@ class DescriptorCompiler {
       const bytes = this.inputs.contents.subarray(one.at ?? 0, (one.at ?? 0) + (one.bytes ?? 0));
       const access = O_RDWR | this.flagOf(one.fd);
       if (one.memfd === 1)
-        this.create(label, one.fd, SYS.memfd_create, [this.program.text("thawed"), this.flagOf(one.fd) ? 1 : 0]);
+        this.create(label, one.fd, SYS.memfd_create, memfdArguments(this.program, one, this.flagOf(one.fd) !== 0));
       else this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text("/tmp"), O_TMPFILE | access, one.mode]);
       if (bytes.length > 0)
         this.program.call(`${label}: its bytes`, SYS.write, [one.fd, this.program.data(bytes), bytes.length], {
           expect: bytes.length,
         });
+      seal(this.program, label, one);
       this.statusFlags(one);
     }
     if (one.pos !== 0n || one.deleted !== undefined) this.program.call(`${label}: position`, SYS.lseek, [one.fd, one.pos, 0]);

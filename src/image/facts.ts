@@ -106,6 +106,8 @@ const descriptor = z.discriminatedUnion("kind", [
     /** A lower descriptor, of the same file. */
     of: count.optional(),
     memfd: count.optional(),
+    /** Of a memfd that may be sealed: F_GET_SEALS. */
+    seals: count.optional(),
     at: count.optional(),
     bytes: count.optional(),
   }),
