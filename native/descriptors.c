@@ -203,12 +203,14 @@ static int events_of(const struct descriptor *d)
 	return poll(&ask, 1, 0) == 1 ? ask.revents : 0;
 }
 
-/* What a clone shall read is all of it, or the function is told. */
-static void refuse_rest(const struct descriptor *d, size_t got, const char *where)
+/* What a clone shall read is all of it, or the function is told. `apart`: what it is that one read does not give, where there is room. */
+static void refuse_rest(const struct descriptor *d, size_t got, const char *where, const char *apart)
 {
 	int unread = 0;
 	if (ioctl(d->mine, FIONREAD, &unread) != 0)
 		die("cannot tell what lies unread behind descriptor %d: %s", d->fd, strerror(errno));
+	if ((size_t)unread > got && unread <= QUEUE_BYTES_MAX)
+		refuse("%s (descriptor %d)", apart, d->fd);
 	if ((size_t)unread > got)
 		refuse("more than %d KiB lie unread in %s (descriptor %d)", QUEUE_BYTES_MAX >> 10, where, d->fd);
 }
@@ -219,6 +221,9 @@ static void write_pipe(const struct descriptor *d)
 	json_int("inode", (int64_t)d->is.st_ino);
 	if ((d->flags & O_ACCMODE) == O_RDWR)
 		refuse("it holds a pipe open for reading and writing (descriptor %d)", d->fd);
+	static const char packets[] = "it holds a pipe of packets (O_DIRECT)";
+	if (d->flags & O_DIRECT) /* its writing end */
+		refuse("%s (descriptor %d)", packets, d->fd);
 	bool reads = (d->flags & O_ACCMODE) == O_RDONLY;
 	json_string("end", reads ? "read" : "write");
 	json_int("capacity", fcntl(d->mine, F_GETPIPE_SZ));
@@ -238,7 +243,7 @@ static void write_pipe(const struct descriptor *d)
 	ssize_t got = teed > 0 ? read(copy[0], bytes, sizeof bytes) : 0;
 	if ((teed < 0 && errno != EAGAIN) || got < 0)
 		die("cannot read the pipe behind descriptor %d: %s", d->fd, strerror(errno));
-	refuse_rest(d, (size_t)got, "a pipe");
+	refuse_rest(d, (size_t)got, "a pipe", packets);
 	json_bytes("bytes", bytes, (size_t)got);
 	close(copy[0]);
 	close(copy[1]);
@@ -419,11 +424,15 @@ static void write_unix(const struct descriptor *d, int type)
 	if (info_number(d, "scm_fds: ", 10) > 0)
 		refuse("descriptors that were passed lie unread in a unix socket (descriptor %d)", d->fd);
 	static uint8_t bytes[QUEUE_BYTES_MAX];
+	/* To look would move it on. */
+	if (socket_option(d->mine, SO_PEEK_OFF) >= 0)
+		refuse("it looks ahead in a unix socket by an offset (SO_PEEK_OFF, descriptor %d)", d->fd);
 	if (type != SOCK_STREAM && recv(d->mine, bytes, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 && peer_is_here)
 		refuse("unread datagrams lie in a unix socket (descriptor %d)", d->fd);
 	ssize_t got = type == SOCK_STREAM ? recv(d->mine, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT) : 0;
 	if (type == SOCK_STREAM)
-		refuse_rest(d, got > 0 ? (size_t)got : 0, "a unix socket");
+		refuse_rest(d, got > 0 ? (size_t)got : 0, "a unix socket",
+			    "bytes out of band lie unread in a unix socket");
 	json_string("kind", "unix");
 	json_int("type", type);
 	json_int("inode", (int64_t)d->is.st_ino);

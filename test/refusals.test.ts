@@ -58,6 +58,9 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
     /^it holds a file open under a name that was removed, while it has another \(\/tmp\/first \(deleted\)\)$/,
   ],
   ["python", "not_utf8", /^the name of a file is not UTF-8 \(\/tmp\/\ufffd\ufffd\)$/],
+  ["python", "packets", /^it holds a pipe of packets \(O_DIRECT\) \(descriptor \d+\)$/],
+  ["python", "out_of_band", /^bytes out of band lie unread in a unix socket \(descriptor \d+\)$/],
+  ["python", "looks_ahead", /^it looks ahead in a unix socket by an offset \(SO_PEEK_OFF, descriptor \d+\)$/],
   ["python", "threads", /^it has more than 256 threads$/],
 ];
 
