@@ -9,6 +9,7 @@ import { ThawError } from "../base/errors.js";
 import { FakeEnd } from "../engine/fake.js";
 import { type Gateway, openGateway } from "../gateway/index.js";
 import { openTestPlatform, type TestPlatform } from "../gateway/testing.js";
+import { until } from "../platform/testing.js";
 import { parseStart } from "./commands/invoke.js";
 import { type CliOptions, type CliRun, runCli } from "./testing.js";
 
@@ -450,6 +451,19 @@ describe("hibernate and wake", () => {
     await thaw(["hibernate", "hello"]);
     const json = await thaw(["wake", "hello", "--json"]);
     expect(JSON.parse(json.out)).toMatchObject({ name: "hello", instances: 1, skipped: 0 });
+  });
+
+  it("do not say of what ended meanwhile that it goes on", async () => {
+    await thaw(["invoke", "hello"]);
+    test.engine.delayMs.hibernate = 30;
+    const hibernating = thaw(["hibernate", "hello"]);
+    await until(() => test.platform.get("hello").instances[0]?.state === "deflating");
+    for (const instance of test.engine.live) instance.crash("signal 9");
+    expect(await hibernating).toEqual({
+      code: 0,
+      out: "0 instances of hello hibernated: 0 B given back, 0 B on disk; 1 not: a request took it, or it failed or ended (see `thaw logs hello`)\n",
+      err: "",
+    });
   });
 
   it("say why there is nothing to do", async () => {
