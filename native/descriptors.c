@@ -427,7 +427,10 @@ static void write_unix(const struct descriptor *d, int type)
 	/* To look would move it on. */
 	if (socket_option(d->mine, SO_PEEK_OFF) >= 0)
 		refuse("it looks ahead in a unix socket by an offset (SO_PEEK_OFF, descriptor %d)", d->fd);
-	if (type != SOCK_STREAM && recv(d->mine, bytes, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 && peer_is_here)
+	/* Whose other end is closed has nothing to read all the same, or what FIONREAD tells. */
+	int unread = 0;
+	if (type != SOCK_STREAM && recv(d->mine, bytes, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 &&
+	    (peer_is_here || ioctl(d->mine, FIONREAD, &unread) != 0 || unread > 0))
 		refuse("unread datagrams lie in a unix socket (descriptor %d)", d->fd);
 	ssize_t got = type == SOCK_STREAM ? recv(d->mine, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT) : 0;
 	if (type == SOCK_STREAM)
