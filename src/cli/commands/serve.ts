@@ -46,7 +46,7 @@ export function addServe(program: Command, context: Context): void {
     .option("--data <folder>", "where functions, images and logs are kept", notEmpty, "./data")
     .option("--port <n>", "port to listen on; 0: any", wholeNumber(0, 65_535), DEFAULT_PORT)
     .option("--host <address>", "address to listen on; clients are not authenticated", notEmpty, "127.0.0.1")
-    .option("--max-instances <n>", "instances that may run at once, over all functions", wholeNumber(1, 10_000))
+    .option("--max-instances <n>", "instances that may run at once, over all functions (default: 32)", wholeNumber(1, 10_000))
     .option("--memory-budget <size>", "keep the private memory of all instances below this, such as 2G", size)
     .option(
       "--policy <name>",
@@ -66,7 +66,7 @@ export function addServe(program: Command, context: Context): void {
       "--shared-runtime",
       "store the pages of a runtime once for all its images: less disk, a little slower starts, a hash seed in common",
     )
-    .option("--pool <n>", "husks kept ready for any function", wholeNumber(0, 1000))
+    .option("--pool <n>", "husks kept ready for any function of a runtime (default: 2)", wholeNumber(0, 1000))
     .option(
       "--park <level=n>",
       `husks kept parked for every image, at ${PARKED_LEVELS.join(", ")}; repeatable (default: runtime, ${RUNTIME_HUSKS} for what is started again and again)`,
