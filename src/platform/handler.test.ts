@@ -41,6 +41,9 @@ describe("a handler that cannot be guessed", () => {
     await expect(findEntry(dir, source, {}, RUNTIMES)).rejects.toThrow(
       "it has TypeScript (src/index.ts) and none of the usual files of JavaScript (index.js, …), which is what runs. Compile or bundle it",
     );
+    await expect(findEntry(dir, ["index.js", "src/index.ts"], { runtime: "python3.11" }, RUNTIMES)).rejects.toThrow(
+      "it has none of the usual files of python3.11 (lambda_function.py, main.py, app.py, …). Name it",
+    );
     for (const others of [["types.d.ts"], ["node_modules/a/index.ts", "readme.md"]])
       await expect(findEntry(dir, others, {}, RUNTIMES)).rejects.toThrow("none of the usual files");
   });

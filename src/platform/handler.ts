@@ -48,7 +48,7 @@ export async function findEntry(
       fix: `Deploy what is in that folder, without the folder itself; or name it with --handler ${folder}/FILE.EXPORT`,
     });
   }
-  const source = candidates.length === 0 ? files.find(isTypeScript) : undefined;
+  const source = candidates.length === 0 && family !== "python" ? files.find(isTypeScript) : undefined;
   if (source !== undefined) {
     throw new ThawError("CODE_INVALID", {
       what: "The code package has no handler that could be guessed",
@@ -60,11 +60,18 @@ export async function findEntry(
     what: "The code package has no handler that could be guessed",
     why:
       candidates.length === 0
-        ? "it has none of the usual files (index.js, index.mjs, app.js, handler.js, lambda_function.py, main.py, app.py, …)"
+        ? `it has none of the usual files${family === undefined ? "" : ` of ${given.runtime}`} (${USUAL[family ?? "any"]}, …)`
         : `${candidates.join(", ")} export${candidates.length === 1 ? "s" : ""} no function named handler`,
     fix: "Name it with --handler FILE.EXPORT, and the runtime with --runtime",
   });
 }
+
+/** The likeliest names, for who has none of them. */
+const USUAL = {
+  nodejs: "index.js, index.mjs, app.js, handler.js",
+  python: "lambda_function.py, main.py, app.py",
+  any: "index.js, index.mjs, app.js, handler.js, lambda_function.py, main.py, app.py",
+} as const;
 
 /** Of the function's own, and more than declarations. */
 function isTypeScript(path: string): boolean {
