@@ -229,6 +229,16 @@ describe("threads", () => {
     });
   });
 
+  it("go on that run an event loop, also where nobody told the process that it would be frozen", async () => {
+    const instance = await world.boot("python");
+    await call(instance, "threads.start_loop_in_thread");
+    const image = await instance.freeze({ hygiene: false, live: true });
+    await instance.dispose();
+    await clones(image, async (one) =>
+      expect(await call(one, "threads.use_loop_in_thread")).toEqual([42, "every moment", false]),
+    );
+  });
+
   it("share memory and locks with children as before, and each clone has its own", async () => {
     const image = await world.imageAfter("python", "memory.hold_common");
     await clones(image, async (one) => {

@@ -28,3 +28,9 @@ def keep():
         return original(self, event_list)
 
     loops._process_events = _process_events
+
+
+def keep_in_time():
+    """Behind each answer. Of a freeze without hooks and hygiene, as those from traffic are, nobody is told, and threads go on before their clone's first request."""
+    if not _kept and "asyncio.selector_events" in sys.modules and sys.modules["threading"].active_count() > 1:
+        keep()

@@ -288,6 +288,7 @@ def main():
             kind = header.get("type")
             if kind == "invoke":
                 _invoke(function, header, body)
+                loops.keep_in_time()
             elif kind == "prepare":
                 _prepare(header)
             elif kind == "load":
