@@ -47,6 +47,17 @@ describe("a function whose folder is not there", () => {
   });
 });
 
+describe("a function of which something is missing", () => {
+  it("is refused with the names of that, before anything runs", async () => {
+    const { version: _, tmpMb: __, ...rest } = bench.node("exports.handler = async () => 1;");
+    await expect(bench.engine.boot({ ...rest, memoryMb: "128" } as unknown as FunctionSpec)).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+      what: "the function to boot cannot be used",
+      why: expect.stringMatching(/^version: .*string.*; memoryMb: .*number.*; tmpMb: .*number/),
+    });
+  });
+});
+
 const FRAME = `
 const fs = require("fs");
 function frame(header, body) {

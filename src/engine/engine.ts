@@ -13,6 +13,7 @@ import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
 import { bootBegins, bootInstance } from "./boot.js";
+import { checkSpec } from "./check-spec.js";
 import { makeDataDir, refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { type FreezeTools, freezeInstance, generationOf } from "./freeze.js";
@@ -189,6 +190,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
     this.assertOpen();
+    checkSpec(spec);
     if (options.base === true && this.canFreeze) {
       const instance = await this.bases.start(spec, await this.templates.get(spec.runtime));
       if (instance !== undefined) return instance;

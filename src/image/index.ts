@@ -21,7 +21,15 @@ export { expectedFaults, type FaultModel, faultModel, type PresentRuns, SetMap }
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type ImageInspection, inspectImage, type RecentStarts, type WorkingSetInspection } from "./inspect.js";
 export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
-export { decodeManifest, decodeRawManifest, encodeManifest, IMAGE_VERSION, type Manifest, type RawManifest } from "./manifest.js";
+export {
+  decodeManifest,
+  decodeRawManifest,
+  encodeManifest,
+  IMAGE_VERSION,
+  type Manifest,
+  type RawManifest,
+  specSchema,
+} from "./manifest.js";
 export * from "./merge.js";
 export { BASE, classify, type FileRange, PAGES, type PageClasses, packedRanges, prefetchRanges } from "./prefetch.js";
 export { type Program, type ProgramBuilder, passed } from "./program.js";

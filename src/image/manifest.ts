@@ -17,7 +17,8 @@ import { factsSchema } from "./facts.js";
 /** Bumped when an older reader could misunderstand a newer image. */
 export const IMAGE_VERSION = 4;
 
-const specSchema = z.object({
+/** A function, as an image keeps it. */
+export const specSchema = z.object({
   name: z.string(),
   version: z.string(),
   runtime: z.string(),
