@@ -1,11 +1,19 @@
 // Builds everything: TypeScript into dist/, the shared layouts into native/build/abi.h, the C helpers into
 // native/build/, the Python runtime's bytecode beside its modules. Runs at the end of `npm ci`. Says plainly what is missing.
+//
+// `npx thaw` runs it, too: npm links the package into a cache of its own and takes that for an installation, npm 9
+// (Debian's) before each command, later ones before each user's first. npm shows nothing of it, also where it fails. What is
+// built is left as it is then: a command is no reason to build, and a server may be running from it.
 import { execFileSync, spawnSync } from "node:child_process";
-import { chmodSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const byNpx = process.env.npm_command === "exec" && process.env.npm_lifecycle_event === "prepare";
+const built = ["dist/cli/main.js", ...["keeper", "husk", "extractor", "shim.so"].map((name) => `native/build/${name}`)];
+if (byNpx && built.every((path) => existsSync(join(root, path)))) process.exit(0);
+
 const run = (command, args) => execFileSync(command, args, { cwd: root, stdio: "inherit" });
 
 run(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "-p", "tsconfig.json"]);

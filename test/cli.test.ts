@@ -1,5 +1,5 @@
 /** Every command as a user types it, against a real server: what stdout, stderr and the exit code say. */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -374,6 +374,15 @@ describe("as a process", () => {
     });
     const [code] = await once(child, "close");
     expect([code, err]).toEqual([1, "error: The output cannot be written\n  why: ENOSPC: no space left on device, write\n"]);
+  });
+});
+
+describe("npx", () => {
+  it("builds nothing that is built", () => {
+    // npm 9 runs it like this before each command. Without tools it could not build.
+    const env = { PATH: "/nowhere", npm_command: "exec", npm_lifecycle_event: "prepare" };
+    const prepare = spawnSync(process.execPath, [join(ROOT, "scripts/build.mjs")], { env, encoding: "utf8" });
+    expect(prepare).toMatchObject({ status: 0, stdout: "", stderr: "" });
   });
 });
 
