@@ -10,7 +10,7 @@ export default defineConfig({
   test: {
     expect: { poll: { timeout: 30_000 } },
     pool: "forks",
-    globalSetup: ["test/setup/path.ts"],
+    globalSetup: ["test/setup/path.ts", "test/setup/scratch.ts"],
     passWithNoTests: false,
     teardownTimeout: 45_000,
     projects: [

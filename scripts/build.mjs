@@ -40,19 +40,23 @@ if (process.platform !== "linux" || process.arch !== "x64") {
   } catch {}
   if (old !== text) writeFileSync(path, text);
   run("make", ["--silent", "-C", "native", "-j2"]);
-}
 
-// Sandboxes see these modules read-only, so that each boot would compile them anew. Valid as long as the sources have the same bytes,
-// wherever the tree is copied to.
-const { findInterpreters } = await import(join(root, "dist/linux/interpreters.js"));
-for (const { id, language, path } of await findInterpreters()) {
-  if (language !== "python") continue;
-  const modules = join(root, "src/runtime/python");
-  const { status, stdout, stderr } = spawnSync(path, ["-m", "compileall", "-q", "--invalidation-mode", "checked-hash", modules], {
-    encoding: "utf8",
-  });
-  if (status !== 0) {
-    console.error(`thaw: cannot compile the runtime's modules for ${id}: ${`${stdout}${stderr}`.trim() || `exit ${status}`}`);
-    console.error("thaw: its functions boot some milliseconds slower.");
+  // Sandboxes see these modules read-only, so that each boot would compile them anew. Valid as long as the sources have the same bytes,
+  // wherever the tree is copied to.
+  const { findInterpreters } = await import(join(root, "dist/linux/interpreters.js"));
+  for (const { id, language, path } of await findInterpreters()) {
+    if (language !== "python") continue;
+    const modules = join(root, "src/runtime/python");
+    const { status, stdout, stderr } = spawnSync(
+      path,
+      ["-m", "compileall", "-q", "--invalidation-mode", "checked-hash", modules],
+      {
+        encoding: "utf8",
+      },
+    );
+    if (status !== 0) {
+      console.error(`thaw: cannot compile the runtime's modules for ${id}: ${`${stdout}${stderr}`.trim() || `exit ${status}`}`);
+      console.error("thaw: its functions boot some milliseconds slower.");
+    }
   }
 }

@@ -3,12 +3,11 @@
  * stdout. Exit code: 0 when every run succeeded (whatever the figures are), 1 when one failed, 2 for a wrong command line.
  */
 import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
 import { ThawError } from "../base/errors.js";
 import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
-import { describeEnvironment, readEnvironment } from "./environment.js";
+import { describeEnvironment, readEnvironment, scratchDir } from "./environment.js";
 import type { Lab, Section } from "./lab.js";
 import { Progress } from "./progress.js";
 import { type Check, checksTable, hasFailed, jsonLines, type SectionReport, troubles } from "./report.js";
@@ -77,7 +76,7 @@ try {
 }
 
 async function bench(sections: readonly Section[], { json = false, ...how }: Options): Promise<number> {
-  const root = mkdtempSync(join(tmpdir(), "thaw-bench-"));
+  const root = mkdtempSync(join(scratchDir(), "thaw-bench-"));
   cleanup.add("removing the data directory", () => rmSync(root, { recursive: true, force: true }));
   const environment = await readEnvironment(root);
   const colour = wantsColour(process.stdout);

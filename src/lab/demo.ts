@@ -4,12 +4,12 @@
  * code 0 only when every start succeeded and was what it claims to be.
  */
 import { mkdtempSync, rmSync } from "node:fs";
-import { cpus, release, tmpdir } from "node:os";
+import { cpus, release } from "node:os";
 import { join } from "node:path";
 import { errorText } from "../base/errors.js";
 import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
 import { type DemoResult, demoTable } from "./demo-table.js";
-import { PACKAGE_ROOT } from "./environment.js";
+import { PACKAGE_ROOT, scratchDir } from "./environment.js";
 import { HttpConnection } from "./http-connection.js";
 import { fullPools, type HttpWay, hibernate, httpArm, startOverHttp, type Trace, warmUp } from "./http-start.js";
 import { interleave } from "./interleave.js";
@@ -90,7 +90,7 @@ async function main(): Promise<number> {
 
 async function measureAll(deadline: Deadline): Promise<DemoResult[]> {
   progress.step("starting a server");
-  const root = mkdtempSync(join(tmpdir(), "thaw-demo-"));
+  const root = mkdtempSync(join(scratchDir(), "thaw-demo-"));
   cleanup.add("removing the data directory", () => rmSync(root, { recursive: true, force: true }));
   const server = await startServer({ cleanup, makeDir: (name) => mkdtempSync(join(root, `${name}-`)) }, SERVE);
   for (const { name } of FUNCTIONS) {

@@ -3,7 +3,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { readFileSync, statfsSync } from "node:fs";
-import { cpus, loadavg, release, totalmem, version } from "node:os";
+import { cpus, loadavg, release, tmpdir, totalmem, version } from "node:os";
 import { fileURLToPath } from "node:url";
 import { thisMachine } from "../linux/doctor-machine.js";
 import { restingSeconds } from "../linux/reclaim.js";
@@ -31,6 +31,15 @@ export interface Environment {
   readonly pageCache: string;
   /** Seconds after which pages that rest are paged out (DAMON), or null: what is measured after a longer pause comes from disk. */
   readonly pagedOutAfterS: number | null;
+}
+
+/**
+ * Where what is measured is kept: the directory for temporary files or, where that is in memory (as Debian 13 has it), the one for those that
+ * outlive a boot: from memory nothing can be dropped, and nothing in it comes from a disk. Who sets TMPDIR is heeded.
+ */
+export function scratchDir(): string {
+  const chosen = process.env["TMPDIR"] !== undefined;
+  return !chosen && filesystemName(tmpdir()) === "tmpfs" ? "/var/tmp" : tmpdir();
 }
 
 /** Gathers the facts; `dataDir` is where images will be written. */
