@@ -5,6 +5,7 @@ import { isThawError, ThawError } from "../base/errors.js";
 import { BOOT_FD_BASE, BOOT_PASSES, compileBoot } from "../image/index.js";
 import { launch } from "../runtime/launch.js";
 import type { LiveInstance } from "./instance.js";
+import { notTheReply } from "./instance-end.js";
 import type { Keeper, PassedFd } from "./keeper.js";
 import { runStage, type StageStep } from "./stages.js";
 import { SHIM_INSIDE, type Template } from "./templates.js";
@@ -74,11 +75,7 @@ function loadError(body: Buffer): { errorType?: string; errorMessage?: string } 
     // As it is said below.
   }
   if (typeof told === "object" && told !== null) return told;
-  throw new ThawError("PROTOCOL_VIOLATION", {
-    what: "the function wrote something to its control descriptor (3) that is not the reply",
-    why: "an error of its load came that is no object of JSON",
-    fix: "leave descriptor 3 alone: it belongs to the runtime",
-  });
+  throw notTheReply("an error of its load came that is no object of JSON");
 }
 
 /** Resolves when the function is loaded. INIT_FAILED. */

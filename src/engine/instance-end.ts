@@ -54,6 +54,15 @@ export function controlClosed(): ThawError {
   });
 }
 
+/** It wrote a frame by itself, on the runtime's channel. */
+export function notTheReply(why: string): ThawError {
+  return new ThawError("PROTOCOL_VIOLATION", {
+    what: "the function wrote something to its control descriptor (3) that is not the reply",
+    why,
+    fix: "leave descriptor 3 alone: it belongs to the runtime",
+  });
+}
+
 /** Why the instance is over, as an error. */
 export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
   if (end?.kind === "violation" || end?.kind === "failed") return end.error;

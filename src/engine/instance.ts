@@ -15,7 +15,15 @@ import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type 
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk-pool.js";
-import { controlClosed, type Ending, type EndReason, exitError, type UnansweredRequest, verdict } from "./instance-end.js";
+import {
+  controlClosed,
+  type Ending,
+  type EndReason,
+  exitError,
+  notTheReply,
+  type UnansweredRequest,
+  verdict,
+} from "./instance-end.js";
 import { invokeHeader } from "./invoke-header.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import type { Told } from "./parts.js";
@@ -404,13 +412,7 @@ export class LiveInstance implements Instance, InstanceListener {
       waiting.resolve(frame);
       return;
     }
-    this.violate(
-      new ThawError("PROTOCOL_VIOLATION", {
-        what: "the function wrote something to its control descriptor (3) that is not the reply",
-        why: `a «${header.type}» came that nobody asked for`,
-        fix: "leave descriptor 3 alone: it belongs to the runtime",
-      }),
-    );
+    this.violate(notTheReply(`a «${header.type}» came that nobody asked for`));
   }
 
   /** Neither a freeze nor a hibernation can have a process whose memory is watched. */
