@@ -33,7 +33,7 @@ struct region {
 struct dump {
 	struct parent {
 		int fd; /* -1: there is none */
-		char gone[4096]; /* how its mappings are called when it was removed */
+		char gone[PATH_BYTES]; /* how its mappings are called when it was removed */
 		dev_t dev;
 		ino_t ino;
 	} parents[PARENTS]; /* by vma.parent */

@@ -32,7 +32,7 @@ static void set_parent(struct dump *dump, int index, int fd, const char *what)
 	parent->ino = is.st_ino;
 }
 
-/* A parent that was removed lives on behind the process's mappings of it, and is opened through one of them; -1: it maps none. */
+/* A page space that was removed lives on behind the process's mappings of it, and is opened through one of them; -1: it maps none. */
 static int open_removed(pid_t pid, const char *name)
 {
 	char path[96], *maps = read_maps(pid);
@@ -49,18 +49,23 @@ static int open_removed(pid_t pid, const char *name)
 	return fd;
 }
 
+int open_pages(pid_t pid, const char *path, char gone[PATH_BYTES])
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 && errno != ENOENT)
+		die("cannot open %s: %s", path, strerror(errno));
+	if (fd >= 0)
+		return fd;
+	snprintf(gone, PATH_BYTES, "%s (deleted)", path);
+	return open_removed(pid, gone);
+}
+
+/* What it still maps of a parent that it maps nothing of, if anything, is read through the process. */
 static void open_parent(struct dump *dump, pid_t pid, int index, const char *pages)
 {
-	if (!pages)
-		return;
-	int fd = open(pages, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 && errno == ENOENT) {
-		snprintf(dump->parents[index].gone, sizeof dump->parents[index].gone, "%s (deleted)", pages);
-		fd = open_removed(pid, dump->parents[index].gone);
-		if (fd < 0)
-			return; /* what it still maps of it, if anything, is read through the process */
-	}
-	set_parent(dump, index, fd, pages);
+	int fd = pages ? open_pages(pid, pages, dump->parents[index].gone) : -1;
+	if (fd >= 0)
+		set_parent(dump, index, fd, pages);
 }
 
 /* Which of the files that are memory it maps; 0: none of them. */

@@ -55,6 +55,9 @@ uint64_t guard_category(int pagemap);
 /* What a page that must be readable and is not (errno) means for the process. */
 _Noreturn void unreadable(uint64_t address);
 bool is_zero(const uint8_t *page);
+#define PATH_BYTES 4096
+/* A page space of the process: by its path or, when it was removed under it, through a mapping of it, which is called `gone` then; -1: it maps none. */
+int open_pages(pid_t pid, const char *path, char gone[PATH_BYTES]);
 /* The next mapping, from this one on, of a file with an allocator (jemalloc) that relies on zeros where memory was given back; `count`: none.
    A private mapping of a file gives the file's bytes back. */
 size_t next_allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count, size_t from);

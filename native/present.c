@@ -6,7 +6,9 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 enum { WRITTEN, IN_IMAGE, IN_FILE, ZERO, HUGE, SCAN_LISTS };
 
@@ -50,38 +52,27 @@ static void tally_range(void *context, const struct scan_region *range)
 		list_range(tally, HUGE, range);
 }
 
-/* A page space: by its inode or, when it was removed under a process that lives, by the name that the kernel goes on telling. */
-struct page_space {
-	bool present;
-	dev_t device;
-	ino_t inode;
-	char gone[4096];
-};
-
-static struct page_space look_at(const char *path)
+/* A page space; of none, or of one that it does not map any more, the inode is 0. */
+static struct stat look_at(pid_t pid, const char *path)
 {
-	struct page_space space = { 0 };
-	struct stat is;
-	if (!path || !*path)
-		return space;
-	if (stat(path, &is) == 0)
-		return (struct page_space){ .present = true, .device = is.st_dev, .inode = is.st_ino };
-	if (errno != ENOENT)
+	struct stat is = { 0 };
+	char gone[PATH_BYTES];
+	int fd = path && *path ? open_pages(pid, path, gone) : -1;
+	if (fd >= 0 && fstat(fd, &is) != 0)
 		die("cannot look at %s: %s", path, strerror(errno));
-	snprintf(space.gone, sizeof space.gone, "%s (deleted)", path);
-	return space;
+	if (fd >= 0)
+		close(fd);
+	return is;
 }
 
-static bool maps_space(const struct vma *vma, const struct page_space *space)
+static bool maps_space(const struct vma *vma, const struct stat *space)
 {
-	if (!space->present)
-		return space->gone[0] && strcmp(vma->path, space->gone) == 0;
-	return vma->inode == space->inode && makedev(vma->major, vma->minor) == space->device;
+	return space->st_ino != 0 && vma->inode == space->st_ino && makedev(vma->major, vma->minor) == space->st_dev;
 }
 
 int scan_pages(pid_t pid, const char *pages_path, const char *base_path)
 {
-	const struct page_space image = look_at(pages_path), base = look_at(base_path);
+	const struct stat image = look_at(pid, pages_path), base = look_at(pid, base_path);
 	struct vma *vmas;
 	size_t count = read_vmas(pid, &vmas, VMAS_PLAIN);
 	char path[64];
