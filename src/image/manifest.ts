@@ -15,7 +15,7 @@ import { z } from "../base/schema.js";
 import { factsSchema } from "./facts.js";
 
 /** Bumped when an older reader could misunderstand a newer image. */
-export const IMAGE_VERSION = 4;
+export const IMAGE_VERSION = 5;
 
 /** A function, as an image keeps it. */
 export const specSchema = z.object({
