@@ -44,16 +44,10 @@ if (process.platform !== "linux" || process.arch !== "x64") {
   // Sandboxes see these modules read-only, so that each boot would compile them anew. Valid as long as the sources have the same bytes,
   // wherever the tree is copied to.
   const { findInterpreters } = await import(join(root, "dist/linux/interpreters.js"));
+  const compile = ["-m", "compileall", "-q", "--invalidation-mode", "checked-hash", join(root, "src/runtime/python")];
   for (const { id, language, path } of await findInterpreters()) {
     if (language !== "python") continue;
-    const modules = join(root, "src/runtime/python");
-    const { status, stdout, stderr } = spawnSync(
-      path,
-      ["-m", "compileall", "-q", "--invalidation-mode", "checked-hash", modules],
-      {
-        encoding: "utf8",
-      },
-    );
+    const { status, stdout, stderr } = spawnSync(path, compile, { encoding: "utf8" });
     if (status !== 0) {
       console.error(`thaw: cannot compile the runtime's modules for ${id}: ${`${stdout}${stderr}`.trim() || `exit ${status}`}`);
       console.error("thaw: its functions boot some milliseconds slower.");

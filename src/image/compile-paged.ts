@@ -13,7 +13,6 @@ import type { ProgramBuilder, Slot } from "./program.js";
 
 const GATE_BYTES = 8;
 const PAGE_MASK = ~4095n;
-const FUTEX = 202n;
 /** Without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME. */
 const FUTEX_COMMANDS = 0x7fn;
 const FUTEX_LOCK_PI = 6n;
@@ -48,7 +47,7 @@ export function waitForPager(program: ProgramBuilder, device: Slot, fdBase: numb
 export function bringLocks(program: ProgramBuilder, threads: readonly ThreadFacts[]): void {
   for (const thread of threads) {
     const command = register(thread, "rsi") & FUTEX_COMMANDS;
-    if (register(thread, "rax") !== FUTEX || (command !== FUTEX_LOCK_PI && command !== FUTEX_LOCK_PI2)) continue;
+    if (register(thread, "rax") !== BigInt(SYS.futex) || (command !== FUTEX_LOCK_PI && command !== FUTEX_LOCK_PI2)) continue;
     const page = register(thread, "rdi") & PAGE_MASK;
     program.call(`bring the lock of thread ${thread.name}`, SYS.madvise, [page, 4096, MADV_POPULATE_WRITE], { mayFail: true });
   }

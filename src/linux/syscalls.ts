@@ -38,6 +38,7 @@ export const SYS = {
   capset: 126,
   personality: 135,
   prctl: 157,
+  futex: 202,
   exit_group: 231,
   openat: 257,
   utimensat: 280,
