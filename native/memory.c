@@ -60,7 +60,7 @@ int open_pages(pid_t pid, const char *path, char gone[PATH_BYTES])
 	return open_removed(pid, gone);
 }
 
-/* What it still maps of a parent that it maps nothing of, if anything, is read through the process. */
+/* One that cannot be opened so is no parent: what is mapped of it, if anything, is read through the process. */
 static void open_parent(struct dump *dump, pid_t pid, int index, const char *pages)
 {
 	int fd = pages ? open_pages(pid, pages, dump->parents[index].gone) : -1;
