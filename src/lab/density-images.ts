@@ -39,14 +39,15 @@ export function imagesOnly(lab: Lab, wanted: number): Promise<ImagesResult> {
       const began = nowUs();
       const { length } = platform.list();
       listUs.push(nowUs() - began);
-      if (length < deployed.count) throw new Error(`listed ${length} functions of ${deployed.count}`);
+      if (length < deployed.indices.length) throw new Error(`listed ${length} functions of ${deployed.indices.length}`);
     }
     const random = seededRandom(wanted);
     const startUs: number[] = [];
     const lost: FailedRun[] = [];
-    for (let round = 0; round < Math.min(STARTS, deployed.count); round++) {
+    for (let round = 0; round < Math.min(STARTS, deployed.indices.length); round++) {
       lab.progress(`start ${round + 1} of ${STARTS}`);
-      const index = Math.floor(random() * deployed.count);
+      const index = deployed.indices[Math.floor(random() * deployed.indices.length)];
+      if (index === undefined) throw new Error("bug: an index out of range");
       try {
         const prefer = { kind: "thaw" } as const;
         const began = nowUs();

@@ -60,19 +60,24 @@ export function checkMany(index: number, seed: number, payload: Buffer): void {
 }
 
 export interface Deployed {
-  /** Their indices are 0 … count - 1. */
-  readonly count: number;
+  /** Of the functions that have their image, by rising number. */
+  readonly indices: readonly number[];
   readonly seconds: number;
   readonly failures: readonly FailedRun[];
   /** Why there are fewer than wanted. */
   readonly cutShort?: string;
 }
 
-/** Deploys functions until there are `count`, each with its image; `stop` says why no other one shall be deployed. */
-export async function deployMany(lab: Lab, platform: Platform, count: number, stop: () => string | undefined): Promise<Deployed> {
+/** Deploys functions 0 … `count` - 1 and waits for the image of each; `stop` says why no other one shall be deployed. */
+export async function deployMany(
+  lab: Pick<Lab, "progress">,
+  platform: Pick<Platform, "deploy" | "waitReady">,
+  count: number,
+  stop: () => string | undefined,
+): Promise<Deployed> {
   const began = nowMs();
   const failures: FailedRun[] = [];
-  let deployed = 0;
+  const indices: number[] = [];
   let cutShort: string | undefined;
   await atOnce(count, DEPLOYS_AT_ONCE, async (index) => {
     cutShort ??= stop();
@@ -81,12 +86,13 @@ export async function deployMany(lab: Lab, platform: Platform, count: number, st
       await platform.deploy({ name: functionName(index), zip: packageOf(index), timeoutMs: 20_000 });
       const { state, reason } = await platform.waitReady(functionName(index), { timeoutMs: READY_MS_MAX });
       if (state !== "ready") throw new Error(`its image is ${state}: ${reason ?? "no reason given"}`);
-      deployed = Math.max(deployed, index + 1);
+      indices.push(index);
     } catch (error) {
       failures.push({ round: index, error: errorText(error) });
       if (failures.length > 20) cutShort ??= "more than 20 deploys failed";
     }
-    lab.progress(`deployed ${deployed} of ${count}`);
+    lab.progress(`deployed ${indices.length} of ${count}`);
   });
-  return { count: deployed, seconds: (nowMs() - began) / 1000, failures, ...(cutShort === undefined ? {} : { cutShort }) };
+  const seconds = (nowMs() - began) / 1000;
+  return { indices: indices.sort((a, b) => a - b), seconds, failures, ...(cutShort === undefined ? {} : { cutShort }) };
 }

@@ -42,8 +42,8 @@ async function run(lab: Lab, platform: Platform, wanted: number) {
   for (let round = 0; round < ROUNDS; round++) {
     lab.progress(`spike ${round + 1} of ${ROUNDS}`);
     // `dispose` leaves nothing behind but the image; the spike from hibernation makes its instances itself.
-    spikes.push(await spike(platform, "from images", deployed.count, round, "thaw"));
-    spikes.push(await fromHibernation(platform, deployed.count, round));
+    spikes.push(await spike(platform, "from images", deployed.indices, round, "thaw"));
+    spikes.push(await fromHibernation(platform, deployed.indices, round));
   }
   const ways = [...new Set(spikes.map(({ way }) => way))].map((way) => {
     const all = spikes.filter((each) => each.way === way);
@@ -59,7 +59,7 @@ async function run(lab: Lab, platform: Platform, wanted: number) {
       deploys(deployed),
       ...ways.map(
         ({ way, us, failures }): Measurement => ({
-          workload: `${deployed.count} functions`,
+          workload: `${deployed.indices.length} functions`,
           way,
           unit: "us",
           samples: us,
@@ -70,7 +70,7 @@ async function run(lab: Lab, platform: Platform, wanted: number) {
     checks: ways.map(
       ({ way, us, failures }): Check =>
         check(
-          `${deployed.count} functions`,
+          `${deployed.indices.length} functions`,
           `spike ${way}: lost`,
           exactly(us.length === 0 ? Number.NaN : failures.length),
           "=",
@@ -82,20 +82,20 @@ async function run(lab: Lab, platform: Platform, wanted: number) {
   };
 }
 
-function deploys({ count, seconds, failures, cutShort }: Deployed): Measurement {
+function deploys({ indices, seconds, failures, cutShort }: Deployed): Measurement {
   return {
-    workload: `${count} functions`,
+    workload: `${indices.length} functions`,
     way: "deploy, with image",
     unit: "per second",
-    samples: [count / seconds],
+    samples: [indices.length / seconds],
     failures,
     ...(cutShort === undefined ? {} : { cutShort }),
   };
 }
 
-async function fromHibernation(platform: Platform, count: number, round: number): Promise<Spike> {
+async function fromHibernation(platform: Platform, indices: readonly number[], round: number): Promise<Spike> {
   const failures: FailedRun[] = [];
-  for (let index = 0; index < count; index++) {
+  for (const index of indices) {
     try {
       await platform.invoke(functionName(index), JSON.stringify({ seed: index }));
       await platform.hibernate(functionName(index));
@@ -103,27 +103,34 @@ async function fromHibernation(platform: Platform, count: number, round: number)
       failures.push({ round: index, error: `before the spike: ${errorText(error)}` });
     }
   }
-  const measured = await spike(platform, "from hibernation", count, round, "wake");
+  const measured = await spike(platform, "from hibernation", indices, round, "wake");
   return { ...measured, failures: [...failures, ...measured.failures] };
 }
 
 /** Asks all of them in one turn of the event loop. Every instance is gone afterwards. */
-async function spike(platform: Platform, way: string, count: number, round: number, kind: StartKind): Promise<Spike> {
+export async function spike(
+  platform: Pick<Platform, "invoke">,
+  way: string,
+  indices: readonly number[],
+  round: number,
+  kind: StartKind,
+): Promise<Spike> {
   const us: number[] = [];
   const kinds: Partial<Record<StartKind, number>> = {};
   const failures: FailedRun[] = [];
   await Promise.all(
-    Array.from({ length: count }, async (_, index) => {
-      const seed = round * count + index;
+    indices.map(async (index) => {
+      const seed = round * indices.length + index;
       const began = nowUs();
       try {
         const { result, start } = await platform.invoke(functionName(index), JSON.stringify({ seed }), { dispose: true });
-        us.push(nowUs() - began);
+        const took = nowUs() - began;
         kinds[start.kind] = (kinds[start.kind] ?? 0) + 1;
         if (result.functionError !== undefined) throw new Error(result.payload.toString("utf8", 0, 300));
         checkMany(index, seed, result.payload);
         if (start.kind !== kind || start.fallback !== undefined)
           throw new Error(`meant to be a ${kind}, but was ${start.kind}: ${start.fallback ?? ""}`);
+        us.push(took);
       } catch (error) {
         failures.push({ round: index, error: errorText(error) });
       }
@@ -135,8 +142,8 @@ async function spike(platform: Platform, way: string, count: number, round: numb
 function table(spikes: readonly Spike[], deployed: Deployed) {
   const right = (title: string) => ({ title, align: "right" as const });
   return {
-    title: `A spike of ${deployed.count} distinct functions`,
-    subtitle: `All asked in one turn, at the platform, ms from the call to the answer; half Node, half Python; page cache as the deploys left it; deployed at ${significant(deployed.count / deployed.seconds)} a second`,
+    title: `A spike of ${deployed.indices.length} distinct functions`,
+    subtitle: `All asked in one turn, at the platform, ms from the call to the answer; half Node, half Python; page cache as the deploys left it; deployed at ${significant(deployed.indices.length / deployed.seconds)} a second`,
     columns: [{ title: "" }, ...["p50", "p99", "last", "answered", "lost"].map(right), { title: "starts" }],
     rows: spikes.map(
       ({ way, us, kinds, failures }): Row => [
