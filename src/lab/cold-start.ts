@@ -8,12 +8,12 @@
  * (manifest, program).
  */
 import { nowUs, sleep } from "../base/clock.js";
-import type { Engine, Image, Loader, StartResult } from "../engine/types.js";
+import type { Engine, Image, Loader } from "../engine/types.js";
 import { checkAnswer, EMPTY_POOLS, eventOf, preparePools } from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
 import { blockedUs, evict, fetchAll, filesBelow, residentPages } from "./page-cache.js";
 import { hostPid, processCounts } from "./process-memory.js";
-import { type StartSample, seedOf } from "./start-arms.js";
+import { assertStart, type StartSample, seedOf } from "./start-arms.js";
 import type { Workload } from "./workloads.js";
 
 /** What of a function's files is dropped. */
@@ -81,7 +81,7 @@ export function coldArm(subject: ColdSubject, way: ColdWay): Arm<ColdSample> {
         const { majorFaults } = processCounts(pid);
         await instance.faults();
         const { start } = instance;
-        assertColdStart(start, way);
+        assertStart(start, { ...way, kind: "thaw", husk: way.cold === "image" ? "runtime" : "generic" });
         return {
           us,
           phases: start.phases,
@@ -115,10 +115,4 @@ export async function evictPatiently(files: readonly string[], keptMax = 0): Pro
 
 async function pagesOf(dir: string): Promise<number> {
   return (await residentPages(await filesBelow(dir))).reduce((sum, pages) => sum + pages, 0);
-}
-
-function assertColdStart({ kind, loader, husk, fallback }: StartResult, way: ColdWay): void {
-  const level = way.cold === "image" ? "runtime" : "generic";
-  if (kind === "thaw" && loader === way.loader && husk === level && fallback === undefined) return;
-  throw new Error(`meant to be "${way.name}", but was ${[kind, loader, `husk ${husk}`, fallback].filter(Boolean).join(", ")}`);
 }

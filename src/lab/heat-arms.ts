@@ -3,7 +3,7 @@ import { nowUs, sleep } from "../base/clock.js";
 import type { Engine, Image, Instance, InvokeResult, Phase, StartResult } from "../engine/types.js";
 import { ask, checkAnswer, EMPTY_POOLS, eventOf, POOL_MS_MAX, preparePools, SETTLE_MS } from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
-import { seedOf, timeRequest } from "./start-arms.js";
+import { assertStart, seedOf, timeRequest } from "./start-arms.js";
 import { specOf, type Workload } from "./workloads.js";
 
 /** One request. Microseconds. */
@@ -53,9 +53,7 @@ export function bootArm(engine: Engine, workload: Workload, image: Image, every:
       firstRequest(
         workload,
         round,
-        (start) => {
-          if (start.kind !== "boot") throw new Error(`meant to be a boot, but was ${start.kind}`);
-        },
+        (start) => assertStart(start, { name: "boot", kind: "boot" }),
         () => engine.boot(spec, { husk: "pooled" }),
       ),
   };
@@ -116,10 +114,8 @@ export function steadyArms(instance: Instance, workload: Workload): Arm<HeatSamp
 export const STEADY = "steady, back to back";
 export const STEADY_PAUSED = "steady, after a pause";
 
+/** A start that records takes everything by demand. */
 export function assertThaw(start: StartResult, { generation }: Image): void {
-  const { kind, husk, fallback, recording } = start;
-  if (kind === "thaw" && husk === "runtime" && start.generation === generation && fallback === undefined && recording !== true)
-    return;
-  const got = [kind, husk, `generation ${start.generation}`, fallback, recording && "recording"].filter(Boolean).join(", ");
-  throw new Error(`meant to be a thaw of generation ${generation} from a husk with its runtime mapped, but was ${got}`);
+  assertStart(start, { name: `thaw of generation ${generation}`, kind: "thaw", husk: "runtime", generation });
+  if (start.recording === true) throw new Error("meant to be a thaw that records nothing, but it recorded");
 }

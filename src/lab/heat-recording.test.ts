@@ -60,7 +60,7 @@ describe("a recording", () => {
       [0, Array(4).fill(REQUESTS_RECORDED)],
       [1, []],
     ]);
-    expect(wrong?.failures[0]?.error).toContain("meant to be a thaw of generation 7");
+    expect(wrong?.failures[0]?.error).toContain('meant to be "thaw of generation 7", but was thaw');
     expect(engine.stats().instances).toBe(0);
   });
 

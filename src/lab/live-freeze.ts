@@ -5,15 +5,17 @@
  */
 import { setTimeout as pause, setImmediate as turn } from "node:timers/promises";
 import { errorText } from "../base/errors.js";
-import type { Engine, FreezeReport, Instance } from "../engine/types.js";
+import type { Engine, FreezeReport, Image, Instance } from "../engine/types.js";
 import { ask, checkAnswer, eventOf } from "./engine-under-test.js";
 import type { FailedRun } from "./interleave.js";
 import type { Lab } from "./lab.js";
 import { quantile } from "./statistics.js";
-import { specOf, WORKLOADS, type Workload } from "./workloads.js";
+import { specOf, WORKLOADS } from "./workloads.js";
 
 export const LIVE_FREEZES_MIN = 100;
 export const LIVE_REQUESTS_PER_SECOND = 200;
+const INTERVAL_MS = 1000 / LIVE_REQUESTS_PER_SECOND;
+const WORKLOAD = WORKLOADS.node80;
 /** Between two freezes: requests that meet none. */
 const BETWEEN_MS = 250;
 /** Requests before the first freeze. */
@@ -26,7 +28,6 @@ const FAILURES_KEPT = 5;
 export interface LiveFreeze extends FreezeReport {
   /** Of the requests that were due or under way between its call and its end: the slowest, milliseconds. */
   readonly worstMs: number;
-  readonly requests: number;
 }
 
 export interface Spread {
@@ -59,11 +60,7 @@ class OpenLoop {
   #stopped = false;
   readonly #done: Promise<void>;
 
-  constructor(
-    private readonly instance: Instance,
-    private readonly workload: Workload,
-    private readonly intervalMs: number,
-  ) {
+  constructor(private readonly instance: Instance) {
     this.#done = this.#run();
   }
 
@@ -75,14 +72,15 @@ class OpenLoop {
   async #run(): Promise<void> {
     const beganMs = performance.now();
     for (let count = 0; !this.#stopped && this.failures.length < FAILURES_KEPT; count++) {
-      const dueMs = beganMs + count * this.intervalMs;
+      const dueMs = beganMs + count * INTERVAL_MS;
       const early = dueMs - performance.now();
       if (early > TIMER_MS) await pause(early - TIMER_MS);
       while (performance.now() < dueMs) await turn();
       try {
-        const answer = await this.instance.invoke(eventOf(this.workload, count));
-        this.requests.push({ dueMs, answeredMs: performance.now() });
-        checkAnswer(this.workload, count, answer);
+        const answer = await this.instance.invoke(eventOf(WORKLOAD, count));
+        const answeredMs = performance.now();
+        checkAnswer(WORKLOAD, count, answer);
+        this.requests.push({ dueMs, answeredMs });
       } catch (error) {
         this.failures.push({ round: count, error: errorText(error) });
       }
@@ -94,28 +92,28 @@ class OpenLoop {
 export async function measureLiveFreezes(
   lab: Pick<Lab, "deadline" | "progress">,
   engine: Engine,
-  options: { readonly freezes?: number; readonly perSecond?: number; readonly workload?: Workload } = {},
+  wanted: number,
 ): Promise<LiveFreezes> {
-  const { freezes: wanted = LIVE_FREEZES_MIN, perSecond = LIVE_REQUESTS_PER_SECOND, workload = WORKLOADS.node80 } = options;
-  const instance = await engine.boot(specOf(workload, engine.runtimes));
+  const instance = await engine.boot(specOf(WORKLOAD, engine.runtimes));
   const freezes: { beganMs: number; endedMs: number; report: FreezeReport }[] = [];
   const failures: FailedRun[] = [];
   let requests: readonly Request[] = [];
+  let rounds = 0;
   try {
-    for (let seed = 0; seed < WARM_REQUESTS; seed++) await ask(instance, workload, seed);
-    const loop = new OpenLoop(instance, workload, 1000 / perSecond);
+    for (let seed = 0; seed < WARM_REQUESTS; seed++) await ask(instance, WORKLOAD, seed);
+    const loop = new OpenLoop(instance);
     try {
-      for (let round = 0; round < wanted && !lab.deadline.passed && instance.alive; round++) {
-        lab.progress(`${workload.name}: live freeze ${round + 1} of ${wanted}`);
+      for (; rounds < wanted && !lab.deadline.passed && instance.alive; rounds++) {
+        lab.progress(`${WORKLOAD.name}: live freeze ${rounds + 1} of ${wanted}`);
         await pause(BETWEEN_MS);
         const beganMs = performance.now();
         try {
           const image = await instance.freeze({ live: true });
           freezes.push({ beganMs, endedMs: performance.now(), report: image.report });
-          if (round + 1 === wanted) await checkClone(engine, image, workload);
+          if (rounds + 1 === wanted) await checkClone(engine, image);
           await engine.removeImage(image);
         } catch (error) {
-          failures.push({ round, error: errorText(error) });
+          failures.push({ round: rounds, error: errorText(error) });
         }
       }
     } finally {
@@ -123,31 +121,31 @@ export async function measureLiveFreezes(
       ({ requests } = loop);
       failures.push(...loop.failures);
     }
-    await ask(instance, workload, WARM_REQUESTS);
+    await ask(instance, WORKLOAD, WARM_REQUESTS);
   } finally {
     await instance.dispose();
   }
   const met = freezes.map(({ beganMs, endedMs, report }): LiveFreeze => {
     const latencies = requests.filter(({ dueMs, answeredMs }) => answeredMs >= beganMs && dueMs <= endedMs).map(latency);
-    return { ...report, worstMs: quantile(latencies, 1), requests: latencies.length };
+    return { ...report, worstMs: quantile(latencies, 1) };
   });
   const outside = requests.filter(({ dueMs, answeredMs }) =>
     freezes.every(({ beganMs, endedMs }) => answeredMs < beganMs || dueMs > endedMs),
   );
   return {
-    method: `one ${workload.name} instance; a request is due every ${1000 / perSecond} ms whatever the instance does, waits its turn, and is timed from when it was due (late timers of the client included); ${freezes.length} live freezes, ${BETWEEN_MS} ms between two; for each the slowest of all requests due or under way from its call to the published image; engine and client share one event loop`,
+    method: `one ${WORKLOAD.name} instance; a request is due every ${INTERVAL_MS} ms whatever the instance does, waits its turn, and is timed from when it was due (late timers of the client included); ${freezes.length} live freezes, ${BETWEEN_MS} ms between two; for each the slowest of all requests due or under way from its call to the published image; engine and client share one event loop`,
     freezes: met,
     worstMs: spread(met.map(({ worstMs }) => worstMs)),
     outsideMs: spread(outside.map(latency)),
     failures,
-    ...(freezes.length + failures.length < wanted ? { cutShort: "the section's time was over" } : {}),
+    ...(rounds === wanted ? {} : { cutShort: `${rounds} of ${wanted} freezes: the section's time was over` }),
   };
 }
 
-async function checkClone(engine: Engine, image: Parameters<Engine["thaw"]>[0], workload: Workload): Promise<void> {
+async function checkClone(engine: Engine, image: Image): Promise<void> {
   const clone = await engine.thaw(image);
   try {
-    await ask(clone, workload, WARM_REQUESTS + 1);
+    await ask(clone, WORKLOAD, WARM_REQUESTS + 1);
   } finally {
     await clone.dispose();
   }

@@ -26,6 +26,8 @@ const reply = (status: number, body: string, headers: Record<string, string> = {
   };
 };
 const request = { method: "POST", path: "/", body: "{}" } as const;
+/** What the toy servers answer. */
+const right = { request, reply: {} };
 
 describe("HttpConnection", () => {
   it("sends what was asked and keeps the connection for the next request", async () => {
@@ -95,7 +97,7 @@ describe("generateLoad", () => {
       served += 1;
       answer(incoming, response);
     });
-    const result = await generateLoad({ url, request, connections: 3, requestsMax: 40, msMax: 10_000, warmupPerConnection: 2 });
+    const result = await generateLoad({ url, ...right, connections: 3, requestsMax: 40, msMax: 10_000, warmupPerConnection: 2 });
     expect(result).toMatchObject({ answered: 40, failed: 0, failures: [] });
     expect(result.samples).toHaveLength(40);
     expect(result.perSecond).toBeCloseTo(40 / result.seconds);
@@ -104,24 +106,34 @@ describe("generateLoad", () => {
 
   it("stops at its time", async () => {
     const url = await serve(reply(200, "{}"));
-    const result = await generateLoad({ url, request, connections: 1, requestsMax: 1e9, msMax: 100 });
+    const result = await generateLoad({ url, ...right, connections: 1, requestsMax: 1e9, msMax: 100 });
     expect(result.seconds).toBeGreaterThanOrEqual(0.1);
     expect(result.seconds).toBeLessThan(2);
   });
 
   it("counts function errors, bad statuses and lost connections as failures and says why", async () => {
     const limits = { connections: 1, requestsMax: 2, msMax: 5_000, warmupPerConnection: 0 };
-    const throttled = await generateLoad({ url: await serve(reply(429, "limit")), request, ...limits });
+    const throttled = await generateLoad({ url: await serve(reply(429, "limit")), ...right, ...limits });
     expect(throttled).toMatchObject({ answered: 0, failed: 2, failures: ["status 429: limit", "status 429: limit"] });
     const broken = reply(200, "boom", { "X-Amz-Function-Error": "Unhandled" });
-    expect(await generateLoad({ url: await serve(broken), request, ...limits })).toMatchObject({ answered: 0, failed: 2 });
-    const gone = await generateLoad({ url: await serve((incoming) => incoming.socket.destroy()), request, ...limits });
+    expect(await generateLoad({ url: await serve(broken), ...right, ...limits })).toMatchObject({ answered: 0, failed: 2 });
+    const gone = await generateLoad({ url: await serve((incoming) => incoming.socket.destroy()), ...right, ...limits });
     expect(gone).toMatchObject({ answered: 0, failed: 1 });
+  });
+
+  it("takes a wrong answer for a failure, whatever its status, and a right one for right however it is written", async () => {
+    const answers = ['{"a":1,"b":2}', '{"a":1,"b":3}', "nonsense", '{ "b": 2, "a": 1 }'];
+    const url = await serve((incoming, response) => reply(200, answers.shift() ?? "")(incoming, response));
+    const limits = { connections: 1, requestsMax: 4, msMax: 5_000, warmupPerConnection: 0 };
+    const result = await generateLoad({ url, request, reply: { a: 1, b: 2 }, ...limits });
+    expect(result).toMatchObject({ answered: 2, failed: 2 });
+    expect(result.failures).toEqual(['wrong reply: {"a":1,"b":3}', "wrong reply: nonsense"]);
+    expect(result.samples).toHaveLength(2);
   });
 
   it("runs in a process of its own and reports its own CPU time", async () => {
     const url = await serve(reply(200, "{}"));
-    const result = await loadFromChild({ url, request, connections: 2, requestsMax: 200, msMax: 10_000 });
+    const result = await loadFromChild({ url, ...right, connections: 2, requestsMax: 200, msMax: 10_000 });
     expect(result).toMatchObject({ answered: 200, failed: 0 });
     expect(result.cpuMs.user + result.cpuMs.system).toBeGreaterThan(0);
   });

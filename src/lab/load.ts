@@ -5,7 +5,7 @@
  */
 import { execFile } from "node:child_process";
 import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
+import { isDeepStrictEqual, promisify } from "node:util";
 import { errorText } from "../base/errors.js";
 import { encodeRequest, HttpConnection, type HttpRequest } from "./http-connection.js";
 import { type Summary, summarize } from "./statistics.js";
@@ -13,6 +13,8 @@ import { type Summary, summarize } from "./statistics.js";
 export interface LoadOptions {
   readonly url: string;
   readonly request: HttpRequest;
+  /** The only right answer, as JSON has it. */
+  readonly reply: unknown;
   readonly connections: number;
   /** Stops after so many answers, those of the warm-up not counted. */
   readonly requestsMax: number;
@@ -45,12 +47,13 @@ export async function generateLoad(options: LoadOptions): Promise<LoadResult> {
   const state = { answered: 0, failed: 0, failures: [] as string[], samples: [] as number[] };
   const connections = await Promise.all(Array.from({ length: options.connections }, () => HttpConnection.open(options.url)));
   const bytes = encodeRequest(new URL(options.url).host, options.request);
+  const isRight = comparerOf(options.reply);
   const fail = (reason: string) => {
     state.failed += 1;
     if (state.failures.length < FAILURES_KEPT) state.failures.push(reason);
   };
   try {
-    await Promise.all(connections.map((each) => repeat(each, bytes, options.warmupPerConnection ?? 50, fail)));
+    await Promise.all(connections.map((each) => repeat(each, bytes, options.warmupPerConnection ?? 50, isRight, fail)));
     const cpu = process.cpuUsage();
     const started = performance.now();
     const endsAt = started + options.msMax;
@@ -58,7 +61,7 @@ export async function generateLoad(options: LoadOptions): Promise<LoadResult> {
     await Promise.all(
       connections.map(async (connection) => {
         while (connection.usable && performance.now() < endsAt && left-- > 0) {
-          const us = await timeOne(connection, bytes, fail);
+          const us = await timeOne(connection, bytes, isRight, fail);
           if (us === undefined) continue;
           state.answered += 1;
           state.samples.push(us);
@@ -79,16 +82,41 @@ export async function generateLoad(options: LoadOptions): Promise<LoadResult> {
   }
 }
 
-async function repeat(connection: HttpConnection, bytes: Buffer, times: number, fail: (reason: string) => void): Promise<void> {
-  for (let index = 0; index < times && connection.usable; index++) await timeOne(connection, bytes, fail);
+/** Every answer is compared; the same bytes as the last right ones need not be parsed, which the measured machine would pay for. */
+function comparerOf(reply: unknown): IsRight {
+  let right = Buffer.alloc(0);
+  return (body) => {
+    if (body.equals(right)) return true;
+    if (!isDeepStrictEqual(parsed(body), reply)) return false;
+    right = Buffer.from(body);
+    return true;
+  };
 }
 
-/** A function error is HTTP 200 with a header, and still a failure here. */
-async function timeOne(connection: HttpConnection, bytes: Buffer, fail: (reason: string) => void): Promise<number | undefined> {
+/** Undefined, which no JSON is, when it is none. */
+function parsed(body: Buffer): unknown {
+  try {
+    return JSON.parse(body.toString());
+  } catch {
+    return undefined;
+  }
+}
+
+type IsRight = (body: Buffer) => boolean;
+type Fail = (reason: string) => void;
+
+async function repeat(connection: HttpConnection, bytes: Buffer, times: number, isRight: IsRight, fail: Fail): Promise<void> {
+  for (let index = 0; index < times && connection.usable; index++) await timeOne(connection, bytes, isRight, fail);
+}
+
+/** A function error is HTTP 200 with a header, and still a failure here; so is a wrong answer. */
+async function timeOne(connection: HttpConnection, bytes: Buffer, isRight: IsRight, fail: Fail): Promise<number | undefined> {
   try {
     const { status, us, body, headers } = await connection.send(bytes);
-    if (status === 200 && headers["x-amz-function-error"] === undefined) return us;
-    fail(`status ${status}: ${body.toString("utf8", 0, 200)}`);
+    if (status !== 200 || headers["x-amz-function-error"] !== undefined)
+      fail(`status ${status}: ${body.toString("utf8", 0, 200)}`);
+    else if (isRight(body)) return us;
+    else fail(`wrong reply: ${body.toString("utf8", 0, 200)}`);
   } catch (error) {
     fail(errorText(error));
   }

@@ -115,7 +115,7 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
         const ended = nowUs();
         checkAnswer(workload, seed, result);
         const { start } = instance;
-        assertStart(start, way);
+        assertStart(start, { ...way, loader: way.thaw?.loader });
         const phases = [...start.phases, { name: "request", us: ended - began - start.us - start.waitUs }];
         sample = { us: ended - began - start.waitUs, phases, prefetchedPages: start.prefetchedPages };
       } finally {
@@ -159,10 +159,25 @@ export function seedOf(round: number): number {
   return 1_000 + round * 17;
 }
 
-function assertStart(start: StartResult, way: Way): void {
-  const meant = { kind: way.kind, husk: way.husk, loader: way.thaw?.loader ?? start.loader };
-  if (start.kind === meant.kind && start.husk === meant.husk && start.loader === meant.loader && start.fallback === undefined)
-    return;
-  const got = [start.kind, start.loader, start.husk && `husk ${start.husk}`, start.fallback].filter(Boolean).join(", ");
-  throw new Error(`meant to be "${way.name}", but was ${got}`);
+/** What a start has to be to lend its time to a name. */
+export interface MeantStart {
+  readonly name: string;
+  readonly kind: StartKind;
+  readonly husk?: HuskLevel | "fresh" | undefined;
+  readonly loader?: Loader | undefined;
+  readonly generation?: number;
+}
+
+/** Throws unless the start came about as meant, without a fallback. */
+export function assertStart(start: StartResult, { name, kind, husk, loader, generation }: MeantStart): void {
+  const asMeant =
+    start.kind === kind &&
+    (husk === undefined || start.husk === husk) &&
+    (loader === undefined || start.loader === loader) &&
+    (generation === undefined || start.generation === generation) &&
+    start.fallback === undefined;
+  if (asMeant) return;
+  const had = generation === undefined ? undefined : `generation ${start.generation}`;
+  const got = [start.kind, start.loader, start.husk && `husk ${start.husk}`, had, start.fallback].filter(Boolean).join(", ");
+  throw new Error(`meant to be "${name}", but was ${got}`);
 }

@@ -5,13 +5,10 @@
 
 /** What the tables show of a list of samples; all in the samples' own unit. */
 export interface Summary {
-  readonly count: number;
   readonly median: number;
   readonly p99: number;
   /** Third quartile minus first. */
   readonly iqr: number;
-  readonly min: number;
-  readonly max: number;
 }
 
 /** An estimate with its 95 % interval. */
@@ -43,16 +40,13 @@ export function median(samples: readonly number[]): number {
   return quantile(samples, 0.5);
 }
 
-/** Median, p99, interquartile range, extremes. */
+/** Median, p99, interquartile range. */
 export function summarize(samples: readonly number[]): Summary {
   const sorted = Float64Array.from(samples).sort();
   return {
-    count: sorted.length,
     median: quantileOfSorted(sorted, 0.5),
     p99: quantileOfSorted(sorted, 0.99),
     iqr: quantileOfSorted(sorted, 0.75) - quantileOfSorted(sorted, 0.25),
-    min: quantileOfSorted(sorted, 0),
-    max: quantileOfSorted(sorted, 1),
   };
 }
 

@@ -22,7 +22,7 @@ export const heatPause: Section = {
   msMax: 180_000,
   run: (lab) =>
     withEngine(lab, async (engine) => {
-      const result = await measureLiveFreezes(lab, engine, { freezes: Math.max(LIVE_FREEZES_MIN, lab.rounds) });
+      const result = await measureLiveFreezes(lab, engine, Math.max(LIVE_FREEZES_MIN, lab.rounds));
       return { measurements: measurements(result), checks: checks(result), tables: [table(result)] };
     }),
 };

@@ -7,7 +7,8 @@ import type { FailedRun } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
 import { familyCpuUs, machineCpuUs } from "../machine.js";
 import { check, exactly, type Measurement } from "../report.js";
-import { summarize } from "../statistics.js";
+import { assertStart } from "../start-arms.js";
+import { median } from "../statistics.js";
 import { ms, type Row, significant } from "../table.js";
 import { WORKLOADS, type Workload } from "../workloads.js";
 
@@ -20,6 +21,7 @@ const WAIT_MS_MAX = 2_000;
 const FAILURES_MAX = 20;
 
 interface Sustained {
+  readonly runMs: number;
   readonly startUs: number[];
   readonly waitUs: number[];
   readonly failures: FailedRun[];
@@ -70,20 +72,23 @@ async function measure(lab: Lab, engine: Engine, image: Image, workload: Workloa
   const busyBefore = machineCpuUs();
   const ownBefore = process.cpuUsage();
   const familyBefore = familyCpuUs();
-  const endsAt = began + Math.min(RUN_MS, lab.deadline.remainingMs);
+  const runMs = Math.min(RUN_MS, lab.deadline.remainingMs);
+  const endsAt = began + runMs;
   const loop = async () => {
     while (performance.now() < endsAt && failures.length < FAILURES_MAX) {
       const mine = round++;
       try {
         const instance = await within(engine.thaw(image, { waitMs: WAIT_MS_MAX }), 10_000, "thaw");
+        const { start } = instance;
         try {
           await ask(instance, workload, mine);
-          startUs.push(instance.start.us);
-          waitUs.push(instance.start.waitUs);
-          if (instance.start.husk === "fresh") fresh += 1;
         } finally {
           await instance.dispose();
         }
+        assertStart(start, { name: "thaw splice", kind: "thaw", loader: "splice" });
+        startUs.push(start.us);
+        waitUs.push(start.waitUs);
+        if (start.husk === "fresh") fresh += 1;
       } catch (error) {
         failures.push({ round: mine, error: errorText(error) });
       }
@@ -100,6 +105,7 @@ async function measure(lab: Lab, engine: Engine, image: Image, workload: Workloa
   const familyUs = familyCpuUs() - familyBefore;
   lab.progress(`${workload.name}: ${started} starts in ${Math.round(loopMs)} ms`);
   return {
+    runMs,
     startUs,
     waitUs,
     failures,
@@ -112,20 +118,21 @@ async function measure(lab: Lab, engine: Engine, image: Image, workload: Workloa
 }
 
 function measurement(workload: Workload, atOnce: number, result: Sustained): Measurement {
-  const { startUs, failures, perSecond, cpuMsPerStart, machineCpuMsPerStart, ownCpuMsPerStart, fresh, waitUs } = result;
+  const { runMs, startUs, failures, perSecond, cpuMsPerStart, machineCpuMsPerStart, ownCpuMsPerStart, fresh, waitUs } = result;
   return {
     workload: workload.name,
     way: `thaw splice, ${atOnce} at once`,
     unit: "us",
     samples: startUs,
     failures,
+    ...(runMs < RUN_MS ? { cutShort: `${Math.round(runMs)} of ${RUN_MS} ms: the section's time was over` } : {}),
     facts: {
       perSecond,
       cpuMsPerStart,
       machineCpuMsPerStart,
       ownCpuMsPerStart,
       husksMadeOnThePath: fresh,
-      waitUsMedian: summarize(waitUs).median,
+      waitUsMedian: median(waitUs),
     },
   };
 }
@@ -137,8 +144,8 @@ function row(
   return [
     `${atOnce} at once`,
     significant(perSecond),
-    ms(summarize(startUs).median),
-    ms(summarize(waitUs).median),
+    ms(median(startUs)),
+    ms(median(waitUs)),
     significant(cpuMsPerStart),
     significant(ownCpuMsPerStart),
     significant(machineCpuMsPerStart),
