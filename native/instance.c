@@ -465,8 +465,6 @@ static void instance_end(struct instance *it) {
 		.oom_kills = (uint32_t)(kills > it->oom_base ? kills - it->oom_base : 0),
 		.max_rss_kb = (uint32_t)usage.ru_maxrss,
 		.sends = it->sends,
-		.user_us = (uint64_t)usage.ru_utime.tv_sec * 1000000u + (uint64_t)usage.ru_utime.tv_usec,
-		.system_us = (uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec,
 		.peak_bytes = cgroups.on ? peak_bytes(it) : 0,
 	};
 	memcpy(frame_room(sizeof end), &end, sizeof end);

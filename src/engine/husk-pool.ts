@@ -61,11 +61,7 @@ export class Husk implements InstanceListener {
   private readonly exitListeners: (() => void)[] = [];
   private heard: (() => void)[] = [];
 
-  constructor(
-    readonly template: number,
-    readonly pid: number,
-    readonly tmpMb: number,
-  ) {}
+  constructor(readonly pid: number) {}
 
   /** Its last stage begins. */
   resumesAhead(): void {
@@ -269,7 +265,7 @@ export class HuskPool {
     tmpMb = DEFAULT_TMP_MB,
   ): Promise<Husk> {
     const began = monotonicNs();
-    const husk = new Husk(template, choosePid(avoid), tmpMb);
+    const husk = new Husk(choosePid(avoid));
     const making = this.keeper.husk(
       { template, pid: husk.pid, tmpMb, uid: FUNCTION_UID + (this.nextUid++ % FUNCTION_UIDS) },
       husk,

@@ -22,7 +22,7 @@ function followed() {
     hibernation: () => ({ hibernate: async () => told.push("hibernated") }),
     freeze: async () => told.push("frozen"),
   } as unknown as InstanceOwner;
-  const husk = new Husk(1, 7, 512);
+  const husk = new Husk(7);
   const instance = new LiveInstance(keeper, owner, husk, SPEC, START);
   instance.starting.followedBy(() => told.push("followed"));
   const ask = () => instance.invoke("1", { requestId: "r" });

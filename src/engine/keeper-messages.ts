@@ -13,8 +13,6 @@ export interface InstanceExit {
   readonly signal: number | undefined;
   readonly oomKills: number;
   readonly maxRssKb: number;
-  readonly userUs: number;
-  readonly systemUs: number;
   readonly peakBytes: number;
   /** How many times something had been sent to it; what was sent later it never got. */
   readonly sends: number;
@@ -244,8 +242,6 @@ export function decodeExit(payload: Buffer, flags = 0): InstanceExit {
     ...decodeStatus(number("wait_status")),
     oomKills: number("oom_kills"),
     maxRssKb: number("max_rss_kb"),
-    userUs: number("user_us"),
-    systemUs: number("system_us"),
     peakBytes: number("peak_bytes"),
     sends: number("sends"),
     ...((flags & ABI.EXIT_UNREAD) === 0 ? {} : { unread: true }),

@@ -460,7 +460,7 @@ export class Keeper {
     for (const listener of listeners) {
       // Not the function's doing: who waits for its answer is told so.
       if (!this.#closing) listener.onFailure?.(this.#lost);
-      listener.onExit({ code: undefined, signal: 9, oomKills: 0, maxRssKb: 0, userUs: 0, systemUs: 0, peakBytes: 0, sends: 0 });
+      listener.onExit({ code: undefined, signal: 9, oomKills: 0, maxRssKb: 0, peakBytes: 0, sends: 0 });
     }
     this.#socket.destroy();
     if (!this.#closing) this.#options.onLost?.(this.#lost);

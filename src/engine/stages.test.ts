@@ -39,7 +39,7 @@ function world() {
   const told: (readonly [ThawError | undefined, unknown])[] = [];
   return {
     keeper,
-    husk: new Husk(1, 7, 512),
+    husk: new Husk(7),
     requests,
     stages,
     deliveries,

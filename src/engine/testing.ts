@@ -3,6 +3,6 @@ import type { InstanceExit } from "./keeper.js";
 
 /** How a process ended that took nothing: by itself, with code 0, unless `more` says otherwise. */
 export function exitOf(more: Partial<InstanceExit> = {}): InstanceExit {
-  const nothing = { oomKills: 0, maxRssKb: 0, userUs: 0, systemUs: 0, peakBytes: 0 };
+  const nothing = { oomKills: 0, maxRssKb: 0, peakBytes: 0 };
   return { code: 0, signal: undefined, ...nothing, sends: 1, ...more };
 }

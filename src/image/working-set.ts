@@ -52,9 +52,8 @@ export interface WorkingSet extends WorkingSetFacts {
   readonly written: readonly PageRun[];
   /** All others that were touched, zero pages too. */
   readonly read: readonly PageRun[];
-  /** Those of them that more than half of the recordings touched, and the others: pages that depend on the input. */
+  /** Those of them that more than half of the recordings touched; the others depend on the input. */
   readonly readOften: readonly PageRun[];
-  readonly readSeldom: readonly PageRun[];
 }
 
 /** One recording is not enough to copy by: with other input a function writes other pages (docs/design/working-set.md). */
@@ -72,7 +71,6 @@ export function workingSet(facts: WorkingSetFacts): WorkingSet {
     written: plain(runs.filter(copied)),
     read: plain(rest),
     readOften: plain(rest.filter(often)),
-    readSeldom: plain(rest.filter((run) => !often(run))),
   };
 }
 
@@ -127,29 +125,6 @@ export function clipRuns(runs: readonly PageRun[], start: bigint, end: bigint): 
     if (to > from) clipped.push({ address: from, pages: Number((to - from) / 4096n) });
   }
   return clipped;
-}
-
-/** The pages of the first list that the second has not. Sorted by address. */
-export function subtractRuns(first: readonly PageRun[], second: readonly PageRun[]): PageRun[] {
-  const others = joinRuns(second, 0);
-  const left: PageRun[] = [];
-  let next = 0;
-  for (const { address, pages } of joinRuns(first, 0)) {
-    let at = address;
-    const end = address + BigInt(pages) * 4096n;
-    for (; next < others.length && at < end; next++) {
-      const other = others[next] as PageRun;
-      const otherEnd = other.address + BigInt(other.pages) * 4096n;
-      if (otherEnd <= at) continue;
-      if (other.address >= end) break;
-      if (other.address > at) left.push({ address: at, pages: Number((other.address - at) / 4096n) });
-      at = otherEnd;
-      // It may reach into the next run, too.
-      if (otherEnd > end) break;
-    }
-    if (at < end) left.push({ address: at, pages: Number((end - at) / 4096n) });
-  }
-  return left;
 }
 
 const FILE_VERSION = 2;

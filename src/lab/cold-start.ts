@@ -12,7 +12,7 @@ import type { Engine, Image, Loader } from "../engine/types.js";
 import { checkAnswer, EMPTY_POOLS, eventOf, preparePools } from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
 import { blockedUs, evict, fetchAll, filesBelow, residentPages } from "./page-cache.js";
-import { hostPid, processCounts } from "./process-memory.js";
+import { hostPid, majorFaults } from "./process-memory.js";
 import { assertStart, type StartSample, seedOf } from "./start-arms.js";
 import type { Workload } from "./workloads.js";
 
@@ -78,7 +78,7 @@ export function coldArm(subject: ColdSubject, way: ColdWay): Arm<ColdSample> {
           pagesOf(interpreterDir),
           blockedUs(pid),
         ]);
-        const { majorFaults } = processCounts(pid);
+        const major = majorFaults(pid);
         await instance.faults();
         const { start } = instance;
         assertStart(start, { ...way, kind: "thaw", husk: way.cold === "image" ? "runtime" : "generic" });
@@ -90,7 +90,7 @@ export function coldArm(subject: ColdSubject, way: ColdWay): Arm<ColdSample> {
           imagePages,
           interpreterPages,
           blockedUs: waitedUs,
-          majorFaults,
+          majorFaults: major,
           faultsOutside: start.faultsOutside ?? Number.NaN,
         };
       } finally {

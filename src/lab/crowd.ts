@@ -8,7 +8,6 @@ import { cgroupMemory, hostPid, processMemory } from "./process-memory.js";
 /** Bytes, all instances together. */
 export interface CrowdMemory {
   readonly pssBytes: number;
-  readonly privateBytes: number;
   /** Charged to their memory cgroups by the kernel for itself. */
   readonly kernelBytes: number;
   readonly pageTableBytes: number;
@@ -58,7 +57,6 @@ export class Crowd {
     const sum = (read: (one: (typeof each)[number]) => number) => each.reduce((total, one) => total + read(one), 0);
     return {
       pssBytes: sum(({ process }) => process.pss),
-      privateBytes: sum(({ process }) => process.privateBytes),
       kernelBytes: sum(({ cgroup }) => cgroup.kernel),
       pageTableBytes: sum(({ process }) => process.pageTables),
       eachPssBytes: each.map(({ process }) => process.pss),

@@ -56,7 +56,7 @@ export async function withHeatImages<T>(
   engine: Engine,
   workload: Workload,
   { deadline, progress, third: wantsThird }: { deadline: Deadline; progress: (text: string) => void; third: boolean },
-  use: (images: HeatImages & { readonly all: readonly Image[] }) => Promise<T>,
+  use: (images: HeatImages) => Promise<T>,
 ): Promise<T> {
   const all: Image[] = [];
   const keep = (image: Image) => {
@@ -92,7 +92,7 @@ export async function withHeatImages<T>(
       progress(`${workload.name}: recording the working set of ${image.heat} requests, generation ${image.generation}`);
       await recordWorkingSet(engine, workload, image);
     }
-    return await use({ byHeat, third, steady, curve, all });
+    return await use({ byHeat, third, steady, curve });
   } finally {
     await steady.dispose();
     for (const image of all) {

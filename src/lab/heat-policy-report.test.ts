@@ -5,7 +5,7 @@ import { renderTable } from "./table.js";
 
 function result(lifetimes: string, ratio: number, freezes: number, policy = "fixed"): ReplayResult {
   const spread = { median: ratio - 0.02, p95: ratio, max: ratio + 0.1 };
-  const best = { heat: 100, meanMs: 1, typicalMs: 1 };
+  const best = { heat: 100, typicalMs: 1 };
   return {
     function: "node-a",
     policy,
@@ -13,17 +13,15 @@ function result(lifetimes: string, ratio: number, freezes: number, policy = "fix
     lifetimes,
     seeds: 100,
     freezes: { mean: freezes - 0.5, max: freezes },
-    windows: [],
     fixed: [best],
     best,
     ratio: spread,
-    drawnRatio: spread,
     starts: [
       { heat: 0, share: 0.25 },
       { heat: 12, share: 0.25 },
       { heat: 100, share: 0.5 },
     ],
-  } as ReplayResult;
+  };
 }
 
 describe("the promise of a policy", () => {

@@ -79,16 +79,12 @@ export interface ReplayResult {
   readonly lifetimes: string;
   readonly seeds: number;
   readonly freezes: { readonly mean: number; readonly max: number };
-  /** Handler time of the requests from `from` up to `to`, both included, counted from 1. */
-  readonly windows: readonly ReplayWindow[];
   /** Typical latency of the requests after `settled`, always thawing the image of that heat. */
   readonly fixed: readonly FixedPoint[];
   /** The lowest of these. */
   readonly best: FixedPoint;
   /** The policy's typical latency after `settled`, divided by that of `best`: over the seeds. */
   readonly ratio: Spread;
-  /** The same of the latencies as they were drawn. */
-  readonly drawnRatio: Spread;
   /** Share of the starts after `settled`, by heat of the image. */
   readonly starts: readonly { readonly heat: number; readonly share: number }[];
 }
@@ -96,27 +92,12 @@ export interface ReplayResult {
 export interface FixedPoint {
   readonly heat: number;
   readonly typicalMs: number;
-  /** Mean as drawn. */
-  readonly meanMs: number;
 }
 
 export interface Spread {
   readonly median: number;
   readonly p95: number;
   readonly max: number;
-}
-
-export interface ReplayWindow {
-  readonly from: number;
-  readonly to: number;
-  /** Mean of the typical latencies: what is compared. */
-  readonly typicalMs: number;
-  /** Mean and percentiles of the latencies as they were drawn. */
-  readonly meanMs: number;
-  readonly p50Ms: number;
-  readonly p99Ms: number;
-  /** Typical latency of first requests after a thaw alone. NaN when no instance started here. */
-  readonly firstMs: number;
 }
 
 const SETTLED = 300;
@@ -145,7 +126,6 @@ export function replayPolicies(
 
 /** A request of a replay. */
 interface Answer {
-  readonly ms: number;
   readonly typicalMs: number;
   readonly heat: number;
   readonly first: boolean;
@@ -172,37 +152,15 @@ function replayOne(
     lifetimes: traffic.name,
     seeds,
     freezes: { mean: mean(freezes), max: Math.max(...freezes) },
-    windows: windowsOf(requests, settled).map(([from, to]) => {
-      const answers = runs.flatMap((run) => run.answers.slice(from - 1, to));
-      const ms = answers.map((answer) => answer.ms);
-      return {
-        from,
-        to,
-        typicalMs: mean(answers.map(({ typicalMs }) => typicalMs)),
-        meanMs: mean(ms),
-        p50Ms: quantile(ms, 0.5),
-        p99Ms: quantile(ms, 0.99),
-        firstMs: mean(answers.filter(({ first }) => first).map(({ typicalMs }) => typicalMs)),
-      };
-    }),
     fixed,
     best,
     ratio: spreadOf(after.map((answers) => mean(answers.map(({ typicalMs }) => typicalMs)) / best.typicalMs)),
-    drawnRatio: spreadOf(after.map((answers) => mean(answers.map(({ ms }) => ms)) / best.meanMs)),
     starts: startsByHeat(after.flat()),
   };
 }
 
 function spreadOf(ratios: readonly number[]): Spread {
   return { median: quantile(ratios, 0.5), p95: quantile(ratios, 0.95), max: Math.max(...ratios) };
-}
-
-/** A third of the learning time, the rest of it, and what follows in two halves. */
-function windowsOf(requests: number, settled: number): [number, number][] {
-  const ends = [Math.ceil(settled / 3), settled, Math.ceil((settled + requests) / 2), requests];
-  return ends
-    .map((to, index): [number, number] => [(ends[index - 1] ?? 0) + 1, Math.min(to, requests)])
-    .filter(([from, to]) => from <= to);
 }
 
 function startsByHeat(answers: readonly Answer[]): ReplayResult["starts"] {
@@ -225,7 +183,7 @@ function fixedPoint(recording: LatencyTable, heat: number, traffic: Lifetimes, o
   const answers = Array.from({ length: Math.min(seeds, BASELINE_SEEDS_MAX) }, (_, index) =>
     new Replay(recording, policy, "traffic", traffic, index + 1, only).run(requests).answers.slice(settled),
   ).flat();
-  return { heat, typicalMs: mean(answers.map(({ typicalMs }) => typicalMs)), meanMs: mean(answers.map(({ ms }) => ms)) };
+  return { heat, typicalMs: mean(answers.map(({ typicalMs }) => typicalMs)) };
 }
 
 /** One run over one seed. Traffic, latencies and policy draw from sequences of their own: another policy meets the same instances. */
@@ -267,7 +225,7 @@ class Replay {
     for (let served = 1; served <= life && this.answers.length < requests; served++) {
       const request = from.heat + served;
       const { ms, typicalMs } = latencies.answer(request);
-      this.answers.push({ ms, typicalMs, heat: from.heat, first: served === 1 });
+      this.answers.push({ typicalMs, heat: from.heat, first: served === 1 });
       this.decider.answered(from, request, ms);
       if (request === next) {
         this.freeze(request);

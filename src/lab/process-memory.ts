@@ -11,16 +11,14 @@ export function hostPid(instance: Instance): number {
   return pid;
 }
 
-/** Faults of a process so far, of all its threads (proc_pid_stat(5)). */
-export function processCounts(pid: number): { readonly minorFaults: number; readonly majorFaults: number } {
+/** Faults of a process so far, of all its threads, that waited for a disk (proc_pid_stat(5)). */
+export function majorFaults(pid: number): number {
   const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
-  return { minorFaults: Number(fields[7]), majorFaults: Number(fields[9]) };
+  return Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[9]);
 }
 
 /** Bytes. */
 export interface ProcessMemory {
-  readonly rss: number;
   /** Private pages, and of shared ones the part that falls to this process. */
   readonly pss: number;
   readonly privateBytes: number;
@@ -31,7 +29,6 @@ export function processMemory(pid: number): ProcessMemory {
   const rollup = fieldsOf(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"));
   const status = fieldsOf(readFileSync(`/proc/${pid}/status`, "utf8"));
   return {
-    rss: rollup("Rss"),
     pss: rollup("Pss"),
     privateBytes: rollup("Private_Clean") + rollup("Private_Dirty"),
     pageTables: status("VmPTE"),

@@ -22,7 +22,6 @@ const OUTPUT_KEPT = 4_000;
 
 export interface Server {
   readonly url: string;
-  readonly pid: number;
   /** Deploys a directory and waits for its image. */
   deploy(dir: string, name: string, options?: readonly string[]): Promise<void>;
   /** What the server counts: starts by kind, instances, the engine's pools. */
@@ -78,7 +77,6 @@ export async function startServer(lab: Pick<Lab, "cleanup" | "makeDir">, options
   );
   return {
     url,
-    pid: child.pid ?? 0,
     deploy: async (dir, name, more = []) => {
       await runCli(["deploy", dir, "--name", name, "--wait", "--url", url, ...more], DEPLOY_MS_MAX);
     },

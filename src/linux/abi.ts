@@ -203,8 +203,6 @@ const ABI_STRUCTS = {
     ["max_rss_kb", "u32"],
     /** How many SENDs had come for it: what was sent later met nobody. */
     ["sends", "u32"],
-    ["user_us", "u64"],
-    ["system_us", "u64"],
     ["peak_bytes", "u64"],
   ],
   /** MSG_PREFETCH, of nobody (id 0), or of an instance: nothing, where all seems to be in the page cache; else nothing is sent to that instance until the disk was asked. At most PREFETCH_RANGES_MAX of these; `file` is a file id. */

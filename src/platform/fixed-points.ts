@@ -17,26 +17,22 @@ import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 import { LatencyEstimate } from "./latency-estimate.js";
 import { TypicalLatency } from "./typical-latency.js";
 
-export const HEAT_POINTS: readonly number[] = [0, 1, 10, 100, 1000];
-
-export interface FixedPointsOptions {
-  /** Starts from an image before it is judged: a single one may meet a hiccup that leaves nothing to compare. Default 2. */
-  readonly tries?: number;
-  /** A step to a hotter image has paid when it made starts faster by this part. Default 0.05. */
-  readonly pays?: number;
-  /** Part of the handler time that looking again at images that are not the best may cost. Default 0.003. */
-  readonly curiosity?: number;
-  /** Images kept at most, those made by hand included. Default 8. */
-  readonly imagesMax?: number;
-}
+const HEAT_POINTS: readonly number[] = [0, 1, 10, 100, 1000];
 
 /** See above. INVALID_ARGUMENT unless `points` are whole, not negative and rising. */
-export function fixedPoints(points: readonly number[] = HEAT_POINTS, options: FixedPointsOptions = {}): HeatPolicy {
+export function fixedPoints(points = HEAT_POINTS): HeatPolicy {
   checkPoints(points);
-  const settings = { tries: 2, pays: 0.05, curiosity: 0.003, imagesMax: 8, ...options };
-  return { name: "fixed", begin: (random = Math.random, saved) => new FixedPoints(points, settings, random, saved) };
+  return { name: "fixed", begin: (random = Math.random, saved) => new FixedPoints(points, random, saved) };
 }
 
+/** Starts from an image before it is judged: a single one may meet a hiccup that leaves nothing to compare. */
+const TRIES = 2;
+/** A step to a hotter image has paid when it made starts faster by this part. */
+const PAYS = 0.05;
+/** Part of the handler time that looking again at images that are not the best may cost. */
+const CURIOSITY = 0.003;
+/** Images kept at most, those made by hand included. */
+const IMAGES_MAX = 8;
 /** Of an instance, the requests that count. */
 const REQUESTS = 40;
 /** Requests that hardly any instance lives to answer do not: they would cost arithmetic at every start. */
@@ -61,8 +57,6 @@ const SAVED_SAMPLES = 12;
 const SILENT = 15;
 /** A new image that was chosen so often for each start it should answer is not waited for any longer. */
 const WAIT = 3;
-
-type Settings = Required<FixedPointsOptions>;
 
 /** What is known of one image. */
 interface Known {
@@ -117,7 +111,6 @@ class FixedPoints implements HeatDecider {
 
   constructor(
     private readonly points: readonly number[],
-    private readonly settings: Settings,
     private readonly random: () => number,
     saved?: unknown,
   ) {
@@ -128,7 +121,7 @@ class FixedPoints implements HeatDecider {
   choose(images: readonly ImagePoint[]): ImagePoint {
     this.meet(images);
     const field = this.field(images);
-    const { image, known } = this.lookAgain(field) ?? mayBeBest(field, this.settings.tries);
+    const { image, known } = this.lookAgain(field) ?? mayBeBest(field, TRIES);
     known.chosen++;
     return image;
   }
@@ -164,7 +157,7 @@ class FixedPoints implements HeatDecider {
     const others = field.filter((candidate) => candidate !== best && candidate !== field.at(-1));
     const slow = others.filter((candidate) => lost(candidate, best));
     const rest = others.filter((candidate) => !slow.includes(candidate)).sort((a, b) => b.ms - a.ms);
-    const tooMany = field.length - slow.length - this.settings.imagesMax;
+    const tooMany = field.length - slow.length - IMAGES_MAX;
     return [...slow, ...rest.slice(0, Math.max(0, tooMany))].map(({ image }) => image);
   }
 
@@ -256,7 +249,7 @@ class FixedPoints implements HeatDecider {
     for (const candidate of field) {
       if (candidate === best) continue;
       const extra = candidate.ms - best.ms;
-      const affordable = extra > 0 ? (this.settings.curiosity * best.ms) / (extra * (field.length - 1)) : LOOK_AGAIN_MAX;
+      const affordable = extra > 0 ? (CURIOSITY * best.ms) / (extra * (field.length - 1)) : LOOK_AGAIN_MAX;
       // NaN where neither has answered: then there is nothing to compare with.
       const chance = Math.min(LOOK_AGAIN_MAX, affordable) || 0;
       if (dice < chance) return candidate;
@@ -269,7 +262,7 @@ class FixedPoints implements HeatDecider {
     const { hottest, steps } = this;
     const at = this.points.indexOf(next);
     if (hottest === undefined || steps === 0 || this.curveFell(at)) return true;
-    const tried = this.field(images).filter(({ starts }) => starts >= this.settings.tries);
+    const tried = this.field(images).filter(({ starts }) => starts >= TRIES);
     const hot = tried.find(({ known }) => known === hottest);
     const colder = tried.filter(({ known }) => known !== hottest);
     if (hot === undefined || colder.length === 0) return !this.curveIsFlat(at - 1);
@@ -286,7 +279,7 @@ class FixedPoints implements HeatDecider {
   private curveIsFlat(at: number): boolean {
     const [before, after] = this.curveAround(at);
     if (before === undefined || after === undefined) return false;
-    return before.ms - after.ms + Math.hypot(before.error, after.error) < this.settings.pays * before.ms;
+    return before.ms - after.ms + Math.hypot(before.error, after.error) < PAYS * before.ms;
   }
 
   private curveAround(at: number): [Compared | undefined, Compared | undefined] {
@@ -297,7 +290,7 @@ class FixedPoints implements HeatDecider {
   }
 
   private faster(now: Compared, before: Compared): boolean {
-    return before.ms - now.ms > Math.max(this.settings.pays * before.ms, Math.hypot(now.error, before.error));
+    return before.ms - now.ms > Math.max(PAYS * before.ms, Math.hypot(now.error, before.error));
   }
 }
 

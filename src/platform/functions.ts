@@ -41,7 +41,6 @@ export interface FunctionsOptions {
   readonly layout: DataLayout;
   readonly counters: CounterSet;
   readonly drainMs: number;
-  readonly region: string;
   readonly log: Logger;
 }
 
@@ -197,7 +196,7 @@ export class Functions {
   }
 
   #version(stored: StoredVersion, before?: Version): Version {
-    const { layout, counters, heatPolicy, region, log: logger } = this.#options;
+    const { layout, counters, heatPolicy, log: logger } = this.#options;
     const { config, functionName: name } = stored;
     const spec: FunctionSpec = {
       name,
@@ -210,7 +209,7 @@ export class Functions {
       env: config.env,
       tmpMb: config.tmpMb,
     };
-    const arn = `arn:aws:lambda:${region}:000000000000:function:${name}`;
+    const arn = `arn:aws:lambda:us-east-1:000000000000:function:${name}`;
     if (before !== undefined) return new Version(stored, spec, arn, before.log, before.counters, heatPolicy, before.idleTimes);
     const own = new CounterSet(counters);
     const log = new FunctionLog(layout.logs, name, (error, again) => {

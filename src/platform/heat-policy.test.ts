@@ -278,11 +278,11 @@ describe("fixed points", () => {
   });
 
   it("give up the slowest beyond the most they keep", () => {
-    const decider = fixedPoints([0, 1], { imagesMax: 3 }).begin(sequence(1));
-    const images = ladder(0, 1, 2, 3, 4);
+    const decider = fixedPoints([0, 1]).begin(sequence(1));
+    const images = ladder(0, 1, 2, 3, 4, 5, 6, 7, 8, 9);
     play(decider, images, 300, ({ heat }) => 1 + heat * 0.02);
-    expect(decider.surplus(images).map(({ heat }) => heat)).toEqual(expect.arrayContaining([3, 4]));
-    expect(images.length - decider.surplus(images).length).toBeLessThanOrEqual(3);
+    expect(decider.surplus(images).map(({ heat }) => heat)).toEqual(expect.arrayContaining([8, 9]));
+    expect(images.length - decider.surplus(images).length).toBeLessThanOrEqual(8);
     expect(decider.surplus(images)).not.toContain(images[0]);
   });
 
@@ -360,7 +360,7 @@ describe("Pronghorn's policy", () => {
   });
 
   it("draws fast request numbers more often", () => {
-    const decider = pronghorn({ lifetime: 1 }).begin(sequence(3));
+    const decider = pronghorn().begin(sequence(3));
     // A freeze after request n is worth what request n + 1 costs.
     for (let request = 1; request <= 9; request++) decider.answered(zero, request, request === 5 ? 1 : 10);
     const counts = new Map<number, number>();
@@ -372,7 +372,7 @@ describe("Pronghorn's policy", () => {
   });
 
   it("keeps the best two fifths of a full pool, a tenth of the rest, and the coldest", () => {
-    const decider = pronghorn({ lifetime: 1 }).begin(sequence(3));
+    const decider = pronghorn().begin(sequence(3));
     const images = Array.from({ length: 15 }, (_, generation) => ({ generation, heat: generation * 10 }));
     for (const image of images) decider.answered(image, image.heat + 1, 20 - image.generation);
     expect(decider.surplus(images.slice(0, 14))).toEqual([]);
@@ -408,11 +408,5 @@ describe("Pronghorn's policy", () => {
       for (let served = 1; served <= 5; served++) other.answered(image, image.heat + served, 5);
     }
     expect(flatFreezes).toBe(2);
-  });
-
-  it("refuses options that are out of range", () => {
-    for (const options of [{ poolMax: 0 }, { keepBest: 2 }, { temperature: 0 }, { smoothing: Number.NaN }, { lifetime: 0.5 }]) {
-      expect(() => pronghorn(options)).toThrow("The options of the policy are not usable");
-    }
   });
 });

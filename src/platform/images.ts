@@ -40,6 +40,8 @@ const PREPARE_AFTER_MS = 100;
 /** Tries for one version, while things run out; and while what fails may have to do with the moment. */
 const ATTEMPTS_MAX = 8;
 const FAILURES_MAX = 3;
+/** First pause after something ran out. */
+const BACKOFF_MS = 1_000;
 const BACKOFF_MS_MAX = 60_000;
 const BOOT_ONLY = "This server runs functions without images: every start that finds no idle instance is a boot";
 
@@ -55,8 +57,6 @@ export interface ImagesOptions {
   readonly imagesDir: string;
   readonly parked: ParkedTargets;
   readonly log: Logger;
-  /** First pause after something ran out. Default 1 s. */
-  readonly backoffMs?: number;
   /** Called when a version has got its first image, or its first again, or has one from before. */
   readonly onReady?: (version: Version) => void;
 }
@@ -275,7 +275,7 @@ export class Images {
     if (this.#abandoned(version)) return;
     const cause = resourceError(raw, `Function "${version.name}" could not be frozen`);
     const error = cause instanceof Error ? cause : new Error(errorText(cause));
-    const { log, backoffMs = 1_000 } = this.#options;
+    const { log } = this.#options;
     version.counters.add("freezeFailures");
     if (isThawError(error, "FREEZE_REFUSED")) {
       log.info({ function: version.name, reason: error.message }, "the function cannot be frozen; it runs by boot");
@@ -287,7 +287,7 @@ export class Images {
     this.#note(version, "no image could be made", error);
     const attemptsMax = isThawError(error, "RESOURCE_EXHAUSTED") ? ATTEMPTS_MAX : isOfTheMoment(error) ? FAILURES_MAX : 0;
     if (version.image.attempts < attemptsMax) {
-      const pauseMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2 ** (version.image.attempts - 1));
+      const pauseMs = Math.min(BACKOFF_MS_MAX, BACKOFF_MS * 2 ** (version.image.attempts - 1));
       log.warn({ err: error, function: version.name, pauseMs }, "no image could be made; trying again");
       version.image.reason = error.message;
       this.#record(version, "pending", error.message);

@@ -1,5 +1,5 @@
 /** The door of the platform. */
-export { fixedPoints, HEAT_POINTS } from "./fixed-points.js";
+export { fixedPoints } from "./fixed-points.js";
 export { histogramPolicy } from "./histogram-policy.js";
 export { openPlatform } from "./platform.js";
 export { fixedPolicy } from "./policy.js";

@@ -174,7 +174,6 @@ class LocalPlatform implements Platform {
       layout,
       counters,
       drainMs,
-      region: options.region ?? "us-east-1",
       log,
     });
     const { genericHusks: generic, runtimeHusks: runtime } = options;

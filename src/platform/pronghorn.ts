@@ -9,51 +9,31 @@
  * Parameters are those of the paper and its published code. What differs, and why, is in docs/design/heat.md: the softmax has no unit, W and the range
  * are learned, a hiccup is cut, and it stops.
  */
-import { ThawError } from "../base/errors.js";
 import { whole, z } from "../base/schema.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 
-export interface PronghornOptions {
-  /** Images kept at most; the paper's C. Default 14. */
-  readonly poolMax?: number;
-  /** Part of a full pool that stays for being the best; the paper's p. Default 0.4. */
-  readonly keepBest?: number;
-  /** Part of the rest that stays at random; the paper's γ. Default 0.1. */
-  readonly keepRandom?: number;
-  /** Weight of the newest latency in the mean; the paper's α. Default 0.5. */
-  readonly smoothing?: number;
-  /** Requests an instance answers; the paper's W, there known to the platform. Default: learned, 20 at most. */
-  readonly lifetime?: number;
-  /** Request numbers beyond this are not distinguished and not frozen at; the paper's R, there 100. Default 1,000. */
-  readonly requestsMax?: number;
-  /** An image that is worse by this part is chosen e times as seldom. Default 0.05. */
-  readonly temperature?: number;
-  /** Images taken at most, of one version of one function. Default 6. */
-  readonly freezesMax?: number;
-  /** A hotter image has paid when it is better than all colder ones by this part; two in a row that did not end the freezing. Default 0.05. */
-  readonly pays?: number;
+/** See above. */
+export function pronghorn(): HeatPolicy {
+  return { name: "pronghorn", begin: (random = Math.random, saved) => new Pronghorn(random, saved) };
 }
 
-/** See above. INVALID_ARGUMENT for options that are out of range. */
-export function pronghorn(options: PronghornOptions = {}): HeatPolicy {
-  const settings = { ...DEFAULTS, ...options };
-  checkOptions(settings);
-  return { name: "pronghorn", begin: (random = Math.random, saved) => new Pronghorn(settings, random, saved) };
-}
-
-const DEFAULTS = {
-  poolMax: 14,
-  keepBest: 0.4,
-  keepRandom: 0.1,
-  smoothing: 0.5,
-  requestsMax: 1_000,
-  temperature: 0.05,
-  freezesMax: 6,
-  pays: 0.05,
-};
-
-type Settings = typeof DEFAULTS & Pick<PronghornOptions, "lifetime">;
-
+/** Images kept at most; the paper's C. */
+const POOL_MAX = 14;
+/** Part of a full pool that stays for being the best; the paper's p. */
+const KEEP_BEST = 0.4;
+/** Part of the rest that stays at random; the paper's γ. */
+const KEEP_RANDOM = 0.1;
+/** Weight of the newest latency in the mean; the paper's α. */
+const SMOOTHING = 0.5;
+/** Request numbers beyond this are not distinguished and not frozen at; the paper's R, there 100. */
+const REQUESTS_MAX = 1_000;
+/** An image that is worse by this part is chosen e times as seldom. */
+const TEMPERATURE = 0.05;
+/** Images taken at most, of one version of one function. */
+const FREEZES_MAX = 6;
+/** A hotter image has paid when it is better than all colder ones by this part; two in a row that did not end the freezing. */
+const PAYS = 0.05;
+/** Of the requests that an instance answers, the paper's W, there known to the platform. */
 const LIFETIME_MAX = 20;
 /** How fast the number of requests of an instance is learned. */
 const LIFE_GAIN = 0.05;
@@ -93,7 +73,6 @@ class Pronghorn implements HeatDecider {
   private longest = 1;
 
   constructor(
-    private readonly settings: Settings,
     private readonly random: () => number,
     saved?: unknown,
   ) {
@@ -107,7 +86,7 @@ class Pronghorn implements HeatDecider {
     const worth = images.map(({ heat }) => this.worth(heat));
     const best = Math.min(...worth.map((ms) => ms ?? Number.POSITIVE_INFINITY));
     // What is not known is taken to be as good as the best: it is tried, and then it is known.
-    const weights = worth.map((ms) => (ms === undefined ? 1 : Math.exp((best / ms - 1) / this.settings.temperature)));
+    const weights = worth.map((ms) => (ms === undefined ? 1 : Math.exp((best / ms - 1) / TEMPERATURE)));
     const chosen = images[this.draw(weights)] ?? first;
     this.starts.set(chosen.generation, (this.starts.get(chosen.generation) ?? 0) + 1);
     return chosen;
@@ -115,10 +94,9 @@ class Pronghorn implements HeatDecider {
 
   freezeAt(images: readonly ImagePoint[], from: ImagePoint): number | undefined {
     this.meet(images);
-    const { freezesMax, requestsMax } = this.settings;
-    if (this.taken >= freezesMax || this.stopped(images)) return undefined;
+    if (this.taken >= FREEZES_MAX || this.stopped(images)) return undefined;
     const hottest = images.reduce((heat, image) => Math.max(heat, image.heat), from.heat);
-    const last = Math.min(requestsMax, from.heat + Math.max(REACH_MIN, REACH * this.longest));
+    const last = Math.min(REQUESTS_MAX, from.heat + Math.max(REACH_MIN, REACH * this.longest));
     if (hottest >= last) return undefined;
     const worth = Array.from({ length: last - hottest }, (_, index) => this.worth(hottest + 1 + index));
     const best = Math.min(...worth.map((ms) => ms ?? Number.POSITIVE_INFINITY));
@@ -130,27 +108,25 @@ class Pronghorn implements HeatDecider {
     const served = request - from.heat;
     if (!(ms >= 0) || !(served >= 1) || !Number.isSafeInteger(request)) return;
     this.weigh(served);
-    if (request > this.settings.requestsMax) return;
+    if (request > REQUESTS_MAX) return;
     if (request >= this.theta.length) {
-      const larger = new Float64Array(Math.min(this.settings.requestsMax + 1, Math.max(request + 1, 2 * this.theta.length)));
+      const larger = new Float64Array(Math.min(REQUESTS_MAX + 1, Math.max(request + 1, 2 * this.theta.length)));
       larger.set(this.theta);
       this.theta = larger;
     }
     const known = this.theta[request] ?? 0;
-    const { smoothing } = this.settings;
     const sample = Math.max(MS_MIN, Math.min(ms, MS_MAX));
-    this.theta[request] = known === 0 ? sample : known + smoothing * (Math.min(sample, HICCUP * known) - known);
+    this.theta[request] = known === 0 ? sample : known + SMOOTHING * (Math.min(sample, HICCUP * known) - known);
   }
 
   surplus(images: readonly ImagePoint[]): readonly ImagePoint[] {
     this.meet(images);
-    const { poolMax, keepBest, keepRandom } = this.settings;
-    if (images.length <= poolMax) return [];
+    if (images.length <= POOL_MAX) return [];
     const coldest = images.reduce((low, image) => (image.heat < low.heat ? image : low));
     const worth = (image: ImagePoint) => this.worth(image.heat) ?? 0;
     const rest = [...images].sort((a, b) => worth(a) - worth(b));
-    const kept = new Set([coldest, ...rest.splice(0, Math.max(1, Math.round(keepBest * images.length)))]);
-    for (let count = Math.round(keepRandom * rest.length); count > 0; count--) {
+    const kept = new Set([coldest, ...rest.splice(0, Math.max(1, Math.round(KEEP_BEST * images.length)))]);
+    for (let count = Math.round(KEEP_RANDOM * rest.length); count > 0; count--) {
       for (const image of rest.splice(Math.floor(this.random() * rest.length), 1)) kept.add(image);
     }
     return images.filter((image) => !kept.has(image));
@@ -164,7 +140,7 @@ class Pronghorn implements HeatDecider {
   }
 
   private restore({ theta, starts, heats, taken, furtherRequests, longest }: z.output<typeof SAVED>): void {
-    const known = theta.slice(0, this.settings.requestsMax + 1);
+    const known = theta.slice(0, REQUESTS_MAX + 1);
     this.theta = new Float64Array(Math.max(this.theta.length, known.length));
     this.theta.set(known);
     for (const [generation, count] of starts) this.starts.set(generation, count);
@@ -189,11 +165,11 @@ class Pronghorn implements HeatDecider {
 
   /** Mean of θ over the next W requests after `heat`, of those that are known; milliseconds. */
   private worth(heat: number): number | undefined {
-    const lifetime = this.settings.lifetime ?? Math.min(LIFETIME_MAX, Math.round(1 + this.furtherRequests));
+    const lifetime = Math.min(LIFETIME_MAX, Math.round(1 + this.furtherRequests));
     let sum = 0;
     let known = 0;
     for (let request = heat + 1; request <= heat + lifetime; request++) {
-      const ms = this.theta[Math.min(request, this.settings.requestsMax)] ?? 0;
+      const ms = this.theta[Math.min(request, REQUESTS_MAX)] ?? 0;
       if (ms === 0) continue;
       sum += ms;
       known++;
@@ -205,7 +181,7 @@ class Pronghorn implements HeatDecider {
   private weigh(served: number): void {
     if (served === 1) this.furtherRequests *= 1 - LIFE_GAIN;
     else if (served <= LIFETIME_MAX) this.furtherRequests += LIFE_GAIN;
-    this.longest = Math.max(this.longest, Math.min(served, this.settings.requestsMax));
+    this.longest = Math.max(this.longest, Math.min(served, REQUESTS_MAX));
   }
 
   /** Whether the last two images were tried and neither was better than all that were taken before it. */
@@ -217,7 +193,7 @@ class Pronghorn implements HeatDecider {
       const image = images.find((other) => other.heat === heat);
       // One that is gone was given up.
       if (image !== undefined && (this.starts.get(image.generation) ?? 0) < TRIES) return false;
-      return worth !== undefined && worth > Math.min(...colder) * (1 - this.settings.pays);
+      return worth !== undefined && worth > Math.min(...colder) * (1 - PAYS);
     });
   }
 
@@ -230,23 +206,4 @@ class Pronghorn implements HeatDecider {
     }
     return weights.length - 1;
   }
-}
-
-function checkOptions(settings: Settings): void {
-  const part = (value: number) => value >= 0 && value <= 1;
-  const count = (value: number) => Number.isSafeInteger(value) && value >= 1;
-  const { poolMax, keepBest, keepRandom, smoothing, lifetime = 1, requestsMax, temperature, freezesMax, pays } = settings;
-  const right =
-    [poolMax, lifetime, requestsMax].every(count) &&
-    Number.isSafeInteger(freezesMax) &&
-    freezesMax >= 0 &&
-    [keepBest, keepRandom, smoothing, pays].every(part) &&
-    smoothing > 0 &&
-    temperature > 0;
-  if (right) return;
-  throw new ThawError("INVALID_ARGUMENT", {
-    what: `The options of the policy are not usable: ${JSON.stringify(settings)}`,
-    why: "poolMax, lifetime and requestsMax are whole numbers from 1, parts lie between 0 and 1, the temperature is above 0",
-    fix: "Leave out what you do not want to change: the defaults are the paper's",
-  });
 }

@@ -92,8 +92,6 @@ export interface PlatformOptions {
   readonly runtimeHusks?: number;
   /** How long remove and close wait for running requests. Default 10 s. */
   readonly drainMs?: number;
-  /** Part of every ARN. Default `us-east-1`, because clients check its form. */
-  readonly region?: string;
   readonly log?: Logger;
 }
 

@@ -42,12 +42,6 @@ export interface LaunchInput {
   readonly memoryMb: number;
   /** The user's environment. */
   readonly env: Readonly<Record<string, string>>;
-  /** Default `snap-start`: every function is meant to be frozen. */
-  readonly initializationType?: "on-demand" | "provisioned-concurrency" | "snap-start";
-  /** Default `us-east-1`, which SDKs need to be told something. */
-  readonly region?: string;
-  /** Default made of the version; equal in all clones of an image, because an environment is frozen with its process. */
-  readonly logStreamName?: string;
   /** Absolute path inside the sandbox of a library for LD_PRELOAD. The user's own, if any, come after it. */
   readonly preload?: string;
   /** The bare runtime, without a function: it parks until it is frozen (docs/design/base-images.md). */
@@ -124,7 +118,6 @@ function launchPython(input: LaunchInput): Launch {
 }
 
 function environment(input: LaunchInput, defaults: Record<string, string>): Record<string, string> {
-  const region = input.region ?? "us-east-1";
   const preload = [input.preload, input.env.LD_PRELOAD].filter((path) => path !== undefined && path !== "").join(":");
   return {
     PATH: "/usr/local/bin:/usr/bin:/bin:/opt/bin",
@@ -139,15 +132,17 @@ function environment(input: LaunchInput, defaults: Record<string, string>): Reco
     // An io_uring cannot be frozen.
     UV_USE_IO_URING: "0",
     _HANDLER: input.handler,
-    AWS_REGION: region,
-    AWS_DEFAULT_REGION: region,
+    // SDKs need to be told some region.
+    AWS_REGION: "us-east-1",
+    AWS_DEFAULT_REGION: "us-east-1",
     AWS_EXECUTION_ENV: `AWS_Lambda_${input.runtime}`,
     AWS_LAMBDA_FUNCTION_NAME: input.name,
     AWS_LAMBDA_FUNCTION_MEMORY_SIZE: String(input.memoryMb),
     AWS_LAMBDA_FUNCTION_VERSION: input.version,
-    AWS_LAMBDA_INITIALIZATION_TYPE: input.initializationType ?? "snap-start",
+    AWS_LAMBDA_INITIALIZATION_TYPE: "snap-start",
     AWS_LAMBDA_LOG_GROUP_NAME: `/aws/lambda/${input.name}`,
-    AWS_LAMBDA_LOG_STREAM_NAME: input.logStreamName ?? `[${input.version}]`,
+    // Equal in all clones of an image: an environment is frozen with its process.
+    AWS_LAMBDA_LOG_STREAM_NAME: `[${input.version}]`,
     LAMBDA_TASK_ROOT: TASK_ROOT,
     LAMBDA_RUNTIME_DIR: RUNTIME_DIR,
     ...(preload === "" ? {} : { LD_PRELOAD: preload }),
