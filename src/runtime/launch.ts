@@ -8,7 +8,7 @@ import { ThawError } from "../base/errors.js";
 
 /** Where the runtime's files and the function's code lie inside the sandbox. */
 const RUNTIME_DIR = "/var/runtime";
-export const TASK_ROOT = "/var/task";
+const TASK_ROOT = "/var/task";
 
 /** Names that Lambda sets itself, and two that freezing depends on. */
 export const RESERVED_ENVIRONMENT: readonly string[] = [
