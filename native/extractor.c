@@ -38,14 +38,12 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-FILE *facts;
 static struct target target;
-static bool need_comma, halfway;
+static bool halfway;
 static char notes[64][256];
 static int note_count;
 
@@ -54,115 +52,6 @@ uint64_t clock_ns(int clock)
 	struct timespec now;
 	clock_gettime(clock, &now);
 	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
-}
-
-/* ---- JSON ---- */
-
-/* Bytes of the UTF-8 character at `at`; 0 when there is none. */
-static size_t character_bytes(const unsigned char *at)
-{
-	size_t count = *at < 0x80 ? 1 : *at < 0xc2 ? 0 : *at < 0xe0 ? 2 : *at < 0xf0 ? 3 : *at < 0xf5 ? 4 : 0;
-	for (size_t i = 1; i < count; i++)
-		if ((at[i] & 0xc0) != 0x80)
-			return 0;
-	/* overlong forms, surrogates, beyond U+10FFFF */
-	if ((*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] > 0x9f) || (*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] > 0x8f))
-		return 0;
-	return count;
-}
-
-void json_text(FILE *out, const char *text)
-{
-	fputc('"', out);
-	for (const unsigned char *at = (const unsigned char *)text; *at;) {
-		size_t count = character_bytes(at);
-		if (count == 0)
-			fputs("\\ufffd", out);
-		else if (*at == '"' || *at == '\\')
-			fprintf(out, "\\%c", *at);
-		else if (*at < 0x20 || *at == 0x7f)
-			fprintf(out, "\\u%04x", *at);
-		else
-			fwrite(at, 1, count, out);
-		at += count ? count : 1;
-	}
-	fputc('"', out);
-}
-
-static void json_key(const char *key)
-{
-	if (need_comma)
-		fputc(',', facts);
-	need_comma = true;
-	if (key) {
-		json_text(facts, key);
-		fputc(':', facts);
-	}
-}
-
-void json_open(const char *key, char bracket)
-{
-	json_key(key);
-	fputc(bracket, facts);
-	need_comma = false;
-}
-
-void json_close(char bracket)
-{
-	fputc(bracket, facts);
-	need_comma = true;
-}
-
-void json_string(const char *key, const char *value)
-{
-	json_key(key);
-	json_text(facts, value);
-}
-
-void json_path(const char *key, const char *path)
-{
-	for (const unsigned char *at = (const unsigned char *)path; *at; at += character_bytes(at))
-		if (character_bytes(at) == 0)
-			refuse("the name of a file is not UTF-8 (%s)", path);
-	json_string(key, path);
-}
-
-void json_bytes(const char *key, const void *bytes, size_t count)
-{
-	static const char digits[] = "0123456789abcdef";
-	const uint8_t *at = bytes;
-	char text[512];
-	json_key(key);
-	fputc('"', facts);
-	while (count > 0) {
-		size_t part = count < sizeof text / 2 ? count : sizeof text / 2;
-		for (size_t i = 0; i < part; i++) {
-			text[2 * i] = digits[at[i] >> 4];
-			text[2 * i + 1] = digits[at[i] & 15];
-		}
-		fwrite(text, 1, 2 * part, facts);
-		at += part;
-		count -= part;
-	}
-	fputc('"', facts);
-}
-
-void json_hex(const char *key, uint64_t value)
-{
-	json_key(key);
-	fprintf(facts, "\"0x%" PRIx64 "\"", value);
-}
-
-void json_int(const char *key, int64_t value)
-{
-	json_key(key);
-	fprintf(facts, "%" PRId64, value);
-}
-
-void json_bool(const char *key, bool value)
-{
-	json_key(key);
-	fputs(value ? "true" : "false", facts);
 }
 
 /* ---- refusals ---- */
@@ -222,287 +111,6 @@ void note(const char *format, ...)
 	va_start(args, format);
 	vsnprintf(notes[note_count++], sizeof notes[0], format, args);
 	va_end(args);
-}
-
-/* ---- facts about the process as a whole ---- */
-
-char *read_stat(pid_t pid, pid_t tid, char *text, size_t room)
-{
-	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? -1 : read(fd, text, room - 1);
-	if (fd >= 0)
-		close(fd);
-	text[got < 0 ? 0 : got] = 0;
-	char *end = strrchr(text, ')');
-	return end ? end + 1 : NULL;
-}
-
-/* What a time namespace adds to the clocks: those of the process, which may have been thawed into one, less our own. */
-static void add_clock_offsets(const char *path, int64_t sign, uint64_t *monotonic, uint64_t *boottime)
-{
-	char name[16];
-	long long seconds, nanoseconds;
-	FILE *file = fopen(path, "re");
-	if (!file)
-		return; /* a kernel without CONFIG_TIME_NS */
-	while (fscanf(file, "%15s %lld %lld", name, &seconds, &nanoseconds) == 3) {
-		uint64_t offset = (uint64_t)(sign * (seconds * 1000000000LL + nanoseconds));
-		*(strcmp(name, "monotonic") == 0 ? monotonic : boottime) += offset;
-	}
-	fclose(file);
-}
-
-static void write_clocks(void)
-{
-	char path[64];
-	uint64_t monotonic = clock_ns(CLOCK_MONOTONIC), boottime = clock_ns(CLOCK_BOOTTIME);
-	snprintf(path, sizeof path, "/proc/%d/timens_offsets", target.pid);
-	add_clock_offsets(path, 1, &monotonic, &boottime);
-	add_clock_offsets("/proc/self/timens_offsets", -1, &monotonic, &boottime);
-	json_open("clock", '{');
-	json_hex("monotonicNs", monotonic);
-	json_hex("boottimeNs", boottime);
-	json_hex("realtimeNs", clock_ns(CLOCK_REALTIME));
-	json_close('}');
-}
-
-/* Addresses that prctl(PR_SET_MM_MAP) sets again; brk itself is asked of the process. */
-static void write_mm(void)
-{
-	char text[2048];
-	char *at = read_stat(target.pid, target.pid, text, sizeof text);
-	if (!at)
-		die("cannot read the state of process %d: %s", target.pid, strerror(errno));
-	uint64_t field[53] = { 0 };
-	int index = 2;
-	for (char *word = strtok(at, " "); word && index < 52; word = strtok(NULL, " "))
-		field[++index] = strtoull(word, NULL, 10);
-	json_open("mm", '{');
-	json_hex("startCode", field[26]);
-	json_hex("endCode", field[27]);
-	json_hex("startStack", field[28]);
-	json_hex("startData", field[45]);
-	json_hex("endData", field[46]);
-	json_hex("startBrk", field[47]);
-	json_hex("argStart", field[48]);
-	json_hex("argEnd", field[49]);
-	json_hex("envStart", field[50]);
-	json_hex("envEnd", field[51]);
-	json_hex("brk", (uint64_t)inject(&target, &target.threads[0], 12 /* brk */, (uint64_t[6]){ 0 }));
-	json_close('}');
-}
-
-#define MEMBARRIER_GET_REGISTRATIONS 512
-
-/* Behind the end of a line: the name of the process, which comes first, may read like any of them. */
-static uint64_t status_number(const char *status, const char *name, int base)
-{
-	char start[32];
-	int length = snprintf(start, sizeof start, "\n%s:", name);
-	const char *at = strstr(status, start);
-	return at ? strtoull(at + length, NULL, base) : 0;
-}
-
-/* One that is blocked may stay so; any other came in this moment, and is heard as soon as the process goes on. */
-static void refuse_pending(uint64_t pending, uint64_t blocked, const char *where)
-{
-	for (int signal = 1; signal <= 64; signal++) {
-		if (!(pending & (1ULL << (signal - 1))))
-			continue;
-		const char *name = sigabbrev_np(signal);
-		if (blocked & (1ULL << (signal - 1)))
-			refuse("signal %d (%s%s) is pending%s", signal, name ? "SIG" : "", name ? name : "real-time", where);
-		put_off("signal %d (%s%s) came at that moment%s", signal, name ? "SIG" : "", name ? name : "real-time", where);
-	}
-}
-
-/*
- * Signal dispositions live in the kernel only; the process itself is asked (rt_sigaction), but only for
- * signals that are caught or ignored. The answer goes below the main thread's stack, which is put back.
- */
-static void write_signals(void)
-{
-	char path[64], text[4096];
-	snprintf(path, sizeof path, "/proc/%d/status", target.pid);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-	if (got <= 0)
-		die("cannot read %s: %s", path, strerror(errno));
-	close(fd);
-	text[got] = 0;
-	uint64_t blocked_by_all = ~0ULL;
-	for (int i = 0; i < target.thread_count; i++)
-		blocked_by_all &= target.threads[i].sigmask;
-	refuse_pending(status_number(text, "ShdPnd", 16), blocked_by_all, "");
-	for (int i = 0; i < target.thread_count; i++) {
-		char task[64], own[4096];
-		snprintf(task, sizeof task, "/proc/%d/task/%d/status", target.pid, target.threads[i].tid);
-		fd = open(task, O_RDONLY | O_CLOEXEC);
-		got = fd < 0 ? -1 : read(fd, own, sizeof own - 1);
-		if (got <= 0)
-			die("cannot read %s: %s", task, strerror(errno));
-		close(fd);
-		own[got] = 0;
-		refuse_pending(status_number(own, "SigPnd", 16), target.threads[i].sigmask, i == 0 ? "" : " in one of its threads");
-	}
-	uint64_t wanted = status_number(text, "SigCgt", 16) | status_number(text, "SigIgn", 16);
-	json_int("umask", (int64_t)status_number(text, "Umask", 8));
-	long registered = inject(&target, &target.threads[0], 324 /* membarrier */, (uint64_t[6]){ MEMBARRIER_GET_REGISTRATIONS });
-	json_int("membarrier", registered > 0 ? registered : 0); /* EINVAL before Linux 6.3 */
-
-	uint64_t scratch = (target.threads[0].regs[R_RSP] - 4096) & ~15ULL; /* well below the red zone */
-	uint64_t saved[4], answer[4];
-	snprintf(path, sizeof path, "/proc/%d/mem", target.pid);
-	int mem = open(path, O_RDWR | O_CLOEXEC);
-	if (mem < 0 || pread(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
-		die("cannot read the stack of the process: %s", strerror(errno));
-	json_open("sigactions", '[');
-	for (int signal = 1; signal <= 64; signal++) {
-		if (!(wanted & (1ULL << (signal - 1))) || signal == SIGKILL || signal == SIGSTOP)
-			continue;
-		long result = inject(&target, &target.threads[0], 13 /* rt_sigaction */,
-				     (uint64_t[6]){ (uint64_t)signal, 0, scratch, 8, 0, 0 });
-		if (result < 0 || pread(mem, answer, sizeof answer, (off_t)scratch) != sizeof answer)
-			die("cannot read the action of signal %d: %s", signal, strerror((int)-result));
-		json_open(NULL, '{');
-		json_int("signal", signal);
-		json_hex("handler", answer[0]);
-		json_hex("flags", answer[1]);
-		json_hex("restorer", answer[2]);
-		json_hex("mask", answer[3]);
-		json_close('}');
-	}
-	json_close(']');
-	json_open("itimers", '[');
-	for (int which = 0; which < 3; which++) {
-		long result = inject(&target, &target.threads[0], 36 /* getitimer */,
-				     (uint64_t[6]){ (uint64_t)which, scratch, 0, 0, 0, 0 });
-		if (result < 0 || pread(mem, answer, sizeof answer, (off_t)scratch) != sizeof answer)
-			die("cannot read interval timer %d: %s", which, strerror((int)-result));
-		json_open(NULL, '[');
-		for (int i = 0; i < 4; i++)
-			json_int(NULL, (int64_t)answer[i]);
-		json_close(']');
-	}
-	json_close(']');
-	if (pwrite(mem, saved, sizeof saved, (off_t)scratch) != sizeof saved)
-		die("cannot put back the stack of the process: %s", strerror(errno));
-	close(mem);
-
-	snprintf(path, sizeof path, "/proc/%d/timers", target.pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	got = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-	if (fd >= 0)
-		close(fd);
-	if (got > 0)
-		refuse("it holds a POSIX timer (timer_create)");
-}
-
-static void write_limits_and_place(void)
-{
-	char path[64], cwd[4096], line[256], soft[32], hard[32];
-	/* One line for each resource, in the order of their numbers. prlimit(2) on another user's process wants CAP_SYS_RESOURCE. */
-	snprintf(path, sizeof path, "/proc/%d/limits", target.pid);
-	FILE *limits = fopen(path, "re");
-	if (!limits || !fgets(line, sizeof line, limits))
-		die("cannot read %s: %s", path, strerror(errno));
-	json_open("rlimits", '[');
-	for (int resource = 0; resource < 16; resource++) {
-		if (!fgets(line, sizeof line, limits) || sscanf(line, "%*25c %31s %31s", soft, hard) != 2)
-			die("cannot read resource limit %d", resource);
-		json_open(NULL, '[');
-		json_hex(NULL, soft[0] == 'u' ? UINT64_MAX : strtoull(soft, NULL, 10));
-		json_hex(NULL, hard[0] == 'u' ? UINT64_MAX : strtoull(hard, NULL, 10));
-		json_close(']');
-	}
-	json_close(']');
-	fclose(limits);
-	snprintf(path, sizeof path, "/proc/%d/cwd", target.pid);
-	ssize_t got = readlink(path, cwd, sizeof cwd - 1);
-	if (got < 0)
-		die("cannot read the working directory: %s", strerror(errno));
-	cwd[got] = 0;
-	struct stat is;
-	if (stat(path, &is) == 0 && is.st_nlink == 0)
-		refuse("its working directory was removed (%s)", cwd);
-	const char *lasting = lasting_path(target.pid, cwd);
-	if (!lasting)
-		refuse("its working directory is a thread's (%s)", cwd);
-	json_path("cwd", lasting);
-}
-
-/* Another process in the sandbox cannot be part of the image: name it. */
-static void refuse_company(void)
-{
-	char path[64], text[2048];
-	pid_t parent = 0;
-	const char *state = read_stat(target.pid, target.pid, text, sizeof text);
-	if (state)
-		sscanf(state, " %*c %d", &parent);
-	pid_t owners[THREADS_MAX + 1];
-	int owner_count = 0;
-	for (int i = 0; i < target.thread_count; i++)
-		owners[owner_count++] = target.threads[i].tid;
-	owners[owner_count++] = parent;
-	for (int i = 0; i < owner_count; i++) {
-		pid_t group = i == owner_count - 1 ? parent : target.pid;
-		snprintf(path, sizeof path, "/proc/%d/task/%d/children", group, owners[i]);
-		FILE *list = fopen(path, "re");
-		if (!list)
-			die("cannot read %s: %s (a kernel without CONFIG_PROC_CHILDREN?)", path, strerror(errno));
-		int child;
-		while (fscanf(list, "%d", &child) == 1) {
-			if (child == target.pid)
-				continue;
-			char name[32] = "?";
-			snprintf(path, sizeof path, "/proc/%d/comm", child);
-			FILE *comm = fopen(path, "re");
-			if (comm) {
-				if (fgets(name, sizeof name, comm))
-					name[strcspn(name, "\n")] = 0;
-				fclose(comm);
-			}
-			fclose(list);
-			state = read_stat(child, child, text, sizeof text);
-			if (state && state[1] == 'Z')
-				refuse("it has a child process that ended and was not waited for (%s)", name);
-			refuse("it has a live child process (%s)", name);
-		}
-		fclose(list);
-	}
-}
-
-/* ---- xstate: what the kernel itself puts into a signal frame says how large a frame may be here ---- */
-
-static volatile uint32_t frame_magic, frame_extended, frame_bytes;
-static volatile uint64_t frame_features;
-
-static void look_at_frame(int signal, siginfo_t *info, void *context)
-{
-	(void)signal;
-	(void)info;
-	const ucontext_t *uc = context;
-	const uint8_t *reserved = (const uint8_t *)uc->uc_mcontext.fpregs + 464;
-	frame_magic = *(const uint32_t *)reserved;
-	frame_extended = *(const uint32_t *)(reserved + 4);
-	frame_features = *(const uint64_t *)(reserved + 8);
-	frame_bytes = *(const uint32_t *)(reserved + 16);
-}
-
-static void write_frame_shape(void)
-{
-	struct sigaction action = { .sa_sigaction = look_at_frame, .sa_flags = SA_SIGINFO };
-	sigaction(SIGUSR1, &action, NULL);
-	raise(SIGUSR1);
-	if (frame_magic != 0x46505853)
-		die("the kernel's signal frame has no extended state");
-	json_open("frame", '{');
-	json_int("extendedBytes", frame_extended);
-	json_int("stateBytes", frame_bytes);
-	json_hex("features", frame_features);
-	json_close('}');
 }
 
 /* Words `name=value`, in any order: what the process may have mapped as its memory, and who is told when. */
@@ -590,7 +198,7 @@ static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_n
 			refuse("its main thread does not wait for a request (it never returned to the runtime)");
 	}
 	/* Looked at again when all is stopped; what is known now need not hold requests back. */
-	refuse_company();
+	refuse_company(&target);
 	struct ahead *ahead = ahead_arm(&target, dump);
 	release_all(&target);
 	*stopped_ns += clock_ns(CLOCK_MONOTONIC) - began;
@@ -602,6 +210,28 @@ static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_n
 	while (!live_told(live, LIVE_ROUND_MS))
 		ahead_round(ahead);
 	return ahead;
+}
+
+static void write_notes(void)
+{
+	json_open("notes", '[');
+	for (int i = 0; i < note_count; i++)
+		json_string(NULL, notes[i]);
+	json_close(']');
+}
+
+static void store_facts(int dir, const char *text, size_t bytes)
+{
+	int fd = openat(dir, "facts.json", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	size_t written = 0;
+	while (fd >= 0 && written < bytes) {
+		ssize_t put = write(fd, text + written, bytes - written);
+		if (put <= 0)
+			die("cannot write facts.json: %s", strerror(errno));
+		written += (size_t)put;
+	}
+	if (fd < 0 || close(fd) != 0)
+		die("cannot write facts.json: %s", strerror(errno));
 }
 
 static int freeze(int argc, char **argv)
@@ -634,12 +264,12 @@ static int freeze(int argc, char **argv)
 	struct ahead *ahead = copy_ahead(dump, live, &stopped_ns);
 	setpriority(PRIO_PROCESS, 0, -20);
 	uint64_t stopped_at = stop_all(&target);
-	refuse_company();
-	write_clocks();
+	refuse_company(&target);
+	write_clocks(&target);
 	read_threads(&target);
-	write_signals();
-	write_mm();
-	write_limits_and_place();
+	write_signals(&target);
+	write_mm(&target);
+	write_limits_and_place(&target);
 	write_threads(&target);
 	write_descriptors(&target, dir);
 	write_tmp(&target);
@@ -658,22 +288,12 @@ static int freeze(int argc, char **argv)
 	dump_store(dump, dir, &stored_pages, &anonymous_pages);
 	dump_write_regions(dump);
 	dump_write_allocators(dump, target.pid);
-	json_open("notes", '[');
-	for (int i = 0; i < note_count; i++)
-		json_string(NULL, notes[i]);
-	json_close(']');
+	write_notes();
 	json_close('}');
-	fclose(facts);
-	int fd = openat(dir, "facts.json", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	size_t written = 0;
-	while (fd >= 0 && written < text_bytes) {
-		ssize_t put = write(fd, text + written, text_bytes - written);
-		if (put <= 0)
-			die("cannot write facts.json: %s", strerror(errno));
-		written += (size_t)put;
-	}
-	if (fd < 0 || close(fd) != 0)
-		die("cannot write facts.json: %s", strerror(errno));
+	bool cut = ferror(facts) != 0;
+	if (fclose(facts) != 0 || cut)
+		die("out of memory for the facts");
+	store_facts(dir, text, text_bytes);
 	printf("{\"ok\":true,\"stoppedUs\":%" PRIu64 ",\"factsUs\":%" PRIu64 ",\"storeUs\":%" PRIu64
 	       ",\"storedPages\":%" PRIu64 ",\"anonymousPages\":%" PRIu64 ",\"aheadBytes\":%" PRIu64 ",\"rounds\":%d,\"stopBytes\":%" PRIu64 "}\n",
 	       (stopped_ns + released_at - stopped_at) / 1000, (facts_at - stopped_at) / 1000,

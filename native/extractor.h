@@ -23,7 +23,7 @@ void no_way_back(bool on);
 /* A plain sentence for the image report. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* The facts file: JSON, written with these few. `key` may be NULL inside an array. */
+/* json.c. The facts file, written with these few. `key` may be NULL inside an array. */
 extern FILE *facts;
 void json_open(const char *key, char bracket);
 void json_close(char bracket);
@@ -38,8 +38,6 @@ void json_bool(const char *key, bool value);
 void json_text(FILE *out, const char *text);
 
 uint64_t clock_ns(int clock);
-/* What /proc/PID/task/TID/stat says behind the name, which may hold anything: " S PARENT ...", in `text`; NULL: it is gone. */
-char *read_stat(pid_t pid, pid_t tid, char *text, size_t room);
 
 /* stop.c */
 #define THREADS_MAX 256
@@ -106,6 +104,20 @@ void read_rseq(struct thread *thread);
 /* Reads everything that only the threads themselves know. */
 void read_threads(struct target *target);
 void write_threads(const struct target *target);
+
+/* process.c */
+/* What /proc/PID/task/TID/stat says behind the name, which may hold anything: " S PARENT ...", in `text`; NULL: it is gone. */
+char *read_stat(pid_t pid, pid_t tid, char *text, size_t room);
+void write_clocks(const struct target *target);
+/* Addresses that prctl(PR_SET_MM_MAP) sets again. */
+void write_mm(struct target *target);
+/* What was sent to it and not heard yet is refused. */
+void write_signals(struct target *target);
+void write_limits_and_place(const struct target *target);
+/* Another process in the sandbox cannot be part of the image: it is named. */
+void refuse_company(const struct target *target);
+/* What the kernel itself puts into a signal frame says how large one may be here. */
+void write_frame_shape(void);
 
 /* descriptors.c */
 void write_descriptors(const struct target *target, int image_dir);

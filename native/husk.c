@@ -21,7 +21,6 @@
 #include <linux/time_types.h>
 #include "abi.h"
 
-#define EPERM_ 1
 #define EIO_ 5
 #define EINVAL_ 22
 #define E2BIG_ 7

@@ -44,8 +44,6 @@ struct instance {
 
 extern struct cgroups cgroups;
 extern struct table instances;
-/* -1 when there is no such file. */
-int file_descriptor(uint32_t id);
 bool outbound_full(void);
 
 void instance_cloned(struct instance *it, const struct job_answer *answer, const int fds[3]);

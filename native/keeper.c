@@ -14,13 +14,11 @@
 #include "pager.h"
 
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -53,7 +51,6 @@ struct cgroups cgroups;
 static int epoll_fd;
 static struct watch server, builder;
 static struct bytes inbound;
-static struct table files;
 struct table instances;
 static struct helper *helpers, *dead_helpers;
 static struct instance *dead;
@@ -130,99 +127,6 @@ static void flush_server(void) {
 	if (wait != waiting) watch_events(&server, wait ? EPOLLIN | EPOLLOUT : EPOLLIN);
 	waiting = wait;
 	if (any_paused && !outbound_full()) resume_all();
-}
-
-/* ---- files ---- */
-
-/* Stored as descriptor + 1: a NULL pointer is an absent entry. */
-int file_descriptor(uint32_t id) { return (int)(intptr_t)table_get(&files, id) - 1; }
-
-/*
- * The last descriptor of a file that was removed takes its pages and blocks with it, which may wait for the journal: 160 ms were seen, and
- * everybody's requests pass through here. So a thread of its own closes files.
- */
-static int closing[2] = {-1, -1};
-
-static void *close_files(void *unused) {
-	int fd;
-	while (read(closing[0], &fd, sizeof fd) == sizeof fd) close(fd);
-	return unused;
-}
-
-static void start_closing(void) {
-	sigset_t all, before;
-	pthread_t thread;
-	if (pipe2(closing, O_CLOEXEC) != 0 || fcntl(closing[1], F_SETFL, O_NONBLOCK) != 0) die("pipe");
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	if (pthread_create(&thread, NULL, close_files, NULL) != 0) die("pthread_create");
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* Thousands of them at once are more than the pipe takes. */
-static void close_aside(int fd) {
-	if (write(closing[1], &fd, sizeof fd) != sizeof fd) close(fd);
-}
-
-static void file_set(uint32_t id, int fd) {
-	int old = file_descriptor(id);
-	if (old >= 0) {
-		paging_forget(id);
-		close_aside(old);
-	}
-	table_put(&files, id, fd < 0 ? NULL : (void *)(intptr_t)(fd + 1));
-}
-
-static int sealed_memfd(const char *name, const uint8_t *data, size_t count, bool seal) {
-	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0) return -errno;
-	int error = 0;
-	for (size_t done = 0; done < count && error == 0;) {
-		ssize_t written = write(fd, data + done, count - done);
-		if (written < 0 && errno != EINTR) error = errno;
-		if (written > 0) done += (size_t)written;
-	}
-	if (error == 0 && seal && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) error = errno;
-	if (error == 0) return fd;
-	close(fd);
-	return -error;
-}
-
-static void file_open(const struct message *head, const char *payload) {
-	uint32_t kind;
-	if (head->bytes < sizeof kind + 2 || payload[head->bytes - 1] != '\0') return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, EINVAL, "the message is cut short");
-	memcpy(&kind, payload, sizeof kind);
-	const char *path = payload + sizeof kind;
-	int fd = open(path, O_CLOEXEC | O_NONBLOCK | (kind == FILE_PATH ? O_PATH | O_DIRECTORY : O_RDONLY));
-	if (fd < 0) return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, errno, "cannot open %s: %s", path, strerror(errno));
-	file_set(head->id, fd);
-	frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
-}
-
-/* A file without a name: whatever happens, it is gone with its last descriptor and mapping. */
-static int open_unnamed(const char *directory) {
-	int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-	if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT)) return fd;
-	/* A file system that cannot make one (or no such directory, which mkostemp says too). */
-	char path[4096];
-	if (snprintf(path, sizeof path, "%s/.thaw-XXXXXX", directory) >= (int)sizeof path) return errno = ENAMETOOLONG, -1;
-	fd = mkostemp(path, O_CLOEXEC);
-	if (fd >= 0) unlink(path);
-	return fd;
-}
-
-static void file_temp(const struct message *head, const char *payload) {
-	if (head->bytes < 2 || payload[head->bytes - 1] != '\0') return frame_failed(MSG_FILE_TEMP, head->id, head->reserved, EINVAL, "the message is cut short");
-	int fd = open_unnamed(payload);
-	if (fd < 0) return frame_failed(MSG_FILE_TEMP, head->id, head->reserved, errno, "cannot make a file in %s: %s", payload, strerror(errno));
-	file_set(head->id, fd);
-	frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
-}
-
-static void file_bytes(const struct message *head, const uint8_t *payload) {
-	int fd = sealed_memfd("thaw-program", payload, head->bytes, true);
-	if (fd < 0) return frame_failed(MSG_FILE_BYTES, head->id, head->reserved, -fd, "cannot keep a program of %u bytes: %s", head->bytes, strerror(-fd));
-	file_set(head->id, fd);
 }
 
 /* ---- jobs for the builder ---- */
@@ -511,7 +415,7 @@ static void dispatch(const struct message *head, const uint8_t *payload) {
 	case MSG_CGROUPS: return set_cgroups(head, payload);
 	case MSG_FILE_OPEN: return file_open(head, (const char *)payload);
 	case MSG_FILE_BYTES: return file_bytes(head, payload);
-	case MSG_FILE_CLOSE: return file_set(head->id, -1);
+	case MSG_FILE_CLOSE: return file_close(head->id);
 	case MSG_HUSK: return make_husk(head, payload);
 	case MSG_FILE_TEMP: return file_temp(head, (const char *)payload);
 	case MSG_HELPER: return start_helper(head, payload);
@@ -671,7 +575,7 @@ int main(int argc, char **argv) {
 	}
 	watch_open(&server, WATCH_SERVER, SERVER_FD, NULL);
 	paging_start();
-	start_closing();
+	files_start();
 	uint32_t hello[2] = {(uint32_t)getpid(), HUSK_VERSION};
 	frame_put(MSG_HELLO, 0, 0, hello, sizeof hello);
 	struct epoll_event events[EVENTS_MAX];

@@ -1,7 +1,7 @@
 /*
  * What the parts of the keeper share. The theory of operation of each part heads its file:
- * keeper.c (the loop and the protocol), instance.c (what happens to one instance), wire.c (buffers and the
- * outbound queue), builder.c (the process that does everything slow), sandbox.c (root file systems, init, the
+ * keeper.c (the loop and the protocol), files.c (what the server has opened), instance.c (what happens to one
+ * instance), wire.c (buffers and the outbound queue), builder.c (the process that does everything slow), sandbox.c (root file systems, init, the
  * way to a husk).
  */
 #pragma once
@@ -75,6 +75,18 @@ struct table {
 };
 void *table_get(const struct table *t, uint32_t id);
 void table_put(struct table *t, uint32_t id, void *value); /* NULL removes */
+
+/* ---- files.c: what the server has opened, by its own numbers ---- */
+
+void files_start(void);
+/* -1 when there is no such file. */
+int file_descriptor(uint32_t id);
+void file_open(const struct message *head, const char *payload);
+void file_temp(const struct message *head, const char *payload);
+void file_bytes(const struct message *head, const uint8_t *payload);
+void file_close(uint32_t id);
+/* -errno when it cannot be made. Sealed: nobody changes it any more. */
+int sealed_memfd(const char *name, const uint8_t *data, size_t count, bool seal);
 
 /* ---- cgroup pool: who uses which directory is decided by keeper.c, done by builder.c ---- */
 
