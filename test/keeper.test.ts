@@ -413,7 +413,8 @@ describe("a husk", () => {
   it("can be killed before it is made", async () => {
     const many = Array.from({ length: 8 }, () => world.make());
     for (const one of many) world.keeper.kill(one.id);
-    await Promise.all(many.map((one) => Promise.allSettled([one.ready]).then(() => one.exit)));
+    const exits = await Promise.all(many.map((one) => Promise.allSettled([one.ready]).then(() => one.exit)));
+    expect(exits.map(({ signal }) => signal)).toEqual(many.map(() => 9));
   });
 });
 

@@ -28,6 +28,8 @@ import type { PageRun } from "./working-set.js";
 const CAPABILITY_VERSION_3 = 0x20080522;
 const RLIMIT_COUNT = 16;
 const FD_BASE_MIN = 512;
+/** Refused beyond (docs/design/freeze.md). */
+const DESCRIPTORS_MAX = 900;
 
 /** Where the husk may put its own descriptors without meeting the image's. */
 export function fdBase(facts: Facts): number {
@@ -77,10 +79,10 @@ export function checkFacts(facts: Facts): void {
       });
     }
   }
-  if (facts.descriptors.length > 900) {
+  if (facts.descriptors.length > DESCRIPTORS_MAX) {
     throw new ThawError("FREEZE_REFUSED", {
       what: `${facts.descriptors.length} descriptors are open`,
-      why: "at most 900 are restored",
+      why: `at most ${DESCRIPTORS_MAX} are restored`,
       fix: "close what is not needed",
     });
   }
