@@ -297,14 +297,12 @@ export class Hibernation {
     if (requested && ofFiles.length > 0)
       setTimeout(() => instance.busy && instance.alive && void tools.keeper.prefetchEncoded(ofFiles), LATE_MS);
     const us = Number(monotonicNs() - began) / 1000;
-    const woken = start(0, 0);
-    instance.start = woken;
+    instance.start = start(0, 0);
     const done = await Promise.all(reading);
     const readUs = done.reduce((sum, part) => sum + part.us, 0);
     const pages = done.some((part) => part.pages < 0) ? this.#wakeSet.pages : done.reduce((sum, part) => sum + part.pages, 0);
-    const { start: current } = instance;
-    // Unless it was hibernated and woken again meanwhile.
-    if (current === woken || current.kind === "wake") instance.start = { ...current, ...start(readUs, pages) };
+    // Unless it was hibernated meanwhile: what its next wake says is not this one's.
+    if (this.#wokenNs === began) instance.start = { ...instance.start, ...start(readUs, pages) };
   }
 }
 
