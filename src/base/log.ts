@@ -12,6 +12,7 @@ export type { Logger } from "pino";
 export const LOG_LEVELS = ["silent", "error", "warn", "info", "debug", "trace"] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
+/** What a logger writes, and where. */
 export interface LogOptions {
   readonly level?: LogLevel;
   /** Where lines go; default: stderr, written at once so that a crash loses none. */

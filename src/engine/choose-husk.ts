@@ -15,6 +15,7 @@ export interface HuskWish {
   readonly options: ThawOptions;
 }
 
+/** The husk of a start, and what it cost to have it. */
 export interface ChosenHusk {
   readonly husk: Husk;
   readonly from: HuskLevel | "fresh";

@@ -77,6 +77,7 @@ export interface EngineOptions {
   readonly onLost?: (error: ThawError) => void;
 }
 
+/** {@link Engine} on this machine: joins keeper, pools, images and instances. */
 export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;

@@ -41,6 +41,7 @@ export interface HibernateTools {
 
 type Reply = ReturnType<typeof parseReply>;
 
+/** All hibernations of one instance. See above. */
 export class Hibernation {
   state: InstanceState = "warm";
   hibernatedBytes = 0;

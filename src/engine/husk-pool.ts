@@ -144,6 +144,7 @@ export interface PoolTotals {
   readonly us: number;
 }
 
+/** Husks that wait, by the programs that they have behind them; refilled while nobody waits for a start. */
 export class HuskPool {
   private readonly pools = new Map<string, Pool>();
   private readonly waiters: { key: string; resolve: () => void }[] = [];

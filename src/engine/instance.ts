@@ -80,6 +80,7 @@ interface Running extends UnansweredRequest {
   readonly timer: NodeJS.Timeout;
 }
 
+/** A process that is, or becomes, a function, from its first request to its end. */
 export class LiveInstance implements Instance, InstanceListener {
   served = 0;
   /** Pids of the lineage, this instance's own included. */

@@ -33,6 +33,7 @@ export interface InstanceListener {
   onExit(exit: InstanceExit): void;
 }
 
+/** What a husk is made with. */
 export interface HuskRequest {
   readonly template: number;
   /** Pid inside the sandbox; 0 lets the kernel choose. */
@@ -42,6 +43,7 @@ export interface HuskRequest {
   readonly uid: number;
 }
 
+/** A husk that can run programs. Pids are the host's; `us`: microseconds. */
 export interface HuskReady {
   readonly pid: number;
   readonly initPid: number;
@@ -51,6 +53,7 @@ export interface HuskReady {
 
 export type PassedFd = { readonly kind: "file" | "tree"; readonly file: number } | { readonly kind: "control" | "log" };
 
+/** A program for a husk, and the descriptors that it takes. */
 export interface StageRequest {
   /** File id of the program. */
   readonly program: number;
@@ -59,6 +62,7 @@ export interface StageRequest {
   readonly flags?: number;
 }
 
+/** How a program ended. */
 export interface HuskReport {
   /** 0, or a negative errno. -EPIPE: the husk died. */
   readonly status: number;
@@ -103,6 +107,7 @@ export interface Prefetched {
   readonly pages: number;
 }
 
+/** How a helper ended, and what it printed. */
 export interface HelperResult {
   readonly code: number | undefined;
   readonly signal: number | undefined;

@@ -51,6 +51,7 @@ export type {
   StageRequest,
 } from "./keeper-messages.js";
 
+/** How a keeper is started, and who hears of it. */
 export interface KeeperOptions {
   /** Path of the keeper's binary. */
   readonly binary: string;

@@ -6,6 +6,7 @@ import { ThawError } from "../base/errors.js";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
+/** Absolute paths of what `npm run build` made, and of the runtimes' own files. */
 export interface NativePaths {
   readonly keeper: string;
   readonly husk: string;

@@ -52,6 +52,7 @@ async function isStill(path: string, identity: FileIdentity): Promise<boolean> {
 /** A set that was in the page cache whole is thought to be there for so long: to ask for it takes a processor as long as a tenth of a start, or all of it. */
 const KNOWN_CACHED_MS = 1000;
 
+/** Asks the disk for working sets; knows which were in memory a moment ago. See above. */
 export class Prefetcher {
   /** Of interpreters and their libraries: shared by all images, a few dozen, open as long as the engine. */
   readonly #shared: OpenFiles = new Map();

@@ -14,6 +14,7 @@ export interface Template {
   readonly interpreter: Interpreter;
 }
 
+/** The root file systems of all runtimes, each made once, when it is first used. */
 export class Templates {
   readonly #made = new Map<string, Template>();
   readonly #making = new Map<string, Promise<Template>>();

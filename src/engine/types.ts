@@ -161,6 +161,7 @@ export interface InvokeResult {
   readonly alive: boolean;
 }
 
+/** How an instance is frozen. */
 export interface FreezeOptions {
   /** `continue` (default): the instance can be invoked again. `end`: it is disposed once its pages are copied. */
   readonly then?: "continue" | "end";
@@ -243,6 +244,7 @@ export interface Image {
   readonly report: FreezeReport;
 }
 
+/** How an instance is booted. */
 export interface BootOptions {
   /**
    * To be frozen: the function may be loaded into a clone of its bare runtime instead of a fresh process, so that its image shares
@@ -252,6 +254,7 @@ export interface BootOptions {
   readonly husk?: "pooled" | "fresh";
 }
 
+/** How an image is thawed. */
 export interface ThawOptions {
   /** Default `splice`. */
   readonly loader?: Loader;
@@ -314,6 +317,7 @@ export interface Instance {
   onExit(listener: (reason: string) => void): void;
 }
 
+/** What an instance takes, bytes. */
 export interface InstanceMemory {
   readonly privateBytes: number;
   /** Of these, what lies nowhere else: the kernel cannot drop it as it can pages that are equal to their file. */
@@ -322,6 +326,7 @@ export interface InstanceMemory {
   readonly hibernatedBytes: number;
 }
 
+/** An interpreter for functions: `nodejs20.x` or `python3.11`, its absolute path, its full version. */
 export interface RuntimeInfo {
   readonly id: string;
   readonly interpreter: string;
@@ -346,13 +351,14 @@ export interface FloorSample {
   readonly faults: number;
 }
 
+/** What there is now, and what making husks has cost since the engine was opened. */
 export interface EngineStats {
   readonly instances: number;
   readonly husks: Readonly<Record<HuskLevel, number>>;
   /** Private resident bytes of all husks that wait in pools. */
   readonly huskBytes: number;
   readonly husksMade: number;
-  /** CPU and wall microseconds spent on making husks, total. */
+  /** Wall microseconds spent on making husks, total. */
   readonly husksUs: number;
 }
 

@@ -51,6 +51,7 @@ type Recordings = readonly (readonly Range[])[];
 /** What was present or touched, by device and inode; the file that holds the instance's memory is {@link OWN_FILE}. */
 type Recording = ReadonlyMap<string, { readonly mapping: string; readonly ranges: readonly Range[] }>;
 
+/** What wakes of one instance need from disk, and what they write: learned from those that were. */
 export class WakeSet {
   /** By device and inode; the file that holds the instance's memory has no such name here. */
   readonly #recordings = new Map<string, Recordings>();

@@ -42,6 +42,7 @@ const DRAIN_MS_MAX = 5_000;
 /** After the platform closed, how long replies may still be read. */
 const CLOSE_GRACE_MS = 1_000;
 
+/** What the gateway serves, and where it listens. */
 export interface GatewayOptions {
   readonly platform: Platform;
   /** Default 127.0.0.1. */

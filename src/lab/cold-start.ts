@@ -31,6 +31,7 @@ export interface ColdSample extends StartSample {
   readonly faultsOutside: number;
 }
 
+/** What is started. */
 export interface ColdSubject {
   readonly engine: Engine;
   readonly workload: Workload;
@@ -39,6 +40,7 @@ export interface ColdSubject {
   readonly interpreterDir: string;
 }
 
+/** How. */
 export interface ColdWay {
   readonly name: string;
   readonly loader: Loader;
@@ -52,6 +54,7 @@ const RUNTIME = { ...EMPTY_POOLS, generic: 2, runtime: 2 };
 const EVICT_TRIES = 50;
 const EVICT_PAUSE_MS = 20;
 
+/** One way of starting from a cold disk, as an arm. See above. */
 export function coldArm(subject: ColdSubject, way: ColdWay): Arm<ColdSample> {
   const { engine, workload, image, interpreterDir } = subject;
   return {

@@ -31,6 +31,7 @@ export function machineShare(before: number, during: number, after: number): Mac
   return { bytes: driftBytes <= bytes * DRIFT_MAX ? bytes : Number.NaN, driftBytes };
 }
 
+/** Instances that live at once. See above. */
 export class Crowd {
   readonly instances: Instance[] = [];
   readonly #done: () => void;

@@ -17,6 +17,7 @@ const FREE_BYTES_MIN = 8e9;
 /** Of the section's time, what is kept for listing, starting and removing. */
 const RESERVED_MS = 300_000;
 
+/** What became of the functions; times in microseconds. */
 export interface ImagesResult {
   readonly wanted: number;
   readonly deployed: Deployed;

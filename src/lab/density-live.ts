@@ -30,6 +30,7 @@ export interface LiveLook {
   readonly machine: MachineShare;
 }
 
+/** What became of the instances. */
 export interface LiveResult {
   readonly wanted: number;
   readonly mix: string;
@@ -51,6 +52,7 @@ interface Live {
   readonly workload: MemoryWorkload;
 }
 
+/** Makes `wanted` instances and calls each. See above. */
 export function liveInstances(lab: Lab, wanted: number): Promise<LiveResult> {
   return withEngine(lab, (engine) => measure(lab, engine, wanted));
 }

@@ -11,6 +11,7 @@ import { restingSeconds } from "../linux/reclaim.js";
 /** The root of the package: the directory that holds package.json, from `src/lab` and `dist/lab` alike. */
 export const PACKAGE_ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
+/** Facts that stand in every line of `--json`. */
 export interface Environment {
   readonly time: string;
   readonly kernel: string;

@@ -22,6 +22,7 @@ export const HOT = 1_000 satisfies Heat;
 /** Generations of the lineage that is thawed again and again: the heat at which each was frozen. */
 const LINEAGE = [10, 100, 1_000] as const;
 
+/** Images of one function by heat, and an instance that stays. */
 export interface HeatImages {
   readonly byHeat: ReadonlyMap<Heat, Image>;
   /** As hot as {@link HOT}, after three freezes with a thaw before each; undefined unless asked for. */

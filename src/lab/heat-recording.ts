@@ -18,6 +18,7 @@ export const REQUESTS_RECORDED = 20;
 /** One taken by the run, one so that its refill does not begin before the run is over. */
 const READY = 2;
 
+/** What was recorded of one function, and the runs that it came from. */
 export interface Recording {
   readonly latencies: RecordedLatencies;
   readonly arms: readonly ArmResult<readonly number[]>[];

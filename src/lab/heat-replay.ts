@@ -53,6 +53,7 @@ export function geometricLifetimes(mean: number): Lifetimes {
 /** As in Pronghorn's evaluation (EuroSys'24): instances that are evicted after one, four or twenty requests; on average, here. */
 export const LIFETIMES: readonly Lifetimes[] = [1, 4, 20].map(geometricLifetimes);
 
+/** How often and how long policies are replayed. */
 export interface ReplayOptions {
   /** How many times each replay is repeated, with seeds 1, 2, … */
   readonly seeds: number;
@@ -89,11 +90,13 @@ export interface ReplayResult {
   readonly starts: readonly { readonly heat: number; readonly share: number }[];
 }
 
+/** One image for every start; the mean of typical latencies, milliseconds. */
 export interface FixedPoint {
   readonly heat: number;
   readonly typicalMs: number;
 }
 
+/** Over the seeds. */
 export interface Spread {
   readonly median: number;
   readonly p95: number;

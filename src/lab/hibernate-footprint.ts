@@ -29,6 +29,7 @@ export interface Left {
   readonly kernelBytes: number;
 }
 
+/** A crowd in each of its states. */
 export interface Footprint {
   readonly workload: string;
   readonly kind: "boot" | "thaw";
@@ -53,6 +54,7 @@ const SETTLE_MS = 500;
 /** Three of each instance are watched, of 32 instances at a time. */
 const WAKES = 6;
 
+/** Makes a crowd, and looks at it warm, hibernated, woken, and hibernated after six wakes. */
 export async function footprint(lab: Lab, subject: HibernateSubject): Promise<Footprint> {
   const { engine, workload, image, kind } = subject;
   await preparePools(engine, image, EMPTY_POOLS);

@@ -12,11 +12,13 @@ import { seedOf } from "./start-arms.js";
 import { seededRandom } from "./statistics.js";
 import { specOf } from "./workloads.js";
 
+/** One request; `us`: microseconds to its answer. */
 export interface WakeSample {
   readonly us: number;
   readonly prefetchedPages: number;
 }
 
+/** All arms of one function. */
 export interface WakeResult {
   readonly workload: string;
   readonly kind: "boot" | "thaw";
@@ -38,6 +40,7 @@ const REQUESTS_BEFORE = 20;
 /** What a hibernated process may keep in the cache: it returned into its read(2), through pages of the interpreter that lie in folios of up to 64. */
 const KEPT_PAGES_MAX = 256;
 
+/** Measures every way of finding an instance: warm, hibernated, woken. */
 export async function wakes(lab: Lab, subject: HibernateSubject): Promise<WakeResult> {
   const { engine, workload, image, kind, interpreters } = subject;
   await preparePools(engine, image, EMPTY_POOLS);

@@ -27,12 +27,14 @@ export interface HttpWay {
   readonly hibernated?: boolean;
 }
 
+/** What `X-Thaw-Trace` says. */
 export interface Trace {
   readonly start: StartResult;
   readonly pages?: PageCounts;
   readonly memory?: { readonly privateBytes: number; readonly sharedBytes: number };
 }
 
+/** One start through HTTP. */
 export interface HttpStart {
   readonly sample: StartSample;
   readonly payload: Buffer;

@@ -19,6 +19,7 @@ export interface Arm<Sample> {
   readonly every?: number;
 }
 
+/** A run that gave no sample, and why. */
 export interface FailedRun {
   readonly round: number;
   readonly error: string;
@@ -34,6 +35,7 @@ export interface ArmResult<Sample> {
   readonly cutShort?: string;
 }
 
+/** How often, how long and in which order. */
 export interface InterleaveOptions {
   readonly rounds: number;
   /** No run begins after it; a run in progress is abandoned then. */

@@ -2,6 +2,7 @@
 import type { Cleanup, Deadline } from "./bounded.js";
 import type { SectionReport } from "./report.js";
 
+/** What a section is given. */
 export interface Lab {
   /** Samples of each way of starting. */
   readonly rounds: number;
@@ -17,6 +18,7 @@ export interface Lab {
   makeDir(name: string): string;
 }
 
+/** One part of the benchmark, by its name on the command line. */
 export interface Section {
   readonly name: string;
   /** One line for `--help`. */

@@ -30,6 +30,7 @@ export interface LiveFreeze extends FreezeReport {
   readonly worstMs: number;
 }
 
+/** Of a list of times. */
 export interface Spread {
   readonly count: number;
   readonly p50: number;
@@ -37,6 +38,7 @@ export interface Spread {
   readonly max: number;
 }
 
+/** What clients saw of all freezes. */
 export interface LiveFreezes {
   readonly method: string;
   readonly freezes: readonly LiveFreeze[];

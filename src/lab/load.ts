@@ -10,6 +10,7 @@ import { errorText } from "../base/errors.js";
 import { encodeRequest, HttpConnection, type HttpRequest } from "./http-connection.js";
 import { type Summary, summarize } from "./statistics.js";
 
+/** What is sent, by how many, for how long. */
 export interface LoadOptions {
   readonly url: string;
   readonly request: HttpRequest;
@@ -24,6 +25,7 @@ export interface LoadOptions {
   readonly warmupPerConnection?: number;
 }
 
+/** What came of it, the warm-up left out but for its failures. */
 export interface LoadResult {
   readonly answered: number;
   readonly failed: number;

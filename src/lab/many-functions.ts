@@ -39,6 +39,7 @@ export async function withPlatform<T>(
   }
 }
 
+/** In order of the index also when sorted by name. */
 export function functionName(index: number): string {
   return `many-${String(index).padStart(6, "0")}`;
 }
@@ -59,6 +60,7 @@ export function checkMany(index: number, seed: number, payload: Buffer): void {
     throw new Error(`function ${index}, seed ${seed}, answered ${payload.toString().slice(0, 200)}`);
 }
 
+/** What became of many deploys. */
 export interface Deployed {
   /** Of the functions that have their image, by rising number. */
   readonly indices: readonly number[];

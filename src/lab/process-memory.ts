@@ -25,6 +25,7 @@ export interface ProcessMemory {
   readonly pageTables: number;
 }
 
+/** Read from smaps_rollup and status; throws when the process is gone. */
 export function processMemory(pid: number): ProcessMemory {
   const rollup = fieldsOf(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"));
   const status = fieldsOf(readFileSync(`/proc/${pid}/status`, "utf8"));
@@ -42,6 +43,7 @@ export interface CgroupMemory {
   readonly cache: number;
 }
 
+/** Of the memory group that a process is in, of either version. */
 export function cgroupMemory(pid: number): CgroupMemory {
   const lines = readFileSync(`/proc/${pid}/cgroup`, "utf8").split("\n");
   const v1 = lines.map((line) => /^\d+:memory:(.*)$/.exec(line)?.[1]).find((path) => path !== undefined);

@@ -35,6 +35,7 @@ export interface Check {
   readonly verdict: Verdict;
 }
 
+/** All that a section hands back. */
 export interface SectionReport {
   readonly measurements: readonly Measurement[];
   readonly checks: readonly Check[];

@@ -18,6 +18,7 @@ export type Tone = keyof typeof TONES;
 /** Text, or text with a tone. */
 export type Cell = string | { readonly text: string; readonly tone: Tone };
 
+/** A heading, and how its cells stand. */
 export interface Column {
   readonly title: string;
   readonly align?: "left" | "right";
@@ -26,6 +27,7 @@ export interface Column {
 /** A row of cells, or a heading that spans the table. */
 export type Row = readonly Cell[] | { readonly heading: string };
 
+/** What is printed for people. */
 export interface Table {
   readonly title: string;
   /** Said once, below the title. */

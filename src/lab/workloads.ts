@@ -10,6 +10,7 @@ import { PACKAGE_ROOT } from "./environment.js";
 
 export type Language = "node" | "python";
 
+/** A function that is measured. */
 export interface Workload {
   readonly name: string;
   readonly language: Language;

@@ -28,6 +28,7 @@ export interface CgroupParents {
   readonly dirs: Readonly<Record<string, string>>;
 }
 
+/** What one function may take. */
 export interface Limits {
   readonly memoryMb: number;
   /** Processors: 0.5 is half of one. */

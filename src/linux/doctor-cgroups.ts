@@ -31,6 +31,7 @@ export async function readCgroupLayout(
   return { version: 1, mounts: v1, missing: CONTROLLERS.filter((name) => !inV1.includes(name)) };
 }
 
+/** Whether memory, processor and processes can be limited. */
 export async function checkCgroups(machine: Machine): Promise<Check> {
   const base = { name: "cgroups", required: true };
   const mounts = (await machine.read("/proc/self/mounts")) ?? "";

@@ -5,6 +5,7 @@ import type { Check, Machine } from "./doctor-machine.js";
 /** PAGEMAP_SCAN, with which the extractor finds a process's pages, came with 6.7 (ioctl_pagemap_scan(2const)). */
 const KERNEL_MIN = [6, 7] as const;
 
+/** Linux on x86-64. */
 export function checkPlatform(machine: Machine): Check {
   const ok = machine.platform === "linux" && machine.arch === "x64";
   const here = `${machine.platform} on ${machine.arch}`;
@@ -18,6 +19,7 @@ export function checkPlatform(machine: Machine): Check {
   };
 }
 
+/** Its version. */
 export async function checkKernel(machine: Machine): Promise<Check> {
   const release = (await machine.read("/proc/sys/kernel/osrelease"))?.trim() ?? "unknown";
   const [, major, minor] = /^(\d+)\.(\d+)/.exec(release) ?? [];
@@ -51,6 +53,7 @@ const CAPABILITIES = {
   CAP_SYS_ADMIN: [21, "make namespaces and mounts, and open mapped files"],
 } as const;
 
+/** Root, and capabilities that a container may have taken away. */
 export async function checkPrivileges(machine: Machine): Promise<Check> {
   const status = (await machine.read("/proc/self/status")) ?? "";
   const uid = /^Uid:\s+\d+\s+(\d+)/m.exec(status)?.[1];
@@ -115,6 +118,7 @@ export async function checkNamespaces(machine: Machine): Promise<Check> {
   };
 }
 
+/** Time namespaces: without them images do not outlive a reboot. */
 export async function checkTime(machine: Machine): Promise<Check> {
   const base = { name: "time namespace", required: false };
   const tried = await machine.run("/usr/bin/unshare", ["--time", "--fork", "/bin/true"]);
@@ -136,6 +140,7 @@ export async function checkTime(machine: Machine): Promise<Check> {
   };
 }
 
+/** What restoring a process asks of the kernel's configuration. */
 export async function checkCheckpoint(machine: Machine): Promise<Check> {
   const base = { name: "checkpoint", required: true };
   // /proc/sys/kernel/ns_last_pid exists only in kernels built with it, unlike map_files.
@@ -158,6 +163,7 @@ export async function checkCheckpoint(machine: Machine): Promise<Check> {
   };
 }
 
+/** Whether processes may be stopped and read. */
 export async function checkPtrace(machine: Machine): Promise<Check> {
   const base = { name: "ptrace", required: true };
   const scope = (await machine.read("/proc/sys/kernel/yama/ptrace_scope"))?.trim();
@@ -172,6 +178,7 @@ export async function checkPtrace(machine: Machine): Promise<Check> {
   };
 }
 
+/** Whether system calls can be filtered. */
 export async function checkSeccomp(machine: Machine): Promise<Check> {
   const actions = (await machine.read("/proc/sys/kernel/seccomp/actions_avail")) ?? "";
   const ok = actions.split(/\s+/).includes("errno");

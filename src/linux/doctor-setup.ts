@@ -8,6 +8,7 @@ import { restingSeconds } from "./reclaim.js";
 
 const HELPERS = ["keeper", "husk", "extractor", "shim.so"] as const;
 
+/** Whether the native helpers are built. */
 export async function checkNative(machine: Machine, dir: string): Promise<Check> {
   const missing: string[] = [];
   for (const helper of HELPERS) if (!(await machine.isExecutable(join(dir, helper)))) missing.push(helper);
@@ -49,6 +50,7 @@ export function checkInterpreters(interpreters: readonly Interpreter[]): Check {
 /** Page spaces are sparse: mappings lie at their offsets, and tails for growth behind them (limit of ext4: 16 TiB). */
 const SPARSE_BYTES = 8 * TIB;
 
+/** Whether images can be kept in the data directory, and run from there. */
 export async function checkDataDir(machine: Machine, dataDir: string): Promise<Check> {
   const base = { name: "data", required: true };
   const dir = await machine.nearestDirectory(dataDir);
@@ -99,6 +101,7 @@ export async function checkDataDir(machine: Machine, dataDir: string): Promise<C
 const DISK_BYTES_MIN = 256 * MIB;
 const DISK_BYTES_WANTED = 2 * GIB;
 
+/** Whether there is room for images. */
 export async function checkDisk(machine: Machine, dataDir: string): Promise<Check> {
   const free = await machine.freeBytes(await machine.nearestDirectory(dataDir));
   const says = `${formatBytes(free)} are free for code and images.`;
@@ -117,6 +120,7 @@ const PIDS_WANTED = 4096;
 const FILES_WANTED = 4096;
 const NAMESPACES_WANTED = 512;
 
+/** Processes, descriptors, namespaces. */
 export async function checkLimits(machine: Machine): Promise<Check> {
   const number = async (path: string): Promise<number> => Number((await machine.read(path)) ?? Number.NaN);
   const pids = await number("/proc/sys/kernel/pid_max");
@@ -149,6 +153,7 @@ export async function checkLimits(machine: Machine): Promise<Check> {
   };
 }
 
+/** Whether reserved address space counts as memory. */
 export async function checkOvercommit(machine: Machine): Promise<Check> {
   const base = { name: "overcommit", required: false };
   const mode = (await machine.read("/proc/sys/vm/overcommit_memory"))?.trim();
@@ -161,6 +166,7 @@ export async function checkOvercommit(machine: Machine): Promise<Check> {
   };
 }
 
+/** Whether images stay in the page cache. */
 export async function checkPageCache(machine: Machine): Promise<Check> {
   const base = { name: "page cache", required: false };
   const seconds = await restingSeconds(machine);

@@ -43,6 +43,7 @@ export interface MachineReport {
   readonly interpreters: readonly Interpreter[];
 }
 
+/** What is looked at; the defaults are those of `thaw serve`. */
 export interface ProbeOptions {
   /** The server's data directory; it need not exist. Without it, the working directory's `data`. */
   readonly dataDir?: string;

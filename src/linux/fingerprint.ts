@@ -4,6 +4,7 @@ import { readdirSync, readFileSync, statSync } from "node:fs";
 import { release, version } from "node:os";
 import { join } from "node:path";
 
+/** An image is thawed only where all of it but the boot is as at the freeze. */
 export interface Fingerprint {
   /** `uname -r` and `-v`: another build may lay out vdso and signal frames differently. */
   readonly kernel: string;

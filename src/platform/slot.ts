@@ -52,6 +52,7 @@ export interface InstanceInfo {
   readonly hibernatedBytes: number;
 }
 
+/** The place of an instance that serves its first request. */
 export function newSlot(version: Version, instance: Instance, origin?: Image): Slot {
   const { generation, heat } = instance.start;
   return {
@@ -85,6 +86,7 @@ export function newSlot(version: Version, instance: Instance, origin?: Image): S
   };
 }
 
+/** What users see of it. */
 export function infoOf({ instance, state, residentBytes, hibernatedBytes }: Slot): InstanceInfo {
   const shown = state === "idle" ? (instance.state === "woken" ? "woken" : "warm") : state === "ending" ? "running" : state;
   return { id: instance.id, state: shown, residentBytes, hibernatedBytes };

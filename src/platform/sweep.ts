@@ -22,6 +22,7 @@ export interface DataLayout {
   readonly logs: string;
 }
 
+/** Where everything lies in a data directory. */
 export function layoutOf(dataDir: string): DataLayout {
   return { root: dataDir, functions: join(dataDir, "functions"), images: join(dataDir, "images"), logs: join(dataDir, "logs") };
 }

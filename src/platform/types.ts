@@ -60,6 +60,7 @@ export interface ParkedTargets {
   readonly loader?: (typeof PARKED_LOADERS)[number];
 }
 
+/** What a platform runs on, and what it keeps and for how long. */
 export interface PlatformOptions {
   /** Made when missing. Held by one platform at a time (INVALID_ARGUMENT otherwise). */
   readonly dataDir: string;
@@ -95,6 +96,7 @@ export interface PlatformOptions {
   readonly log?: Logger;
 }
 
+/** A function to deploy. */
 export interface DeployRequest {
   readonly name: string;
   /** A zip package, at most {@link LIMITS}.packedBytes. */
@@ -160,6 +162,7 @@ export interface ImageEntry {
   readonly chosen: boolean;
 }
 
+/** How a hotter image is made by hand. */
 export interface HeatRequest {
   /** How many requests to replay on top of the hottest image that exists, or of the one named by `from`. */
   readonly requests: number;
@@ -185,6 +188,7 @@ export interface HeatReport {
  */
 export type ImageState = "none" | "pending" | "ready" | "refused" | "failed";
 
+/** Whether a function has an image, and what it is. */
 export interface ImageStatus {
   readonly state: ImageState;
   /** A sentence: why there is no image, or why the last one was dropped. */
@@ -196,6 +200,7 @@ export interface ImageStatus {
   readonly heat?: HeatStatus;
 }
 
+/** A deployed function, with what its defaults are. */
 export interface FunctionInfo {
   readonly name: string;
   readonly arn: string;
@@ -261,6 +266,7 @@ export interface Preference {
   readonly husk?: "pooled" | "fresh";
 }
 
+/** How a request is served, beside its payload. */
 export interface InvokeRequest {
   readonly qualifier?: string | undefined;
   readonly prefer?: Preference | undefined;
@@ -276,6 +282,7 @@ export interface InvokeRequest {
   readonly traceId?: string | undefined;
 }
 
+/** The answer to a request, and how its instance came to give it. */
 export interface InvokeOutcome {
   readonly requestId: string;
   readonly executedVersion: string;
@@ -295,6 +302,7 @@ export interface LogEntry {
   readonly text: string;
 }
 
+/** How a log is followed. */
 export interface FollowOptions {
   /** Ends the iteration. */
   readonly signal?: AbortSignal | undefined;
@@ -302,6 +310,7 @@ export interface FollowOptions {
   readonly backlog?: boolean | undefined;
 }
 
+/** Counted since the platform was opened. */
 export interface Counters {
   readonly invocations: number;
   readonly starts: Readonly<Record<StartKind, number>>;
@@ -335,6 +344,7 @@ export interface Counters {
   readonly wakes: number;
 }
 
+/** All counters, of the platform and of each function, and what is there now. */
 export interface Metrics extends Counters {
   readonly functions: Readonly<Record<string, Counters>>;
   readonly instances: InstanceCounts & { readonly max: number };

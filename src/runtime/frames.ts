@@ -82,6 +82,7 @@ export interface AnswerHeader {
   readonly platformError?: "RESPONSE_TOO_LARGE";
 }
 
+/** The runtime is ready to be frozen or hibernated. */
 export interface PreparedHeader {
   readonly type: "prepared";
   /** Before-hooks and garbage collection together. */
@@ -119,6 +120,7 @@ export type FunctionHeader =
   | AnswerHeader
   | PreparedHeader;
 
+/** One frame from a function. */
 export interface FunctionFrame {
   readonly header: FunctionHeader;
   readonly body: Buffer;
