@@ -77,11 +77,10 @@ export function useServers(): void {
     if (build.status !== 0) throw new Error(`the build failed: ${build.stdout}${build.stderr}`);
   }, 120_000);
   afterAll(async () => {
-    try {
-      for (const server of running) await server.stop();
-    } finally {
-      for (const cleanup of cleanups.splice(0)) cleanup();
-    }
+    // One that does not stop in order keeps no other from it.
+    const stops = await Promise.allSettled([...running].map((server) => server.stop()));
+    for (const cleanup of cleanups.splice(0)) cleanup();
+    for (const stop of stops) if (stop.status === "rejected") throw stop.reason;
   }, 120_000);
 }
 
