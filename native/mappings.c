@@ -111,20 +111,38 @@ bool vmas_hold(const struct vma *vmas, size_t count, const char *then, const cha
 	return i == count;
 }
 
-static bool has_descriptor(pid_t pid, const struct vma *vma)
+/* What the process has open: once for all of its mappings, for which it stands still now and then. */
+struct opened {
+	dev_t dev;
+	ino_t ino;
+};
+
+static size_t read_opened(pid_t pid, struct opened **list)
 {
 	char path[64];
+	size_t count = 0, room = 0;
 	snprintf(path, sizeof path, "/proc/%d/fd", pid);
 	DIR *dir = opendir(path);
 	if (!dir)
 		die("cannot list descriptors: %s", strerror(errno));
-	bool found = false;
-	for (struct dirent *entry; !found && (entry = readdir(dir));) {
+	*list = NULL;
+	for (struct dirent *entry; (entry = readdir(dir));) {
 		struct stat is;
-		found = fstatat(dirfd(dir), entry->d_name, &is, 0) == 0 && is.st_ino == vma->inode && is.st_dev == makedev(vma->major, vma->minor);
+		if (fstatat(dirfd(dir), entry->d_name, &is, 0) != 0)
+			continue;
+		*list = grow(*list, count, &room, sizeof **list);
+		(*list)[count++] = (struct opened){ is.st_dev, is.st_ino };
 	}
 	closedir(dir);
-	return found;
+	return count;
+}
+
+static bool has_descriptor(const struct opened *opened, size_t count, const struct vma *vma)
+{
+	for (size_t i = 0; i < count; i++)
+		if (opened[i].ino == vma->inode && opened[i].dev == makedev(vma->major, vma->minor))
+			return true;
+	return false;
 }
 
 /* Whether another mapping leads to pages of shared memory to which this one leads, too. Parts of one mapping, as mprotect(2) makes them, do not. */
@@ -149,16 +167,20 @@ static bool nameless(const struct vma *vma)
 static void refuse_reachable(pid_t pid, const struct vma *vmas, size_t count)
 {
 	uint64_t bytes = 0;
+	struct opened *opened = NULL;
+	size_t opened_count = 0;
 	for (const struct vma *vma = vmas; vma < vmas + count; vma++) {
 		if (vma->kind != COMMON)
 			continue;
+		if (!opened)
+			opened_count = read_opened(pid, &opened);
 		const char *why = NULL;
 		bytes += vma->end - vma->start;
 		if (maps_twice(vmas, count, vma))
 			why = "which it maps twice";
 		else if (!nameless(vma))
 			why = "which others can open";
-		else if (has_descriptor(pid, vma))
+		else if (has_descriptor(opened, opened_count, vma))
 			why = "which it has a descriptor of";
 		else if (bytes > COMMON_BYTES_MAX)
 			why = "more than 16 MiB of it";
@@ -166,6 +188,7 @@ static void refuse_reachable(pid_t pid, const struct vma *vmas, size_t count)
 			refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB), %s", vma->path[0] ? vma->path : "anonymous",
 			       (vma->end - vma->start) / 1024, why);
 	}
+	free(opened);
 }
 
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
@@ -202,6 +225,8 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 			current = &vmas[count++];
 			*current = vma;
 			current->path = strdup(name);
+			if (!current->path)
+				die("out of memory");
 			if (strncmp(name, "[vvar", 5) == 0 || strcmp(name, "[vdso]") == 0)
 				current->kind = VDSO;
 			else if (strcmp(name, "[heap]") == 0)
