@@ -58,10 +58,13 @@ export interface ServerView {
   readonly runtimes: readonly RuntimeInfo[];
 }
 
-/** What `/metrics` tells. */
+/** What `/thaw/v1/metrics` tells. */
 export interface MetricsView extends Metrics {
   readonly engine: EngineStats;
 }
+
+/** All counters and gauges of this moment. */
+export const metricsOf = (platform: Platform): MetricsView => ({ ...platform.metrics(), engine: platform.engine.stats() });
 
 /** What the routes need besides the platform. */
 export interface ControlContext {
@@ -143,7 +146,7 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
     return { version, pid: process.pid, startedMs: STARTED_MS, canFreeze, runtimes };
   });
   app.get("/health", async () => ({ status: "ok" }));
-  app.get("/metrics", async (): Promise<MetricsView> => ({ ...platform.metrics(), engine: platform.engine.stats() }));
+  app.get("/metrics", async (): Promise<MetricsView> => metricsOf(platform));
 }
 
 /** Writes entries as they come, until the reader or the server goes away. A slow reader holds up only itself. */

@@ -12,11 +12,12 @@ import { isThawError, ThawError } from "../base/errors.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
 import { LIMITS, type Platform } from "../platform/types.js";
-import { addControlRoutes, CONTROL_PREFIX, type LastStart } from "./control.js";
+import { addControlRoutes, CONTROL_PREFIX, type LastStart, metricsOf } from "./control.js";
 import { DEPLOY_BYTES_MAX } from "./deploy-body.js";
 import { ApiError, controlError, exceptionOf, lambdaError } from "./errors.js";
 import { isLoopback, refuseForeignPages } from "./guard.js";
 import { addInvokeRoute } from "./invoke.js";
+import { EXPOSITION_TYPE, exposition } from "./prometheus.js";
 import { type ReadingLimits, refuseUnreadable } from "./unreadable.js";
 
 /** How long a client may take to send its headers, and all of a request. The reply may take as long as the function. */
@@ -147,6 +148,8 @@ export function buildGateway(
     done();
   };
   app.register(control, { prefix: CONTROL_PREFIX });
+  // Where Prometheus looks by itself.
+  app.get("/metrics", async (_request, reply) => reply.type(EXPOSITION_TYPE).send(exposition(metricsOf(platform))));
   return app;
 }
 

@@ -1,12 +1,15 @@
 /** Counters: plain numbers, incremented on the way of a request, read as a snapshot. */
+import { Histogram, type HistogramView } from "../base/histogram.js";
 import type { InvokeResult, StartFaults, StartKind, StartResult } from "../engine/types.js";
-import type { Counters } from "./types.js";
+import { type Counters, DURATION_BOUNDS_MS } from "./types.js";
 
+/** What is more than a number. */
+type Composed = "starts" | "startUs" | "handlerMs";
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 
 /** One set of counters; the platform's own, or a function's, which adds to the platform's too. */
 export class CounterSet {
-  readonly #values: Mutable<Omit<Counters, "starts" | "startUs">> = {
+  readonly #values: Mutable<Omit<Counters, Composed>> = {
     invocations: 0,
     functionErrors: 0,
     timeouts: 0,
@@ -30,11 +33,14 @@ export class CounterSet {
   };
   readonly #starts: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
   readonly #startUs: Record<StartKind, number> = { boot: 0, thaw: 0, parked: 0, reuse: 0, wake: 0 };
+  /** Made with the first answer: of thousands of functions few are asked. */
+  #handlerMs: Histogram | undefined;
+  readonly #startMs = new Map<StartKind, Histogram>();
 
   constructor(private readonly parent?: CounterSet) {}
 
   /** Adds one to a counter. */
-  add(name: keyof Omit<Counters, "starts" | "startUs">): void {
+  add(name: keyof Omit<Counters, Composed>): void {
     this.#values[name] += 1;
     this.parent?.add(name);
   }
@@ -52,6 +58,10 @@ export class CounterSet {
     this.#values.invocations += 1;
     this.#starts[start.kind] += 1;
     this.#startUs[start.kind] += start.us;
+    this.#handlerMs ??= new Histogram(DURATION_BOUNDS_MS);
+    this.#handlerMs.add(result.handlerMs);
+    // Of each function the sum is enough.
+    if (this.parent === undefined) this.#startsOf(start.kind).add(start.us / 1000);
     if (start.kind === "wake") this.#values.wakes += 1;
     if (start.fallback !== undefined) this.#values.fallbacks += 1;
     if (result.functionError !== undefined) {
@@ -63,6 +73,25 @@ export class CounterSet {
   }
 
   snapshot(): Counters {
-    return { ...this.#values, starts: { ...this.#starts }, startUs: { ...this.#startUs } };
+    const handlerMs = this.#handlerMs?.view();
+    return {
+      ...this.#values,
+      starts: { ...this.#starts },
+      startUs: { ...this.#startUs },
+      ...(handlerMs === undefined ? {} : { handlerMs }),
+    };
+  }
+
+  /** How long the starts of all functions took, of the kinds that there were; of a function's own counters none. */
+  startMs(): Partial<Record<StartKind, HistogramView>> {
+    return Object.fromEntries([...this.#startMs].map(([kind, histogram]) => [kind, histogram.view()]));
+  }
+
+  #startsOf(kind: StartKind): Histogram {
+    const known = this.#startMs.get(kind);
+    if (known !== undefined) return known;
+    const made = new Histogram(DURATION_BOUNDS_MS);
+    this.#startMs.set(kind, made);
+    return made;
   }
 }

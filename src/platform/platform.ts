@@ -351,7 +351,8 @@ class LocalPlatform implements Platform {
       .reduce((sum, { slots }) => sum + [...slots.all].reduce((bytes, slot) => bytes + slot.hibernatedBytes, 0), 0);
     const { limited, limitBytes, usedBytes } = this.#budget;
     const memory = { residentBytes: usedBytes, hibernatedBytes, ...(limited ? { budgetBytes: limitBytes } : {}) };
-    return { ...this.#counters.snapshot(), functions, instances: this.#instances.counts(), memory };
+    const startMs = this.#counters.startMs();
+    return { ...this.#counters.snapshot(), startMs, functions, instances: this.#instances.counts(), memory };
   }
 
   close(): Promise<void> {

@@ -2,6 +2,7 @@
  * The platform's face: what gateway, cli and lab see. Functions are named, deployed from zip packages, invoked,
  * removed; every answer says how its instance was started. One platform per data directory.
  */
+import type { HistogramView } from "../base/histogram.js";
 import type { Logger } from "../base/log.js";
 import type {
   CodeHeat,
@@ -310,6 +311,11 @@ export interface FollowOptions {
   readonly backlog?: boolean | undefined;
 }
 
+/** Bounds of durations in histograms, milliseconds. A thaw takes two; the usual ones begin at five. */
+export const DURATION_BOUNDS_MS: readonly number[] = [
+  0.25, 0.5, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 60_000, 300_000,
+];
+
 /** Counted since the platform was opened. */
 export interface Counters {
   readonly invocations: number;
@@ -320,6 +326,8 @@ export interface Counters {
   readonly majorFaults: number;
   /** Sum of StartResult.us over the starts of each kind, microseconds. */
   readonly startUs: Readonly<Record<StartKind, number>>;
+  /** How long handlers took, by {@link DURATION_BOUNDS_MS}. Absent before the first answer. */
+  readonly handlerMs?: HistogramView;
   readonly functionErrors: number;
   readonly timeouts: number;
   readonly outOfMemory: number;
@@ -346,6 +354,8 @@ export interface Counters {
 
 /** All counters, of the platform and of each function, and what is there now. */
 export interface Metrics extends Counters {
+  /** How long starts took, by {@link DURATION_BOUNDS_MS}; kinds that there were. */
+  readonly startMs: Readonly<Partial<Record<StartKind, HistogramView>>>;
   readonly functions: Readonly<Record<string, Counters>>;
   readonly instances: InstanceCounts & { readonly max: number };
   readonly memory: {
