@@ -141,7 +141,7 @@ static void read_descriptors(const struct target *target)
 
 static void open_tmp_file(int image_dir)
 {
-	tmp_file = openat(image_dir, "tmp", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	tmp_file = openat(image_dir, "tmp", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (tmp_file < 0)
 		die("cannot make the image's tmp file: %s", strerror(errno));
 }

@@ -277,7 +277,7 @@ static int lay_out(struct dump *dump, int fd)
 
 void dump_store(struct dump *dump, int image_dir, uint64_t *stored_pages, uint64_t *anonymous_pages)
 {
-	int fd = openat(image_dir, "pages", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int fd = openat(image_dir, "pages", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd < 0)
 		die("cannot make the page space: %s", strerror(errno));
 	for (size_t i = 0; i < dump->region_count; i++)

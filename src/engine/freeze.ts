@@ -29,8 +29,8 @@ import type { PreparedHeader } from "../runtime/frames.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
 import { extractLive, type LiveStop } from "./live-freeze.js";
-import { parseReply } from "./native.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
+import { untilAccepted } from "./until-accepted.js";
 
 /** First of the files that a helper is given. */
 const HELPER_FD = 3;
@@ -183,9 +183,9 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     };
     const renew = (): void => instance.announceThaw(generationOf(instance, options));
     let { served } = instance;
-    const stop: LiveStop = live ? await extractLive(instance, temporary, extract, { hooks, renew }) : { ended: await extract() };
-    const { heldMs } = stop;
-    const reply = parseReply(stop.ended.stdout);
+    const once = async (): Promise<LiveStop> =>
+      live ? extractLive(instance, temporary, extract, { hooks, renew }) : { ended: await extract() };
+    const { heldMs, reply } = await untilAccepted(once);
     if (!reply.ok && (await hasEnded(instance, reply))) throw instance.exitError();
     if (!reply.ok) throw refusal(instance, reply);
     faultPoint("freeze-extracted");
