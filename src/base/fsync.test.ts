@@ -1,3 +1,5 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -69,6 +71,25 @@ describe("what an interrupted write left", () => {
     expect(removed).toHaveLength(1);
     expect(removed[0]).toMatch(new RegExp(`^\\${TEMPORARY_PREFIX}image-[0-9a-f]{12}$`));
     expect(readdirSync(dir)).toEqual(["image"]);
+  });
+
+  it("outlasts somebody who still writes there", async () => {
+    const left = temporaryPath(join(dir, "image"));
+    mkdirSync(left);
+    // Ends when the directory has gone, or after a second.
+    const script = `
+      const { writeFileSync } = require("node:fs");
+      const end = Date.now() + 1000;
+      for (let n = 0; n < 100 || Date.now() < end; n++) {
+        writeFileSync(process.argv[1] + "/" + n, "");
+        if (n === 99) process.stdout.write("writes");
+      }`;
+    const writer = spawn(process.execPath, ["-e", script, left], { stdio: ["ignore", "pipe", "ignore"] });
+    const closed = once(writer, "close");
+    await once(writer.stdout, "data");
+    expect(await removeTemporaries(dir)).toHaveLength(1);
+    await closed;
+    expect(readdirSync(dir)).toEqual([]);
   });
 
   it("is nothing where there is no directory", async () => {

@@ -92,6 +92,14 @@ export async function mkdirDurably(path: string, mode = 0o700): Promise<void> {
   for (let made = path; made.length >= first.length; made = dirname(made)) await fsyncPath(dirname(made));
 }
 
+/**
+ * Removes a file or a directory with all in it. What writes there may outlive a killed server by a moment, as its helpers do: a directory that is
+ * not empty after all that was in it was removed is emptied again, for five seconds at most.
+ */
+export async function removeTree(path: string): Promise<void> {
+  await rm(path, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
+}
+
 /** Removes what interrupted writes left directly inside `dir`. Returns the names removed; a missing `dir` has none. */
 export async function removeTemporaries(dir: string): Promise<string[]> {
   let names: string[];
@@ -102,6 +110,6 @@ export async function removeTemporaries(dir: string): Promise<string[]> {
     throw error;
   }
   const temporary = names.filter((name) => name.startsWith(TEMPORARY_PREFIX));
-  for (const name of temporary) await rm(join(dir, name), { recursive: true, force: true });
+  for (const name of temporary) await removeTree(join(dir, name));
   return temporary;
 }

@@ -6,6 +6,7 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
+import { removeTree } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import { type CgroupParents, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
@@ -304,7 +305,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       this.unload(loaded);
     }
     // Its working set may be being written: a file that comes into a directory that is being removed keeps it.
-    await rm(image.dir, { recursive: true, force: true, maxRetries: 5 });
+    await removeTree(image.dir);
   }
 
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {

@@ -5,10 +5,10 @@
  * So a directory without a database would lose everything in it. What is there must then look as if a thaw wrote it: a folder of
  * somebody's project may well have `functions`, `images` and `logs` of its own.
  */
-import { readdir, rm, rmdir, stat } from "node:fs/promises";
+import { readdir, rmdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { ThawError } from "../base/errors.js";
-import { TEMPORARY_PREFIX } from "../base/fsync.js";
+import { removeTree, TEMPORARY_PREFIX } from "../base/fsync.js";
 import { DATABASE_FILE } from "./store.js";
 
 /** Directories of a platform's data. */
@@ -99,7 +99,7 @@ async function namesIn(path: string): Promise<string[]> {
 export async function sweep(layout: DataLayout, owned: Owned): Promise<string[]> {
   const removed: string[] = [];
   const remove = async (dir: string, name: string): Promise<void> => {
-    await rm(join(dir, name), { recursive: true, force: true });
+    await removeTree(join(dir, name));
     removed.push(join(dir, name).slice(layout.root.length + 1));
   };
   const kept = new Map<string, Set<string>>();
