@@ -354,10 +354,13 @@ describe("a server killed with SIGKILL around a live freeze", () => {
     const pid = await until("its function", () => Number(/pid (\d+)\n/.exec(out)?.[1]) || undefined);
     const living = livingProcesses().get(pid);
     if (living === undefined) throw new Error("its function does not live");
+    const helpers = descendants(child.pid ?? 0);
     child.stdin.on("error", () => undefined).write("go on\n");
     const [, signal] = (await closed) as [number | null, string | null];
     expect([signal, out]).toEqual(["SIGKILL", expect.not.stringContaining("nobody")]);
     await until("its function to end", () => !isAlive(living) || undefined);
+    // The extractor is the keeper's, who ends it and then itself.
+    await until("its keeper to end", () => !helpers.some(isAlive) || undefined);
     // What a server sweeps when it starts (test/crash.test.ts); nothing that could be taken for an image.
     for (const name of readdirSync(join(dataDir, "images"))) expect(name).toMatch(/^\.tmp-/);
   });
