@@ -205,6 +205,9 @@ export async function checkRecording(machine: Machine, nativeDir: string): Promi
     ...base,
     ok: false,
     says: `Working sets cannot be recorded exactly (${why}): pages beside those that a function touches count too, and starts from a cold disk read more.`,
-    fix: "Boot Linux 6.7 or newer, built with CONFIG_USERFAULTFD; in a container, pass /dev/userfaultfd in.",
+    // The device is there, then, and its mode is 0600.
+    fix: why.endsWith(": Permission denied")
+      ? "Run as root."
+      : "Boot Linux 6.7 or newer, built with CONFIG_USERFAULTFD; in a container, pass /dev/userfaultfd in.",
   };
 }

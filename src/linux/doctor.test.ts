@@ -116,8 +116,14 @@ describe("the doctor", () => {
     ]);
   });
 
-  it("says why working sets cannot be recorded exactly, which keeps nothing from running", async () => {
-    const why = "cannot open /dev/userfaultfd: No such file or directory";
+  it.each([
+    [
+      "No such file or directory",
+      "Boot Linux 6.7 or newer, built with CONFIG_USERFAULTFD; in a container, pass /dev/userfaultfd in.",
+    ],
+    ["Permission denied", "Run as root."],
+  ])("says why working sets cannot be recorded exactly (%s), which keeps nothing from running", async (error, fix) => {
+    const why = `cannot open /dev/userfaultfd: ${error}`;
     const output = JSON.stringify({ ok: false, code: "unsupported", why });
     const report = await probe({ commands: { "/opt/thaw/native/build/extractor": { ok: true, missing: false, output } } });
     expect(report).toMatchObject({ ok: true, canFreeze: true });
@@ -125,6 +131,7 @@ describe("the doctor", () => {
     expect(report.check("recording").says).toBe(
       `Working sets cannot be recorded exactly (${why}): pages beside those that a function touches count too, and starts from a cold disk read more.`,
     );
+    expect(report.check("recording").fix).toBe(fix);
   });
 
   it.each(["6.1.0-13-amd64", "5.19.0", "6.6.99", "unknown"])("refuses kernel %s, with the reason", async (release) => {
