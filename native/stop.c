@@ -250,8 +250,7 @@ static void seize(struct target *target, pid_t tid)
 {
 	if (target->thread_count == THREADS_MAX)
 		refuse("it has more than %d threads", THREADS_MAX);
-	long options = HOLD_OPTIONS | PTRACE_O_SUSPEND_SECCOMP;
-	if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)(options & ~(long)PTRACE_O_EXITKILL)) != 0) {
+	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) != 0) {
 		int error = errno;
 		if (error == ESRCH || (error == EPERM && is_over(target->pid, tid)))
 			return;
@@ -264,7 +263,8 @@ static void seize(struct target *target, pid_t tid)
 		target->thread_count--;
 		return;
 	}
-	/* Only now: one that never stopped shall outlive us. */
+	/* Only now: one that never stopped shall outlive us, and one that still runs has its filter. */
+	long options = HOLD_OPTIONS | PTRACE_O_SUSPEND_SECCOMP;
 	if (ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)options) != 0)
 		die("cannot hold thread %d: %s", tid, strerror(errno));
 }

@@ -11,9 +11,9 @@ const SCRIPT_AT = Number(ABI_CONSTANTS.HUSK_WORKSHOP_AT) + 4096;
 
 /** Each child writes, for as long as it lives, code into its parent that asks for a user namespace (unshare, CLONE_NEWUSER). */
 const WRITERS = `
-import ctypes, mmap, os, signal, struct, time
+import ctypes, errno, mmap, os, signal, struct, threading, time
 ASK = b"\\xb8" + struct.pack("<I", 272) + b"\\xbf" + struct.pack("<I", 0x10000000) + b"\\x0f\\x05"
-kept, count = [], 0
+kept, seen, count = [], set(), 0
 
 def keep_writing(*writes):
     parent, (told, tell) = os.getpid(), os.pipe()
@@ -65,6 +65,19 @@ def look():
     status = dict(line.split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
     return [os.readlink("/proc/self/ns/user"), status["CapEff"].strip()]
 
+def threads():
+    """Ask for a user namespace all the time, which the filter refuses; without it the kernel answers EINVAL to one of several threads."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    def keep_asking():
+        while True:
+            libc.syscall(272, 0x10000000)
+            seen.add(ctypes.get_errno())
+    for _ in range(2): threading.Thread(target=keep_asking, daemon=True).start()
+    while not seen: time.sleep(0.01)
+
+def errors():
+    return [errno.errorcode[number] for number in seen]
+
 def state():
     global count
     count += 1
@@ -91,6 +104,16 @@ describe("what is run on a function's behalf while it is hibernated", () => {
         const error = await one.hibernate().catch((thrown: unknown) => thrown);
         if (error instanceof Error) expect(error).toMatchObject({ code: "HIBERNATE_FAILED" });
         if (one.alive) expect(await step(one, "look")).toEqual(before);
+      }
+    });
+  });
+
+  it.each(["hibernate", "freeze"] as const)("leaves threads that still run their filter (%s)", { timeout: 120_000 }, async (way) => {
+    await withInstance(bench.engine.boot(bench.python(WRITERS)), async (one) => {
+      await step(one, "threads");
+      for (let round = 0; round < 20; round++) {
+        await one[way]();
+        expect(await step(one, "errors")).toEqual(["EPERM"]);
       }
     });
   });
