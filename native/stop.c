@@ -32,7 +32,7 @@
 #define ENDING_MS_MAX 2000
 #define TICK_US 100000
 #define STOP_TICKS_MAX 20
-#define SCRIPT_TICKS_MAX 300
+#define CALL_TICKS_MAX 300
 #define HOLD_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL)
 
 /* Errors with which the kernel marks a system call to be restarted. */
@@ -99,8 +99,8 @@ static void on_tick(int signal)
 }
 
 /*
- * A thread that waits for a child of vfork(2), or for a device, does not stop, and one whose script somebody else changed may never end it:
- * the wait for them is bounded by as many ticks. 0: no more.
+ * A thread that waits for a child of vfork(2), or for a device, does not stop, and one that runs a call or a script on our behalf may never end it, if
+ * somebody else changed its code or the descriptors that it was told of: the wait for them is bounded by as many ticks. 0: no more.
  */
 static void bound_waits(int most)
 {
@@ -118,6 +118,14 @@ static struct {
 	int status;
 } early[THREADS_MAX];
 static int early_count;
+
+/* It cannot go on: its registers are not its own. */
+static _Noreturn void endless(void)
+{
+	no_way_back(true);
+	errno = 0;
+	die("it does not end what is run on its behalf");
+}
 
 /*
  * The status of the stop; ENDED: the thread is no more. Any thread is waited for: of a process that was killed, the kernel tells the main thread's end only after the
@@ -138,8 +146,8 @@ static int wait_stop(pid_t tid)
 		pid_t got = waitpid(-1, &status, __WALL);
 		if (got < 0 && errno == EINTR && (ticks_max == 0 || ticks < ticks_max))
 			continue;
-		if (got < 0 && errno == EINTR && ticks_max == SCRIPT_TICKS_MAX)
-			die("it does not end what is run on its behalf");
+		if (got < 0 && errno == EINTR && ticks_max == CALL_TICKS_MAX)
+			endless();
 		if (got < 0 && errno == EINTR)
 			refuse("one of its threads cannot be stopped: it waits in the kernel (for a child of vfork?)");
 		if (got < 0)
@@ -200,24 +208,28 @@ static bool from_kernel(pid_t tid)
 }
 
 /*
- * Until it stops for `how` itself. Two signals come through whatever is held back: SIGSTOP, which is handed on (the thread stops at once
- * for the group's sake, and is sent on), and a SIGTRAP that was sent, which waits for release_all.
+ * Until it stops for `how` itself, for half a minute at most. Two signals come through whatever is held back: SIGSTOP, which is handed on (the thread stops
+ * at once for the group's sake, and is sent on), and a SIGTRAP that was sent, which waits for release_all.
  */
 static void ran(struct thread *thread, enum __ptrace_request how)
 {
+	bound_waits(CALL_TICKS_MAX);
 	for (;;) {
 		int status = wait_stop(thread->tid), signal = 0;
 		if (status == ENDED)
 			killed();
+		if (ticks >= ticks_max) /* who sends it such signals without end */
+			endless();
 		if (!is_interrupt(status)) {
 			signal = WSTOPSIG(status);
 			if (signal != SIGSTOP && (signal != SIGTRAP || from_kernel(thread->tid)))
-				return;
+				break;
 			thread->trapped |= signal == SIGTRAP;
 			signal = signal == SIGTRAP ? 0 : signal;
 		}
 		run(thread->tid, how, signal);
 	}
+	bound_waits(0);
 }
 
 uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise)
@@ -587,10 +599,8 @@ void start_call(struct target *target, struct thread *thread, long nr, const uin
 	regs[R_ORIG_RAX] = (uint64_t)-1;
 	transfer_regs(thread, PTRACE_SETREGSET, regs);
 	if (one_call(target) == PTRACE_SYSCALL) { /* its entry */
-		bound_waits(SCRIPT_TICKS_MAX);
 		run(thread->tid, PTRACE_SYSCALL, 0);
 		ran(thread, PTRACE_SYSCALL);
-		bound_waits(0);
 		look_at_call(target, thread, regs);
 	}
 	run(thread->tid, one_call(target), 0);
@@ -665,10 +675,8 @@ void run_script(struct target *target, int mem, uint64_t page, struct script_cal
 	regs[R_ORIG_RAX] = (uint64_t)-1;
 	transfer_regs(thread, PTRACE_SETREGSET, regs);
 	suspend_filter(thread, false);
-	bound_waits(SCRIPT_TICKS_MAX);
 	run(thread->tid, PTRACE_CONT, 0);
 	ran(thread, PTRACE_CONT);
-	bound_waits(0);
 	suspend_filter(thread, true);
 	transfer_regs(thread, PTRACE_GETREGSET, regs);
 	if (regs[R_RIP] != page + sizeof script_code)
