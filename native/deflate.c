@@ -1,7 +1,7 @@
 /*
  * Hibernation: the memory of a process goes to a file, the process stays (part of the extractor).
  *
- *   extractor deflate PID CONTROL_FD [kept=OFFSET,BYTES,…] [unused=NAME]… 3<>SWAP    SWAP: an unlinked file that belongs to this process alone
+ *   extractor deflate PID CONTROL_FD [limit=BYTES] [kept=OFFSET,BYTES,…] [unused=NAME]… 3<>SWAP    SWAP: an unlinked file that belongs to this process alone
  *
  * Theory of operation. Private pages are written to the file, then private mappings of the file take the place of the memory, and
  * clean pages of other files are dropped (Hibernate Container, 2023, §3.2). Page tables go with the pages; kernel objects stay.
@@ -25,6 +25,8 @@
  *
  * `kept`: parts of the file, in order, whose private pages are written like all others, and stay where they are. Every request writes
  * them again, and a page that is there spares it a fault, a copy, and on a cold disk a read.
+ *
+ * `limit`: bytes of memory that the function may have. What it holds in the file is not counted by its control group.
  *
  * `unused`: the name of a library that has jemalloc in it and, as the runtime says, has never allocated by it: no reason to refuse.
  */
@@ -260,18 +262,58 @@ static bool request_waits(struct deflation *d)
 
 /* ---- the whole ---- */
 
-/* Data where no mapping is any more, or never was because a request came. */
-static void clear_unused(struct deflation *d, const struct view *kept)
+static int by_start(const void *left, const void *right)
 {
-	memset(d->cells, 0, sizeof d->cells);
-	for (size_t i = 0; i < kept->vma_count; i++)
-		if (in_swap(d, &kept->vmas[i]))
-			take_cells(d, kept->vmas[i].offset, kept->vmas[i].end - kept->vmas[i].start);
-	for (off_t at = 0; (at = lseek(SWAP_FD, at, SEEK_DATA)) >= 0;) {
-		uint64_t cell = (uint64_t)at / CELL_BYTES;
-		if (cell < CELLS_MAX && !taken(d, cell))
-			punch(cell * CELL_BYTES, CELL_BYTES);
-		at = (off_t)((cell + 1) * CELL_BYTES);
+	const struct range *a = left, *b = right;
+	return a->start < b->start ? -1 : a->start > b->start;
+}
+
+static void clear(uint64_t start, uint64_t end)
+{
+	for (off_t at; start < end && (at = lseek(SWAP_FD, (off_t)start, SEEK_DATA)) >= 0 && (uint64_t)at < end;) {
+		off_t hole = lseek(SWAP_FD, at, SEEK_HOLE);
+		start = hole < 0 || (uint64_t)hole > end ? end : (uint64_t)hole;
+		punch((uint64_t)at, start - (uint64_t)at);
+	}
+}
+
+/*
+ * Data where no mapping is any more, down to the page: a function that keeps one page of each mapping shall not fill the disk. By what was mapped when all was
+ * stopped, as what is read of a process that runs may lack a mapping that moved meanwhile. It runs by now, but maps nothing of the file that it had not then.
+ */
+static void clear_unused(const struct deflation *d, const struct view *stopped, bool done)
+{
+	size_t count = 0;
+	uint64_t at = 0;
+	struct range *used = malloc((stopped->vma_count + stopped->piece_count + 1) * sizeof *used);
+	if (!used)
+		die("out of memory");
+	for (size_t i = 0; i < stopped->vma_count; i++) {
+		const struct vma *vma = &stopped->vmas[i];
+		if (in_swap(d, vma))
+			used[count++] = (struct range){ vma->offset, vma->offset + (vma->end - vma->start), false };
+	}
+	for (size_t i = 0; i < stopped->piece_count && done; i++) {
+		const struct piece *piece = &stopped->pieces[i];
+		if (!piece->mapped)
+			used[count++] = (struct range){ piece->offset, piece->offset + (piece->end - piece->start), false };
+	}
+	qsort(used, count, sizeof *used, by_start);
+	for (size_t i = 0; i < count; i++) {
+		clear(at, used[i].start);
+		at = used[i].end > at ? used[i].end : at;
+	}
+	clear(at, d->file_bytes);
+	free(used);
+}
+
+/* A request came before all was stopped: only what was written to new places is known to be nobody's. */
+static void clear_new(const struct view *running)
+{
+	for (size_t i = 0; i < running->piece_count; i++) {
+		const struct piece *piece = &running->pieces[i];
+		if (!piece->mapped)
+			clear(piece->offset, piece->offset + (piece->end - piece->start));
 	}
 }
 
@@ -323,7 +365,6 @@ static int report(struct deflation *d, const struct view *view, bool done)
 {
 	struct view now = { 0 };
 	now.vma_count = read_vmas(d->target->pid, &now.vmas, VMAS_FLAGS);
-	clear_unused(d, &now);
 	/* After the process goes on: a request that comes now does not wait for the disk. */
 	if (fdatasync(SWAP_FD) != 0)
 		die("cannot write the memory to disk: %s", strerror(errno));
@@ -368,6 +409,8 @@ int deflate(struct target *target, int argc, char **argv)
 			read_kept(&d, argv[i] + 5);
 		else if (strncmp(argv[i], "unused=", 7) == 0 && d.unused_count < UNUSED_MAX)
 			d.unused[d.unused_count++] = argv[i] + 7;
+		else if (strncmp(argv[i], "limit=", 6) == 0)
+			d.limit_bytes = strtoull(argv[i] + 6, NULL, 10);
 	if (fstat(SWAP_FD, &d.swap) != 0)
 		die("descriptor %d is no file: %s", SWAP_FD, strerror(errno));
 	d.file_bytes = (uint64_t)d.swap.st_size;
@@ -381,6 +424,7 @@ int deflate(struct target *target, int argc, char **argv)
 	first.text = read_maps(target->pid);
 	first.vma_count = read_vmas(target->pid, &first.vmas, VMAS_FLAGS);
 	refuse_unfit(&d, &first);
+	refuse_beyond_limit(&d);
 	if (!arm(&d, &first))
 		return report(&d, NULL, false);
 	refuse_sharers(&d, &first);
@@ -394,8 +438,10 @@ int deflate(struct target *target, int argc, char **argv)
 		die("cannot write the memory to disk: %s", strerror(errno));
 	copy_rounds(&d, &running);
 
-	if (!stop(&d, true))
+	if (!stop(&d, true)) {
+		clear_new(&running);
 		return report(&d, NULL, false);
+	}
 	look(&d, &stopped, &running);
 	refuse_mappings(&stopped);
 	refuse_overlaps(&d, &stopped);
@@ -407,5 +453,6 @@ int deflate(struct target *target, int argc, char **argv)
 		remap(&d, &stopped);
 	go_on(&d);
 	close(d.uffd);
+	clear_unused(&d, &stopped, done);
 	return report(&d, &stopped, done);
 }

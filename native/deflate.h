@@ -46,7 +46,7 @@ struct deflation {
 	int mem, pagemap, uffd;
 	struct stat swap;
 	uint64_t cells[(CELLS_MAX + 63) / 64];
-	uint64_t file_bytes, written_pages;
+	uint64_t file_bytes, written_pages, limit_bytes;
 	uint64_t stopped_ns;
 	struct range kept[KEPT_MAX]; /* offsets */
 	size_t kept_count;
@@ -75,6 +75,7 @@ void settle_places(struct deflation *d, struct view *view, const struct view *ea
 
 /* unfit.c: each refuses by name, and returns where there is nothing to refuse. */
 void refuse_unfit(const struct deflation *d, const struct view *view);
+void refuse_beyond_limit(const struct deflation *d);
 void refuse_mappings(const struct view *view);
 void refuse_overlaps(const struct deflation *d, const struct view *view);
 void refuse_sharers(const struct deflation *d, const struct view *view);

@@ -4,7 +4,7 @@
  *   extractor freeze PID DIRECTORY CONTROL_FD [image=PAGES] [base=PAGES [layout=LAYOUT]] [swap=FD] [live=SOCKET]
  *                                                             writes DIRECTORY/pages, DIRECTORY/tmp, DIRECTORY/facts.json
  *   extractor verify PAGES                                    prints the digest of a page space (store.c)
- *   extractor deflate PID CONTROL_FD [kept=…] [unused=…]… 3<>SWAP   moves the memory of a process to a file (deflate.c)
+ *   extractor deflate PID CONTROL_FD [limit=…] [kept=…] [unused=…]… 3<>SWAP   moves the memory of a process to a file (deflate.c)
  *   extractor tracking                                        says whether this kernel can tell exactly what a process touches
  *   extractor watch PID CONTROL_FD 3<SWAP                     tells what a wake touches (watch.c)
  *   extractor scan PID [PAGES [BASE_PAGES]]                   prints the present pages of a process by source (present.c)

@@ -226,6 +226,17 @@ void refuse_sharers(const struct deflation *d, const struct view *view)
 	refuse_children(d, parent, files);
 }
 
+/*
+ * Memory in the file is counted to nobody, and after a wake there is room for as much again. Of one that has as much there as it may have in all no more is
+ * taken: it could use the disk up, one hibernation after another.
+ */
+void refuse_beyond_limit(const struct deflation *d)
+{
+	uint64_t stored = (uint64_t)d->swap.st_blocks * 512;
+	if (d->limit_bytes && stored > d->limit_bytes)
+		refuse_instance("what it was hibernated with takes %" PRIu64 " MiB, and it may have %" PRIu64 " MiB of memory", stored >> 20, d->limit_bytes >> 20);
+}
+
 void refuse_unfit(const struct deflation *d, const struct view *view)
 {
 	struct statvfs where;

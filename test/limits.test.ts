@@ -98,6 +98,17 @@ def queues(event):
     made = 0
     while made < event["max"] and libc.mq_open(b"/q%d" % made, 0o102, 0o600, None) >= 0: made += 1
     return made
+def hoard(event):
+    kept.append(os.urandom(4096) * (event["mib"] << 8))
+    return len(kept)
+def shrink(event):
+    """Maps as much, writes it, and gives all but one page of what it mapped the time before back."""
+    libc.mmap.restype = ctypes.c_void_p
+    bytes_ = event["mib"] << 20
+    if kept: assert libc.munmap(ctypes.c_void_p(kept[-1] + 4096), ctypes.c_size_t(bytes_ - 4096)) == 0
+    kept.append(libc.mmap(None, ctypes.c_size_t(bytes_), 3, 0x22, -1, ctypes.c_long(0)))
+    ctypes.memset(ctypes.c_void_p(kept[-1]), len(kept), bytes_)
+    return [ctypes.string_at(at, 1)[0] for at in kept]
 def handler(event, context):
     return globals()[event["do"]](event) if "do" in event else "ready"
 `;
@@ -221,6 +232,38 @@ describe("limits", () => {
       await bench.quiet();
     }
     expect(bench.cgroups("memory").length).toBeLessThan(8);
+  });
+
+  it("hold for what is hibernated: an instance that has as much on disk as it may have in memory is not hibernated again", async () => {
+    const spec = bench.python(SOURCE, { memoryMb: 128 });
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      const bytes: number[] = [];
+      const hibernated = async (): Promise<unknown> => {
+        bytes.push((await instance.hibernate()).hibernatedBytes);
+        return undefined;
+      };
+      let told: unknown;
+      while (told === undefined) {
+        expect(bytes.length).toBeLessThan(5);
+        expect(await ask(instance, { do: "hoard", mib: 60 })).toBe(bytes.length + 1);
+        told = await hibernated().catch((error: unknown) => error);
+      }
+      expect(told).toMatchObject({ code: "HIBERNATE_REFUSED", details: { scope: "instance" } });
+      expect(String(told)).toMatch(/what it was hibernated with takes \d+ MiB, and it may have 128 MiB of memory/);
+      expect(Math.max(...bytes)).toBeLessThan(256 << 20);
+      expect(await ask(instance)).toBe("ready");
+    });
+  });
+
+  it("are not passed by memory that is gone: what of it lies on disk goes, down to the page", async () => {
+    const spec = bench.python(SOURCE, { memoryMb: 128 });
+    await withInstance(bench.engine.boot(spec), async (instance) => {
+      for (let round = 1; round <= 5; round++) {
+        const values = Array.from({ length: round }, (_, index) => index + 1);
+        expect(await ask(instance, { do: "shrink", mib: 50 })).toEqual(values);
+        expect((await instance.hibernate()).hibernatedBytes).toBeLessThan(100 << 20);
+      }
+    });
   });
 
   // Last: this process does not get its own limit back.

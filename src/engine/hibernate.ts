@@ -242,7 +242,13 @@ export class Hibernation {
 
   async #deflate(unusedAllocators: readonly string[]): Promise<Reply> {
     const { instance, tools } = this;
-    const argv = [tools.extractor, "deflate", String(instance.hostPid), String(CONTROL_FD)];
+    const argv = [
+      tools.extractor,
+      "deflate",
+      String(instance.hostPid),
+      String(CONTROL_FD),
+      `limit=${instance.spec.memoryMb * 2 ** 20}`,
+    ];
     const { kept } = this.#wakeSet;
     if (kept.length > 0) argv.push(`kept=${kept.join(",")}`);
     argv.push(...unusedAllocators.map((name) => `unused=${name}`));
