@@ -172,10 +172,11 @@ void remap(struct deflation *d, const struct view *view)
 		die("out of memory");
 	struct workshop shop;
 	enter_workshop(d, &shop, room);
+	/* More addresses than the machine has memory may have been reserved; the kernel would refuse that at once. */
 	for (size_t i = 0; i < view->piece_count; i++) {
 		const struct piece *piece = &view->pieces[i];
 		if (!piece->mapped)
-			calls[count++] = call(SYS_mmap, piece->start, piece->end - piece->start, (uint64_t)piece->prot, MAP_PRIVATE | MAP_FIXED,
+			calls[count++] = call(SYS_mmap, piece->start, piece->end - piece->start, (uint64_t)piece->prot, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
 					      (uint64_t)shop.swap, piece->offset);
 	}
 	size_t mapped = count;

@@ -3,7 +3,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
-import type { FunctionSpec, Instance } from "../src/engine/index.js";
+import { type FunctionSpec, type Instance, LOADERS } from "../src/engine/index.js";
 import { ask, errorOf, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
@@ -109,6 +109,13 @@ def shrink(event):
     kept.append(libc.mmap(None, ctypes.c_size_t(bytes_), 3, 0x22, -1, ctypes.c_long(0)))
     ctypes.memset(ctypes.c_void_p(kept[-1]), len(kept), bytes_)
     return [ctypes.string_at(at, 1)[0] for at in kept]
+def reserve(event):
+    """Addresses for a terabyte (MAP_NORESERVE), and a byte in every eighth gigabyte."""
+    if not kept:
+        libc.mmap.restype = ctypes.c_void_p
+        kept.append(libc.mmap(None, ctypes.c_size_t(1 << 40), 3, 0x4022, -1, ctypes.c_long(0)))
+        for at in range(0, 1 << 40, 8 << 30): ctypes.memset(ctypes.c_void_p(kept[0] + at), 7, 1)
+    return sum(ctypes.string_at(kept[0] + at, 1)[0] for at in range(0, 1 << 40, 8 << 30))
 def handler(event, context):
     return globals()[event["do"]](event) if "do" in event else "ready"
 `;
@@ -263,6 +270,20 @@ describe("limits", () => {
         expect(await ask(instance, { do: "shrink", mib: 50 })).toEqual(values);
         expect((await instance.hibernate()).hibernatedBytes).toBeLessThan(100 << 20);
       }
+    });
+  });
+
+  it("do not count addresses: a function that reserved more than the machine has is hibernated, frozen and thawed", async () => {
+    await withInstance(bench.engine.boot(bench.python(SOURCE, { memoryMb: 128 })), async (instance) => {
+      const reserve = (one: Instance): Promise<unknown> => ask(one, { do: "reserve" });
+      expect(await reserve(instance)).toBe(128 * 7);
+      const image = await instance.freeze({ then: "continue" });
+      expect((await instance.hibernate()).cancelled).toBe(false);
+      expect(await reserve(instance)).toBe(128 * 7);
+      for (const loader of LOADERS)
+        await withInstance(bench.engine.thaw(image, { loader }), async (clone) =>
+          expect(await reserve(clone), loader).toBe(128 * 7),
+        );
     });
   });
 

@@ -184,11 +184,12 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
     if (region.prot !== (PROT_READ | PROT_WRITE))
       program.call(`${label}: protect`, SYS.mprotect, [region.start, bytes, region.prot]);
   } else {
+    // More addresses than the machine has memory may have been reserved; the kernel would refuse that at once.
     program.call(label, SYS.mmap, [
       region.start,
       bytes,
       region.prot,
-      MAP_PRIVATE | MAP_FIXED,
+      MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
       spaceOf(region),
       region.slot ?? 0n,
     ]);
