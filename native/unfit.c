@@ -17,69 +17,94 @@
 #include <unistd.h>
 
 #define MAPPINGS_SPARE 256
+#define READ_BYTES_MAX (4ULL << 30)
 
 /* A library that was linked with jemalloc has its interface among its dynamic symbols (mallctl, je_mallctl, _rjem_mallctl: whatever its prefix) or,
  * where that is hidden, what it says when it aborts among its constants. */
 static const char INTERFACE[] = "mallctl";
 static const char MESSAGES[] = "<jemalloc>: ";
 
-/* Constants of a program are not looked through: Node has tens of megabytes of them. */
-static bool is_program(const uint8_t *file, size_t size)
+/*
+ * Files are read and not mapped: a fault in a hole of a function's own file would give it a page that is counted to us, and one behind its end would be our end.
+ * So every part of one may be missing, or change; what it says of itself is for the function's own good.
+ */
+static bool read_part(int fd, void *to, size_t bytes, uint64_t offset)
 {
-	const Elf64_Ehdr *head = (const Elf64_Ehdr *)file;
-	if (head->e_phentsize != sizeof(Elf64_Phdr) || head->e_phoff >= size || (size - head->e_phoff) / sizeof(Elf64_Phdr) < head->e_phnum)
+	return offset <= INT64_MAX - bytes && pread(fd, to, bytes, (off_t)offset) == (ssize_t)bytes;
+}
+
+/* Constants of a program are not looked through: Node has tens of megabytes of them. */
+static bool is_program(int fd, const Elf64_Ehdr *head)
+{
+	Elf64_Phdr segment = { 0 };
+	if (head->e_phentsize != sizeof segment)
 		return true;
-	const Elf64_Phdr *segments = (const Elf64_Phdr *)(file + head->e_phoff);
 	for (unsigned i = 0; i < head->e_phnum; i++)
-		if (segments[i].p_type == PT_INTERP)
+		if (!read_part(fd, &segment, sizeof segment, head->e_phoff + i * sizeof segment) || segment.p_type == PT_INTERP)
 			return true;
 	return false;
 }
 
 /* Whether a section's name begins so. */
-static bool is_named(const uint8_t *file, size_t size, const Elf64_Shdr *sections, const Elf64_Shdr *section, const char *name)
+static bool is_named(int fd, const Elf64_Shdr *names, const Elf64_Shdr *section, const char *name)
 {
-	const Elf64_Ehdr *head = (const Elf64_Ehdr *)file;
-	if (head->e_shstrndx >= head->e_shnum)
-		return false;
-	const Elf64_Shdr *names = &sections[head->e_shstrndx];
+	char begins[16];
 	size_t length = strlen(name);
-	return names->sh_offset <= size && section->sh_name <= size - names->sh_offset &&
-	       size - names->sh_offset - section->sh_name >= length && memcmp(file + names->sh_offset + section->sh_name, name, length) == 0;
+	return section->sh_name <= names->sh_size && length <= names->sh_size - section->sh_name &&
+	       read_part(fd, begins, length, names->sh_offset + section->sh_name) && memcmp(begins, name, length) == 0;
+}
+
+/* Looks through the data in a section; what is sought is shorter than a page. `left`: as much as may be read yet. */
+static bool holds(int fd, const Elf64_Shdr *section, const char *sought, size_t bytes, uint64_t *left)
+{
+	static char part[1 << 20];
+	uint64_t end = section->sh_offset + section->sh_size;
+	for (off_t at = (off_t)section->sh_offset; (uint64_t)at < end && (at = lseek(fd, at, SEEK_DATA)) >= 0 && (uint64_t)at < end;) {
+		size_t wanted = end - (uint64_t)at < sizeof part ? (size_t)(end - (uint64_t)at) : sizeof part;
+		ssize_t got = pread(fd, part, wanted, at);
+		if (got <= 0 || (uint64_t)got > *left)
+			return false;
+		if (memmem(part, (size_t)got, sought, bytes))
+			return true;
+		if ((size_t)got < bytes || (uint64_t)(at + got) >= end)
+			return false;
+		*left -= (uint64_t)got;
+		at += got - (off_t)bytes + 1;
+	}
+	return false;
+}
+
+static bool sections_hold_jemalloc(int fd, const Elf64_Ehdr *head, const Elf64_Shdr *sections, uint64_t left)
+{
+	bool library = !is_program(fd, head) && head->e_shstrndx < head->e_shnum;
+	for (unsigned i = 0; i < head->e_shnum; i++) {
+		const Elf64_Shdr *section = &sections[i];
+		if (!(section->sh_flags & SHF_ALLOC) || section->sh_offset > INT64_MAX || section->sh_size > INT64_MAX - section->sh_offset)
+			continue;
+		if (section->sh_type == SHT_STRTAB && holds(fd, section, INTERFACE, sizeof INTERFACE, &left))
+			return true;
+		if (section->sh_type == SHT_PROGBITS && library && is_named(fd, &sections[head->e_shstrndx], section, ".rodata") &&
+		    holds(fd, section, MESSAGES, sizeof MESSAGES - 1, &left))
+			return true;
+	}
+	return false;
 }
 
 static bool holds_jemalloc(const char *path)
 {
 	struct stat is;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || fstat(fd, &is) != 0 || !S_ISREG(is.st_mode) || (uint64_t)is.st_size < sizeof(Elf64_Ehdr)) {
-		if (fd >= 0)
-			close(fd);
-		return false;
-	}
-	size_t size = (size_t)is.st_size;
-	const uint8_t *file = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
-	close(fd);
-	if (file == MAP_FAILED)
-		return false;
-	const Elf64_Ehdr *head = (const Elf64_Ehdr *)file;
+	Elf64_Ehdr head;
+	Elf64_Shdr *sections = NULL;
 	bool found = false;
-	if (memcmp(head->e_ident, ELFMAG, SELFMAG) == 0 && head->e_shentsize == sizeof(Elf64_Shdr) && head->e_shoff < size &&
-	    (size - head->e_shoff) / sizeof(Elf64_Shdr) >= head->e_shnum) {
-		const Elf64_Shdr *sections = (const Elf64_Shdr *)(file + head->e_shoff);
-		bool library = !is_program(file, size);
-		for (unsigned i = 0; i < head->e_shnum && !found; i++) {
-			const Elf64_Shdr *section = &sections[i];
-			bool names = section->sh_type == SHT_STRTAB;
-			bool constants = library && section->sh_type == SHT_PROGBITS && is_named(file, size, sections, section, ".rodata");
-			if (!(names || constants) || !(section->sh_flags & SHF_ALLOC) || section->sh_offset > size || section->sh_size > size - section->sh_offset)
-				continue;
-			const uint8_t *at = file + section->sh_offset;
-			found = names ? memmem(at, section->sh_size, INTERFACE, sizeof INTERFACE) != NULL
-				      : memmem(at, section->sh_size, MESSAGES, sizeof MESSAGES - 1) != NULL;
-		}
-	}
-	munmap((void *)file, size);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0 && fstat(fd, &is) == 0 && S_ISREG(is.st_mode) && read_part(fd, &head, sizeof head, 0) && memcmp(head.e_ident, ELFMAG, SELFMAG) == 0 &&
+	    head.e_shentsize == sizeof *sections && (sections = malloc((head.e_shnum + 1) * sizeof *sections)) &&
+	    read_part(fd, sections, head.e_shnum * sizeof *sections, head.e_shoff))
+		/* Sections do not overlap; where they are made to, the file is not read again for each. */
+		found = sections_hold_jemalloc(fd, &head, sections, (uint64_t)is.st_size < READ_BYTES_MAX ? (uint64_t)is.st_size : READ_BYTES_MAX);
+	free(sections);
+	if (fd >= 0)
+		close(fd);
 	return found;
 }
 

@@ -10,7 +10,7 @@ const bench = useBench();
 afterEach(() => bench.quiet());
 
 const SOURCE = `
-import ctypes, errno, os, resource, signal, socket, threading, time
+import ctypes, errno, mmap, os, resource, signal, socket, struct, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
 kept = []
 def bomb(event):
@@ -116,6 +116,16 @@ def reserve(event):
         kept.append(libc.mmap(None, ctypes.c_size_t(1 << 40), 3, 0x4022, -1, ctypes.c_long(0)))
         for at in range(0, 1 << 40, 8 << 30): ctypes.memset(ctypes.c_void_p(kept[0] + at), 7, 1)
     return sum(ctypes.string_at(kept[0] + at, 1)[0] for at in range(0, 1 << 40, 8 << 30))
+def library(event):
+    """Maps a file in /tmp that says to be a library with a table of names of so many megabytes, all of it a hole; then tells how much of it is there."""
+    if not kept:
+        size = event["mib"] << 20
+        head = b"\\x7fELF\\x02\\x01\\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, 64, 0, 64, 56, 0, 64, event["tables"], 0)
+        with open("/tmp/library.so", "wb") as file:
+            file.write(head + struct.pack("<IIQQQQIIQQ", 0, 3, 2, 0, 1 << 20, size - (1 << 20), 0, 0, 1, 0) * event["tables"])
+            file.truncate(size)
+        with open("/tmp/library.so", "rb") as file: kept.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC))
+    return os.stat("/tmp/library.so").st_blocks >> 11
 def handler(event, context):
     return globals()[event["do"]](event) if "do" in event else "ready"
 `;
@@ -270,6 +280,22 @@ describe("limits", () => {
         expect(await ask(instance, { do: "shrink", mib: 50 })).toEqual(values);
         expect((await instance.hibernate()).hibernatedBytes).toBeLessThan(100 << 20);
       }
+    });
+  });
+
+  it.each([
+    ["whoever reads its files: holes in them stay holes", 400, 1],
+    ["and files that would be read for hours are not", 64 << 20, 20_000],
+  ])("hold (%s)", { timeout: 120_000 }, async (_what, mib, tables) => {
+    await withInstance(bench.engine.boot(bench.python(SOURCE, { memoryMb: 128 })), async (instance) => {
+      const event = { do: "library", mib, tables };
+      const there = (await ask(instance, event)) as number;
+      expect(there).toBeLessThan(4);
+      await instance
+        .freeze({ then: "continue" })
+        .catch((error: unknown) => expect(error).toMatchObject({ code: "FREEZE_REFUSED" }));
+      expect((await instance.hibernate()).cancelled).toBe(false);
+      expect(await ask(instance, event)).toBe(there);
     });
   });
 
