@@ -136,6 +136,23 @@ describe("an instance that nobody uses", () => {
     await pass(2_000);
   });
 
+  it("was not woken by a request that takes it out of its deflation, whatever becomes known of an earlier wake", async () => {
+    await openBed();
+    await bed.platform.invoke("a", "");
+    await bed.platform.hibernate("a");
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("wake");
+    bed.engine.delayMs.hibernate = 60_000;
+    const hibernating = bed.platform.hibernate("a");
+    await until(() => states()[0] === "deflating");
+    bed.engine.handler = () => {
+      for (const instance of bed.engine.live) instance.start = { ...instance.start, faultsOutside: 3 };
+      return null;
+    };
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("reuse");
+    expect(await hibernating).toMatchObject({ instances: 0 });
+    expect(bed.platform.metrics()).toMatchObject({ wakes: 1, starts: { wake: 1, reuse: 1 } });
+  });
+
   it("goes on being deflated while another one is idle", async () => {
     await openBed();
     bed.engine.handler = () => new Promise((resolve) => setTimeout(resolve, 20));

@@ -461,10 +461,13 @@ function afterAnswer(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }
 
-/** A lease of an instance that was there. When the request wakes it, the instance says how. */
+/**
+ * A lease of an instance that was there. When the request wakes it, the instance says how. One that is being deflated is not woken but kept
+ * awake: what its `start` becomes meanwhile is of an earlier wake, of which more has become known.
+ */
 function reused(slot: Slot): Lease {
   const { instance } = slot;
-  if (instance.state !== "hibernated" && instance.state !== "deflating") return { slot, start: () => slot.reuse };
+  if (instance.state !== "hibernated") return { slot, start: () => slot.reuse };
   const before = instance.start;
   return { slot, start: () => (instance.start !== before && instance.start.kind === "wake" ? instance.start : slot.reuse) };
 }
