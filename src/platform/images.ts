@@ -67,6 +67,8 @@ export class Images {
   readonly #queue: Version[] = [];
   readonly #waiting = new Map<Version, Waiting[]>();
   readonly #timers = new Map<Version, NodeJS.Timeout>();
+  /** Directories of images that a former server made, and this one cannot use: they are the next one's, unless the function goes. */
+  readonly #unusable = new Map<Version, readonly string[]>();
   #working: Promise<void> | undefined;
   #current: { readonly version: Version; instance: Instance | undefined } | undefined;
   #closed = false;
@@ -92,6 +94,10 @@ export class Images {
   resume(version: Version, { state, images }: StoredFunction): void {
     if (version.warmUp !== undefined && state.warmUp !== undefined) version.warmUp = state.warmUp;
     if (!this.#options.engine.canFreeze) {
+      this.#unusable.set(
+        version,
+        images.map(({ dir }) => dir),
+      );
       this.#settle(version, "none", BOOT_ONLY);
       return;
     }
@@ -181,7 +187,10 @@ export class Images {
       await this.#current.instance?.dispose().catch(() => undefined);
       while (this.#current?.version === version) await new Promise((resolve) => setTimeout(resolve, 5));
     }
-    await this.#options.pools.forgetAll(version);
+    const { imagesDir, pools } = this.#options;
+    for (const dir of this.#unusable.get(version) ?? []) pools.track(rm(join(imagesDir, dir), { recursive: true, force: true }));
+    this.#unusable.delete(version);
+    await pools.forgetAll(version);
   }
 
   /** Stops making images; those that exist stay. Idempotent. */
