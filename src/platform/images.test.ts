@@ -402,6 +402,29 @@ describe("after a restart", () => {
     expect((await bed.platform.waitReady("a")).state).toBe("ready");
   });
 
+  it("an image that somebody inspects is removed when that is over, and its function is gone only then", async () => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    const { inspect } = bed.engine;
+    let read = (): void => undefined;
+    bed.engine.inspect = async (image) => {
+      await new Promise<void>((resolve) => {
+        read = resolve;
+      });
+      expect(imagesOnDisk()).toHaveLength(1);
+      return inspect.call(bed.engine, image);
+    };
+    const inspected = bed.platform.inspect("a");
+    const removed = bed.platform.remove("a");
+    await until(() => bed.platform.list().length === 0);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    read();
+    expect(await inspected).toBeDefined();
+    await removed;
+    expect(imagesOnDisk()).toEqual([]);
+  });
+
   it("without freezing, images stay for the next server that can", async () => {
     bed = await openTestBed();
     await deploy();
@@ -411,6 +434,22 @@ describe("after a restart", () => {
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("boot");
     bed = await bed.restart({});
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
+  });
+
+  it.each([
+    ["removed", () => bed.platform.remove("a")],
+    [
+      "replaced",
+      () => bed.platform.deploy({ name: "a", zip: zipOf({ "index.mjs": "" }), handler: "index.handler", update: true }),
+    ],
+  ])("without freezing, images of a function that is %s go with it", async (_how, change) => {
+    bed = await openTestBed();
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed = await bed.restart({ canFreeze: false });
+    expect(imagesOnDisk()).toHaveLength(1);
+    await change();
+    await until(() => imagesOnDisk().length === 0);
   });
 
   it("husks are parked again", async () => {

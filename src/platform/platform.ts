@@ -215,8 +215,15 @@ class LocalPlatform implements Platform {
   }
 
   async inspect(name: string, qualifier?: string): Promise<ImageInspection | undefined> {
-    const image = this.#functions.find(name, qualifier).generations.favourite;
-    return image === undefined ? undefined : this.engine.inspect(image);
+    const { generations } = this.#functions.find(name, qualifier);
+    const image = generations.favourite;
+    if (image === undefined) return undefined;
+    const release = generations.use(image);
+    try {
+      return await this.engine.inspect(image);
+    } finally {
+      release();
+    }
   }
 
   async waitReady(name: string, options: { readonly timeoutMs?: number | undefined } = {}): Promise<ImageStatus> {

@@ -107,7 +107,8 @@ export class Pools {
       // Its directory goes all the same: the next server finds that out, and drops it.
       log.error({ err: error, function: version.name }, "an image could not be forgotten");
     }
-    generations.whenUnused(image, () => this.track(engine.removeImage(image)));
+    const unused = new Promise<void>((resolve) => generations.whenUnused(image, resolve));
+    this.track(unused.then(() => engine.removeImage(image)));
     return true;
   }
 
