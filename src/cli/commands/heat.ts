@@ -1,7 +1,7 @@
 /** `thaw image ls`, `thaw heat`: a function's images by heat, and making a hotter one. */
 import type { Command } from "commander";
 import { formatBytes, formatUs } from "../../base/units.js";
-import type { HeatReport, ImageEntry } from "../../platform/types.js";
+import { type HeatReport, type ImageEntry, LIMITS } from "../../platform/types.js";
 import { codeHeatText } from "../heat-text.js";
 import { formatTable, type Io, printable } from "../io.js";
 import { wholeNumber } from "../options.js";
@@ -20,7 +20,7 @@ export function addHeatCommands(program: Command, image: Command, { io }: Contex
   asClient(program.command("heat"))
     .description("make a hotter image now: replay requests in a private instance, then freeze it")
     .argument("<name>")
-    .option("--requests <n>", "how many to replay", wholeNumber(1, 999_999_999), HEAT_REQUESTS)
+    .option("--requests <n>", "how many to replay", wholeNumber(1, LIMITS.heatRequestsMax), HEAT_REQUESTS)
     .option("--payload <json>", "the event: JSON, @FILE, or - for stdin (default: the declared warm-up events, or {})")
     .option("--from <generation>", "the image to begin with (default: the hottest)", wholeNumber(0, 999_999_999))
     .action((name: string, options: HeatOptions) => heat(io, name, options));
