@@ -27,7 +27,9 @@ describe("an image that a former server wrote", () => {
     await world.open();
     world.engine.rememberImage(image);
     world.engine.park(image, "image", 1);
-    await until("a husk to be parked", () => (world.engine.stats().husks.image === 1 ? true : undefined));
+    // Not before it was opened, and not before the husk is there.
+    await world.engine.poolsFull(20_000);
+    expect(world.engine.stats().husks.image).toBe(1);
     await world.thawed(image, async (clone) => expect(await call(clone, "counter.read")).toMatchObject({ count: 3 }), {
       husk: "parked",
     });

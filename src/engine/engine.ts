@@ -317,7 +317,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   poolsFull(timeoutMs: number): Promise<void> {
-    return this.husks.full(timeoutMs);
+    return this.parking.full(timeoutMs);
   }
 
   /**

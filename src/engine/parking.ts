@@ -8,7 +8,9 @@
  * A husk with the runtime mapped takes a quarter off a start, and hardly any memory of its own: it maps files that are shared. So one is kept for whatever is
  * started from twice, without being asked for each image, and for the last few such sets: functions with native modules have their own.
  */
-import { assert } from "../base/errors.js";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { nowMs, sleep } from "../base/clock.js";
+import { assert, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { parkedKey } from "./choose-husk.js";
@@ -49,6 +51,8 @@ export class Parking {
   /** Pools that nobody asked for by name, in order of use. */
   readonly #own = new Set<string>();
   readonly #seen = new Set<string>();
+  /** For which images that are still being opened husks were asked for. Each rejects with what opening it fails with. */
+  readonly #opening = new Set<Promise<void>>();
 
   constructor(private readonly tools: ParkingTools) {}
 
@@ -71,13 +75,34 @@ export class Parking {
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {
     if (level !== "runtime") refuseParking(asked ?? "splice");
     const loaded = this.tools.images.use(image);
-    if (loaded instanceof Promise)
-      loaded.then(
-        (opened) => this.#park(opened, level, count, asked),
-        // The first start that thaws it finds the same, and tells it; here nothing is at stake but a husk.
-        (error: unknown) => this.tools.log.warn({ err: error, image: image.id }, "no husk could be parked for an image"),
-      );
-    else this.#park(loaded, level, count, asked);
+    if (!(loaded instanceof Promise)) {
+      this.#park(loaded, level, count, asked);
+      return;
+    }
+    const parked = loaded.then((opened) => {
+      if (!opened.closed) this.#park(opened, level, count, asked);
+    });
+    this.#opening.add(parked);
+    parked
+      // The first start that thaws it finds the same, and tells it; here nothing is at stake but a husk.
+      .catch((error: unknown) => this.tools.log.warn({ err: error, image: image.id }, "no husk could be parked for an image"))
+      .finally(() => this.#opening.delete(parked));
+  }
+
+  /** Resolves when all that was asked for by now is parked. RESOURCE_EXHAUSTED after `timeoutMs`, or what opening an image fails with. */
+  async full(timeoutMs: number): Promise<void> {
+    const endMs = nowMs() + timeoutMs;
+    // Behind what starts have left to be asked for; see `started`.
+    await nextTurn();
+    const timer = new AbortController();
+    const late = sleep(timeoutMs, timer.signal).then(() => {
+      throw new ThawError("RESOURCE_EXHAUSTED", {
+        what: `the pools did not fill within ${timeoutMs} ms`,
+        why: "images that husks shall be parked for are still being opened",
+      });
+    });
+    await Promise.race([Promise.all(this.#opening), late]).finally(() => timer.abort());
+    return this.tools.husks.full(Math.max(0, endMs - nowMs()));
   }
 
   #park(loaded: LoadedImage, level: ParkedLevel, count: number, asked: Loader | undefined): void {
