@@ -51,6 +51,50 @@ function privateBytes(server: TestServer): { seen: number; atOnce: number } {
 
 useServers();
 
+describe.each([
+  [
+    "node",
+    {
+      "index.mjs": `
+import { existsSync } from "node:fs";
+awslambda.snapshot.registerBeforeSnapshot(() => { while (existsSync("/tmp/hang")) {} });
+import { writeFileSync } from "node:fs";
+export const handler = async ({ hang }) => { if (hang) writeFileSync("/tmp/hang", ""); return existsSync("/tmp/hang"); };
+`,
+    },
+  ],
+  [
+    "python",
+    {
+      "app.py": `
+import os
+from snapshot_restore_py import register_before_snapshot
+def hook():
+    while os.path.exists("/tmp/hang"): pass
+register_before_snapshot(hook)
+def handler(event, context):
+    if event.get("hang"): open("/tmp/hang", "w").close()
+    return os.path.exists("/tmp/hang")
+`,
+    },
+  ],
+] as const)("a %s instance whose hook before the snapshot hangs", (language, files: Files) => {
+  it("costs the request that meets it its time, and not its answer, and is the last that is hibernated", async () => {
+    const server = await TestServer.start(temporaryDir(`hook-${language}`));
+    await server.deployReady("hooked", files, { timeout: "2" });
+    expect((await server.invoke("hooked", { hang: true })).json).toBe(true);
+    const hibernating = server.cli(["hibernate", "hooked"]);
+    const states = async () => (await server.view("hooked")).instances.map(({ state }) => state);
+    await until("its hook to run", async () => ((await states())[0] === "deflating" ? true : undefined));
+    // From another instance, which knows of no file.
+    expect(await server.invoke("hooked", {})).toMatchObject({ status: 200, json: false, start: { kind: "thaw" } });
+    const told = "its before-snapshot hooks took longer than 2 s, and it was ended";
+    expect(await hibernating).toMatchObject({ code: 1, err: expect.stringContaining(told) });
+    expect((await server.view("hooked")).hibernateRefused).toContain(told);
+    await server.stop();
+  }, 60_000);
+});
+
 describe("a function's instances", () => {
   let server: TestServer;
   beforeAll(async () => {

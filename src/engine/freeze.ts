@@ -60,21 +60,17 @@ const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
 /** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze, how hot the code is and what is to be seeded anew, where the runtime tells. */
 export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<PreparedHeader> {
   const { graceMs } = instance.owner;
-  const answer = instance.expect("prepared");
+  // Whoever does not answer this answers nothing any more.
+  const tooSlow = (ms: number): ThawError =>
+    new ThawError(code, {
+      what: `function "${instance.spec.name}" could not be ${done}`,
+      why: `its before-snapshot hooks took longer than ${ms / 1000} s, and it was ended`,
+      fix: "mend the hook",
+    });
+  const answer = instance.expect("prepared", tooSlow);
   const image = done === "frozen" ? { heat: true as const, seeds: true as const } : {};
   instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }), ...image });
-  // Whoever does not answer this answers nothing any more.
-  const timer = setTimeout(
-    () =>
-      instance.fail(
-        new ThawError(code, {
-          what: `function "${instance.spec.name}" could not be ${done}`,
-          why: `its before-snapshot hooks took longer than ${graceMs / 1000} s, and it was ended`,
-          fix: "mend the hook",
-        }),
-      ),
-    graceMs,
-  );
+  const timer = setTimeout(() => instance.fail(tooSlow(graceMs)), graceMs);
   const { header, body } = await answer.finally(() => clearTimeout(timer));
   if (header.type === "prepared") return header;
   throw new ThawError(code, {

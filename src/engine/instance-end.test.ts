@@ -42,6 +42,14 @@ describe("a request that an instance did not answer", () => {
     }
   });
 
+  it("may go to another one when it was still behind hooks of before, however they ended", () => {
+    const why = new ThawError("HIBERNATE_REFUSED", { what: "its hooks took too long" });
+    const failed: Ending = { ...exited({}), end: { kind: "failed", error: why } };
+    for (const ending of [failed, exited({ oomKills: 1 }), exited({}, "timeout")])
+      expect(verdict(ending, { ...REQUEST, sent: false }, 1)).toMatchObject({ code: "INSTANCE_EXITED" });
+    expect(verdict(failed, REQUEST, 1)).toBe(why);
+  });
+
   it.each([
     ["it was read", exited({}), 1],
     ["it was the first one", exited({ unread: true }), 0],

@@ -31,7 +31,7 @@ export interface UnansweredRequest {
   readonly requestId: string;
   readonly beganMs: number;
   readonly timeoutMs: number;
-  /** False when the instance had ended before it could be sent. */
+  /** False when it cannot have been read: the instance had ended before it could be sent, or was still in hooks of before. */
   readonly sent: boolean;
 }
 
@@ -101,17 +101,17 @@ function signalAdvice(signal: number): string {
 
 /** What the request that it did not answer gets: an error of the platform's, or a reply, to which the instance adds its logs. */
 export function verdict(ending: Ending, request: UnansweredRequest, served: number): ThawError | Omit<InvokeResult, "logs"> {
-  if (ending.end?.kind === "failed") return ending.end.error;
   if (served > 0 && neverRead(ending, request)) return unreadError(exitError(ending));
+  if (ending.end?.kind === "failed") return ending.end.error;
   return obituary(ending, request);
 }
 
 /**
- * Whether the process ended by itself before it had read the request: of what its last one left behind. Where memory ran out, this
- * request may be what it was for.
+ * Whether the process ended before it had read the request: of what its last one left behind. Where memory ran out, a request that was
+ * there may be what it was for.
  */
 function neverRead({ end, exit }: Ending, { sent }: UnansweredRequest): boolean {
-  return end?.kind === "exited" && exit?.oomKills === 0 && (!sent || exit.unread === true);
+  return !sent || (end?.kind === "exited" && exit?.oomKills === 0 && exit.unread === true);
 }
 
 function unreadError(cause: ThawError): ThawError {

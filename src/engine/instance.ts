@@ -72,6 +72,8 @@ interface Waiting {
   readonly kind: "ready" | "prepared";
   readonly resolve: (frame: FunctionFrame) => void;
   readonly reject: (error: Error) => void;
+  /** Of hooks: what is told when they take longer than a request that waits behind them may. */
+  readonly tooSlow: ((ms: number) => ThawError) | undefined;
 }
 
 interface Running extends UnansweredRequest {
@@ -178,10 +180,10 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   /** Resolves with the next frame of that kind, or rejects with what happened instead. */
-  expect(kind: Waiting["kind"]): Promise<FunctionFrame> {
+  expect(kind: Waiting["kind"], tooSlow?: Waiting["tooSlow"]): Promise<FunctionFrame> {
     assert(this.waiting === undefined && this.running === undefined, "instance already waits");
     return new Promise((resolve, reject) => {
-      this.waiting = { kind, resolve, reject };
+      this.waiting = { kind, resolve, reject, tooSlow };
       if (!this.alive) this.settle();
     });
   }
@@ -203,7 +205,10 @@ export class LiveInstance implements Instance, InstanceListener {
     assert(this.running === undefined, "an instance serves one request at a time");
     this.runAfterAnswer();
     const { shut } = this.gate;
-    if (shut !== undefined) return shut.then(() => this.invoke(payload, options, beganMs));
+    if (shut !== undefined) {
+      const timer = setTimeout(() => this.expire(this.spec.timeoutMs), this.spec.timeoutMs);
+      return shut.finally(() => clearTimeout(timer)).then(() => this.invoke(payload, options, beganMs));
+    }
     const waking = this.hibernation?.requested();
     return new Promise((resolve, reject) => {
       const requestId = options.requestId ?? randomUUID();
@@ -219,7 +224,7 @@ export class LiveInstance implements Instance, InstanceListener {
         reject,
         timeoutMs,
         sent: this.alive,
-        timer: setTimeout(() => this.expire(), timeoutMs),
+        timer: setTimeout(() => this.expire(timeoutMs), timeoutMs),
       };
       if (!this.alive) {
         this.settle();
@@ -443,9 +448,14 @@ export class LiveInstance implements Instance, InstanceListener {
     this.keeper.kill(this.id);
   }
 
-  private expire(): void {
-    this.end ??= { kind: "timeout" };
-    this.keeper.kill(this.id);
+  /** A request's time is over. Hooks that it waited for are the reason where they still run: another instance can answer it. */
+  private expire(ms: number): void {
+    const { running, waiting } = this;
+    if (waiting?.tooSlow !== undefined) this.fail(waiting.tooSlow(ms));
+    else if (running !== undefined) {
+      this.end ??= { kind: "timeout" };
+      this.keeper.kill(this.id);
+    }
   }
 
   /** Answers whoever waits, once the instance is over. */
@@ -455,7 +465,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.waiting = undefined;
     if (running !== undefined) {
       clearTimeout(running.timer);
-      const told = verdict(this.ending, running, this.served);
+      const told = verdict(this.ending, { ...running, sent: running.sent && waiting === undefined }, this.served);
       if (told instanceof ThawError) running.reject(told);
       else running.resolve({ ...told, logs: this.takeLogs() });
     }

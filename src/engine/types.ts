@@ -287,7 +287,8 @@ export interface Instance {
   /**
    * Bytes go to the handler as they are; they must be JSON. One at a time: a second call while one runs is a bug. Wakes a
    * hibernated instance; ends a hibernation that is under way within milliseconds, one way or the other. Rejects with INSTANCE_EXITED when
-   * an instance that had answered before ended by itself without having read the request.
+   * an instance that had answered before ended without having read the request, which is also what becomes of one whose before-snapshot hooks
+   * take longer than the request may.
    */
   invoke(payload: Buffer | string, options?: InvokeOptions): Promise<InvokeResult>;
   /** Refuses by name (FREEZE_REFUSED) what cannot be frozen; the instance then goes on. */
