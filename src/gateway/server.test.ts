@@ -74,8 +74,50 @@ describe("a real socket", () => {
     const [head = "", body = ""] = (await raw(`POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\n${header}\r\n`)).split("\r\n\r\n");
     expect(head).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n/);
     expect(head).toContain("x-amzn-errortype: InvalidParameterValueException");
+    expect(head).toMatch(/\r\nx-amzn-requestid: [0-9a-f-]{36}\r\n/);
     const { Type, message } = JSON.parse(body) as Record<string, string>;
     expect([Type, message]).toEqual(["User", expect.stringContaining(`The request cannot be read. ${why}`)]);
+  });
+
+  it.each([
+    ["HTTP/1.1 without a Host", `POST ${INVOKE} HTTP/1.1\r\nConnection: close\r\n\r\n`, "It has no Host header", 400],
+    [
+      "an expectation that nobody knows",
+      `POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nExpect: tea\r\nContent-Length: 2\r\n\r\n`,
+      'It expects "tea", which is unknown',
+      400,
+    ],
+    [
+      "to be a proxy",
+      "CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+      "There is no operation CONNECT example.org:443",
+      404,
+    ],
+  ])("refuses %s in Lambda's shape, and closes", async (_what, bytes, why, status) => {
+    const [head = "", body = ""] = (await raw(bytes)).split("\r\n\r\n");
+    expect(head).toMatch(new RegExp(`^HTTP/1\\.1 ${status} `));
+    expect(head).toMatch(/\r\nx-amzn-requestid: [0-9a-f-]{36}(\r\n|$)/);
+    expect(head).toContain("x-amzn-errortype: ");
+    const { Type, message, Message = message } = JSON.parse(body) as Record<string, string>;
+    expect([Type, Message]).toEqual(["User", expect.stringContaining(why)]);
+  });
+
+  it("answers a request before it refuses what stands behind it and cannot be read", async () => {
+    let answer = (): void => undefined;
+    const asked = new Promise<void>((resolve) => {
+      test.engine.handler = () => {
+        resolve();
+        return new Promise((settle) => {
+          answer = () => settle("answered");
+        });
+      };
+    });
+    const reply = raw(`POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}what is this\r\n\r\n`);
+    await asked;
+    answer();
+    const [first, second] = (await reply).split(/(?=HTTP\/1\.1 4)/);
+    expect(first).toMatch(/^HTTP\/1\.1 200 OK\r\n[\s\S]*\r\n\r\n"answered"$/);
+    expect(second).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n[\s\S]*It is not HTTP\/1\.1/);
   });
 
   it("cuts a payload without end at the limit", async () => {

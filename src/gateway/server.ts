@@ -5,7 +5,7 @@
  */
 import { randomUUID } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { finished } from "node:stream";
 import Fastify, { type FastifyInstance, type FastifyPluginCallback, type FastifyReply, type FastifyRequest } from "fastify";
 import { isThawError, ThawError } from "../base/errors.js";
@@ -18,7 +18,7 @@ import { ApiError, controlError, exceptionOf, lambdaError } from "./errors.js";
 import { isLoopback, refuseForeignPages } from "./guard.js";
 import { addInvokeRoute } from "./invoke.js";
 import { EXPOSITION_TYPE, exposition } from "./prometheus.js";
-import { type ReadingLimits, refuseUnreadable } from "./unreadable.js";
+import { type ReadingLimits, refuseOnSocket, refuseUnreadable } from "./unreadable.js";
 
 /** How long a client may take to send its headers, and all of a request. The reply may take as long as the function. */
 const HEADERS_TIMEOUT_MS = 10_000;
@@ -77,6 +77,16 @@ export interface Gateway {
  */
 const unasked = new WeakSet<IncomingMessage>();
 
+/** The last reply that a connection was promised; it comes behind all others. */
+const replies = new WeakMap<Socket, ServerResponse>();
+
+/** Replies come in the order of their requests: what cannot be read may stand behind one that is being answered, and is not a part of that. */
+function afterReply(socket: Socket, then: () => void): void {
+  const last = replies.get(socket);
+  if (socket.writable && last?.req.complete === true && !last.writableFinished) last.once("close", then);
+  else then();
+}
+
 /** The application without a port; tests use its `inject`. */
 export function buildGateway(
   platform: Platform,
@@ -97,13 +107,26 @@ export function buildGateway(
     genReqId: () => randomUUID(),
     // Of an address that no route was looked up for: no hook runs, and no error handler.
     frameworkErrors: (error, request, reply) => void sendError(addressError(error), request, reply),
-    clientErrorHandler: (error, socket) => refuseUnreadable(error, socket, READING_LIMITS),
+    clientErrorHandler: (error, socket) => afterReply(socket, () => refuseUnreadable(error, socket, READING_LIMITS)),
     routerOptions: { maxParamLength: PARAMETER_CHARACTERS_MAX },
-    http: { headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: CHECK_INTERVAL_MS, maxHeaderSize: HEADER_BYTES_MAX },
+    http: {
+      headersTimeout: HEADERS_TIMEOUT_MS,
+      connectionsCheckingInterval: CHECK_INTERVAL_MS,
+      maxHeaderSize: HEADER_BYTES_MAX,
+      // Node's refusal would have no body: ours is in refuseUnmeetable.
+      requireHostHeader: false,
+    },
   });
   app.server.maxConnections = CONNECTIONS_MAX;
+  app.server.prependListener("request", ({ socket }: IncomingMessage, response: ServerResponse) => replies.set(socket, response));
+  app.server.on("connect", (request: IncomingMessage, socket: Socket) => refuseOnSocket(noOperation(request), socket));
 
   app.server.on("checkContinue", (request: IncomingMessage, response: ServerResponse) => {
+    unasked.add(request);
+    app.server.emit("request", request, response);
+  });
+  // Of another expectation; Node would answer by itself.
+  app.server.on("checkExpectation", (request: IncomingMessage, response: ServerResponse) => {
     unasked.add(request);
     app.server.emit("request", request, response);
   });
@@ -122,6 +145,7 @@ export function buildGateway(
 
   app.addHook("onRequest", (request, reply, done) => {
     nameRequest(request, reply);
+    refuseUnmeetable(request.raw);
     refuseForeignPages(request.headers, boundToLoopback);
     // Before its body is read, which may be larger than anything that is read in vain.
     if (request.is404) throw noOperation(request);
@@ -217,8 +241,23 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
   return reply.code(status).headers(headers).send(Buffer.from(body));
 }
 
-function noOperation({ method, url }: FastifyRequest): ApiError {
-  const path = url.split("?", 1)[0] ?? "";
+/** What HTTP/1.1 says is to be refused. */
+function refuseUnmeetable({ headers: { host, expect }, httpVersion }: IncomingMessage): void {
+  const what = "The request cannot be answered";
+  if (host === undefined && httpVersion === "1.1")
+    throw new ThawError("INVALID_ARGUMENT", { what, why: "It has no Host header, which HTTP/1.1 demands" });
+  if (expect !== undefined && expect.toLowerCase() !== "100-continue") {
+    const fix = "Expect 100-continue, or nothing";
+    throw new ThawError("INVALID_ARGUMENT", {
+      what,
+      why: `It expects ${JSON.stringify(expect.slice(0, 80))}, which is unknown`,
+      fix,
+    });
+  }
+}
+
+function noOperation({ method, url }: Pick<IncomingMessage, "method" | "url">): ApiError {
+  const path = url?.split("?", 1)[0] ?? "";
   return new ApiError("ResourceNotFoundException", `There is no operation ${method} ${path.slice(0, 200)}`);
 }
 

@@ -2,6 +2,7 @@
  * What never becomes a request: bytes that are not HTTP, headers beyond their limit, a request that does not come to its end. No route
  * and no hook sees it, so it is refused here, on its socket, in the shape of every other refusal.
  */
+import { randomUUID } from "node:crypto";
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { ThawError } from "../base/errors.js";
@@ -18,17 +19,24 @@ export interface ReadingLimits {
 
 /** Answers and closes the connection. */
 export function refuseUnreadable(error: NodeJS.ErrnoException, socket: Socket, limits: ReadingLimits): void {
-  if (socket.writable && error.code !== "ECONNRESET") {
-    const { status, headers, body } = lambdaError(refusal(error, limits));
+  if (error.code === "ECONNRESET") socket.destroy();
+  else refuseOnSocket(refusal(error, limits), socket);
+}
+
+/** Where Node gives no reply to write to. */
+export function refuseOnSocket(error: Error, socket: Socket): void {
+  if (socket.writable) {
+    const { status, headers, body } = lambdaError(error);
     const lines = [
       `HTTP/1.1 ${status} ${STATUS_CODES[status]}`,
       "connection: close",
       `content-length: ${Buffer.byteLength(body)}`,
+      `x-amzn-requestid: ${randomUUID()}`,
     ];
     for (const [name, value] of Object.entries(headers)) lines.push(`${name}: ${value}`);
     socket.write(`${lines.join("\r\n")}\r\n\r\n${body}`);
   }
-  socket.destroy(error);
+  socket.destroy();
 }
 
 function refusal(cause: NodeJS.ErrnoException, { headerBytes, headersMs, requestMs }: ReadingLimits): ThawError {
