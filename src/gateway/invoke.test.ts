@@ -141,6 +141,20 @@ describe("DryRun", () => {
     expect(test.engine.calls.length).toBe(before);
   });
 
+  it.each([
+    ["x-amz-log-type", "All"],
+    ["x-thaw-prefer", "magic"],
+    ["x-amz-client-context", "none"],
+    ["x-amzn-trace-id", "a".repeat(62_000)],
+  ])("refuses %s where the request itself would be refused", async (header, value) => {
+    const replies = [
+      await post("{}", { [header]: value }),
+      await post("{}", { [header]: value, "x-amz-invocation-type": "DryRun" }),
+    ];
+    expect(replies.map(({ statusCode }) => statusCode)).toEqual([400, 400]);
+    expect(replies[1]?.body).toBe(replies[0]?.body);
+  });
+
   it("says when the function does not exist", async () => {
     expect((await post("{}", { "x-amz-invocation-type": "DryRun" }, URL.replace("hello", "nobody"))).statusCode).toBe(404);
   });

@@ -35,14 +35,14 @@ export function addInvokeRoute(app: FastifyInstance, platform: Platform, onOutco
     const { name, qualifier } = parseFunctionRef(request.params.reference, Qualifier);
     const payload = payloadOf(request);
 
+    const asked = { ...optionsFrom(headers), qualifier, requestId };
     const type = headers["x-amz-invocation-type"] ?? "RequestResponse";
     if (type === "DryRun") {
-      platform.check(name, payload, qualifier);
+      platform.check(name, payload, asked);
       return reply.code(204).send();
     }
     if (type !== "RequestResponse") throw unknownType(type);
 
-    const asked = { ...optionsFrom(headers), qualifier, requestId };
     const outcome = await platform.invoke(name, payload, asked);
     onOutcome(name, outcome);
     return sendOutcome(reply, outcome, asked);

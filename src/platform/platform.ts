@@ -230,10 +230,11 @@ class LocalPlatform implements Platform {
     return this.#images.settled(this.#functions.find(name), options.timeoutMs);
   }
 
-  check(name: string, payload: Buffer | string, qualifier?: string): void {
+  check(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): void {
     this.#refuseWhenClosing();
-    this.#functions.find(name, qualifier);
+    this.#functions.find(name, request.qualifier);
     checkPayload(payload);
+    checkContext(request);
   }
 
   async invoke(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): Promise<InvokeOutcome> {
