@@ -377,9 +377,11 @@ describe("after a restart", () => {
     // Of its first image, and of its hotter one.
     await until(() => bed.engine.prepared.length === 2);
     await bed.platform.remove("warm");
-    expect(aborted).toEqual(["warm"]);
-    await bed.platform.close();
     expect(aborted).toEqual(["warm", "warm"]);
+    await bed.platform.deploy({ name: "other", zip: zipOf() });
+    await until(() => bed.engine.prepared.length === 3);
+    await bed.platform.close();
+    expect(aborted).toEqual(["warm", "warm", "other"]);
   });
 
   it("an image that cannot be prepared is left to its first request", async () => {
@@ -400,6 +402,22 @@ describe("after a restart", () => {
     await rm(join(bed.dataDir, "images", imagesOnDisk()[0] ?? ""), { recursive: true });
     bed = await bed.restart();
     expect((await bed.platform.waitReady("a")).state).toBe("ready");
+  });
+
+  it("what runs to find out about an image ends with its function, which is gone only then", async () => {
+    bed = await openTestBed();
+    const seen: string[] = [];
+    bed.engine.prepareImage = async (_image, { signal } = {}) => {
+      seen.push("begun");
+      await new Promise((resolve) => signal?.addEventListener("abort", resolve));
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      seen.push("over");
+    };
+    await deploy();
+    await bed.platform.waitReady("a");
+    await until(() => seen.length === 1);
+    await bed.platform.remove("a");
+    expect(seen).toEqual(["begun", "over"]);
   });
 
   it("an image that somebody inspects is removed when that is over, and its function is gone only then", async () => {

@@ -76,6 +76,8 @@ export class Images {
   #preparedBytes = 0;
   readonly #closing = new AbortController();
   #preparing: Promise<void> = Promise.resolve();
+  /** Whose image it is at the moment: an instance of its own may run for that. */
+  #prepared: { readonly version: Version; readonly stop: AbortController; readonly done: Promise<void> } | undefined;
   readonly #parks: boolean;
 
   constructor(options: ImagesOptions) {
@@ -186,6 +188,10 @@ export class Images {
     if (this.#current?.version === version) {
       await this.#current.instance?.dispose().catch(() => undefined);
       while (this.#current?.version === version) await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    if (this.#prepared?.version === version) {
+      this.#prepared.stop.abort();
+      await this.#prepared.done;
     }
     const { imagesDir, pools } = this.#options;
     for (const dir of this.#unusable.get(version) ?? []) pools.track(rm(join(imagesDir, dir), { recursive: true, force: true }));
@@ -373,15 +379,22 @@ export class Images {
     if (image === undefined || this.#preparedBytes + bytes > PREPARED_BYTES_MAX) return;
     this.#preparedBytes += bytes;
     this.#preparing = this.#preparing.then(async () => {
-      try {
-        await sleep(PREPARE_AFTER_MS, this.#closing.signal);
-        if (version.retired || !version.generations.has(image)) return;
-        const { signal } = this.#closing;
-        await this.#options.engine.prepareImage(image, record === undefined ? {} : { record, signal });
-      } catch (err) {
-        if (!this.#closed) this.#options.log.info({ err, function: version.name }, "an image could not be prepared");
-      }
+      const stop = new AbortController();
+      const done = this.#prepareNow(version, image, AbortSignal.any([stop.signal, this.#closing.signal]), record);
+      this.#prepared = { version, stop, done };
+      await done;
+      this.#prepared = undefined;
     });
+  }
+
+  async #prepareNow(version: Version, image: Image, signal: AbortSignal, record?: PrepareOptions["record"]): Promise<void> {
+    try {
+      await sleep(PREPARE_AFTER_MS, signal);
+      if (version.retired || !version.generations.has(image)) return;
+      await this.#options.engine.prepareImage(image, record === undefined ? {} : { record, signal });
+    } catch (err) {
+      if (!this.#abandoned(version)) this.#options.log.info({ err, function: version.name }, "an image could not be prepared");
+    }
   }
 
   #settle(version: Version, state: "none" | "ready" | "refused", reason: string | undefined): void {
