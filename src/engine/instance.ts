@@ -282,7 +282,8 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   async memory(): Promise<InstanceMemory> {
-    return { ...(await residentMemory(this.hostPid)), hibernatedBytes: this.hibernation?.hibernatedBytes ?? 0 };
+    const resident = await residentMemory(this.husk, () => this.exitError());
+    return { ...resident, hibernatedBytes: this.hibernation?.hibernatedBytes ?? 0 };
   }
 
   get state(): InstanceState {

@@ -71,6 +71,7 @@ export class Recorder {
     if (instance.base !== undefined) argv.push(instance.base.path);
     const { stdout } = await this.keeper.helper(argv);
     const reply = parseReply(stdout);
+    if (!reply.ok && (await hasEnded(instance, reply))) throw instance.exitError();
     if (!reply.ok)
       throw new ThawError("FREEZE_FAILED", {
         what: `the pages of instance ${instance.id} could not be counted`,
