@@ -5,7 +5,7 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { monotonicNs } from "../base/clock.js";
-import { ThawError } from "../base/errors.js";
+import type { ThawError } from "../base/errors.js";
 import { removeTree } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
@@ -29,7 +29,7 @@ import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
 import { Packer } from "./packing.js";
 import { type ParkedLevel, Parking } from "./parking.js";
-import { bootOnly, nextLabel, usBetween } from "./parts.js";
+import { bootOnly, engineClosed, nextLabel, notOpen, usBetween } from "./parts.js";
 import { Prefetcher } from "./prefetcher.js";
 import { both, pagesElsewhere, ReapStarts } from "./reap.js";
 import { Recorder } from "./recorder.js";
@@ -190,7 +190,11 @@ export class LocalEngine implements Engine, InstanceOwner {
     return new LocalEngine(options, paths, keeper, recorder, parents, readFingerprint(paths.runtimeDir), interpreters);
   }
 
-  async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
+  boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
+    return this.unlessClosed(this.bootOpen(spec, options));
+  }
+
+  private async bootOpen(spec: FunctionSpec, options: BootOptions): Promise<Instance> {
     this.assertOpen();
     checkSpec(spec);
     if (options.base === true && this.canFreeze) {
@@ -226,12 +230,29 @@ export class LocalEngine implements Engine, InstanceOwner {
   async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
     this.assertCanFreeze();
     const asked = monotonicNs();
-    const loaded = await this.images.use(image);
+    return this.using(image, (loaded) => this.thaws.start(loaded, image, options, asked));
+  }
+
+  /** What fails because the image is removed meanwhile, or the engine closed, is told as that. */
+  private async using<T>(image: Image, work: (loaded: LoadedImage) => Promise<T>): Promise<T> {
+    this.assertCanFreeze();
+    const loaded = await this.unlessClosed(this.images.use(image));
     const release = this.images.hold(loaded);
     try {
-      return await this.thaws.start(loaded, image, options, asked);
+      return await this.unlessClosed(work(loaded));
+    } catch (error) {
+      throw loaded.closed ? notOpen(image) : error;
     } finally {
       release();
+    }
+  }
+
+  private async unlessClosed<T>(work: T | Promise<T>): Promise<T> {
+    try {
+      return await work;
+    } catch (error) {
+      this.assertOpen(error);
+      throw error;
     }
   }
 
@@ -239,12 +260,13 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.assertCanFreeze();
     if (instance.paged) throw pagesElsewhere(instance.start.loader);
     try {
-      const dir = await freezeInstance(this.freezeTools, instance, options);
+      const dir = await this.unlessClosed(freezeInstance(this.freezeTools, instance, options));
       const opening = LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);
-      const loaded = await opening.catch(async (error: unknown) => {
+      const opened = opening.catch(async (error: unknown) => {
         await rm(dir, { recursive: true, force: true });
         throw error;
       });
+      const loaded = await this.unlessClosed(opened);
       this.images.add(loaded);
       this.packer.frozen(loaded);
       return loaded.image;
@@ -279,23 +301,17 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   async prepareImage(image: Image, { record, signal }: PrepareOptions = {}): Promise<void> {
-    this.assertCanFreeze();
-    const loaded = await this.images.use(image);
-    const release = this.images.hold(loaded);
-    try {
+    await this.using(image, async (loaded) => {
       await loaded.prepare({ device: this.recorder.device });
       await this.prefetcher.prepare(loaded);
       if (record === undefined || !loaded.sets.wanting) return;
       await rehearse(this, image, record, signal);
       if (!loaded.sets.tracked) this.parking.recorded(loaded);
-    } finally {
-      release();
-    }
+    });
   }
 
-  async inspect(image: Image): Promise<ImageInspection> {
-    this.assertCanFreeze();
-    return (await this.images.use(image)).inspect();
+  inspect(image: Image): Promise<ImageInspection> {
+    return this.using(image, (loaded) => loaded.inspect());
   }
 
   async removeImage(image: Image): Promise<void> {
@@ -375,6 +391,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   private async closeNow(): Promise<void> {
     this.husks.close();
+    for (const instance of this.instances) instance.fail(engineClosed());
     this.packer.close();
     await this.keeper.close();
     await removeParents(this.parents);
@@ -390,8 +407,8 @@ export class LocalEngine implements Engine, InstanceOwner {
     return instance;
   }
 
-  private assertOpen(): void {
-    if (this.closing !== undefined) throw new ThawError("SHUTTING_DOWN", { what: "the engine is closed" });
+  private assertOpen(cause?: unknown): void {
+    if (this.closing !== undefined) throw engineClosed(cause);
   }
 
   private assertCanFreeze(): void {

@@ -71,15 +71,22 @@ export class OpenImages {
   }
 
   #openNow(dir: string): Promise<LoadedImage> {
-    const opening = this.openImage(dir, this.#closed.get(dir))
-      .then((loaded) => {
-        if (this.#opening.get(dir) !== opening) {
+    const known = this.#closed.get(dir);
+    const removed = (): boolean => this.#opening.get(dir) !== opening;
+    const opening = this.openImage(dir, known)
+      .then(
+        (loaded) => {
+          if (!removed()) {
+            this.add(loaded);
+            return loaded;
+          }
           this.closeImage(loaded);
           throw notOpen(loaded.image);
-        }
-        this.add(loaded);
-        return loaded;
-      })
+        },
+        (error: unknown) => {
+          throw removed() && known !== undefined ? notOpen(known) : error;
+        },
+      )
       .finally(() => {
         if (this.#opening.get(dir) === opening) this.#opening.delete(dir);
       });

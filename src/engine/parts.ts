@@ -49,6 +49,12 @@ export function notOpen(image: Image): ThawError {
   });
 }
 
+/** The error of whatever is asked of an engine that was closed, or was under way when it was. */
+export function engineClosed(cause?: unknown): ThawError {
+  const parts = { what: "the engine is closed", why: "whoever opened it has closed it", fix: "open another one" };
+  return new ThawError("SHUTTING_DOWN", cause === undefined ? parts : { ...parts, cause });
+}
+
 /** The error of everything that needs images, where there are none. */
 export function bootOnly(): ThawError {
   return new ThawError("UNSUPPORTED_PLATFORM", {
