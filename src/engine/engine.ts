@@ -258,7 +258,10 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   async freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image> {
     this.assertCanFreeze();
-    if (instance.paged) throw pagesElsewhere(instance.start.loader);
+    if (instance.paged) {
+      if (options.then === "end") await instance.dispose();
+      throw pagesElsewhere(instance.start.loader);
+    }
     try {
       const dir = await this.unlessClosed(freezeInstance(this.freezeTools, instance, options));
       const opening = LoadedImage.open(this.keeper, this.paths.extractor, dir, this.fingerprint, true);

@@ -163,7 +163,7 @@ export interface InvokeResult {
 
 /** How an instance is frozen. */
 export interface FreezeOptions {
-  /** `continue` (default): the instance can be invoked again. `end`: it is disposed once its pages are copied. */
+  /** `continue` (default): the instance can be invoked again. `end`: it is disposed once its pages are copied, or that is refused or failed. */
   readonly then?: "continue" | "end";
   /** Absolute path of the directory that shall hold the image; must not exist. Default: inside the engine's data directory. */
   readonly dir?: string;
