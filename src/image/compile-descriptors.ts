@@ -21,6 +21,7 @@ import {
   SYS,
 } from "../linux/syscalls.js";
 import { type Channels, channelNumbers, touches } from "./channels.js";
+import { compileLocks } from "./compile-locks.js";
 import { memfdArguments, seal } from "./compile-memfd.js";
 import { compileSocketOptions, fillSocket } from "./compile-sockets.js";
 import type { Descriptor } from "./facts.js";
@@ -36,14 +37,7 @@ const EPOLL_CTL_ADD = 1;
 const EFD_SEMAPHORE = 1;
 const DEFAULT_PIPE_BYTES = 65536;
 const SHUT_WR = 1;
-const LOCK_SH = 1;
-const LOCK_EX = 2;
-const LOCK_NB = 4;
 const EVENTFD_INITIAL_MAX = 0xffffffffn;
-/** How to lock bytes of a file, by the name that the kernel gives to the kind of lock. */
-const F_SETLK: Readonly<Record<string, number>> = { POSIX: 6, OFDLCK: 37 };
-const F_RDLCK = 0;
-const F_WRLCK = 1;
 const STATUS_FLAGS = O_NONBLOCK | O_APPEND;
 
 type Of<K extends Descriptor["kind"]> = Extract<Descriptor, { kind: K }>;
@@ -314,22 +308,6 @@ class DescriptorCompiler {
       this.statusFlags(one);
     }
     if (one.pos !== 0n || one.deleted !== undefined) this.program.call(`${label}: position`, SYS.lseek, [one.fd, one.pos, 0]);
-    for (const lock of one.locks ?? []) this.lock(`${label}: lock`, one, lock);
-  }
-
-  /** Outside of /tmp, a clone may find locked what another one holds, as two processes would. */
-  private lock(label: string, one: Of<"file">, lock: NonNullable<Of<"file">["locks"]>[number]): void {
-    const options = { mayFail: !one.path.startsWith("/tmp/") };
-    const command = F_SETLK[lock.type];
-    if (command === undefined) {
-      this.program.call(label, SYS.flock, [one.fd, (lock.write ? LOCK_EX : LOCK_SH) | LOCK_NB], options);
-      return;
-    }
-    const bytes = Buffer.alloc(32);
-    bytes.writeInt16LE(lock.write ? F_WRLCK : F_RDLCK, 0);
-    bytes.writeBigInt64LE(lock.start, 8);
-    bytes.writeBigInt64LE(lock.bytes, 16);
-    this.program.call(label, SYS.fcntl, [one.fd, command, this.program.data(bytes)], options);
   }
 
   /** A count of more than 32 bits has to be written. */
@@ -470,6 +448,7 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
     else compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
   }
   compiler.closeSpare(new Set(sorted.map(({ fd }) => fd)));
+  for (const one of sorted) if (one.kind === "file") compileLocks(program, one);
   if (inputs.channels !== undefined) for (const one of sorted) if (one.kind === "timerfd") compiler.armTimer(one);
   for (const one of sorted)
     if (one.kind === "epoll") compiler.epollEntries(one, (entry) => inputs.channels !== undefined || !touches(entry, late));
