@@ -23,6 +23,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/timerfd.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -30,6 +31,7 @@
 #define TMP_BYTES_MAX (64ULL << 20)
 #define TMP_ENTRIES_MAX 4096
 #define TMP_DEPTH_MAX 32
+#define TIMERFD "anon_inode:[timerfd]"
 #define MQUEUE_MAGIC 0x19800202 /* linux/magic.h knows it not */
 
 struct descriptor *descriptors;
@@ -121,6 +123,9 @@ static void read_descriptors(const struct target *target)
 		if (got < 0 || d->mine < 0 || fstat(d->mine, &d->is) != 0)
 			die("cannot look at descriptor %d: %s", d->fd, strerror(errno));
 		d->link[got] = 0;
+		/* The kernel counts how often it has expired when it is asked for something, and fdinfo does not ask. */
+		if (strcmp(d->link, TIMERFD) == 0)
+			timerfd_gettime(d->mine, &(struct itimerspec){ 0 });
 		snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", pid, d->fd);
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
 		size_t have = 0;
@@ -463,7 +468,7 @@ static void write_descriptor(const struct target *target, const struct descripto
 		json_int("semaphore", (int64_t)info_number(d, "eventfd-semaphore: ", 10));
 	} else if (strcmp(d->link, "anon_inode:[eventpoll]") == 0) {
 		write_epoll(d);
-	} else if (strcmp(d->link, "anon_inode:[timerfd]") == 0) {
+	} else if (strcmp(d->link, TIMERFD) == 0) {
 		write_timerfd(d);
 	} else if (strcmp(d->link, "anon_inode:[signalfd]") == 0) {
 		json_string("kind", "signalfd");

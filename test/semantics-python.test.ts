@@ -293,6 +293,7 @@ describe("kernel objects", () => {
         expired: true,
         once: 1,
         ticking: true,
+        often: true,
         far: null,
         disarmed: null,
         inheritable: [false, true],

@@ -35,6 +35,7 @@ const SOL_SOCKET = 1;
 const SO_LINGER = 13;
 const EPOLL_CTL_ADD = 1;
 const EFD_SEMAPHORE = 1;
+const TFD_IOC_SET_TICKS = 0x40085400;
 const DEFAULT_PIPE_BYTES = 65536;
 const SHUT_WR = 1;
 const EVENTFD_INITIAL_MAX = 0xffffffffn;
@@ -328,13 +329,15 @@ class DescriptorCompiler {
   /** Timers run from the moment of the start, not while a husk is parked. */
   armTimer(one: Of<"timerfd">): void {
     const spec = Buffer.alloc(32);
-    // A timer that had expired unread expires again at once.
-    const pending = one.ticks > 0;
-    spec.writeBigInt64LE(BigInt(one.interval[0]), 0);
-    spec.writeBigInt64LE(BigInt(one.interval[1]), 8);
-    spec.writeBigInt64LE(BigInt(pending ? 0 : one.value[0]), 16);
-    spec.writeBigInt64LE(BigInt(pending ? 1 : one.value[1]), 24);
-    this.program.call(`timer on descriptor ${one.fd}: settime`, SYS.timerfd_settime, [one.fd, 0, this.program.data(spec), 0]);
+    const times = [...one.interval, ...one.value];
+    for (const [index, time] of times.entries()) spec.writeBigInt64LE(BigInt(time), index * 8);
+    const label = `timer on descriptor ${one.fd}`;
+    this.program.call(`${label}: settime`, SYS.timerfd_settime, [one.fd, 0, this.program.data(spec), 0]);
+    if (one.ticks === 0) return;
+    // Behind the times, by which the count begins anew.
+    const ticks = Buffer.alloc(8);
+    ticks.writeBigUInt64LE(BigInt(one.ticks));
+    this.program.call(`${label}: its count`, SYS.ioctl, [one.fd, TFD_IOC_SET_TICKS, this.program.data(ticks)]);
   }
 
   /** Entries whose number is closed, or means another file by now, are made under that number while it is borrowed. */
