@@ -73,7 +73,7 @@ struct target {
    Returns when the stop began, CLOCK_MONOTONIC nanoseconds. */
 uint64_t stop_all(struct target *target);
 /* Stops every thread, or the main one alone, if the main one waits for a request; false otherwise. For a process that goes on
-   where it is: signals wait, and of other threads only original_regs are read and nothing is written back. */
+   where it is: signals wait, and of other threads only original_regs are read and nothing is written back, unless the kernel restarts nothing. */
 bool stop_in_place(struct target *target, bool all, uint64_t *began);
 /* Pauses for a moment between two tries to stop it. False once its main thread has had seconds to come back to its read: it, or who holds a
    lock that it needs, may have to wait for a processor. `since` is 0 at first. */

@@ -320,6 +320,14 @@ static void seize_all(struct target *target)
 	refuse("it keeps making threads");
 }
 
+/* Registers are read and written as a whole. */
+static void transfer_regs(const struct thread *thread, enum __ptrace_request how, uint64_t regs[27])
+{
+	struct iovec vector = { regs, 27 * sizeof *regs };
+	if (ptrace(how, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
+		die("cannot %s registers: %s", how == PTRACE_GETREGSET ? "read" : "set", strerror(errno));
+}
+
 static void restart(struct thread *thread)
 {
 	thread->regs[R_RIP] -= 2;
@@ -364,11 +372,29 @@ static void restart_from_start(struct thread *thread)
 	restart(thread);
 }
 
+/*
+ * Whether it was in a wait without limit that the kernel never restarts, and that ended with EINTR. Nothing but our stop interrupted it: who was sent a
+ * signal runs its handler by now.
+ */
+static bool waited_for_ever(const uint64_t regs[27])
+{
+	if ((int64_t)regs[R_RAX] != -EINTR)
+		return false;
+	switch ((int64_t)regs[R_ORIG_RAX]) {
+	case SYS_epoll_wait:
+	case SYS_epoll_pwait:
+		return (int32_t)regs[R_R10] < 0;
+	case SYS_epoll_pwait2:
+		return regs[R_R10] == 0;
+	case SYS_rt_sigtimedwait:
+		return regs[R_RDX] == 0;
+	}
+	return false;
+}
+
 static void get_regs(struct thread *thread)
 {
-	struct iovec vector = { thread->original_regs, sizeof thread->original_regs };
-	if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot read registers: %s", strerror(errno));
+	transfer_regs(thread, PTRACE_GETREGSET, thread->original_regs);
 	memcpy(thread->regs, thread->original_regs, sizeof thread->regs);
 	if (thread->regs[R_CS] != 0x33)
 		refuse("a thread runs 32-bit code");
@@ -384,10 +410,7 @@ static void get_regs(struct thread *thread)
 		restart_from_start(thread);
 		break;
 	case EINTR:
-		/* The kernel never restarts these. Nothing but our stop interrupted one that waits without limit: it waits again. */
-		if (thread->regs[R_ORIG_RAX] != SYS_epoll_wait && thread->regs[R_ORIG_RAX] != SYS_epoll_pwait)
-			break;
-		if ((int32_t)thread->regs[R_R10] < 0)
+		if (waited_for_ever(thread->original_regs))
 			restart(thread);
 		break;
 	}
@@ -466,14 +489,22 @@ bool stop_in_place(struct target *target, bool all, uint64_t *began)
 	if (!try_stop(target, all, began))
 		return false;
 	hold_signals(&target->threads[0]);
-	/* Their registers are not written back, so that the kernel itself restarts what they wait in, with the time that remains. */
+	/* The kernel itself restarts what others wait in, with the time that remains: their registers are not written back, but where it restarts nothing. */
 	for (int i = 1; i < target->thread_count; i++) {
 		struct thread *thread = &target->threads[i];
-		struct iovec vector = { thread->original_regs, sizeof thread->original_regs };
-		if (ptrace(PTRACE_GETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-			die("cannot read registers: %s", strerror(errno));
+		transfer_regs(thread, PTRACE_GETREGSET, thread->original_regs);
+		if (waited_for_ever(thread->original_regs))
+			get_regs(thread);
 	}
 	return true;
+}
+
+/* One was sent while it was stopped: its handler may count on the call to end. */
+static bool has_signal(const struct target *target, const struct thread *thread)
+{
+	uint64_t pending = read_status(target->pid, thread->tid, "SigPnd:", 16, 0) | read_status(target->pid, thread->tid, "ShdPnd:", 16, 0);
+	uint64_t blocked = thread->masked ? thread->sigmask : read_status(target->pid, thread->tid, "SigBlk:", 16, 0);
+	return (pending & ~blocked) != 0;
 }
 
 void release_all(struct target *target)
@@ -482,7 +513,8 @@ void release_all(struct target *target)
 		struct thread *thread = &target->threads[i];
 		/* The kernel has noted how long one that sleeps has still to sleep, and goes on with that. Only an image cannot. */
 		bool sleeps = (int64_t)thread->original_regs[R_ORIG_RAX] >= 0 && -(int64_t)thread->original_regs[R_RAX] == E_RESTART_RESTARTBLOCK;
-		struct iovec vector = { sleeps ? thread->original_regs : thread->regs, sizeof thread->regs };
+		bool hears = waited_for_ever(thread->original_regs) && has_signal(target, thread);
+		struct iovec vector = { sleeps || hears ? thread->original_regs : thread->regs, sizeof thread->regs };
 		if (thread->regs[R_RSP] != 0)
 			ptrace(PTRACE_SETREGSET, thread->tid, (void *)NT_PRSTATUS, &vector);
 		if (thread->masked)
@@ -553,14 +585,6 @@ static bool may_step(struct target *target)
 static enum __ptrace_request one_call(struct target *target)
 {
 	return may_step(target) ? PTRACE_SINGLESTEP : PTRACE_SYSCALL;
-}
-
-/* Registers are read and written as a whole. */
-static void transfer_regs(const struct thread *thread, enum __ptrace_request how, uint64_t regs[27])
-{
-	struct iovec vector = { regs, 27 * sizeof *regs };
-	if (ptrace(how, thread->tid, (void *)NT_PRSTATUS, &vector) != 0)
-		die("cannot %s registers: %s", how == PTRACE_GETREGSET ? "read" : "set", strerror(errno));
 }
 
 /* At its entry: whether the kernel has the call that was meant. Otherwise it runs none. */

@@ -143,6 +143,25 @@ describe("threads", () => {
     await clones(image, async (one) => expect(await call(one, "threads.computed")).toEqual(computed));
   });
 
+  it("go on waiting that waited without limit for events or signals, and hear of no signal that never came", async () => {
+    const ended = [{}, { epoll_wait: 1, epoll_pwait2: 1, rt_sigtimedwait: 12 }];
+    const frozen = await world.boot("python");
+    await call(frozen, "threads.wait_in_c");
+    const image = await frozen.freeze();
+    expect(await call(frozen, "threads.end_waits")).toEqual(ended);
+    await frozen.dispose();
+    await clones(image, async (one) => {
+      const again = await one.freeze({ then: "end" });
+      await world.thawed(again, async (two) => expect(await call(two, "threads.end_waits")).toEqual(ended));
+      await world.engine.removeImage(again);
+    });
+    const hibernated = await world.boot("python");
+    await call(hibernated, "threads.wait_in_c");
+    await hibernated.hibernate();
+    expect(await call(hibernated, "threads.end_waits")).toEqual(ended);
+    await hibernated.dispose();
+  });
+
   it("of the C library are joined, end detached, and are reached by its signals", async () => {
     const instance = await world.boot("python");
     expect(await call(instance, "threads.start_native")).toBe(3);
