@@ -8,6 +8,7 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -24,12 +25,23 @@ static const struct {
 	{ AF_INET, 0, IPPROTO_IP, IP_RECVERR },
 	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_TTL },
 	{ AF_INET, 0, IPPROTO_IP, IP_MULTICAST_LOOP },
+	{ AF_INET, SOCK_DGRAM, IPPROTO_IP, IP_MULTICAST_IF },
+	{ AF_INET, SOCK_DGRAM, IPPROTO_IP, IP_MULTICAST_ALL },
+	{ AF_INET, SOCK_DGRAM, IPPROTO_IP, IP_RECVTOS },
+	{ AF_INET, SOCK_DGRAM, IPPROTO_IP, IP_RECVTTL },
+	{ AF_INET, SOCK_DGRAM, IPPROTO_IP, IP_FREEBIND },
 	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_V6ONLY },
 	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_TCLASS },
 	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_UNICAST_HOPS },
 	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_HOPS },
 	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_MULTICAST_LOOP },
 	{ AF_INET6, 0, IPPROTO_IPV6, IPV6_RECVPKTINFO },
+	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_MULTICAST_IF },
+	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_MTU_DISCOVER },
+	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_DONTFRAG },
+	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVTCLASS },
+	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVHOPLIMIT },
+	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVERR },
 	{ 0, 0, SOL_SOCKET, SO_REUSEADDR },
 	{ 0, 0, SOL_SOCKET, SO_REUSEPORT },
 	{ 0, 0, SOL_SOCKET, SO_BROADCAST },
@@ -43,11 +55,18 @@ static const struct {
 	{ 0, 0, SOL_SOCKET, SO_SNDBUF },
 	{ 0, 0, SOL_SOCKET, SO_RCVBUF },
 	{ AF_UNIX, 0, SOL_SOCKET, SO_PASSCRED },
+	{ 0, SOCK_DGRAM, SOL_SOCKET, SO_TIMESTAMP },
+	{ 0, SOCK_DGRAM, SOL_SOCKET, SO_TIMESTAMPNS },
+	{ 0, SOCK_DGRAM, SOL_SOCKET, SO_RXQ_OVFL },
+	{ 0, SOCK_DGRAM, IPPROTO_UDP, UDP_SEGMENT },
+	{ 0, SOCK_DGRAM, IPPROTO_UDP, UDP_GRO },
 	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_NODELAY },
 	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPIDLE },
 	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPINTVL },
 	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_KEEPCNT },
 	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_USER_TIMEOUT },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_NOTSENT_LOWAT },
+	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_CONGESTION },
 };
 
 void write_socket_options(int fd, int domain, int type)
@@ -61,7 +80,7 @@ void write_socket_options(int fd, int domain, int type)
 		socklen_t bytes = sizeof value, usual_bytes = sizeof usual;
 		int level = options[i].level, name = options[i].name;
 		if ((options[i].domain && options[i].domain != domain) || (options[i].type && options[i].type != type) ||
-		    (level == IPPROTO_TCP && domain == AF_UNIX))
+		    ((level == IPPROTO_TCP || level == IPPROTO_UDP) && domain == AF_UNIX))
 			continue;
 		if (getsockopt(fd, level, name, value, &bytes) != 0 || getsockopt(fresh, level, name, usual, &usual_bytes) != 0)
 			continue;

@@ -359,7 +359,7 @@ describe("kernel objects", () => {
     const options = await call(instance, "objects.set_socket_options");
     const image = await instance.freeze({ then: "end" });
     await instance.dispose();
-    expect(options).toEqual(expect.arrayContaining([7, 33, [3, 8000]]));
+    expect(options).toEqual(expect.arrayContaining([7, 33, [3, 8000], 1200, "reno"]));
     await clones(image, async (one) => expect(await call(one, "objects.check_socket_options")).toEqual(options));
   });
 
