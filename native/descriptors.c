@@ -385,6 +385,18 @@ static const struct descriptor *first_of(const struct descriptor *d)
 	return first;
 }
 
+/*
+ * SQLite knows an open file by device and inode number, and a clone's /tmp is another device: by this it tells which of its own connections hold locks,
+ * since for the kernel all are one process.
+ */
+static void note_database(const struct descriptor *d)
+{
+	static const char begins[] = "SQLite format 3";
+	char head[sizeof begins];
+	if (is_temporary(d->link) && first_of(d) == d && pread(d->mine, head, sizeof head, 0) == sizeof head && memcmp(head, begins, sizeof head) == 0)
+		note("a database of SQLite is open (%s, descriptor %d): connections that are opened after a thaw do not see its locks", d->link, d->fd);
+}
+
 static void write_file(const struct descriptor *d)
 {
 	static const char gone[] = " (deleted)";
@@ -405,8 +417,10 @@ static void write_file(const struct descriptor *d)
 		write_locks(d);
 	else if (d->pos != 0 && is_temporary(d->link))
 		note("the directory %s (descriptor %d), which was read in part, will be read from its beginning", d->link, d->fd);
-	if (!deleted)
+	if (!deleted) {
+		note_database(d);
 		return;
+	}
 	if (S_ISDIR(d->is.st_mode))
 		refuse("it holds a deleted directory open (%s)", d->link);
 	json_int("deleted", 1);

@@ -395,6 +395,7 @@ describe("kernel objects", () => {
 describe("files", () => {
   it("open ones, in memory, deleted, under any name; a database in a transaction; the working directory", async () => {
     const image = await world.imageAfter("python", "files.set");
+    expect(image.report.notes.filter((note) => note.includes("SQLite is open (/tmp/data.db, descriptor"))).toHaveLength(1);
     await clones(image, async (one) => {
       expect(await call(one, "files.check")).toEqual({
         memory: "memory",
