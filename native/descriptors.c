@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #define FDS_MAX 4096
+#define INFO_LINE_BYTES 96 /* of an entry of an epoll */
 #define TMP_BYTES_MAX (64ULL << 20)
 #define TMP_ENTRIES_MAX 4096
 #define TMP_DEPTH_MAX 32
@@ -99,6 +100,7 @@ static int find_watched(const struct kcmp_epoll_slot *slot)
 
 static void read_descriptors(const struct target *target)
 {
+	static char text[FDS_MAX * INFO_LINE_BYTES];
 	char path[64];
 	pid = target->pid;
 	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
@@ -129,13 +131,16 @@ static void read_descriptors(const struct target *target)
 		snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", pid, d->fd);
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
 		size_t have = 0;
-		while (fd >= 0 && have < sizeof d->info - 1 && (got = read(fd, d->info + have, sizeof d->info - 1 - have)) > 0)
+		while (fd >= 0 && have < sizeof text - 1 && (got = read(fd, text + have, sizeof text - 1 - have)) > 0)
 			have += (size_t)got;
 		if (fd < 0 || got < 0)
 			die("cannot read %s: %s", path, strerror(errno));
-		if (have == sizeof d->info - 1)
+		if (have == sizeof text - 1)
 			refuse("descriptor %d has too many entries to list", d->fd);
 		close(fd);
+		d->info = strndup(text, have);
+		if (!d->info)
+			die("out of memory");
 		d->flags = info_number(d, "flags:\t", 8);
 		d->pos = info_number(d, "pos:\t", 10);
 	}

@@ -10,7 +10,7 @@ struct descriptor {
 	int fd, mine, same;
 	uint64_t flags, pos;
 	char link[4096]; /* what the kernel tells at most */
-	char info[8192];
+	char *info; /* what /proc tells of it: an epoll has a line for each entry */
 	struct stat is;
 };
 

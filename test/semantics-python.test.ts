@@ -321,7 +321,7 @@ describe("kernel objects", () => {
     });
   });
 
-  it("epoll keeps its entries: dup'ed, edge-triggered, one-shot, nested, stale and of numbers that mean another file", async () => {
+  it("epoll keeps its entries: dup'ed, edge-triggered, one-shot, nested, stale and of numbers that mean another file, and hundreds of them", async () => {
     const image = await world.imageAfter("python", "objects.set_epoll");
     await clones(image, async (one) => {
       expect(await call(one, "objects.check_epoll")).toEqual({
@@ -334,6 +334,7 @@ describe("kernel objects", () => {
         other: ["reused"],
         nested: [["inner"], true],
         afterDup: ["plain"],
+        many: true,
       });
     });
   });
