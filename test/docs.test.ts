@@ -88,11 +88,11 @@ describe("fault points", () => {
   });
 });
 
-/** Whether a test or a group of them has that in its title; a comment or a payload that says the same is none. */
+/** Whether a test or a group of them has that in its title, or a case of one as its first word; a comment that says the same is none. */
 function namesTest(code: string, title: string): boolean {
   return code.split("\n").some((line) => {
     const at = line.indexOf(title);
-    return at >= 0 && /(?:\b(?:it|describe|each)\b.*\(|\)\(|^\s*)["'`][^"'`]*$/.test(line.slice(0, at));
+    return at >= 0 && /(?:\b(?:it|describe|each)\b.*\(|\)\(|^\s*\[?)["'`][^"'`]*$/.test(line.slice(0, at));
   });
 }
 

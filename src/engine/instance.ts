@@ -475,9 +475,8 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   takeLogs(): Buffer {
-    if (this.logChunks.length === 0) return EMPTY;
-    const logs =
-      this.logChunks.length === 1 && this.logChunks[0] !== undefined ? this.logChunks[0] : Buffer.concat(this.logChunks);
+    const [only = EMPTY] = this.logChunks;
+    const logs = this.logChunks.length > 1 ? Buffer.concat(this.logChunks) : only;
     this.logChunks = [];
     this.logBytes = 0;
     return logs;
