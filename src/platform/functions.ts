@@ -85,6 +85,10 @@ export class Functions {
     return version;
   }
 
+  has(name: string): boolean {
+    return this.#byName.has(name);
+  }
+
   /** All, in no order. */
   versions(): Iterable<Version> {
     return this.#byName.values();

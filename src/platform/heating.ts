@@ -193,7 +193,7 @@ export class Heating {
 function gone(version: Version): ThawError {
   return new ThawError("FUNCTION_NOT_FOUND", {
     what: `Function "${version.name}" was not heated`,
-    why: "the function was replaced or removed, or the server stopped, meanwhile",
+    why: "the function was removed meanwhile",
     fix: "Deploy it again",
   });
 }

@@ -430,7 +430,7 @@ export class Images {
 function gone(version: Version): ThawError {
   return new ThawError("FUNCTION_NOT_FOUND", {
     what: `The image of function "${version.name}" was not made`,
-    why: "the function was replaced or removed, or the server stopped, meanwhile",
+    why: "the function was removed meanwhile",
     fix: "Deploy it again",
   });
 }

@@ -385,9 +385,30 @@ describe("removing a function", () => {
     waiting.catch(() => {});
     await until(() => bed.engine.calls.includes("freeze a"));
     await bed.platform.remove("a");
-    await expect(waiting).rejects.toThrow("the function was replaced or removed, or the server stopped, meanwhile");
+    await expect(waiting).rejects.toThrow("the function was removed meanwhile");
     expect(onDisk("images")).toEqual([]);
     expect(bed.engine.live.size).toBe(0);
+  });
+
+  it("is told to who waits for its image or heats it, and neither its replacement nor the server's end is taken for it", async () => {
+    const update = { name: "a", zip: zipOf({ "index.mjs": "export const handler = () => 2;" }), update: true };
+    await bed.platform.deploy({ name: "a", zip: zipOf() });
+    await bed.platform.waitReady("a");
+    bed.engine.handler = () => new Promise(() => {});
+    const heated = bed.platform.heat("a", { requests: 1 });
+    heated.catch(() => {});
+    await until(() => bed.engine.live.size > 0);
+    bed.engine.delayMs.freeze = 30;
+    await bed.platform.deploy(update);
+    await expect(heated).rejects.toMatchObject({ code: "WARM_UP_FAILED", why: "it was replaced meanwhile" });
+    const waiting = bed.platform.waitReady("a", { timeoutMs: 30_000 });
+    await bed.platform.deploy({ ...update, zip: zipOf() });
+    expect(await waiting).toMatchObject({ state: "ready" });
+    await bed.platform.deploy(update);
+    const last = bed.platform.waitReady("a");
+    last.catch(() => {});
+    await bed.platform.close();
+    await expect(last).rejects.toMatchObject({ code: "SHUTTING_DOWN" });
   });
 });
 

@@ -227,7 +227,18 @@ class LocalPlatform implements Platform {
   }
 
   async waitReady(name: string, options: { readonly timeoutMs?: number | undefined } = {}): Promise<ImageStatus> {
-    return this.#images.settled(this.#functions.find(name), options.timeoutMs);
+    const version = this.#functions.find(name);
+    const { timeoutMs } = options;
+    const began = performance.now();
+    try {
+      return await this.#images.settled(version, timeoutMs);
+    } catch (error) {
+      this.#refuseWhenClosing();
+      if (!version.retired || !this.#functions.has(name)) throw error;
+    }
+    // Replaced: what is waited for is the function's image, which is the newer one's by now.
+    const waitedMs = performance.now() - began;
+    return this.waitReady(name, timeoutMs === undefined ? {} : { timeoutMs: Math.max(0, timeoutMs - waitedMs) });
   }
 
   check(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): void {
@@ -341,7 +352,19 @@ class LocalPlatform implements Platform {
 
   async heat(name: string, request: HeatRequest): Promise<HeatReport> {
     this.#refuseWhenClosing();
-    return heatByHand(this.#heating, this.#functions.find(name), request);
+    const version = this.#functions.find(name);
+    try {
+      return await heatByHand(this.#heating, version, request);
+    } catch (error) {
+      this.#refuseWhenClosing();
+      if (!version.retired || !this.#functions.has(name)) throw error;
+      throw new ThawError("WARM_UP_FAILED", {
+        what: `Function "${name}" was not heated`,
+        why: "it was replaced meanwhile",
+        fix: "Heat it again, when its new image is ready",
+        cause: error,
+      });
+    }
   }
 
   async logs(name: string, options: { readonly bytes?: number | undefined } = {}): Promise<string> {
