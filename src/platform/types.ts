@@ -388,6 +388,7 @@ export interface Platform {
   /**
    * Resolves with the status once the first try at an image ended in `ready`, `refused` or `none`: the function can be used. Rejects
    * with the reason when the function could not be loaded (INIT_FAILED and its kin), when the freeze failed, or with IMAGE_NOT_READY after that time.
+   * Of a function that is replaced meanwhile it is the newer one's.
    */
   waitReady(name: string, options?: { readonly timeoutMs?: number | undefined }): Promise<ImageStatus>;
   /** All images of a function, coldest first. */
