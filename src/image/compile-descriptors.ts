@@ -329,7 +329,9 @@ class DescriptorCompiler {
   /** Timers run from the moment of the start, not while a husk is parked. */
   armTimer(one: Of<"timerfd">): void {
     const spec = Buffer.alloc(32);
-    const times = [...one.interval, ...one.value];
+    // One that expired behind the question for its count stands still: it goes on an interval later.
+    const still = one.ticks > 0 && one.value[0] === 0 && one.value[1] === 0;
+    const times = [...one.interval, ...(still ? one.interval : one.value)];
     for (const [index, time] of times.entries()) spec.writeBigInt64LE(BigInt(time), index * 8);
     const label = `timer on descriptor ${one.fd}`;
     this.program.call(`${label}: settime`, SYS.timerfd_settime, [one.fd, 0, this.program.data(spec), 0]);

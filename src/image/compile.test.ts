@@ -31,6 +31,9 @@ const SYS_DUP3 = 292;
 const RUNS = [{ address: 0x500000n, pages: 1 }];
 const facts = parsedFacts();
 
+/** Seconds and nanoseconds. */
+type Time = [number, number];
+
 describe("a compiled image", () => {
   it("gives up all capabilities before any thread is made, and before it resumes", () => {
     for (const program of [
@@ -100,6 +103,25 @@ describe("a compiled image", () => {
       expect(descriptors).toBeLessThan(list.findIndex(({ kind }) => kind === ABI.OP_LIMIT));
     }
   });
+
+  it.each([
+    ["one that expired once, and no more", [0, 0], [0, 0], 1, [0, 0]],
+    ["one that goes on", [0, 5], [0, 3], 7, [0, 3]],
+    ["one that expired while it was looked at", [0, 5], [0, 0], 7, [0, 5]],
+    ["one that was never armed", [0, 5], [0, 0], 0, [0, 0]],
+  ] as [string, Time, Time, number, Time][])(
+    "arms a timer descriptor, behind which it puts its count: %s",
+    (_what, interval, value, ticks, armed) => {
+      const timer = { fd: 9, flags: 0, pos: 0, kind: "timerfd" as const, clock: 1, ticks, value, interval };
+      const withTimer = parsedFacts({ descriptors: [...sampleFacts().descriptors, timer] });
+      const program = compileThaw(withTimer, { contents: CONTENTS, source: "lazy", runtime: false });
+      const of = operations(program).filter(({ label }) => label.startsWith("timer on descriptor 9: "));
+      expect(of.map(({ label }) => label.slice(23))).toEqual(ticks > 0 ? ["settime", "its count"] : ["settime"]);
+      const at = Number((of[0]?.args[2] ?? 0n) - BigInt(ABI.HUSK_PROGRAM_AT));
+      const times = [0, 8, 16, 24].map((offset) => Number(program.bytes.readBigInt64LE(at + offset)));
+      expect(times).toEqual([...interval, ...armed]);
+    },
+  );
 
   it("gives each clone shared memory of its own, whose pages are read whatever the loader", () => {
     const region = {
