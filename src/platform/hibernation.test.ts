@@ -534,7 +534,7 @@ describe("provisioned concurrency", () => {
 describe("under memory pressure", () => {
   it("the longest idle are hibernated before their time", async () => {
     let total = 0;
-    await openBed({ readPressure: () => total }, ["a", "b"]);
+    await openBed({ readPressure: () => ({ stalledUs: total, scannedPages: total }) }, ["a", "b"]);
     await bed.platform.invoke("a", "");
     await new Promise((resolve) => setTimeout(resolve, 10));
     await bed.platform.invoke("b", "");

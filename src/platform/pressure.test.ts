@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
@@ -11,13 +11,26 @@ afterEach(() => {
 describe("memory pressure", () => {
   it("is read in the kernel's form, and unknown where the kernel does not tell", () => {
     const dir = mkdtempSync(join(tmpdir(), "thaw-psi-"));
-    const path = join(dir, "memory");
-    writeFileSync(path, "some avg10=1.53 avg60=0.87 avg300=0.22 total=1234567\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n");
-    expect(readPressure(path)).toBe(1_234_567);
-    writeFileSync(path, "");
-    expect(readPressure(path)).toBeUndefined();
+    const [psi, vmstat] = [join(dir, "memory"), join(dir, "vmstat")];
+    const some = "some avg10=1.53 avg60=0.87 avg300=0.22 total=1234567\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n";
+    writeFileSync(psi, some);
+    writeFileSync(
+      vmstat,
+      "pgscan_kswapd 30\npgscan_direct 12\npgscan_direct_throttle 5\npgscan_khugepaged 7\npgscan_file 1000\n",
+    );
+    expect(readPressure(psi, vmstat)).toEqual({ stalledUs: 1_234_567, scannedPages: 42 });
+    writeFileSync(psi, "");
+    expect(readPressure(psi, vmstat)).toBeUndefined();
+    writeFileSync(psi, some);
+    writeFileSync(vmstat, "pgscan_direct 12\n");
+    expect(readPressure(psi, vmstat)).toBeUndefined();
     rmSync(dir, { recursive: true });
-    expect(readPressure(path)).toBeUndefined();
+    expect(readPressure(psi, vmstat)).toBeUndefined();
+  });
+
+  it("finds what it counts on this kernel", () => {
+    const vmstat = readFileSync("/proc/vmstat", "utf8");
+    for (const name of ["pgscan_kswapd", "pgscan_direct"]) expect(vmstat).toMatch(new RegExp(`^${name} \\d+$`, "m"));
   });
 
   it("is told once a second while tasks wait for a tenth of the time, and not below", async () => {
@@ -26,7 +39,7 @@ describe("memory pressure", () => {
     let told = 0;
     const timer = watchPressure(
       () => told++,
-      () => total,
+      () => ({ stalledUs: total, scannedPages: total }),
     );
     await vi.advanceTimersByTimeAsync(1_000);
     expect(told).toBe(0);
@@ -34,6 +47,23 @@ describe("memory pressure", () => {
     await vi.advanceTimersByTimeAsync(1_000);
     expect(told).toBe(0);
     total += 100_000;
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(told).toBe(1);
+    clearInterval(timer);
+  });
+
+  it("is nothing of the machine's where tasks wait at the limit of their own group alone", async () => {
+    vi.useFakeTimers();
+    let [stalledUs, scannedPages, told] = [0, 50, 0];
+    const timer = watchPressure(
+      () => told++,
+      () => ({ stalledUs, scannedPages }),
+    );
+    stalledUs += 400_000;
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(told).toBe(0);
+    stalledUs += 400_000;
+    scannedPages += 1;
     await vi.advanceTimersByTimeAsync(1_000);
     expect(told).toBe(1);
     clearInterval(timer);

@@ -2,19 +2,34 @@
  * Memory pressure as the kernel tells it (PSI, Documentation/accounting/psi.rst): the part of the time in which some task waited for
  * memory. Read once a second, because Node cannot wait for POLLPRI. Kernels without it, or with it switched off (psi=0, or
  * CONFIG_PSI_DEFAULT_DISABLED: the file is there and reading it fails), have only the budget.
+ *
+ * PSI counts those, too, who wait at the limit of their own control group: a function that reads more files than its memory limit holds waits a quarter
+ * of the time on a machine with 80 % of its memory free, and nobody else's memory helps it. So the machine itself must have looked for pages meanwhile:
+ * `pgscan_kswapd` and `pgscan_direct` of /proc/vmstat leave out what is done for a group's limit (mm/vmscan.c, cgroup_reclaim()).
  */
 import { readFileSync } from "node:fs";
 
 const PSI_PATH = "/proc/pressure/memory";
+const VMSTAT_PATH = "/proc/vmstat";
 
-/** Microseconds in total that some task waited for memory; undefined when the kernel does not say. */
-export type PressureReader = () => number | undefined;
+/** Both since the machine started. */
+export interface Pressure {
+  /** Microseconds in which some task waited for memory. */
+  readonly stalledUs: number;
+  /** Pages that the machine looked at because it was short of memory. */
+  readonly scannedPages: number;
+}
 
-/** Reads {@link PSI_PATH}. */
-export function readPressure(path = PSI_PATH): number | undefined {
+/** Undefined when the kernel does not say. */
+export type PressureReader = () => Pressure | undefined;
+
+/** Reads {@link PSI_PATH} and {@link VMSTAT_PATH}. */
+export function readPressure(psiPath = PSI_PATH, vmstatPath = VMSTAT_PATH): Pressure | undefined {
   try {
-    const found = /^some .*\btotal=(\d+)/m.exec(readFileSync(path, "utf8"));
-    return found?.[1] === undefined ? undefined : Number(found[1]);
+    const total = /^some .*\btotal=(\d+)/m.exec(readFileSync(psiPath, "utf8"))?.[1];
+    const scanned = [...readFileSync(vmstatPath, "utf8").matchAll(/^pgscan_(?:kswapd|direct) (\d+)$/gm)];
+    if (total === undefined || scanned.length !== 2) return undefined;
+    return { stalledUs: Number(total), scannedPages: scanned.reduce((sum, [, pages]) => sum + Number(pages), 0) };
   } catch {
     return undefined;
   }
@@ -33,9 +48,10 @@ export function watchPressure(
   let before = read();
   if (before === undefined) return undefined;
   return setInterval(() => {
-    const total = read();
-    if (total === undefined || before === undefined) return;
-    if (total - before >= everyMs * 1000 * STALLED_MIN) onPressure();
-    before = total;
+    const now = read();
+    if (now === undefined || before === undefined) return;
+    const stalled = now.stalledUs - before.stalledUs >= everyMs * 1000 * STALLED_MIN;
+    if (stalled && now.scannedPages > before.scannedPages) onPressure();
+    before = now;
   }, everyMs).unref();
 }
