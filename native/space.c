@@ -26,7 +26,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-enum { PAGE = 4096, MESSAGES_A_READ = 32, READERS = 8 };
+/* LISTS_BYTES_MAX: of what the pager knows of one function's memory, and of its children's. Nobody counts that to the function. */
+enum { PAGE = 4096, MESSAGES_A_READ = 32, READERS = 8, LISTS_BYTES_MAX = 64 << 20 };
 #define FEATURES (UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
 
 struct range {
@@ -328,9 +329,10 @@ void space_adopt(uint32_t id, int fds[ADOPT_FDS]) {
 			index += from->bytes / PAGE;
 		}
 		it->bitmap_bytes = index / 8 + 1;
-		space->served = must(calloc(1, it->bitmap_bytes));
+		result = it->bitmap_bytes > LISTS_BYTES_MAX ? -ENOMEM : 0;
+		if (result == 0) space->served = must(calloc(1, it->bitmap_bytes));
 		done.report.direct = plan->mode == PAGE_DIRECT;
-		result = register_ranges(space);
+		if (result == 0) result = register_ranges(space);
 		if (result == 0) result = install(space, plan, ranges + plan->segments, fds[ADOPT_SET], &done.report);
 		if (result == 0) space_watch(space);
 	}
@@ -398,6 +400,12 @@ static void serve_fault(struct space *space, uint64_t address, bool write) {
 /* A memory that is gone answers ESRCH; one that lives has nothing at this address. */
 static bool gone(const struct space *space) { return fill_zeros(space, PAGE, PAGE, UFFDIO_ZEROPAGE_MODE_DONTWAKE) == -ESRCH; }
 
+static uint64_t lists_bytes(const struct paged *it) {
+	uint64_t bytes = 0;
+	for (const struct space *space = it->spaces; space != NULL; space = space->next) bytes += it->bitmap_bytes + space->cap * sizeof *space->ranges;
+	return bytes;
+}
+
 static void forked(struct space *parent, int uffd) {
 	struct paged *it = parent->owner;
 	/* Those that ended meanwhile: a function may fork as often as it likes. */
@@ -412,6 +420,11 @@ static void forked(struct space *parent, int uffd) {
 	}
 	struct space *child = must(calloc(1, sizeof *child));
 	*child = (struct space){.uffd = uffd, .owner = it, .next = it->spaces};
+	if (lists_bytes(it) + it->bitmap_bytes + parent->count * sizeof *parent->ranges > LISTS_BYTES_MAX) {
+		/* Kept, and not watched: its faults wait for its end. Closed, it would read zeros. */
+		it->spaces = child;
+		return failed(it, ENOMEM, "it forks with more memory than the pager can keep count of");
+	}
 	for (size_t at = 0; at < parent->count; at++) range_add(child, parent->ranges[at]);
 	child->served = must(malloc(it->bitmap_bytes));
 	memcpy(child->served, parent->served, it->bitmap_bytes);

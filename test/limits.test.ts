@@ -3,7 +3,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
-import { type FunctionSpec, type Instance, LOADERS } from "../src/engine/index.js";
+import { type FunctionSpec, type Image, type Instance, LOADERS } from "../src/engine/index.js";
 import { ask, errorOf, useBench, withInstance } from "./support-sandbox.js";
 
 const bench = useBench();
@@ -116,6 +116,15 @@ def reserve(event):
         kept.append(libc.mmap(None, ctypes.c_size_t(1 << 40), 3, 0x4022, -1, ctypes.c_long(0)))
         for at in range(0, 1 << 40, 8 << 30): ctypes.memset(ctypes.c_void_p(kept[0] + at), 7, 1)
     return sum(ctypes.string_at(kept[0] + at, 1)[0] for at in range(0, 1 << 40, 8 << 30))
+def fork(event):
+    """Children that look at memory of the function, and stay."""
+    for n in range(event["children"]):
+        told, tell = os.pipe()
+        if os.fork() == 0:
+            os.write(tell, b"!" if not kept or ctypes.string_at(kept[0] + (8 << 30), 1) == b"\\x07" else b"?")
+            time.sleep(1000)
+        if os.read(told, 1) != b"!": return n
+    return event["children"]
 def library(event):
     """Maps a file in /tmp that says to be a library with a table of names of so many megabytes, all of it a hole; then tells how much of it is there."""
     if not kept:
@@ -281,6 +290,17 @@ describe("limits", () => {
         expect((await instance.hibernate()).hibernatedBytes).toBeLessThan(100 << 20);
       }
     });
+  });
+
+  it("hold for what the pager keeps of children: who forks with a terabyte of addresses is ended", async () => {
+    const spec = bench.python(SOURCE, { memoryMb: 128 });
+    const forked = (image: Image, children: number): Promise<unknown> =>
+      withInstance(bench.engine.thaw(image, { loader: "reap" }), (clone) => ask(clone, { do: "fork", children }));
+    const [usual, vast] = [await bench.image(spec), await bench.image(spec, { do: "reserve" })];
+    expect(await forked(usual, 20)).toBe(20);
+    expect(String(await forked(vast, 2).catch((error: unknown) => error))).toContain(
+      "it forks with more memory than the pager can keep count of",
+    );
   });
 
   it.each([
