@@ -443,7 +443,10 @@ static void write_file(const struct descriptor *d)
 	/* Anew: it may be open for writing alone. */
 	char self[32];
 	snprintf(self, sizeof self, "/proc/self/fd/%d", d->mine);
-	int from = open(self, O_RDONLY | O_CLOEXEC);
+	int from = open(self, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	/* By another descriptor. Not waiting: its holder stands still. */
+	if (from < 0 && errno == EWOULDBLOCK)
+		refuse("there is a lease on %s (descriptor %d)", d->link, d->fd);
 	if (from < 0)
 		die("cannot open %s (descriptor %d): %s", d->link, d->fd, strerror(errno));
 	store_contents(from, (uint64_t)d->is.st_size, d->link);

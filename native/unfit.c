@@ -90,13 +90,16 @@ static bool sections_hold_jemalloc(int fd, const Elf64_Ehdr *head, const Elf64_S
 	return false;
 }
 
-static bool holds_jemalloc(const char *path)
+static bool holds_jemalloc(const char *path, const char *name)
 {
 	struct stat is;
 	Elf64_Ehdr head;
 	Elf64_Shdr *sections = NULL;
 	bool found = false;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	/* Not waiting: 45 s for each such file are the function's to choose. */
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0 && errno == EWOULDBLOCK)
+		refuse("there is a lease on %s", name);
 	if (fd >= 0 && fstat(fd, &is) == 0 && S_ISREG(is.st_mode) && read_part(fd, &head, sizeof head, 0) && memcmp(head.e_ident, ELFMAG, SELFMAG) == 0 &&
 	    head.e_shentsize == sizeof *sections && (sections = malloc((head.e_shnum + 1) * sizeof *sections)) &&
 	    read_part(fd, sections, head.e_shnum * sizeof *sections, head.e_shoff))
@@ -118,7 +121,7 @@ size_t next_allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_
 			continue;
 		const char *slash = strrchr(vma->path, '/');
 		snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
-		if (strncmp(slash + 1, "libjemalloc", 11) == 0 || holds_jemalloc(path))
+		if (strncmp(slash + 1, "libjemalloc", 11) == 0 || holds_jemalloc(path, vma->path))
 			break;
 	}
 	return i;

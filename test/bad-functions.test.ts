@@ -624,12 +624,18 @@ def lease():
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     kept.append(open("/tmp/leased", "w"))
     fcntl.fcntl(kept[-1], fcntl.F_SETLEASE, fcntl.F_WRLCK)
-def mappedlease():
+def pathlease():
+    open("/tmp/leased", "w").close()
+    kept.append(os.open("/tmp/leased", os.O_PATH))  # before the one that has the lease
+    lease()
+    os.unlink("/tmp/leased")
+def codelease(): mappedlease(mmap.PROT_READ | mmap.PROT_EXEC)
+def mappedlease(protection=mmap.PROT_READ):
     libc.open.restype = ctypes.c_int
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     fd = libc.open(b"/tmp/leased", os.O_RDWR | os.O_CREAT, 0o600)
     os.ftruncate(fd, 4096)
-    kept.append(libc.mmap(None, ctypes.c_size_t(4096), mmap.PROT_READ, mmap.MAP_PRIVATE, fd, ctypes.c_long(0)))
+    kept.append(libc.mmap(None, ctypes.c_size_t(4096), protection, mmap.MAP_PRIVATE, fd, ctypes.c_long(0)))
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     os.close(fd)
 def passed():
@@ -650,6 +656,7 @@ def handler(event, context):
     ["fifo", "/tmp/fifo is neither a file, a directory nor a link"],
     ["sparse", "/tmp/sparse: more than 64 MiB of temporary files"],
     ["lease", "it holds a lease on /tmp/leased (descriptor "],
+    ["pathlease", "there is a lease on /tmp/leased (deleted) (descriptor "],
     ["mappedlease", "there is a lease on /tmp/leased"],
     ["passed", "descriptors that were passed lie unread in a unix socket (descriptor "],
     ["child", "it has a live child process (python"],
@@ -663,6 +670,15 @@ def handler(event, context):
         expect(error.why).toContain(why);
         expect(await ask(instance)).toBe("ready");
       }
+    });
+  });
+
+  it("and of its hibernation (a lease on a library): nobody waits until it is broken", async () => {
+    await withInstance(bench.engine.boot(bench.python(HELPERS)), async (instance) => {
+      expect(await ask(instance, { do: "codelease" })).toBe("ready");
+      const error = await refusal(instance.hibernate());
+      expect(error).toMatchObject({ code: "HIBERNATE_REFUSED", why: "there is a lease on /tmp/leased" });
+      expect(await ask(instance)).toBe("ready");
     });
   });
 
