@@ -14,6 +14,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,9 @@
 #define TICK_US 100000
 #define STOP_TICKS_MAX 20
 #define CALL_TICKS_MAX 300
+/* Numbers below are no addresses; more descriptors than that nobody waits for. */
+#define ADDRESS_MIN 4096
+#define DESCRIPTORS_MAX (1 << 20)
 #define HOLD_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL)
 
 /* Errors with which the kernel marks a system call to be restarted. */
@@ -354,15 +358,44 @@ static long call_at(const struct thread *thread)
 	return -1;
 }
 
+static bool is_time(const struct thread *thread, uint64_t address)
+{
+	struct timespec time;
+	struct iovec local = { &time, sizeof time }, remote = { (void *)address, sizeof time };
+	return process_vm_readv(thread->tid, &local, 1, &remote, 1, 0) == (ssize_t)sizeof time && time.tv_sec >= 0 && time.tv_nsec >= 0 &&
+	       time.tv_nsec < 1000000000;
+}
+
+/*
+ * Which of the waits it was by its arguments, which the kernel leaves in their registers: for callers that have the number in a register, as `syscall()` and,
+ * since glibc 2.41, all that can be cancelled. -1: two would have been possible.
+ */
+static long call_by_arguments(const struct thread *thread)
+{
+	uint64_t first = thread->regs[R_RDI], second = thread->regs[R_RSI], third = thread->regs[R_RDX], fourth = thread->regs[R_R10];
+	int64_t clock = (int32_t)first;
+	uint64_t operation = second & ~(uint64_t)(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
+	if ((operation == FUTEX_WAIT || operation == FUTEX_WAIT_BITSET) && first > ADDRESS_MIN && first % 4 == 0 && is_time(thread, fourth))
+		return SYS_futex;
+	/* Those of processor time are negative. */
+	if (clock < ADDRESS_MIN && (first == (uint64_t)clock || first == (uint32_t)clock) && second == 0 && is_time(thread, third))
+		return SYS_clock_nanosleep;
+	bool polls = second <= DESCRIPTORS_MAX && (second == 0 || first > ADDRESS_MIN) && third > 0 && third <= INT32_MAX;
+	bool sleeps = (second == 0 || second > DESCRIPTORS_MAX) && is_time(thread, first);
+	return polls == sleeps ? -1 : polls ? SYS_poll : SYS_nanosleep;
+}
+
 /*
  * A wait of which the kernel has noted how long it still lasts (nanosleep, poll, a futex with a limit). An image cannot have that note: one until a point in time
  * goes on as it was meant, one for a time begins anew. No signal has come, so the caller need not expect to be interrupted, nor to find the time that
- * remains where the kernel has written none. One that was stopped and went on before has the kernel's number for that; what it was says the code.
+ * remains where the kernel has written none. One that was stopped and went on before has the kernel's number for that; what it was say the code or its arguments.
  */
 static void restart_from_start(struct thread *thread)
 {
 	if (thread->regs[R_ORIG_RAX] == SYS_restart_syscall) {
 		long number = call_at(thread);
+		if (number < 0)
+			number = call_by_arguments(thread);
 		if (number != SYS_nanosleep && number != SYS_clock_nanosleep && number != SYS_poll && number != SYS_futex) {
 			thread->regs[R_RAX] = (uint64_t)-EINTR;
 			return;

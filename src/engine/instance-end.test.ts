@@ -46,7 +46,8 @@ describe("a request that an instance did not answer", () => {
     const why = new ThawError("HIBERNATE_REFUSED", { what: "its hooks took too long" });
     const failed: Ending = { ...exited({}), end: { kind: "failed", error: why } };
     for (const ending of [failed, exited({ oomKills: 1 }), exited({}, "timeout")])
-      expect(verdict(ending, { ...REQUEST, sent: false }, 1)).toMatchObject({ code: "INSTANCE_EXITED" });
+      expect(verdict(ending, { ...REQUEST, behindHooks: true }, 1)).toMatchObject({ code: "INSTANCE_EXITED" });
+    expect(verdict(failed, { ...REQUEST, sent: false }, 1)).toBe(why);
     expect(verdict(failed, REQUEST, 1)).toBe(why);
   });
 

@@ -31,8 +31,10 @@ export interface UnansweredRequest {
   readonly requestId: string;
   readonly beganMs: number;
   readonly timeoutMs: number;
-  /** False when it cannot have been read: the instance had ended before it could be sent, or was still in hooks of before. */
+  /** False when the instance had ended before it could be sent. */
   readonly sent: boolean;
+  /** The instance was still in hooks of before, and read no request. */
+  readonly behindHooks?: boolean;
 }
 
 const PLATFORM_ERRORS = {
@@ -110,8 +112,8 @@ export function verdict(ending: Ending, request: UnansweredRequest, served: numb
  * Whether the process ended before it had read the request: of what its last one left behind. Where memory ran out, a request that was
  * there may be what it was for.
  */
-function neverRead({ end, exit }: Ending, { sent }: UnansweredRequest): boolean {
-  return !sent || (end?.kind === "exited" && exit?.oomKills === 0 && exit.unread === true);
+function neverRead({ end, exit }: Ending, { sent, behindHooks = false }: UnansweredRequest): boolean {
+  return behindHooks || (end?.kind === "exited" && exit?.oomKills === 0 && (!sent || exit.unread === true));
 }
 
 function unreadError(cause: ThawError): ThawError {

@@ -466,7 +466,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.waiting = undefined;
     if (running !== undefined) {
       clearTimeout(running.timer);
-      const told = verdict(this.ending, { ...running, sent: running.sent && waiting === undefined }, this.served);
+      const told = verdict(this.ending, { ...running, behindHooks: waiting !== undefined }, this.served);
       if (told instanceof ThawError) running.reject(told);
       else running.resolve({ ...told, logs: this.takeLogs() });
     }
