@@ -227,8 +227,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     }
   }
 
-  async thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
-    this.assertCanFreeze();
+  thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
     const asked = monotonicNs();
     return this.using(image, (loaded) => this.thaws.start(loaded, image, options, asked));
   }

@@ -1,20 +1,15 @@
 import type { FastifyInstance } from "fastify";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DEPLOY_BYTES_MAX } from "./deploy-body.js";
-import { buildGateway } from "./server.js";
-import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
+import { openTestGateway, type TestPlatform, testZip } from "./testing.js";
 
 let test: TestPlatform;
 let app: FastifyInstance;
 
 beforeEach(async () => {
-  test = await openTestPlatform();
-  app = buildGateway(test.platform);
+  ({ app, ...test } = await openTestGateway());
 });
-afterEach(async () => {
-  await app.close();
-  await test.close();
-});
+afterEach(() => test.close());
 
 const deploy = (query = "", method: "POST" | "PUT" = "POST", name = "hello") =>
   app.inject({

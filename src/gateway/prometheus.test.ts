@@ -1,19 +1,14 @@
 import type { FastifyInstance } from "fastify";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { buildGateway } from "./server.js";
-import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
+import { openTestGateway, type TestPlatform, testZip } from "./testing.js";
 
 let test: TestPlatform;
 let app: FastifyInstance;
 
 beforeEach(async () => {
-  test = await openTestPlatform();
-  app = buildGateway(test.platform);
+  ({ app, ...test } = await openTestGateway());
 });
-afterEach(async () => {
-  await app.close();
-  await test.close();
-});
+afterEach(() => test.close());
 
 const deploy = async (name: string) => {
   await app.inject({

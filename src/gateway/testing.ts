@@ -2,10 +2,12 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { FastifyInstance } from "fastify";
 import { zipSync } from "fflate";
 import { FakeEngine, type FakeEngineOptions } from "../engine/fake.js";
 import { openPlatform } from "../platform/index.js";
 import type { Platform, PlatformOptions } from "../platform/types.js";
+import { buildGateway } from "./server.js";
 
 /** What a test gets. */
 export interface TestPlatform {
@@ -34,6 +36,17 @@ export async function openTestPlatform(
       await rm(dir, { recursive: true, force: true });
     },
   };
+}
+
+/** A {@link TestPlatform} behind a gateway without a port, which is closed with it. */
+export async function openTestGateway(): Promise<TestPlatform & { readonly app: FastifyInstance }> {
+  const test = await openTestPlatform();
+  const app = buildGateway(test.platform);
+  const close = async (): Promise<void> => {
+    await app.close();
+    await test.close();
+  };
+  return { ...test, app, close };
 }
 
 /** A package with one handler that nobody will run: the fake engine answers in its place. */

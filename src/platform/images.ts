@@ -193,10 +193,15 @@ export class Images {
       this.#prepared.stop.abort();
       await this.#prepared.done;
     }
-    const { imagesDir, pools } = this.#options;
-    for (const dir of this.#unusable.get(version) ?? []) pools.track(rm(join(imagesDir, dir), { recursive: true, force: true }));
+    for (const dir of this.#unusable.get(version) ?? []) this.#discard(dir);
     this.#unusable.delete(version);
-    await pools.forgetAll(version);
+    await this.#options.pools.forgetAll(version);
+  }
+
+  /** Of an image that nobody has open. */
+  #discard(dir: string): void {
+    const { imagesDir, pools } = this.#options;
+    pools.track(rm(join(imagesDir, dir), { recursive: true, force: true }));
   }
 
   /** Stops making images; those that exist stay. Idempotent. */
@@ -345,7 +350,7 @@ export class Images {
           version.generations.add({ image: await engine.openImage(join(imagesDir, dir)), source, createdMs });
         } catch (error) {
           store.removeImage(dir);
-          pools.track(rm(join(imagesDir, dir), { recursive: true, force: true }));
+          this.#discard(dir);
           failed({ generation }, error);
         }
       }
