@@ -26,7 +26,7 @@
 #define ROUNDS_MAX 12
 #define SMALL_BYTES (128ULL << 10)
 #define IOVS 256
-#define BATCH_BYTES (1ULL << 20)
+#define BATCH_BYTES (256ULL << 10)
 /* Beyond twice what the process has. What it gives back keeps its copy, so this is what ends one that takes ever other memory. */
 #define UNUSED_BYTES_MAX (64ULL << 20)
 
@@ -78,8 +78,10 @@ static void register_new(struct ahead *ahead)
 {
 	for (size_t i = 0; i < ahead->vma_count; i++) {
 		struct vma *vma = &ahead->vmas[i];
-		if (!vma->watched && trackable(vma) && dump_takes_pages(ahead->dump, vma))
+		if (!vma->watched && trackable(vma) && dump_takes_pages(ahead->dump, vma)) {
 			vma->watched = track_mapping(ahead->uffd, vma);
+			pace();
+		}
 	}
 }
 
@@ -127,6 +129,7 @@ static void flush(struct ahead *ahead)
 	ahead->round_bytes += ahead->pending_bytes;
 	ahead->pending = 0;
 	ahead->pending_bytes = 0;
+	pace();
 }
 
 static void add_part(struct ahead *ahead, uint64_t start, uint64_t end, size_t of)
@@ -243,8 +246,10 @@ void ahead_end(struct ahead *ahead)
 {
 	/* One by one before all at once: each holds the process up for as long as its own pages take. */
 	for (size_t i = 0; i < ahead->vma_count; i++)
-		if (ahead->vmas[i].watched)
+		if (ahead->vmas[i].watched) {
 			track_no_more(ahead->uffd, &ahead->vmas[i]);
+			pace();
+		}
 	close(ahead->uffd);
 	close(ahead->pagemap);
 	close(ahead->mem);

@@ -146,6 +146,30 @@ enum { LIVE_READY = 'r', LIVE_STOP = 's', LIVE_RELEASED = 'l' };
 #define ARM_WAIT_MS 1
 /* While the process runs it comes first. */
 #define NICE_RUNNING 10
+/*
+ * Beside a process that serves we work in short pieces with rests between. A virtual machine may have given its free memory back to
+ * its host (free page reporting), and 2 MiB that we take first then keep the processor for 4 ms and, where machines are nested,
+ * cost the other processors their address translations: all that runs is slow meanwhile.
+ */
+#define WORK_NS 400000
+#define REST_NS 1200000
+#define PORTION_BYTES (256UL << 10)
+
+static bool beside;
+
+void pace(void)
+{
+	static uint64_t rested_ns;
+	if (!beside || clock_ns(CLOCK_MONOTONIC) - rested_ns < WORK_NS)
+		return;
+	nanosleep(&(struct timespec){ .tv_nsec = REST_NS }, NULL);
+	rested_ns = clock_ns(CLOCK_MONOTONIC);
+}
+
+size_t portion(size_t bytes)
+{
+	return beside && bytes > PORTION_BYTES ? PORTION_BYTES : bytes;
+}
 
 static int live_open(int dir, const char *name)
 {
@@ -203,7 +227,9 @@ static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_n
 	release_all(&target);
 	*stopped_ns += clock_ns(CLOCK_MONOTONIC) - began;
 	setpriority(PRIO_PROCESS, 0, live >= 0 ? NICE_RUNNING : 0);
+	beside = live >= 0;
 	ahead_rounds(ahead);
+	beside = false;
 	if (live < 0)
 		return ahead;
 	live_tell(live, LIVE_READY);
@@ -256,7 +282,9 @@ static int freeze(int argc, char **argv)
 		live = live_open(dir, live_name);
 	if (sources.base_layout)
 		base_open(sources.base_pages, sources.base_layout);
+	beside = live >= 0;
 	struct dump *dump = dump_prepare(&target, &sources);
+	beside = false;
 
 	/* A function stands still while this works: nothing else on the machine is more urgent. Without the right, it is slower. */
 	setpriority(PRIO_PROCESS, 0, -20);
@@ -280,6 +308,7 @@ static int freeze(int argc, char **argv)
 	if (live >= 0)
 		live_tell(live, LIVE_RELEASED);
 	setpriority(PRIO_PROCESS, 0, live >= 0 ? NICE_RUNNING : 0);
+	beside = live >= 0;
 	if (ahead)
 		ahead_end(ahead);
 

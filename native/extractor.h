@@ -38,6 +38,10 @@ void json_bool(const char *key, bool value);
 void json_text(FILE *out, const char *text);
 
 uint64_t clock_ns(int clock);
+/* Between two pieces of work: rests if the process serves requests beside us, and we have worked a while. */
+void pace(void);
+/* How much of so many bytes to take at once. */
+size_t portion(size_t bytes);
 
 /* stop.c */
 #define THREADS_MAX 256

@@ -70,7 +70,8 @@ static void remember_stored(struct region *region, uint64_t page)
 static void write_all(int fd, const uint8_t *bytes, size_t count, uint64_t offset)
 {
 	while (count > 0) {
-		ssize_t put = pwrite(fd, bytes, count, (off_t)offset);
+		pace();
+		ssize_t put = pwrite(fd, bytes, portion(count), (off_t)offset);
 		if (put < 0 && errno == EINTR)
 			continue;
 		if (put <= 0)
