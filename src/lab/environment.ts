@@ -6,7 +6,7 @@ import { readFileSync, statfsSync } from "node:fs";
 import { cpus, loadavg, release, tmpdir, totalmem, version } from "node:os";
 import { fileURLToPath } from "node:url";
 import { thisMachine } from "../linux/doctor-machine.js";
-import { restingSeconds } from "../linux/reclaim.js";
+import { givesBackFreeMemory, restingSeconds } from "../linux/reclaim.js";
 
 /** The root of the package: the directory that holds package.json, from `src/lab` and `dist/lab` alike. */
 export const PACKAGE_ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -32,6 +32,8 @@ export interface Environment {
   readonly pageCache: string;
   /** Seconds after which pages that rest are paged out (DAMON), or null: what is measured after a longer pause comes from disk. */
   readonly pagedOutAfterS: number | null;
+  /** Whether free memory goes back to a host (free page reporting): what takes much of it at once is slower then, and slows what runs beside it. */
+  readonly freeMemoryGivenBack: boolean;
 }
 
 /**
@@ -45,6 +47,7 @@ export function scratchDir(): string {
 
 /** Gathers the facts; `dataDir` is where images will be written. */
 export async function readEnvironment(dataDir: string): Promise<Environment> {
+  const machine = thisMachine();
   return {
     time: new Date().toISOString(),
     kernel: `${release()} ${version()}`,
@@ -58,16 +61,18 @@ export async function readEnvironment(dataDir: string): Promise<Environment> {
     cgroups: cgroupLayout(),
     loadBefore: loadavg()[0] ?? Number.NaN,
     pageCache: "warm: files were read by earlier runs, and one round before the first that counts",
-    pagedOutAfterS: (await restingSeconds(thisMachine())) ?? null,
+    pagedOutAfterS: (await restingSeconds(machine)) ?? null,
+    freeMemoryGivenBack: await givesBackFreeMemory(machine),
   };
 }
 
 /** The facts in two lines, for people. */
 export function describeEnvironment(facts: Environment): string {
   const rest = facts.pagedOutAfterS === null ? "" : `, but what rests for ${facts.pagedOutAfterS} s is paged out (DAMON)`;
+  const free = facts.freeMemoryGivenBack ? "; free memory goes back to the host" : "";
   return [
     `${facts.cpu}, ${facts.cores} cores, ${facts.memoryMb} MiB; Linux ${facts.kernel}`,
-    `Node ${facts.node}, Python ${facts.python}, commit ${facts.commit}; images on ${facts.dataFilesystem}, cgroups ${facts.cgroups}, load ${facts.loadBefore.toFixed(2)}; page cache warm${rest}`,
+    `Node ${facts.node}, Python ${facts.python}, commit ${facts.commit}; images on ${facts.dataFilesystem}, cgroups ${facts.cgroups}, load ${facts.loadBefore.toFixed(2)}; page cache warm${rest}${free}`,
   ].join("\n");
 }
 

@@ -4,7 +4,7 @@ import { formatBytes, GIB, MIB, TIB } from "../base/units.js";
 import type { Check, Machine } from "./doctor-machine.js";
 import { hiddenBelow, type Interpreter } from "./interpreters.js";
 import { mountOf } from "./mounts.js";
-import { restingSeconds } from "./reclaim.js";
+import { givesBackFreeMemory, restingSeconds } from "./reclaim.js";
 
 const HELPERS = ["keeper", "husk", "extractor", "shim.so"] as const;
 
@@ -176,5 +176,17 @@ export async function checkPageCache(machine: Machine): Promise<Check> {
     ok: false,
     says: `Pages that nobody touched for ${seconds} s are paged out (DAMON), images among them: functions that rest so long start from disk.`,
     fix: "Nothing, where memory is short: starts from disk are prefetched. Else end that scheme (/sys/kernel/mm/damon, or damon_reclaim's parameters), or keep husks parked (`thaw serve --park image=1`).",
+  };
+}
+
+/** Whether memory that is free costs no more than other memory. */
+export async function checkFreeMemory(machine: Machine): Promise<Check> {
+  const base = { name: "free memory", required: false };
+  if (!(await givesBackFreeMemory(machine))) return { ...base, ok: true, says: "Free memory stays with this machine." };
+  return {
+    ...base,
+    ok: false,
+    says: "Free memory is given back to the host (free page reporting): what takes much of it at once, a boot or a freeze, waits until the host has made it anew, and slows all others meanwhile.",
+    fix: "Nothing, where the host is short of memory. Else have it start this machine with a balloon that does not report free pages.",
   };
 }

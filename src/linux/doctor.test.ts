@@ -271,6 +271,21 @@ describe("the doctor", () => {
     expect(both.check("page cache").says).toContain("for 12 s");
   });
 
+  it("says where free memory is given back to a host", async () => {
+    const features = (reporting: "0" | "1") => `01100${reporting}01${"0".repeat(56)}\n`;
+    const balloon = {
+      "/sys/bus/virtio/devices/virtio3/device": "0x0005\n",
+      "/sys/bus/virtio/devices/virtio0/device": "0x0002\n",
+    };
+    const file = "/sys/bus/virtio/devices/virtio3/features";
+    const report = await probe({ files: { ...balloon, [file]: features("1") } });
+    expect(report.ok).toBe(true);
+    expect(report.check("free memory").says).toContain("Free memory is given back to the host (free page reporting)");
+    expect((await probe({ files: { ...balloon, [file]: features("0") } })).check("free memory").ok).toBe(true);
+    const disk = { "/sys/bus/virtio/devices/virtio0/features": features("1") };
+    expect((await probe({ files: { ...balloon, ...disk } })).check("free memory").ok).toBe(true);
+  });
+
   it("refuses a data directory mounted noexec, and says where", async () => {
     const report = await probe({ files: { "/proc/self/mounts": `${MOUNTS_V2}tmpfs /srv tmpfs rw,noexec 0 0\n` } });
     expect(report.check("data").says).toContain("is on /srv, which is mounted noexec");

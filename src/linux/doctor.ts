@@ -20,6 +20,7 @@ import { type Check, type Machine, thisMachine } from "./doctor-machine.js";
 import {
   checkDataDir,
   checkDisk,
+  checkFreeMemory,
   checkInterpreters,
   checkLimits,
   checkNative,
@@ -83,6 +84,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
     checkLimits(machine),
     checkOvercommit(machine),
     checkPageCache(machine),
+    checkFreeMemory(machine),
   ]);
   const checks: Check[] = [platform, ...rest];
   return {

@@ -1,6 +1,7 @@
 /**
  * Memory that is taken back though nobody asked for it. With DAMON (Linux 5.16) a kernel looks which pages rest, and a scheme may page them out: then the
- * page cache forgets the image of a function that was not called for so long, and its next start reads the working set from disk.
+ * page cache forgets the image of a function that was not called for so long, and its next start reads the working set from disk. With free page
+ * reporting (Linux 5.7) a virtual machine tells its host which memory is free, and the host takes it: who uses it next waits until the host has made it anew.
  */
 import type { Machine } from "./doctor-machine.js";
 
@@ -8,6 +9,11 @@ const KDAMONDS = "/sys/kernel/mm/damon/admin/kdamonds";
 const MODULE = "/sys/module/damon_reclaim/parameters";
 /** More of each kind are not looked at. */
 const LOOKED_AT = 8;
+const VIRTIO = "/sys/bus/virtio/devices";
+const VIRTIO_LOOKED_AT = 32;
+/** Of the virtio specification, 5.5: the memory balloon's number, and the bit of its feature VIRTIO_BALLOON_F_PAGE_REPORTING. */
+const BALLOON = 5;
+const REPORTING_BIT = 5;
 
 /** Seconds that a page may rest before it is paged out, where something does that; the least of all schemes. */
 export async function restingSeconds({ read }: Pick<Machine, "read">): Promise<number | undefined> {
@@ -31,4 +37,14 @@ export async function restingSeconds({ read }: Pick<Machine, "read">): Promise<n
     }
   }
   return found.length === 0 ? undefined : Math.min(...found);
+}
+
+/** Whether free memory is given back to a host, by a virtio balloon. */
+export async function givesBackFreeMemory({ read }: Pick<Machine, "read">): Promise<boolean> {
+  for (let device = 0; device < VIRTIO_LOOKED_AT; device++) {
+    const dir = `${VIRTIO}/virtio${device}`;
+    if (Number(await read(`${dir}/device`)) !== BALLOON) continue;
+    if ((await read(`${dir}/features`))?.[REPORTING_BIT] === "1") return true;
+  }
+  return false;
 }
