@@ -84,8 +84,8 @@ bool stop_in_place(struct target *target, bool all, uint64_t *began);
 bool may_park(uint64_t *since);
 /* Lets the process go on as if nothing had been. */
 void release_all(struct target *target);
-/* A number in /proc/PID/task/TID/status; `otherwise` where it cannot be read. */
-uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise);
+
+/* inject.c */
 /* Has a stopped thread run one system call; several may do so at once. Its result. */
 void start_call(struct target *target, struct thread *thread, long nr, const uint64_t args[6]);
 long finish_call(struct target *target, struct thread *thread);
@@ -112,6 +112,8 @@ void write_threads(const struct target *target);
 /* process.c */
 /* What /proc/PID/task/TID/stat says behind the name, which may hold anything: " S PARENT ...", in `text`; NULL: it is gone. */
 char *read_stat(pid_t pid, pid_t tid, char *text, size_t room);
+/* A number in /proc/PID/task/TID/status; `otherwise` where it cannot be read. */
+uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise);
 void write_clocks(const struct target *target);
 /* Addresses that prctl(PR_SET_MM_MAP) sets again. */
 void write_mm(struct target *target);

@@ -26,6 +26,23 @@ char *read_stat(pid_t pid, pid_t tid, char *text, size_t room)
 	return end ? end + 1 : NULL;
 }
 
+uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise)
+{
+	char path[64], line[256];
+	size_t length = strlen(name);
+	snprintf(path, sizeof path, "/proc/%d/task/%d/status", pid, tid);
+	FILE *status = fopen(path, "re");
+	while (status && fgets(line, sizeof line, status)) {
+		if (strncmp(line, name, length) == 0) {
+			otherwise = strtoull(line + length, NULL, base);
+			break;
+		}
+	}
+	if (status)
+		fclose(status);
+	return otherwise;
+}
+
 /* What a time namespace adds to the clocks: those of the process, which may have been thawed into one, less our own. */
 static void add_clock_offsets(const char *path, int64_t sign, uint64_t *monotonic, uint64_t *boottime)
 {
