@@ -18,7 +18,7 @@ const FREESTANDING = ["-ffreestanding", "-fno-stack-protector", "-mgeneral-regs-
 
 /** The husk's entry point, and what the compiler calls by itself (memcpy, memset), are declared by nobody. */
 function compilerArguments(name) {
-  const own = name === "husk.c" ? FREESTANDING : ["-fPIC"];
+  const own = name.startsWith("husk") ? FREESTANDING : ["-fPIC"];
   const analyzer = analyze ? ["-fanalyzer"] : [];
   return ["-std=gnu11", "-O2", ...WARNINGS, ...own, ...analyzer, "-Ibuild", "-c", "-o", "/dev/null", name];
 }

@@ -1,5 +1,5 @@
 /**
- * Programs: flat lists of system calls that a husk executes (native/husk.c). A program is a cache, compiled from the
+ * Programs: flat lists of system calls that a husk executes (native/husk-program.c). A program is a cache, compiled from the
  * manifest for one husk version; it can always be thrown away.
  *
  * Layout: `program_header`, data (paths, structs, signal frames; absolute addresses, because the header says
