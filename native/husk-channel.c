@@ -31,18 +31,17 @@ void begin_report(void)
 	stamp(0);
 }
 
-void send_report(long status, uint32_t op, uint32_t resuming)
+void send_report(long status, uint32_t op)
 {
 	report.magic = HUSK_REPORT_MAGIC;
 	report.status = (int32_t)status;
 	report.failed_op = op;
-	report.resuming = resuming;
 	raw(__NR_sendto, channel, &report, sizeof report, MSG_NOSIGNAL_, 0, 0);
 }
 
 _Noreturn void give_up(long status, uint32_t op)
 {
-	send_report(status, op, 0);
+	send_report(status, op);
 	for (;;)
 		raw(__NR_exit_group, 113);
 }

@@ -14,15 +14,19 @@
 
 static uint64_t slots[HUSK_SLOTS];
 
+static uint64_t argument(const struct program_op *op, int index)
+{
+	uint64_t value = op->args[index];
+	if (op->slot_mask & (1u << index))
+		return slots[value & (HUSK_SLOTS - 1)] + (value >> 8);
+	return value;
+}
+
 static long run_syscall(const struct program_op *op)
 {
 	long args[6];
-	for (int i = 0; i < 6; i++) {
-		uint64_t value = op->args[i];
-		if (op->slot_mask & (1u << i))
-			value = slots[value & (HUSK_SLOTS - 1)] + (value >> 8);
-		args[i] = (long)value;
-	}
+	for (int i = 0; i < 6; i++)
+		args[i] = (long)argument(op, i);
 	return raw6(op->nr, args[0], args[1], args[2], args[3], args[4], args[5]);
 }
 
@@ -56,14 +60,6 @@ static long install(long fd, long target, bool cloexec)
 	if (failed(result))
 		return result;
 	return raw(__NR_close, fd);
-}
-
-static uint64_t argument(const struct program_op *op, int index)
-{
-	uint64_t value = op->args[index];
-	if (op->slot_mask & (1u << index))
-		return slots[value & (HUSK_SLOTS - 1)] + (value >> 8);
-	return value;
 }
 
 /* What the server has lower by now, as another shell or supervisor started it, cannot be raised: of each pair the lower ones hold. */
@@ -116,7 +112,7 @@ static long run_op(const struct program_op *op, uint32_t index)
 	case OP_SPARES:
 		return make_spares(argument(op, 0));
 	case OP_REPORT:
-		send_report(0, index, 1);
+		send_report(0, index);
 		return 0;
 	case OP_GIVE:
 		return give((long)argument(op, 0), op->args[1]);
@@ -193,5 +189,5 @@ void run_next(void)
 	keep_init_above(run.fd_base);
 	begin_report();
 	run_program(load_program(program, &run), &run);
-	send_report(0, 0, 0);
+	send_report(0, 0);
 }

@@ -54,7 +54,7 @@ void *memset(void *to, int value, size_t bytes);
 /* husk-channel.c */
 void stamp(uint64_t index);
 void begin_report(void);
-void send_report(long status, uint32_t op, uint32_t resuming);
+void send_report(long status, uint32_t op);
 _Noreturn void give_up(long status, uint32_t op);
 /* The descriptor itself, or in its place one from `base` on. */
 long keep_above(long fd, long base);

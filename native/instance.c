@@ -318,7 +318,7 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 	if (program < 0) return stage_failed(it, tag, EBADF, "no such program", stage.program_file);
 
 	struct passing passing = {.fds = {program}, .count = 1, .control = -1, .log = -1};
-	struct husk_run run = {.magic = HUSK_RUN_MAGIC, .fd_base = stage.fd_base, .fd_count = stage.fd_count, .flags = stage.flags};
+	struct husk_run run = {.magic = HUSK_RUN_MAGIC, .fd_base = stage.fd_base, .fd_count = stage.fd_count};
 	off_t bytes = lseek(program, 0, SEEK_END);
 	run.program_bytes = bytes < 0 ? 0 : (uint64_t)bytes;
 	int result = 0;

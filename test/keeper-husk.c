@@ -65,7 +65,6 @@ int main(void) {
 			dup2(fds[1], 3);
 			dup2(fds[2], 1);
 			dup2(fds[2], 2);
-			report.resuming = 1;
 		}
 		send(HUSK_CHANNEL_FD, &report, sizeof report, 0);
 		for (unsigned index = 0; index <= run.fd_count; index++) if (fds[index] != 3) close(fds[index]);

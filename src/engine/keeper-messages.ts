@@ -67,7 +67,6 @@ export interface HuskReport {
   /** 0, or a negative errno. -EPIPE: the husk died. */
   readonly status: number;
   readonly failedOp: number;
-  readonly resuming: boolean;
   /** CLOCK_MONOTONIC nanoseconds by slot, 0 = unused. */
   readonly stamps: readonly number[];
 }
@@ -263,7 +262,6 @@ export function decodeReport(payload: Buffer): HuskReport {
   return {
     status: readStruct(payload, 0, "husk_report", "status"),
     failedOp: readStruct(payload, 0, "husk_report", "failed_op"),
-    resuming: readStruct(payload, 0, "husk_report", "resuming") !== 0,
     stamps,
   };
 }

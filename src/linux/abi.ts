@@ -181,14 +181,14 @@ const ABI_STRUCTS = {
     ["fd_base", "u32"],
     ["program_bytes", "u64"],
     ["fd_count", "u32"],
-    ["flags", "u32"],
+    ["reserved", "u32"],
   ],
   /** What the husk answers after each program, or just before it becomes the function. Stamps are CLOCK_MONOTONIC nanoseconds, 0 = unused. */
   husk_report: [
     ["magic", "u32"],
     ["status", "i32"],
     ["failed_op", "u32"],
-    ["resuming", "u32"],
+    ["reserved", "u32"],
     ["stamps", "u64", 16],
   ],
   /** What OP_GIVE sends with one descriptor: the keeper holds it until MSG_UFFD_CLOSE, or the end of the instance. */
