@@ -8,7 +8,9 @@ import { setTimeout as pause } from "node:timers/promises";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { isThawError } from "../src/base/errors.js";
 import { type Engine, type FunctionSpec, type Image, type Instance, type InvokeResult, openEngine } from "../src/engine/index.js";
-import { ask, errorOf, eventually, refusal, returned, useBench, withInstance } from "./support-sandbox.js";
+import { ask, errorOf, refusal, returned, useBench } from "./support/bench.js";
+import { eventually } from "./support/wait.js";
+import { hostPid, withInstance } from "./support/world.js";
 
 const bench = useBench();
 const MIB = 1024 * 1024;
@@ -575,14 +577,14 @@ describe("between requests", () => {
 describe("a function whose end is noticed late", () => {
   it("is told how it ended, and not that it closed its descriptors", async () => {
     await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
-      const { hostPid } = instance as Instance & { hostPid: number };
-      const init = Number(statOf(hostPid)[1]);
+      const pid = hostPid(instance);
+      const init = Number(statOf(pid)[1]);
       process.kill(init, "SIGSTOP");
       // Until it has run, and heard that, it may still take the end of a child.
       await eventually(() => expect(statOf(init)[0]).toBe("T"));
       const ending = instance.invoke(JSON.stringify({ do: "exit", code: 7 }));
       try {
-        await eventually(() => expect(statOf(hostPid)[0]).toBe("Z"));
+        await eventually(() => expect(statOf(pid)[0]).toBe("Z"));
         // Longer than the engine waits for the end of a process behind that of its control socket.
         await pause(2000);
       } finally {
@@ -720,8 +722,8 @@ describe("what does not end is bounded", () => {
   async function frozen(engine: Engine, source: string, event: object): Promise<[string, string | undefined]> {
     return await withInstance(engine.boot(bench.node(source)), async (instance) => {
       expect(await ask(instance, event)).toBe("ready");
-      const { hostPid } = instance as Instance & { hostPid: number };
-      if ("stop" in event) await eventually(() => expect(statOf(hostPid)[0]).toBe("T"));
+      const pid = hostPid(instance);
+      if ("stop" in event) await eventually(() => expect(statOf(pid)[0]).toBe("T"));
       const error = await refusal(instance.freeze());
       expect(instance.alive).toBe(false);
       return [error.code, error.why];
@@ -743,7 +745,7 @@ describe("what does not end is bounded", () => {
       const error = await load;
       expect([error.code, error.message]).toEqual([
         "INIT_FAILED",
-        'function "test-nodejs" did not finish loading. it took longer than 8 s. do less at load',
+        'function "test-node" did not finish loading. it took longer than 8 s. do less at load',
       ]);
       for (const hook of hooks)
         expect(await hook).toEqual(["FREEZE_REFUSED", "its before-snapshot hooks took longer than 8 s, and it was ended"]);
@@ -757,8 +759,8 @@ describe("what does not end is bounded", () => {
       "exports.handler = async (event) => { if (event.stop) setImmediate(() => process.kill(process.pid, 'SIGSTOP')); return 'ready'; };";
     await withInstance(bench.engine.boot(bench.node(source)), async (instance) => {
       expect(await ask(instance, { stop: true })).toBe("ready");
-      const { hostPid } = instance as Instance & { hostPid: number };
-      await eventually(() => expect(statOf(hostPid)[0]).toBe("T"));
+      const pid = hostPid(instance);
+      await eventually(() => expect(statOf(pid)[0]).toBe("T"));
       const outcome = await instance.freeze({ hygiene: false }).catch((error: unknown) => error);
       if (isThawError(outcome)) expect(outcome.code).toBe("FREEZE_REFUSED");
       else await withInstance(bench.engine.thaw(outcome as Image), async (clone) => expect(await ask(clone)).toBe("ready"));

@@ -19,7 +19,9 @@ import { describe, expect, it } from "vitest";
 import type { FunctionSpec, Image, Instance } from "../src/engine/index.js";
 import { basePath, decodeManifest, imageFiles, prefetchRanges, readImage } from "../src/image/index.js";
 import { evict, residentPages } from "../src/lab/page-cache.js";
-import { ask, eventually, refusal, useBench, withInstance } from "./support-sandbox.js";
+import { ask, refusal, useBench } from "./support/bench.js";
+import { eventually } from "./support/wait.js";
+import { withInstance } from "./support/world.js";
 
 const bench = useBench();
 

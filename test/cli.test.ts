@@ -4,7 +4,8 @@ import { once } from "node:events";
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
-import { cli, ROOT, TestServer, temporaryDir, until, useServers } from "./support/server.js";
+import { cli, ROOT, TestServer, temporaryDir, useServers } from "./support/server.js";
+import { until } from "./support/wait.js";
 
 const HELLO = join(ROOT, "examples/hello");
 const HELLO_PYTHON = join(ROOT, "examples/hello-python");

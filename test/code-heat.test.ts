@@ -80,8 +80,7 @@ describe.each(LANGUAGES)("the heat of a %s image", (language) => {
       { husk: "parked" },
     );
     engine.park(image, "image", 0);
-    await world.close();
-    await world.open();
+    await world.reopen();
     const opened = await world.engine.openImage(image.dir);
     expect(opened.code).toEqual(image.code);
     expect(opened.heat).toBe(1);

@@ -9,7 +9,8 @@ import { beforeAll, describe, expect, it } from "vitest";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import { probeCgroups } from "../src/linux/cgroups.js";
 import { descendants, isAlive, type Living } from "./support/processes.js";
-import { type Files, HOLD, TestServer, temporaryDir, until, useServers } from "./support/server.js";
+import { type Files, HOLD, TestServer, temporaryDir, useServers } from "./support/server.js";
+import { until } from "./support/wait.js";
 
 const RESTART_MS_MAX = 150_000;
 

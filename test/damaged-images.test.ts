@@ -31,7 +31,9 @@ import { type FunctionSpec, type Image, openEngine } from "../src/engine/index.j
 import { decodeRawManifest, decodeWorkingSet, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
 import { stageCode } from "../src/platform/code.js";
 import { lockDataDir } from "../src/platform/lock.js";
-import { ask, Bench, eventually, refusal, useBench, withInstance } from "./support-sandbox.js";
+import { ask, Bench, refusal, useBench } from "./support/bench.js";
+import { eventually } from "./support/wait.js";
+import { withInstance } from "./support/world.js";
 
 const bench = useBench();
 const PAGE = 4096;
@@ -348,7 +350,7 @@ def handler(event, context): return 1
       expect((await refusal(other.engine.thaw(image))).code).toBe("IMAGE_DAMAGED");
       await withInstance(other.engine.boot(spec), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
     } finally {
-      await other.close();
+      await other.end();
       rmSync(dir, { recursive: true });
     }
   });

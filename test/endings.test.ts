@@ -39,8 +39,7 @@ describe("a freeze that shall end its instance", () => {
 describe("an image that is removed", () => {
   it("is not there any more for whoever is about to open it, and not damaged", async () => {
     const image = await world.imageAfter("node", "counter.next");
-    await world.close();
-    await world.open();
+    await world.reopen();
     const { engine } = world;
     engine.rememberImage(image);
     const asked = [engine.thaw(image), engine.inspect(image), engine.prepareImage(image)].map(told);

@@ -7,7 +7,8 @@ import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import type { FunctionSpec, Image, Instance } from "../src/engine/index.js";
 import { compileThaw, readImage } from "../src/image/index.js";
-import { ask, useBench } from "./support-sandbox.js";
+import { ask, useBench } from "./support/bench.js";
+import { hostPid } from "./support/world.js";
 
 const bench = useBench();
 
@@ -48,8 +49,9 @@ interface Shape {
 
 /** What a start from this image costs, and what the clone looks like. */
 async function shapeOf(image: Image, clone: Instance): Promise<Shape> {
-  const { hostPid } = clone as unknown as { hostPid: number };
-  const lines = readFileSync(`/proc/${hostPid}/maps`, "utf8").trimEnd().split("\n");
+  const lines = readFileSync(`/proc/${hostPid(clone)}/maps`, "utf8")
+    .trimEnd()
+    .split("\n");
   const { manifest } = await readImage(image.dir);
   const program = compileThaw(manifest.facts, { contents: Buffer.alloc(0), source: "lazy", runtime: true });
   return {

@@ -12,10 +12,12 @@ import type { ThawError } from "../src/base/errors.js";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import { type Engine, type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
 import { evict, fetchAll, mappedFilesOf } from "../src/lab/page-cache.js";
+import { ask, errorOf, refusal, useBench } from "./support/bench.js";
 import { olderThan } from "./support/kernel.js";
 import { isAlive, livingProcesses } from "./support/processes.js";
-import { ROOT, temporaryDir, until, useServers } from "./support/server.js";
-import { ask, errorOf, eventually, refusal, useBench, withInstance } from "./support-sandbox.js";
+import { ROOT, temporaryDir, useServers } from "./support/server.js";
+import { eventually, until } from "./support/wait.js";
+import { hostPid, withInstance } from "./support/world.js";
 
 const MB = 2 ** 20;
 
@@ -166,8 +168,6 @@ function majorFaults(instance: Instance): number {
   const stat = readFileSync(`/proc/${hostPid(instance)}/stat`, "utf8");
   return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[9]);
 }
-
-const hostPid = (instance: Instance): number => (instance as Instance & { hostPid: number }).hostPid;
 
 describe.each(["node", "python"] as const)("a hibernated %s function", (language) => {
   const spec = (): FunctionSpec => LANGUAGES[language]();

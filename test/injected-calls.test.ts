@@ -5,7 +5,8 @@
 import { afterEach, describe, expect, it } from "vitest";
 import type { Instance } from "../src/engine/index.js";
 import { ABI_CONSTANTS } from "../src/linux/abi.js";
-import { ask, useBench, withInstance } from "./support-sandbox.js";
+import { ask, useBench } from "./support/bench.js";
+import { withInstance } from "./support/world.js";
 
 const WORKSHOP_AT = Number(ABI_CONSTANTS.HUSK_WORKSHOP_AT);
 const SCRIPT_AT = WORKSHOP_AT + 4096;

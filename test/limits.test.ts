@@ -4,7 +4,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { type FunctionSpec, type Image, type Instance, LOADERS } from "../src/engine/index.js";
-import { ask, errorOf, useBench, withInstance } from "./support-sandbox.js";
+import { ask, errorOf, useBench } from "./support/bench.js";
+import { hostPid, withInstance } from "./support/world.js";
 
 const bench = useBench();
 afterEach(() => bench.quiet());
@@ -148,9 +149,13 @@ async function start(way: Way, overrides: Partial<FunctionSpec> = {}): Promise<I
 
 /** Of how many processors an instance may have the time. */
 function quotaOf(instance: Instance): number {
-  const { hostPid } = instance as Instance & { hostPid: number };
   const read = (path: string, file: string): string => readFileSync(join(path, file), "utf8").trim();
-  const dir = bench.cgroups("cpu").find((path) => read(path, "cgroup.procs").split("\n").includes(String(hostPid))) ?? "";
+  const dir =
+    bench.cgroups("cpu").find((path) =>
+      read(path, "cgroup.procs")
+        .split("\n")
+        .includes(String(hostPid(instance))),
+    ) ?? "";
   const files =
     dir === bench.cgroups("unified").find((path) => path === dir) ? ["cpu.max"] : ["cpu.cfs_quota_us", "cpu.cfs_period_us"];
   const [quota = 0, period = 0] = files.flatMap((file) => read(dir, file).split(" ")).map(Number);

@@ -11,9 +11,11 @@ import { setImmediate as turn } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import type { Image, Instance } from "../src/engine/index.js";
+import { ask, errorOf, refusal, useBench } from "./support/bench.js";
 import { descendants, isAlive, type Living, livingProcesses } from "./support/processes.js";
-import { ROOT, temporaryDir, until, useServers } from "./support/server.js";
-import { ask, errorOf, refusal, useBench, withInstance } from "./support-sandbox.js";
+import { ROOT, temporaryDir, useServers } from "./support/server.js";
+import { until } from "./support/wait.js";
+import { hostPid, withInstance } from "./support/world.js";
 
 /** On a busy machine copying and stopping may be over before this process gets a processor: tried until one is met. */
 const MEET_MS_MAX = 100_000;
@@ -80,13 +82,12 @@ def handler(event, context):
 `;
 
 const step = (instance: Instance, name: string, ...args: unknown[]): Promise<unknown> => ask(instance, { step: name, args });
-const pidOf = (instance: Instance): number => (instance as unknown as { hostPid: number }).hostPid;
 /** Half-made images. */
 const halves = (): string[] => readdirSync(join(bench.dataDir, "images")).filter((name) => name.startsWith(".tmp-"));
 
 /** What a freeze must not leave behind in a process: write protection, and the descriptor that it came from. */
 function traces(instance: Instance): string[] {
-  const pid = pidOf(instance);
+  const pid = hostPid(instance);
   const tracked = readFileSync(`/proc/${pid}/smaps`, "utf8")
     .split("\n")
     .filter((line) => /^VmFlags:.* (uw|um|ui)( |$)/.test(line));
@@ -257,7 +258,7 @@ describe("a live freeze", () => {
       const freezing = refusal(instance.freeze({ live: true }));
       process.kill((await until("the extractor", extractor)).pid, "SIGKILL");
       expect((await freezing).code).toBe("FREEZE_FAILED");
-      writeFileSync(`/proc/${pidOf(instance)}/root/tmp/go`, "");
+      writeFileSync(`/proc/${hostPid(instance)}/root/tmp/go`, "");
       expect(await long).toBe("let go");
       expect([await ask(instance), traces(instance), halves()]).toEqual([[1, expect.any(String)], [], []]);
     });
@@ -302,8 +303,8 @@ describe("a live freeze", () => {
         );
         const stopped = (): boolean => {
           // All threads: the main one alone is stopped for a moment at the beginning.
-          const tasks = readdirSync(`/proc/${pidOf(instance)}/task`);
-          return tasks.every((tid) => isHeld(pidOf(instance), tid));
+          const tasks = readdirSync(`/proc/${hostPid(instance)}/task`);
+          return tasks.every((tid) => isHeld(hostPid(instance), tid));
         };
         let over = false;
         void freezing.then(() => {

@@ -9,7 +9,7 @@ import { packed } from "./support/packing.js";
 import { forgetCached } from "./support/page-cache.js";
 import { hasStopped, pagerOf } from "./support/pager.js";
 import { descendants } from "./support/processes.js";
-import { until } from "./support/server.js";
+import { until } from "./support/wait.js";
 import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
 
 const OBJECTS = 5000;

@@ -10,8 +10,8 @@ import { encodePrefetch } from "../src/engine/keeper-messages.js";
 import { nativePaths } from "../src/engine/native.js";
 import { forgetCached } from "./support/page-cache.js";
 import { keeperProcess } from "./support/pager.js";
+import { eventually } from "./support/wait.js";
 import { call, useWorld } from "./support/world.js";
-import { eventually } from "./support-sandbox.js";
 
 const PAGES = 400;
 const dir = mkdtempSync(join(tmpdir(), "thaw-pager-"));

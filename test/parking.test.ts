@@ -1,10 +1,9 @@
 /** Husks with a runtime mapped are kept for what is started again and again, without being asked for, and for as long as any image can use them. */
-
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
-import { until } from "./support/server.js";
+import { until } from "./support/wait.js";
 import { call, LANGUAGES, useWorld } from "./support/world.js";
 
 const world = useWorld();
@@ -23,8 +22,7 @@ afterEach(() => world.engine.pool({ runtime: 0 }));
 describe("an image that a former server wrote", () => {
   it("is opened for the husks that are parked for it", async () => {
     const image = await world.imageAfter("node", "counter.next", "counter.next", "counter.next");
-    await world.close();
-    await world.open();
+    await world.reopen();
     world.engine.rememberImage(image);
     world.engine.park(image, "image", 1);
     // Not before it was opened, and not before the husk is there.

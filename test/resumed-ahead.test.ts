@@ -4,7 +4,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import type { Image, Instance, Loader } from "../src/engine/index.js";
 import { decodeManifest, imageFiles, mayResumeAhead } from "../src/image/index.js";
 import { descendants } from "./support/processes.js";
-import { until } from "./support/server.js";
+import { until } from "./support/wait.js";
 import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
 
 const SYS_READ = { node: "0", python: "19" } as const;

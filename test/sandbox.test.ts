@@ -8,7 +8,8 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
-import { ask, refusal, useBench } from "./support-sandbox.js";
+import { ask, refusal, useBench } from "./support/bench.js";
+import { hostPid } from "./support/world.js";
 
 const bench = useBench();
 
@@ -541,10 +542,9 @@ describe("two instances", () => {
   });
 
   it("run as different users of the host, neither of which owns anything", async () => {
-    const uids = [...probes.values()].map(({ instance }) => {
-      const { hostPid } = instance as Instance & { hostPid: number };
-      return Number(/^Uid:\t(\d+)/m.exec(readFileSync(`/proc/${hostPid}/status`, "utf8"))?.[1]);
-    });
+    const uids = [...probes.values()].map(({ instance }) =>
+      Number(/^Uid:\t(\d+)/m.exec(readFileSync(`/proc/${hostPid(instance)}/status`, "utf8"))?.[1]),
+    );
     expect(new Set(uids).size).toBe(uids.length);
     for (const uid of uids) expect(uid).toBeGreaterThanOrEqual(900_000);
   });

@@ -5,7 +5,8 @@
 import { readFileSync } from "node:fs";
 import { beforeAll, describe, expect, it } from "vitest";
 import { descendants } from "./support/processes.js";
-import { type Files, TestServer, temporaryDir, until, useServers } from "./support/server.js";
+import { type Files, TestServer, temporaryDir, useServers } from "./support/server.js";
+import { until } from "./support/wait.js";
 
 const MB = 2 ** 20;
 const BALLAST_MB = 48;

@@ -9,7 +9,8 @@ import { beforeAll, describe, expect, it, vi } from "vitest";
 import { decodeRawManifest, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
 import { flipBit, flipStoredBit } from "./support/damage.js";
 import { descendants } from "./support/processes.js";
-import { type Files, HOLD, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
+import { type Files, HOLD, type Reply, TestServer, temporaryDir, useServers } from "./support/server.js";
+import { until } from "./support/wait.js";
 
 const FILES: Files = {
   "index.js": `

@@ -5,7 +5,8 @@ import { setTimeout as pause } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
 import type { ImageView } from "../src/gateway/index.js";
 import { descendants } from "./support/processes.js";
-import { type Files, HOLD, type Reply, TestServer, temporaryDir, until, useServers } from "./support/server.js";
+import { type Files, HOLD, type Reply, TestServer, temporaryDir, useServers } from "./support/server.js";
+import { until } from "./support/wait.js";
 
 /** Does what the event says. */
 const NODE: Files = {

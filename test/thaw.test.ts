@@ -184,8 +184,7 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
 describe("an image", () => {
   it("is opened by the next engine, and thaws there", async () => {
     const image = await counted("node");
-    await world.close();
-    await world.open();
+    await world.reopen();
     const opened = await world.engine.openImage(image.dir);
     expect(opened).toEqual(image);
     // No program is kept: each server makes its own, for the husk that it has.
@@ -203,8 +202,7 @@ describe("an image", () => {
 
   it("that a server opens when it begins can be started from meanwhile", async () => {
     const image = await counted("node");
-    await world.close();
-    await world.open();
+    await world.reopen();
     world.engine.rememberImage(image);
     const [clone] = await Promise.all([
       world.engine.thaw(image),
@@ -224,8 +222,7 @@ describe("an image", () => {
         recording = clone.start.recording === true;
       });
     }
-    await world.close();
-    await world.open();
+    await world.reopen();
     const opened = await world.engine.openImage(image.dir);
     await world.engine.prepareImage(opened);
     const programs = programsOfKeeper();

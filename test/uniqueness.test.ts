@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
-import { until } from "./support/server.js";
+import { until } from "./support/wait.js";
 import { call, hostPid, LANGUAGES, useWorld } from "./support/world.js";
 
 const THAWS = [80, 60, 60] as const;

@@ -6,7 +6,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { encodeParts } from "../../src/engine/gather.js";
 import type { Image } from "../../src/engine/index.js";
 import { decodeWorkingSet, imageFiles, type WorkingSet } from "../../src/image/index.js";
-import { ROOT, until } from "./server.js";
+import { ROOT } from "./server.js";
+import { until } from "./wait.js";
 
 const EXTRACTOR = join(ROOT, "native/build/extractor");
 const EXT4_MAGIC = 0xef53;

@@ -13,6 +13,7 @@ import { parseStart } from "../../src/cli/commands/invoke.js";
 import type { FunctionView, MetricsView } from "../../src/gateway/index.js";
 import type { ImageStatus } from "../../src/platform/types.js";
 import { type Living, livingProcesses } from "./processes.js";
+import { until } from "./wait.js";
 
 export const ROOT = join(import.meta.dirname, "../..");
 const CLI = join(ROOT, "bin/thaw.mjs");
@@ -120,17 +121,6 @@ export async function cli(
   child.stdin.on("error", () => undefined).end(options.input ?? "");
   const [code] = (await once(child, "close")) as [number | null];
   return { code, out, err };
-}
-
-/** Calls until `read` gives something; fails with `what` after `ms`. */
-export async function until<T>(what: string, read: () => T | undefined | Promise<T | undefined>, ms = 30_000): Promise<T> {
-  const end = Date.now() + ms;
-  for (;;) {
-    const value = await read();
-    if (value !== undefined) return value;
-    if (Date.now() > end) throw new Error(`waited ${ms} ms for ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
 }
 
 /** A running server. */

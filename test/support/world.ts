@@ -6,7 +6,14 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll } from "vitest";
-import { type Engine, type FunctionSpec, type Image, type Instance, openEngine } from "../../src/engine/index.js";
+import {
+  type Engine,
+  type EngineOptions,
+  type FunctionSpec,
+  type Image,
+  type Instance,
+  openEngine,
+} from "../../src/engine/index.js";
 
 export type Language = "node" | "python";
 export const LANGUAGES: readonly Language[] = ["node", "python"];
@@ -26,34 +33,52 @@ export async function call<T = unknown>(instance: Instance, step: string, ...arg
 /** An engine for one test file, closed after it together with everything that it started. */
 export class World {
   engine!: Engine;
-  dataDir = "";
+  #root: string | undefined;
 
-  async open(): Promise<void> {
-    this.dataDir ||= mkdtempSync(join(tmpdir(), "thaw-test-"));
-    this.engine = await openEngine({ dataDir: this.dataDir });
+  constructor(private readonly options: Omit<EngineOptions, "dataDir"> = {}) {}
+
+  /** All that a test leaves on disk is below it. */
+  get root(): string {
+    this.#root ??= mkdtempSync(join(tmpdir(), "thaw-test-"));
+    return this.#root;
   }
 
-  async close(): Promise<void> {
-    await this.engine?.close();
+  get dataDir(): string {
+    return join(this.root, "data");
+  }
+
+  async open(): Promise<void> {
+    this.engine = await openEngine({ dataDir: this.dataDir, ...this.options });
+  }
+
+  /** Another engine on the same data, as after a restart of the server. */
+  async reopen(): Promise<void> {
+    await this.engine.close();
+    await this.open();
   }
 
   /** Closes the engine and removes its data. */
   async end(): Promise<void> {
-    await this.close();
-    rmSync(this.dataDir, { recursive: true, force: true });
+    await this.engine?.close();
+    rmSync(this.root, { recursive: true, force: true });
   }
 
   /** The fixture functions of a language. */
   spec(language: Language, more: Partial<FunctionSpec> = {}): FunctionSpec {
+    return this.specOf(language, join(FIXTURES, language), { name: `fixtures-${language}`, memoryMb: 1024, ...more });
+  }
+
+  /** A function of that language whose code lies there. */
+  protected specOf(language: Language, codeDir: string, more: Partial<FunctionSpec>): FunctionSpec {
     const runtime = this.engine.runtimes.find(({ id }) => id.startsWith(RUNTIME_PREFIX[language]));
     if (runtime === undefined) throw new Error(`this machine has no ${language}`);
     return {
-      name: `fixtures-${language}`,
+      name: `test-${language}`,
       version: "1",
       runtime: runtime.id,
-      codeDir: join(FIXTURES, language),
+      codeDir,
       handler: "index.handler",
-      memoryMb: 1024,
+      memoryMb: 256,
       timeoutMs: 30_000,
       env: {},
       tmpMb: 512,
@@ -67,26 +92,18 @@ export class World {
 
   /** Boots, runs the steps, freezes, and hands the image on; the frozen instance has ended by then. */
   async imageAfter(language: Language, ...steps: (string | readonly [string, ...unknown[]])[]): Promise<Image> {
-    const instance = await this.boot(language);
-    try {
+    return await withInstance(this.boot(language), async (instance) => {
       for (const step of steps) {
         if (typeof step === "string") await call(instance, step);
         else await call(instance, step[0], ...step.slice(1));
       }
       return await instance.freeze({ then: "end" });
-    } finally {
-      await instance.dispose();
-    }
+    });
   }
 
   /** Thaws for as long as `use` takes. */
   async thawed<T>(image: Image, use: (clone: Instance) => Promise<T>, options: Parameters<Engine["thaw"]>[1] = {}): Promise<T> {
-    const clone = await this.engine.thaw(image, options);
-    try {
-      return await use(clone);
-    } finally {
-      await clone.dispose();
-    }
+    return await withInstance(this.engine.thaw(image, options), use);
   }
 
   /** Names in the directory of images: whole ones and leftovers alike. */
@@ -95,12 +112,26 @@ export class World {
   }
 }
 
-/** Opens a world before the tests of a file and closes it after them. */
-export function useWorld(): World {
-  const world = new World();
+/** Has a world while the tests of a file run. */
+export function opened<W extends World>(world: W): W {
   beforeAll(() => world.open());
   afterAll(() => world.end());
   return world;
+}
+
+/** A world for all tests of a file. */
+export function useWorld(): World {
+  return opened(new World());
+}
+
+/** Runs `body` with the instance and disposes it. */
+export async function withInstance<T>(starting: Promise<Instance>, body: (instance: Instance) => Promise<T>): Promise<T> {
+  const instance = await starting;
+  try {
+    return await body(instance);
+  } finally {
+    await instance.dispose();
+  }
 }
 
 /** The host's pid of an instance's process. */

@@ -1,41 +1,23 @@
-/** What the tests of the sandbox, of bad functions and of damaged images share: an engine in a directory of its own, and small functions. */
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+/** A world whose functions are written in its tests, and what such tests say of them. */
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, expect } from "vitest";
-import { isThawError, type ThawError } from "../src/base/errors.js";
-import { type Engine, type FunctionSpec, type Image, type Instance, type InvokeResult, openEngine } from "../src/engine/index.js";
+import { expect } from "vitest";
+import { isThawError, type ThawError } from "../../src/base/errors.js";
+import type { FunctionSpec, Image, Instance, InvokeResult } from "../../src/engine/index.js";
+import { eventually } from "./wait.js";
+import { opened, World } from "./world.js";
 
-/** Long enough for a machine whose two processors do something else. */
-const SETTLE_MS = 30_000;
-
-/** An engine without pooled husks, so that whatever lives in a cgroup of its own was started by the test. */
-export class Bench {
-  readonly root = mkdtempSync(join(tmpdir(), "thaw-bad-"));
-  readonly dataDir: string;
-  engine!: Engine;
+/** Without pooled husks, so that whatever lives in a cgroup of its own was started by the test; functions of one runtime share their memory. */
+export class Bench extends World {
   private functions = 0;
 
-  constructor(dataDir?: string) {
-    this.dataDir = dataDir ?? join(this.root, "data");
+  constructor() {
+    super({ sharedRuntime: true });
   }
 
-  async open(): Promise<this> {
-    this.engine = await openEngine({ dataDir: this.dataDir, sharedRuntime: true });
+  override async open(): Promise<void> {
+    await super.open();
     this.engine.pool({ generic: 0 });
-    return this;
-  }
-
-  async close(): Promise<void> {
-    await this.engine.close();
-    rmSync(this.root, { recursive: true, force: true });
-  }
-
-  /** Another engine on the same data, as after a restart of the server. */
-  async reopen(): Promise<void> {
-    await this.engine.close();
-    await this.open();
   }
 
   /** Writes a code package. */
@@ -50,29 +32,12 @@ export class Bench {
 
   /** A Node function from the text of its module (CommonJS). */
   node(source: string, overrides: Partial<FunctionSpec> = {}): FunctionSpec {
-    return this.spec("nodejs", { "index.js": source }, overrides);
+    return this.specOf("node", this.code({ "index.js": source }), overrides);
   }
 
   /** A Python function from the text of its module. */
   python(source: string, overrides: Partial<FunctionSpec> = {}): FunctionSpec {
-    return this.spec("python", { "index.py": source }, overrides);
-  }
-
-  private spec(language: string, files: Readonly<Record<string, string>>, overrides: Partial<FunctionSpec>): FunctionSpec {
-    const runtime = this.engine.runtimes.find(({ id }) => id.startsWith(language));
-    if (runtime === undefined) throw new Error(`these tests need a ${language} interpreter`);
-    return {
-      name: `test-${language}`,
-      version: "1",
-      runtime: runtime.id,
-      codeDir: this.code(files),
-      handler: "index.handler",
-      memoryMb: 256,
-      timeoutMs: 30_000,
-      env: {},
-      tmpMb: 512,
-      ...overrides,
-    };
+    return this.specOf("python", this.code({ "index.py": source }), overrides);
   }
 
   /** Boots, serves one request, freezes, ends. */
@@ -112,24 +77,7 @@ export class Bench {
 
 /** A bench for all tests of a file or group. */
 export function useBench(): Bench {
-  const bench = new Bench();
-  beforeAll(() => bench.open());
-  afterAll(() => bench.close());
-  return bench;
-}
-
-/** Repeats an expectation until it holds. */
-export async function eventually(check: () => void, withinMs = SETTLE_MS): Promise<void> {
-  const end = Date.now() + withinMs;
-  for (;;) {
-    try {
-      check();
-      return;
-    } catch (error) {
-      if (Date.now() > end) throw error;
-    }
-    await sleep(20);
-  }
+  return opened(new Bench());
 }
 
 /** The value that the handler returned. */
@@ -160,14 +108,4 @@ export async function refusal(promise: Promise<unknown>): Promise<ThawError> {
     throw error;
   }
   throw new Error("nothing was refused");
-}
-
-/** Runs `body` with the instance and disposes it. */
-export async function withInstance<T>(starting: Promise<Instance>, body: (instance: Instance) => Promise<T>): Promise<T> {
-  const instance = await starting;
-  try {
-    return await body(instance);
-  } finally {
-    await instance.dispose();
-  }
 }
