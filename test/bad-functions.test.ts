@@ -2,12 +2,13 @@
  * Functions that misbehave: what the caller is told, word for word, and that nothing of them stays. Each is tried in a booted and,
  * where it gets that far, in a thawed instance.
  */
-import { existsSync, readFileSync, renameSync } from "node:fs";
+import { existsSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { isThawError } from "../src/base/errors.js";
 import { type Engine, type FunctionSpec, type Image, type Instance, type InvokeResult, openEngine } from "../src/engine/index.js";
+import { statFields } from "../src/linux/process-stat.js";
 import { ask, errorOf, refusal, returned, useBench } from "./support/bench.js";
 import { eventually } from "./support/wait.js";
 import { hostPid, withInstance } from "./support/world.js";
@@ -160,7 +161,7 @@ describe("a function that cannot be loaded is refused with the reason", () => {
   it.each(cases)("%s", async (_title, spec, why) => {
     const error = await refusal(bench.engine.boot(spec()));
     expect(error.code).toBe("INIT_FAILED");
-    expect(error.what).toMatch(/^function "test-(nodejs|python)" failed while it was loaded$/);
+    expect(error.what).toMatch(/^function "test-(node|python)" failed while it was loaded$/);
     expect(error.why).toMatch(why);
   });
 
@@ -257,12 +258,6 @@ def bytes_out(event): os.write(1, bytes(range(256)) * 4); return "written"
 def handler(event, context):
     return globals()[event["do"]](event) if "do" in event else "ready"
 `;
-
-/** Of a process, from the third field on. */
-function statOf(pid: number): string[] {
-  const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-  return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-}
 
 const QUICK = { timeoutMs: 1500 };
 const NO_EXIT = "the function's process must not exit; return from the handler";
@@ -578,13 +573,13 @@ describe("a function whose end is noticed late", () => {
   it("is told how it ended, and not that it closed its descriptors", async () => {
     await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
       const pid = hostPid(instance);
-      const init = Number(statOf(pid)[1]);
+      const init = Number(statFields(pid)[1]);
       process.kill(init, "SIGSTOP");
       // Until it has run, and heard that, it may still take the end of a child.
-      await eventually(() => expect(statOf(init)[0]).toBe("T"));
+      await eventually(() => expect(statFields(init)[0]).toBe("T"));
       const ending = instance.invoke(JSON.stringify({ do: "exit", code: 7 }));
       try {
-        await eventually(() => expect(statOf(pid)[0]).toBe("Z"));
+        await eventually(() => expect(statFields(pid)[0]).toBe("Z"));
         // Longer than the engine waits for the end of a process behind that of its control socket.
         await pause(2000);
       } finally {
@@ -723,7 +718,7 @@ describe("what does not end is bounded", () => {
     return await withInstance(engine.boot(bench.node(source)), async (instance) => {
       expect(await ask(instance, event)).toBe("ready");
       const pid = hostPid(instance);
-      if ("stop" in event) await eventually(() => expect(statOf(pid)[0]).toBe("T"));
+      if ("stop" in event) await eventually(() => expect(statFields(pid)[0]).toBe("T"));
       const error = await refusal(instance.freeze());
       expect(instance.alive).toBe(false);
       return [error.code, error.why];
@@ -760,7 +755,7 @@ describe("what does not end is bounded", () => {
     await withInstance(bench.engine.boot(bench.node(source)), async (instance) => {
       expect(await ask(instance, { stop: true })).toBe("ready");
       const pid = hostPid(instance);
-      await eventually(() => expect(statOf(pid)[0]).toBe("T"));
+      await eventually(() => expect(statFields(pid)[0]).toBe("T"));
       const outcome = await instance.freeze({ hygiene: false }).catch((error: unknown) => error);
       if (isThawError(outcome)) expect(outcome.code).toBe("FREEZE_REFUSED");
       else await withInstance(bench.engine.thaw(outcome as Image), async (clone) => expect(await ask(clone)).toBe("ready"));

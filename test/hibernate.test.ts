@@ -12,6 +12,7 @@ import type { ThawError } from "../src/base/errors.js";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import { type Engine, type FunctionSpec, type Instance, openEngine } from "../src/engine/index.js";
 import { evict, fetchAll, mappedFilesOf } from "../src/lab/page-cache.js";
+import { majorFaults } from "../src/lab/process-memory.js";
 import { ask, errorOf, refusal, useBench } from "./support/bench.js";
 import { olderThan } from "./support/kernel.js";
 import { isAlive, livingProcesses } from "./support/processes.js";
@@ -162,12 +163,6 @@ const watchersOf = (pid: number): number =>
     }
   }).length;
 const watchers = (instance: Instance): number => watchersOf(hostPid(instance));
-
-/** Faults of its process that waited for a disk. */
-function majorFaults(instance: Instance): number {
-  const stat = readFileSync(`/proc/${hostPid(instance)}/stat`, "utf8");
-  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[9]);
-}
 
 describe.each(["node", "python"] as const)("a hibernated %s function", (language) => {
   const spec = (): FunctionSpec => LANGUAGES[language]();
@@ -373,10 +368,10 @@ def handler(event, context): return sweeps`);
     /** Whether its thread has to read the block from the disk now. On a busy machine it may have swept before the file was dropped from the page cache. */
     const sweepsFromDisk = async (instance: Instance): Promise<boolean> => {
       // Read before: the thread may have swept once more before this process hears that the function sleeps.
-      const awake = majorFaults(instance);
+      const awake = majorFaults(hostPid(instance));
       await instance.hibernate();
-      for (let waits = 0; waits < 40 && majorFaults(instance) <= awake + 3000; waits++) await sleep(50);
-      return majorFaults(instance) > awake + 3000;
+      for (let waits = 0; waits < 40 && majorFaults(hostPid(instance)) <= awake + 3000; waits++) await sleep(50);
+      return majorFaults(hostPid(instance)) > awake + 3000;
     };
     await withInstance(bench.engine.boot(spec), async (instance) => {
       for (let index = 0; index < 2; index++) {

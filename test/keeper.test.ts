@@ -21,16 +21,9 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type HuskReady, type HuskReport, type InstanceExit, Keeper, type StageRequest } from "../src/engine/keeper.js";
 import { promised } from "../src/engine/parts.js";
 import { ABI_CONSTANTS } from "../src/linux/abi.js";
-import {
-  type CgroupParents,
-  limitWrites,
-  makeParents,
-  probeCgroups,
-  processStart,
-  removeParents,
-  sweepCgroups,
-} from "../src/linux/cgroups.js";
+import { type CgroupParents, limitWrites, makeParents, probeCgroups, removeParents, sweepCgroups } from "../src/linux/cgroups.js";
 import { findInterpreters } from "../src/linux/interpreters.js";
+import { processStart } from "../src/linux/process-stat.js";
 import { planRoot, type RootOperation } from "../src/linux/rootfs.js";
 
 const ROOT = join(import.meta.dirname, "..");

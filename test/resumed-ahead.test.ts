@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
 import type { Image, Instance, Loader } from "../src/engine/index.js";
 import { decodeManifest, imageFiles, mayResumeAhead } from "../src/image/index.js";
+import { processStart } from "../src/linux/process-stat.js";
 import { descendants } from "./support/processes.js";
 import { until } from "./support/wait.js";
 import { call, hostPid, LANGUAGES, type Language, useWorld } from "./support/world.js";
@@ -50,12 +51,7 @@ const blockedIn = (pid: number): string[] => readFileSync(`/proc/${pid}/syscall`
 
 /** Whether it is gone, or nothing of it will run any more. */
 function hasEnded(pid: number): boolean {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return /^[ZX]/.test(stat.slice(stat.lastIndexOf(")") + 2));
-  } catch {
-    return true;
-  }
+  return processStart(pid) === undefined;
 }
 
 /** Whether all threads sleep: those that were released with the main thread need a moment on a processor to get there. */

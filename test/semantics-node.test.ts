@@ -3,10 +3,10 @@
  * goes on. Steps are functions of test/fixtures/node.
  */
 import { pbkdf2Sync } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance } from "../src/engine/index.js";
+import { statFields } from "../src/linux/process-stat.js";
 import { openFromTheFuture } from "./support/clock.js";
 import { call, hostPid, useWorld } from "./support/world.js";
 
@@ -186,8 +186,7 @@ describe("processes and signals", () => {
 
   it("says how it ended, also where that is told late", async () => {
     const one = await world.boot("node");
-    const stat = readFileSync(`/proc/${hostPid(one)}/stat`, "utf8");
-    const init = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
+    const init = Number(statFields(hostPid(one))[1]);
     process.kill(init, "SIGSTOP");
     const answer = one.invoke(JSON.stringify({ step: "processes.exit", args: [9] }));
     await sleep(TOLD_AFTER_MS);

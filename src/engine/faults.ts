@@ -3,6 +3,7 @@
  * disturb the process.
  */
 import { readFileSync } from "node:fs";
+import { statFields } from "../linux/process-stat.js";
 
 /** Totals since the process began, all threads. */
 export interface ProcessFaults {
@@ -15,14 +16,13 @@ export interface ProcessFaults {
 
 export const NO_FAULTS: ProcessFaults = { minor: 0, major: 0, blockedTicks: 0 };
 
-/** Fields of /proc/PID/stat behind the name, counted from 0. */
+/** Where {@link statFields} has them. */
 const FIELDS = { minflt: 7, majflt: 9, delayacctBlkioTicks: 39 } as const;
 
 /** Undefined when the process is gone. */
 export function processFaults(pid: number): ProcessFaults | undefined {
   try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const fields = statFields(pid);
     return {
       minor: Number(fields[FIELDS.minflt]),
       major: Number(fields[FIELDS.majflt]),

@@ -3,6 +3,7 @@
  * Read from /proc; see proc(5) and cgroups(7).
  */
 import { readdirSync, readFileSync } from "node:fs";
+import { statFields } from "../linux/process-stat.js";
 
 /** Clock ticks a second in /proc (USER_HZ, fixed by the kernel's ABI on x86-64). */
 const TICKS_PER_SECOND = 100;
@@ -88,12 +89,6 @@ export function childNamed(name: string): number | undefined {
   return childrenOf(readParents()).find((pid) =>
     unlessGone(() => readFileSync(`/proc/${pid}/comm`, "utf8").trim() === name, false),
   );
-}
-
-/** The fields of /proc/PID/stat from the state on; the command's name before it may hold spaces and parentheses itself. */
-function statFields(pid: number): string[] {
-  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-  return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
 }
 
 function descendsFromUs(pid: number, parents: ReadonlyMap<number, number>): boolean {

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { PAGE_BYTES } from "../base/units.js";
 import type { Instance } from "../engine/types.js";
+import { statFields } from "../linux/process-stat.js";
 
 /** The instance's main process on the host. */
 export function hostPid(instance: Instance): number {
@@ -13,8 +14,7 @@ export function hostPid(instance: Instance): number {
 
 /** Faults of a process so far, of all its threads, that waited for a disk (proc_pid_stat(5)). */
 export function majorFaults(pid: number): number {
-  const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-  return Number(text.slice(text.lastIndexOf(")") + 2).split(" ")[9]);
+  return Number(statFields(pid)[9]);
 }
 
 /** Bytes. */

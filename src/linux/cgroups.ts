@@ -9,6 +9,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileS
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { errorText, ThawError } from "../base/errors.js";
+import { processStart } from "./process-stat.js";
 
 /** The controllers that limit a sandbox. */
 export const CONTROLLERS = ["memory", "cpu", "pids"] as const;
@@ -90,17 +91,6 @@ function readWords(path: string): string[] {
     return readFileSync(path, "utf8").trim().split(/\s+/);
   } catch {
     return [];
-  }
-}
-
-/** Start time of a process in ticks since boot (field 22 of /proc/PID/stat), undefined when it is gone. */
-export function processStart(pid: number): string | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return fields[0] === "Z" || fields[0] === "X" ? undefined : fields[19];
-  } catch {
-    return undefined;
   }
 }
 

@@ -1,5 +1,6 @@
 /** Whether a process is about to end, as the kernel shows it (proc_pid_stat(5)) before anybody is told. */
 import { readFileSync } from "node:fs";
+import { statFields } from "./process-stat.js";
 
 /** linux/sched.h: PF_EXITING, PF_SIGNALED. */
 const FLAGS_OF_ENDING = 0x4 | 0x400;
@@ -12,8 +13,7 @@ export function isEnding(pid: number): boolean {
     const status = readFileSync(`/proc/${pid}/status`, "latin1");
     for (const [, pending] of status.matchAll(/^(?:Sig|Shd)Pnd:\t(\w+)/gm))
       if ((BigInt(`0x${pending}`) & SIGKILL_BIT) !== 0n) return true;
-    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    const [state = "", , , , , , flags] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const [state = "", , , , , , flags] = statFields(pid);
     return state === "Z" || state === "X" || (Number(flags) & FLAGS_OF_ENDING) !== 0;
   } catch {
     return true;

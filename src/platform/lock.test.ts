@@ -4,6 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { statFields } from "../linux/process-stat.js";
 import { lockDataDir } from "./lock.js";
 
 let dir: string;
@@ -16,9 +17,7 @@ afterEach(async () => {
 
 /** What the lock of a living process that is not this one looks like. */
 function ownerOf(pid: number): string {
-  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-  const start = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
-  return `${pid} ${start} ${readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()}`;
+  return `${pid} ${statFields(pid)[19]} ${readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()}`;
 }
 
 describe("a data directory is refused", () => {

@@ -9,6 +9,7 @@ import { linkSync, readFileSync, renameSync, rmSync, unlinkSync, writeFileSync }
 import { join } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { temporaryPath } from "../base/fsync.js";
+import { processStart } from "../linux/process-stat.js";
 
 /** A held lock. */
 export interface DataLock {
@@ -38,22 +39,22 @@ export function lockDataDir(dataDir: string): DataLock {
       if (!held) return;
       held = false;
       heldHere.delete(path);
-      if (readOwner(path) === mine) unlinkSync(path);
+      if (readText(path) === mine) unlinkSync(path);
     },
   };
 }
 
 function takeOver(dataDir: string, path: string, temporary: string): void {
-  const owner = readOwner(path);
+  const owner = readText(path);
   const pid = Number.parseInt(owner ?? "", 10);
   if (owner === undefined || isAlive(owner)) throw inUse(dataDir, pid);
   const claim = `${path}.after-${owner.replaceAll(/[^0-9a-zA-Z-]/g, "_")}`;
   // A claim whose maker died in these few lines is as stale as the lock itself.
-  const claimant = readOwner(claim);
+  const claimant = readText(claim);
   if (claimant !== undefined && !isAlive(claimant)) rmSync(claim, { force: true });
-  if (!tryLink(temporary, claim)) throw inUse(dataDir, Number.parseInt(readOwner(claim) ?? "", 10));
+  if (!tryLink(temporary, claim)) throw inUse(dataDir, Number.parseInt(readText(claim) ?? "", 10));
   try {
-    if (readOwner(path) !== owner) throw inUse(dataDir, Number.parseInt(readOwner(path) ?? "", 10));
+    if (readText(path) !== owner) throw inUse(dataDir, Number.parseInt(readText(path) ?? "", 10));
     renameSync(temporary, path);
   } finally {
     rmSync(claim, { force: true });
@@ -70,7 +71,8 @@ function tryLink(from: string, to: string): boolean {
   }
 }
 
-function readOwner(path: string): string | undefined {
+/** Undefined when it cannot be read. */
+function readText(path: string): string | undefined {
   try {
     return readFileSync(path, "utf8");
   } catch {
@@ -82,19 +84,14 @@ function isAlive(owner: string): boolean {
   return identity(Number.parseInt(owner, 10)) === owner;
 }
 
-/** `pid starttime boot`; starttime is field 22 of /proc/PID/stat, counted after the name, which may hold anything. */
+/** `pid starttime boot`. */
 function identity(pid: number): string | undefined {
   if (!Number.isInteger(pid)) return undefined;
   if (process.platform !== "linux") return isRunning(pid) ? `${pid} - -` : undefined;
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    // A zombie holds nothing any more.
-    if (fields[0] === "Z" || fields[0] === "X") return undefined;
-    return `${pid} ${fields[19]} ${readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()}`;
-  } catch {
-    return undefined;
-  }
+  // A zombie has none, and holds nothing any more.
+  const start = processStart(pid);
+  const boot = readText("/proc/sys/kernel/random/boot_id")?.trim();
+  return start === undefined || boot === undefined ? undefined : `${pid} ${start} ${boot}`;
 }
 
 function isRunning(pid: number): boolean {

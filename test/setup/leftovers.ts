@@ -12,6 +12,7 @@ import { randomUUID } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { statFields } from "../../src/linux/process-stat.js";
 
 /** Environment variable that marks this run's processes; workers, and what they start, inherit it. */
 export const RUN_MARK = "THAW_TEST_RUN";
@@ -38,8 +39,7 @@ export interface MachineFacts {
 /** Reads one process; undefined when it has gone, is a zombie (its parent's affair) or a kernel thread. */
 function readProcess(pid: number): ProcessFacts | undefined {
   try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const fields = statFields(pid);
     const command = readFileSync(`/proc/${pid}/cmdline`, "latin1").replaceAll("\0", " ").trim();
     if (fields[0] === "Z" || fields[0] === "X") return undefined;
     return {

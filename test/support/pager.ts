@@ -1,13 +1,13 @@
 /** The pager's process, found from outside. */
 import { readdirSync, readFileSync } from "node:fs";
 import type { Instance } from "../../src/engine/index.js";
+import { statFields } from "../../src/linux/process-stat.js";
 import { hostPid } from "./world.js";
 
-function parentOf(pid: number | string): { name: string; parent: number; state: string } | undefined {
+function parentOf(pid: number): { name: string; parent: number; state: string } | undefined {
   try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const [state = "", parent] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return { name: stat.slice(stat.indexOf("(") + 1, stat.lastIndexOf(")")), parent: Number(parent), state };
+    const [state = "", parent] = statFields(pid);
+    return { name: readFileSync(`/proc/${pid}/comm`, "utf8").trim(), parent: Number(parent), state };
   } catch {
     return undefined;
   }
@@ -17,7 +17,7 @@ function parentOf(pid: number | string): { name: string; parent: number; state: 
 export function keeperProcess(keeper: number, name: string): number {
   for (const entry of readdirSync("/proc")) {
     if (!/^\d+$/.test(entry)) continue;
-    const found = parentOf(entry);
+    const found = parentOf(Number(entry));
     if (found === undefined || found.name !== name || found.state === "Z") continue;
     if (found.parent === keeper || parentOf(found.parent)?.parent === keeper) return Number(entry);
   }

@@ -1,5 +1,6 @@
 /** Processes of the machine as /proc shows them. */
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { readdirSync, readlinkSync } from "node:fs";
+import { statFields } from "../../src/linux/process-stat.js";
 
 export interface Living {
   readonly pid: number;
@@ -17,8 +18,7 @@ export function livingProcesses(): Map<number, Living> {
   for (const name of readdirSync("/proc")) {
     if (!/^\d+$/.test(name)) continue;
     try {
-      const stat = readFileSync(`/proc/${name}/stat`, "latin1");
-      const [state = "", parent, , session, ...rest] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+      const [state = "", parent, , session, ...rest] = statFields(Number(name));
       if (state === "Z" || state === "X") continue;
       const facts = { pid: Number(name), parent: Number(parent), session: Number(session), started: rest[15] ?? "" };
       found.set(facts.pid, { ...facts, exe: readlinkSync(`/proc/${name}/exe`) });

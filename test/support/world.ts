@@ -15,6 +15,8 @@ import {
   openEngine,
 } from "../../src/engine/index.js";
 
+export { hostPid } from "../../src/lab/process-memory.js";
+
 export type Language = "node" | "python";
 export const LANGUAGES: readonly Language[] = ["node", "python"];
 
@@ -132,11 +134,6 @@ export async function withInstance<T>(starting: Promise<Instance>, body: (instan
   } finally {
     await instance.dispose();
   }
-}
-
-/** The host's pid of an instance's process. */
-export function hostPid(instance: Instance): number {
-  return (instance as Instance & { readonly hostPid: number }).hostPid;
 }
 
 /** How many mappings a process has. */
