@@ -3,129 +3,18 @@
  */
 #include "deflate.h"
 #include <dirent.h>
-#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/kcmp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define MAPPINGS_SPARE 256
-#define READ_BYTES_MAX (4ULL << 30)
-
-/* A library that was linked with jemalloc has its interface among its dynamic symbols (mallctl, je_mallctl, _rjem_mallctl: whatever its prefix) or,
- * where that is hidden, what it says when it aborts among its constants. */
-static const char INTERFACE[] = "mallctl";
-static const char MESSAGES[] = "<jemalloc>: ";
-
-/*
- * Files are read and not mapped: a fault in a hole of a function's own file would give it a page that is counted to us, and one behind its end would be our end.
- * So every part of one may be missing, or change; what it says of itself is for the function's own good.
- */
-static bool read_part(int fd, void *to, size_t bytes, uint64_t offset)
-{
-	return offset <= INT64_MAX - bytes && pread(fd, to, bytes, (off_t)offset) == (ssize_t)bytes;
-}
-
-/* Constants of a program are not looked through: Node has tens of megabytes of them. */
-static bool is_program(int fd, const Elf64_Ehdr *head)
-{
-	Elf64_Phdr segment = { 0 };
-	if (head->e_phentsize != sizeof segment)
-		return true;
-	for (unsigned i = 0; i < head->e_phnum; i++)
-		if (!read_part(fd, &segment, sizeof segment, head->e_phoff + i * sizeof segment) || segment.p_type == PT_INTERP)
-			return true;
-	return false;
-}
-
-/* Whether a section's name begins so. */
-static bool is_named(int fd, const Elf64_Shdr *names, const Elf64_Shdr *section, const char *name)
-{
-	char begins[16];
-	size_t length = strlen(name);
-	return section->sh_name <= names->sh_size && length <= names->sh_size - section->sh_name &&
-	       read_part(fd, begins, length, names->sh_offset + section->sh_name) && memcmp(begins, name, length) == 0;
-}
-
-/* Looks through the data in a section; what is sought is shorter than a page. `left`: as much as may be read yet. */
-static bool holds(int fd, const Elf64_Shdr *section, const char *sought, size_t bytes, uint64_t *left)
-{
-	static char part[1 << 20];
-	uint64_t end = section->sh_offset + section->sh_size;
-	for (off_t at = (off_t)section->sh_offset; (uint64_t)at < end && (at = lseek(fd, at, SEEK_DATA)) >= 0 && (uint64_t)at < end;) {
-		size_t wanted = end - (uint64_t)at < sizeof part ? (size_t)(end - (uint64_t)at) : sizeof part;
-		ssize_t got = pread(fd, part, wanted, at);
-		if (got <= 0 || (uint64_t)got > *left)
-			return false;
-		if (memmem(part, (size_t)got, sought, bytes))
-			return true;
-		if ((size_t)got < bytes || (uint64_t)(at + got) >= end)
-			return false;
-		*left -= (uint64_t)got;
-		at += got - (off_t)bytes + 1;
-	}
-	return false;
-}
-
-static bool sections_hold_jemalloc(int fd, const Elf64_Ehdr *head, const Elf64_Shdr *sections, uint64_t left)
-{
-	bool library = !is_program(fd, head) && head->e_shstrndx < head->e_shnum;
-	for (unsigned i = 0; i < head->e_shnum; i++) {
-		const Elf64_Shdr *section = &sections[i];
-		if (!(section->sh_flags & SHF_ALLOC) || section->sh_offset > INT64_MAX || section->sh_size > INT64_MAX - section->sh_offset)
-			continue;
-		if (section->sh_type == SHT_STRTAB && holds(fd, section, INTERFACE, sizeof INTERFACE, &left))
-			return true;
-		if (section->sh_type == SHT_PROGBITS && library && is_named(fd, &sections[head->e_shstrndx], section, ".rodata") &&
-		    holds(fd, section, MESSAGES, sizeof MESSAGES - 1, &left))
-			return true;
-	}
-	return false;
-}
-
-static bool holds_jemalloc(const char *path, const char *name)
-{
-	struct stat is;
-	Elf64_Ehdr head;
-	Elf64_Shdr *sections = NULL;
-	bool found = false;
-	/* Not waiting: 45 s for each such file are the function's to choose. */
-	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-	if (fd < 0 && errno == EWOULDBLOCK)
-		refuse("there is a lease on %s", name);
-	if (fd >= 0 && fstat(fd, &is) == 0 && S_ISREG(is.st_mode) && read_part(fd, &head, sizeof head, 0) && memcmp(head.e_ident, ELFMAG, SELFMAG) == 0 &&
-	    head.e_shentsize == sizeof *sections && (sections = malloc((head.e_shnum + 1) * sizeof *sections)) &&
-	    read_part(fd, sections, head.e_shnum * sizeof *sections, head.e_shoff))
-		/* Sections do not overlap; where they are made to, the file is not read again for each. */
-		found = sections_hold_jemalloc(fd, &head, sections, (uint64_t)is.st_size < READ_BYTES_MAX ? (uint64_t)is.st_size : READ_BYTES_MAX);
-	free(sections);
-	if (fd >= 0)
-		close(fd);
-	return found;
-}
-
-size_t next_allocator_that_trusts_zeros(pid_t pid, const struct vma *vmas, size_t count, size_t from)
-{
-	size_t i = from;
-	for (; i < count; i++) {
-		const struct vma *vma = &vmas[i];
-		char path[96];
-		if (vma->kind != FILE_PRIVATE || !(vma->prot & 4) || vma->path[0] != '/' || strstr(vma->path, " (deleted)"))
-			continue;
-		const char *slash = strrchr(vma->path, '/');
-		snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
-		if (strncmp(slash + 1, "libjemalloc", 11) == 0 || holds_jemalloc(path, vma->path))
-			break;
-	}
-	return i;
-}
 
 /* Whether the runtime says that the library has one that has given out nothing so far. */
 static bool is_unused(const struct deflation *d, const char *path)
