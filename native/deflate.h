@@ -65,7 +65,6 @@ struct deflation {
 bool in_swap(const struct deflation *d, const struct vma *vma);
 /* Stays as it is: small, or not ours to replace. */
 bool left_alone(const struct vma *vma);
-void take_cells(struct deflation *d, uint64_t offset, uint64_t bytes);
 bool taken(const struct deflation *d, uint64_t cell);
 void punch(uint64_t offset, uint64_t bytes);
 /* `earlier`: what was seen before, whose mappings are not looked at again where they are the same; NULL: nothing. */

@@ -14,7 +14,6 @@ struct watch {
 void watch_open(struct watch *w, enum watch_kind kind, int fd, void *owner);
 void watch_events(struct watch *w, uint32_t events);
 void watch_pause(struct watch *w);
-void watch_resume(struct watch *w);
 void watch_close(struct watch *w);
 
 enum instance_state { INSTANCE_QUEUED, INSTANCE_CLONED, INSTANCE_READY, INSTANCE_ENDED };

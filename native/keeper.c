@@ -86,7 +86,7 @@ void watch_pause(struct watch *w) {
 	w->paused = any_paused = true;
 }
 
-void watch_resume(struct watch *w) {
+static void watch_resume(struct watch *w) {
 	if (w->fd < 0 || !w->paused) return;
 	w->paused = false;
 	watch_control(w, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);

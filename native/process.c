@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -94,7 +95,7 @@ void write_mm(struct target *target)
 	json_hex("argEnd", field[49]);
 	json_hex("envStart", field[50]);
 	json_hex("envEnd", field[51]);
-	json_hex("brk", (uint64_t)inject(target, &target->threads[0], 12 /* brk */, (uint64_t[6]){ 0 }));
+	json_hex("brk", (uint64_t)inject(target, &target->threads[0], SYS_brk, (uint64_t[6]){ 0 }));
 	json_close('}');
 }
 
@@ -165,7 +166,7 @@ static void write_sigactions(struct target *target, int mem, uint64_t scratch, u
 		if (!(wanted & (1ULL << (signal - 1))) || signal == SIGKILL || signal == SIGSTOP)
 			continue;
 		uint64_t answer[4];
-		ask(target, mem, 13 /* rt_sigaction */, (uint64_t[6]){ (uint64_t)signal, 0, scratch, 8, 0, 0 }, scratch, answer, "the action of signal", signal);
+		ask(target, mem, SYS_rt_sigaction, (uint64_t[6]){ (uint64_t)signal, 0, scratch, 8, 0, 0 }, scratch, answer, "the action of signal", signal);
 		json_open(NULL, '{');
 		json_int("signal", signal);
 		json_hex("handler", answer[0]);
@@ -182,7 +183,7 @@ static void write_itimers(struct target *target, int mem, uint64_t scratch)
 	json_open("itimers", '[');
 	for (int which = 0; which < 3; which++) {
 		uint64_t answer[4];
-		ask(target, mem, 36 /* getitimer */, (uint64_t[6]){ (uint64_t)which, scratch, 0, 0, 0, 0 }, scratch, answer, "interval timer", which);
+		ask(target, mem, SYS_getitimer, (uint64_t[6]){ (uint64_t)which, scratch, 0, 0, 0, 0 }, scratch, answer, "interval timer", which);
 		json_open(NULL, '[');
 		for (int i = 0; i < 4; i++)
 			json_int(NULL, (int64_t)answer[i]);
@@ -214,7 +215,7 @@ void write_signals(struct target *target)
 	read_text(path, status, sizeof status);
 	refuse_pending_signals(target, status);
 	json_int("umask", (int64_t)status_number(status, "Umask", 8));
-	long registered = inject(target, &target->threads[0], 324 /* membarrier */, (uint64_t[6]){ MEMBARRIER_GET_REGISTRATIONS });
+	long registered = inject(target, &target->threads[0], SYS_membarrier, (uint64_t[6]){ MEMBARRIER_GET_REGISTRATIONS });
 	json_int("membarrier", registered > 0 ? registered : 0); /* EINVAL before Linux 6.3 */
 
 	uint64_t scratch = (target->threads[0].regs[R_RSP] - 4096) & ~15ULL; /* well below the red zone */

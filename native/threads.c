@@ -5,6 +5,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
@@ -88,9 +89,6 @@ static uint64_t find_tid_word(int mem, const struct thread *thread)
 	return 0;
 }
 
-#define FUTEX_FLAGS 0x180 /* FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME */
-enum { FUTEX_WAIT_ = 0, FUTEX_WAIT_BITSET_ = 9 };
-
 /*
  * Whether it waits without a time limit for events, or for a futex that nobody has changed yet: who changed it may not have come to wake it, and a clone's
  * thread would not wait again, but go on.
@@ -102,8 +100,8 @@ static bool sleeps(int mem, const struct thread *thread)
 		return false;
 	if (regs[R_RAX] == SYS_epoll_wait || regs[R_RAX] == SYS_epoll_pwait)
 		return (int32_t)regs[R_R10] < 0;
-	uint64_t how = regs[R_RSI] & ~(uint64_t)FUTEX_FLAGS;
-	if (regs[R_RAX] != SYS_futex || regs[R_R10] != 0 || (how != FUTEX_WAIT_ && how != FUTEX_WAIT_BITSET_))
+	uint64_t how = regs[R_RSI] & ~(uint64_t)(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
+	if (regs[R_RAX] != SYS_futex || regs[R_R10] != 0 || (how != FUTEX_WAIT && how != FUTEX_WAIT_BITSET))
 		return false;
 	uint32_t word;
 	return pread(mem, &word, sizeof word, (off_t)regs[R_RDI]) == sizeof word && word == (uint32_t)regs[R_RDX];

@@ -24,7 +24,7 @@ bool left_alone(const struct vma *vma)
 	return vma->kind == STACK || vma->kind == VDSO || vma->wipe || vma->stays;
 }
 
-void take_cells(struct deflation *d, uint64_t offset, uint64_t bytes)
+static void take_cells(struct deflation *d, uint64_t offset, uint64_t bytes)
 {
 	for (uint64_t cell = offset / CELL_BYTES; cell <= (offset + bytes - 1) / CELL_BYTES && cell < CELLS_MAX; cell++)
 		d->cells[cell / 64] |= 1ULL << (cell % 64);
