@@ -24,15 +24,15 @@ export function countedLines(text) {
 }
 
 /** Every maximal run of at least `LINES_MIN` equal lines, with its places as `file:line`. `files`: name to text. */
-export function findCopies(files, linesMin = LINES_MIN) {
+export function findCopies(files) {
   const seen = new Map();
   const found = [];
   for (const [name, text] of files) {
     const lines = countedLines(text);
     let end = 0;
-    for (let at = 0; at + linesMin <= lines.length; at++) {
+    for (let at = 0; at + LINES_MIN <= lines.length; at++) {
       const key = lines
-        .slice(at, at + linesMin)
+        .slice(at, at + LINES_MIN)
         .map((line) => line.text)
         .join("\n");
       const first = seen.get(key);
@@ -41,8 +41,8 @@ export function findCopies(files, linesMin = LINES_MIN) {
         continue;
       }
       // Overlapping repetitions inside one run (tables of equal rows) and the tail of a run already reported.
-      if (at < end || (first.name === name && at - first.at < linesMin)) continue;
-      let length = linesMin;
+      if (at < end || (first.name === name && at - first.at < LINES_MIN)) continue;
+      let length = LINES_MIN;
       while (lines[at + length] !== undefined && lines[at + length].text === first.lines[first.at + length]?.text) length++;
       end = at + length;
       found.push({ lines: length, places: [`${first.name}:${first.lines[first.at].number}`, `${name}:${lines[at].number}`] });

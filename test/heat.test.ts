@@ -12,6 +12,7 @@ import { imageFiles } from "../src/image/index.js";
 import { openPlatform } from "../src/platform/index.js";
 import { pointsPolicy } from "../src/platform/testing.js";
 import type { DeployRequest, Platform, Preference } from "../src/platform/types.js";
+import { until } from "./support/wait.js";
 
 const CODE = `
 import { spawn } from "node:child_process";
@@ -53,14 +54,8 @@ const deploy = async (name: string, more: Partial<DeployRequest> = {}): Promise<
   await platform.deploy({ name, zip, timeoutMs: 30_000, ...more });
   await platform.waitReady(name);
 };
-const until = async (what: string, condition: () => boolean): Promise<void> => {
-  for (let tries = 0; !condition(); tries++) {
-    if (tries > 600) throw new Error(`waited 30 s for ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-};
 /** Warm-up has ended, one way or the other. */
-const settled = (name: string): Promise<void> =>
+const settled = (name: string): Promise<true> =>
   until(`the warm-up of ${name} to end`, () => platform.get(name).image.heat?.state !== "running");
 const heats = (name: string): string[] =>
   platform

@@ -25,6 +25,7 @@ import { type CgroupParents, limitWrites, makeParents, probeCgroups, removeParen
 import { findInterpreters } from "../src/linux/interpreters.js";
 import { processStart } from "../src/linux/process-stat.js";
 import { planRoot, type RootOperation } from "../src/linux/rootfs.js";
+import { until } from "./support/wait.js";
 
 const ROOT = join(import.meta.dirname, "..");
 const BINARY = join(ROOT, "native/build/keeper");
@@ -161,15 +162,6 @@ class One {
 }
 
 const alive = (pid: number): boolean => processStart(pid) !== undefined;
-
-const UNTIL_MS_MAX = 30_000;
-
-async function until(what: string, condition: () => boolean): Promise<void> {
-  for (const end = Date.now() + UNTIL_MS_MAX; !condition(); ) {
-    if (Date.now() > end) throw new Error(`never: ${what}`);
-    await sleep(10);
-  }
-}
 
 /** The keeper makes a few descriptors ahead once it had nothing to do for 2 ms, and closes files on a thread of its own. */
 async function idle(keeper: Keeper): Promise<void> {

@@ -43,10 +43,10 @@ export async function renameDurably(from: string, to: string): Promise<void> {
 }
 
 /** Replaces `path` by `content` as one step: a reader, or a restart after a crash, sees the old or the new bytes. */
-export async function writeFileDurably(path: string, content: string | Uint8Array, mode = 0o600): Promise<void> {
+export async function writeFileDurably(path: string, content: string | Uint8Array): Promise<void> {
   const temporary = temporaryPath(path);
   try {
-    const file = await open(temporary, "wx", mode);
+    const file = await open(temporary, "wx", 0o600);
     try {
       await file.writeFile(content);
       await file.sync();
@@ -86,8 +86,8 @@ async function exists(path: string): Promise<boolean> {
 }
 
 /** Makes `path` and its missing parents, and flushes the directory of each one made. */
-export async function mkdirDurably(path: string, mode = 0o700): Promise<void> {
-  const first = await mkdirs(path, mode);
+export async function mkdirDurably(path: string): Promise<void> {
+  const first = await mkdirs(path, 0o700);
   if (first === undefined) return;
   for (let made = path; made.length >= first.length; made = dirname(made)) await fsyncPath(dirname(made));
 }

@@ -4,7 +4,7 @@
  */
 import { sleep } from "../base/clock.js";
 import { type EngineOptions, openEngine } from "../engine/index.js";
-import type { Engine, HuskLevel, Image, Instance, InvokeResult, Loader } from "../engine/types.js";
+import type { Engine, HuskLevel, Image, Instance, InvokeResult } from "../engine/types.js";
 import type { Lab } from "./lab.js";
 import { checkReply, specOf, type Workload } from "./workloads.js";
 
@@ -95,9 +95,9 @@ export type PoolPlan = Readonly<Record<HuskLevel, number>>;
 export const EMPTY_POOLS: PoolPlan = { generic: 0, runtime: 0, image: 0, prefaulted: 0 };
 
 /** Makes the pools as `plan` says and waits until they are, off the clock. */
-export async function preparePools(engine: Engine, image: Image, plan: PoolPlan, loader: Loader = "splice"): Promise<void> {
+export async function preparePools(engine: Engine, image: Image, plan: PoolPlan): Promise<void> {
   engine.pool({ generic: plan.generic });
-  for (const level of ["runtime", "image", "prefaulted"] as const) engine.park(image, level, plan[level], loader);
+  for (const level of ["runtime", "image", "prefaulted"] as const) engine.park(image, level, plan[level], "splice");
   await engine.poolsFull(POOL_MS_MAX);
   await sleep(SETTLE_MS);
 }

@@ -54,9 +54,9 @@ export function loadOverHot(result: HeatResult): Estimate {
   return ratioOfMedians(samplesOf(result, LOAD_WAY), samplesOf(result, HOT_WAY));
 }
 
-/** Whether the first request of `way` is as quick as the steady state, as promised: by ratio, or by difference. */
-export function nearSteady(result: HeatResult, way = HOT_WAY): boolean {
-  const hot = median(samplesOf(result, way));
+/** Whether the first request of a hot image is as quick as the steady state, as promised: by ratio, or by difference. */
+export function nearSteady(result: HeatResult): boolean {
+  const hot = median(samplesOf(result, HOT_WAY));
   const steady = median(samplesOf(result, STEADY));
   return hot <= HOT_OVER_STEADY_MAX * steady || hot - steady <= HOT_MINUS_STEADY_MS_MAX * 1_000;
 }

@@ -3,12 +3,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 const WAIT_MS_MAX = 30_000;
 
-/** Calls until `read` gives something; fails with `what` after `ms`. */
-export async function until<T>(what: string, read: () => T | undefined | Promise<T | undefined>, ms = WAIT_MS_MAX): Promise<T> {
+type Found<T> = T | false | undefined;
+
+/** Calls until `read` gives something, and be it true; fails with `what` after `ms`. */
+export async function until<T>(what: string, read: () => Found<T> | Promise<Found<T>>, ms = WAIT_MS_MAX): Promise<T> {
   const end = Date.now() + ms;
   for (;;) {
     const value = await read();
-    if (value !== undefined) return value;
+    if (value !== undefined && value !== false) return value;
     if (Date.now() > end) throw new Error(`waited ${ms} ms for ${what}`);
     await sleep(20);
   }
