@@ -1,4 +1,6 @@
-/** When an instance tells those who follow its start of it, on a keeper that does nothing. */
+/** When an instance tells those who follow its start of it, and what it keeps of what its function printed, on a keeper that does nothing. */
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { describe, expect, it } from "vitest";
 import { encodeFrame } from "../runtime/frames.js";
 import { Husk } from "./husk-pool.js";
@@ -113,5 +115,27 @@ describe("an instance that is followed behind its first answer", () => {
     await instance.hibernate();
     await answered;
     expect(told).toEqual(["followed", "first answer", "abandoned", "hibernated"]);
+  });
+});
+
+describe("what a function prints", () => {
+  it("byte by byte keeps nothing else in memory of what was read together with it", async () => {
+    const { instance, husk, ask, answer } = followed();
+    const answered = ask();
+    const chunks: WeakRef<ArrayBufferLike>[] = [];
+    for (let index = 0; index < 100; index++) {
+      const chunk = Buffer.allocUnsafeSlow(64 * 1024).fill("y");
+      chunks.push(new WeakRef(chunk.buffer));
+      husk.onLog(chunk.subarray(0, 1));
+    }
+    // A WeakRef holds until the turn that looked at it is over.
+    await turn();
+    setFlagsFromString("--expose-gc");
+    (runInNewContext("gc") as () => void)();
+    // The last one may still lie on the stack.
+    expect(chunks.filter((chunk) => chunk.deref() !== undefined).length).toBeLessThan(10);
+    answer();
+    expect((await answered).logs.toString()).toBe("y".repeat(100));
+    expect(instance.takeLogs()).toHaveLength(0);
   });
 });

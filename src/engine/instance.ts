@@ -27,6 +27,7 @@ import {
 import { invokeHeader } from "./invoke-header.js";
 import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
 import type { Told } from "./parts.js";
+import { Printed } from "./printed.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
 import type { SharedBase } from "./shared-base.js";
@@ -47,7 +48,6 @@ import type {
   StartResult,
 } from "./types.js";
 
-const LOG_BYTES_MAX = 4 * 1024 * 1024;
 const SIGABRT = 6;
 /** Last words of V8 when its heap is full. */
 const HEAP_FULL = "JavaScript heap out of memory";
@@ -107,8 +107,7 @@ export class LiveInstance implements Instance, InstanceListener {
   hibernation: Hibernation | undefined;
   readonly gate = new Gate();
   private readonly parser = new FrameParser();
-  private logChunks: Buffer[] = [];
-  private logBytes = 0;
+  private readonly printed = new Printed();
   private running: Running | undefined;
   private waiting: Waiting | undefined;
   private end: EndReason | undefined;
@@ -319,7 +318,7 @@ export class LiveInstance implements Instance, InstanceListener {
     }
     this.runAfterAnswer();
     this.exit = exitOrListener;
-    this.heapFull = exitOrListener.signal === SIGABRT && this.logChunks.some((chunk) => chunk.includes(HEAP_FULL));
+    this.heapFull = exitOrListener.signal === SIGABRT && this.printed.includes(HEAP_FULL);
     this.end ??= { kind: "exited" };
     this.hibernation?.close();
     this.starting.whenOver(() => this.settle());
@@ -348,12 +347,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   onLog(bytes: Buffer): void {
-    if (this.logBytes > LOG_BYTES_MAX) return;
-    const room = LOG_BYTES_MAX - this.logBytes;
-    this.logBytes += bytes.length;
-    this.logChunks.push(
-      bytes.length <= room ? bytes : Buffer.concat([bytes.subarray(0, room), Buffer.from("\n[log cut at 4 MiB]\n")]),
-    );
+    this.printed.add(bytes);
   }
 
   onControlEnd(): void {
@@ -475,11 +469,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   takeLogs(): Buffer {
-    const [only = EMPTY] = this.logChunks;
-    const logs = this.logChunks.length > 1 ? Buffer.concat(this.logChunks) : only;
-    this.logChunks = [];
-    this.logBytes = 0;
-    return logs;
+    return this.printed.take();
   }
 
   private get ending(): Ending {
@@ -496,5 +486,3 @@ export class LiveInstance implements Instance, InstanceListener {
     return this.end?.kind === "disposed" ? "disposed" : this.exitError().message;
   }
 }
-
-const EMPTY = Buffer.alloc(0);
