@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { InvokeResult, StartResult } from "../engine/types.js";
 import { FILE_BYTES, FunctionLog, renderRequest, tailOf } from "./logs.js";
+import type { LogEntry } from "./types.js";
 
 let dir: string;
 let failures: unknown[];
@@ -118,6 +119,43 @@ describe("a function's log", () => {
     expect(readdirSync(dir).sort()).toEqual(["hello.log", "hello.log.1"]);
     for (const name of readdirSync(dir)) expect(statSync(join(dir, name)).size).toBeLessThanOrEqual(FILE_BYTES);
     expect((await log.tail(6 * 1024 * 1024)).length).toBeGreaterThan(4 * 1024 * 1024);
+  });
+
+  it("takes no more when all of that is written at once, and not when a request alone has more", async () => {
+    const chunk = `${"x".repeat(1024 * 1024 - 1)}\n`;
+    for (let index = 0; index < 25; index++) log.append(String(index), chunk);
+    await log.flush();
+    const sizes = (): number[] => readdirSync(dir).map((name) => statSync(join(dir, name)).size);
+    expect(Math.max(...sizes())).toBeLessThanOrEqual(FILE_BYTES);
+    // What is no UTF-8 grows threefold.
+    log.append("large", `${"\ufffd".repeat(8 * 1024 * 1024)}\nits end\n`);
+    await log.flush();
+    expect(Math.max(...sizes())).toBeLessThanOrEqual(FILE_BYTES);
+    expect(await log.tail(9)).toBe("its end\n");
+  });
+
+  it("of a long entry keeps the end in memory for who follows later", async () => {
+    log.append("1", `${"line\n".repeat(1024 * 1024)}last\n`);
+    const { value } = await log.follow().next();
+    const { requestId, text } = value as LogEntry;
+    expect(requestId).toBe("1");
+    expect(text).toMatch(/^line\n(line\n)*last\n$/);
+    expect(text.length).toBeLessThanOrEqual(256 * 1024);
+  });
+
+  it("is lost to a reader that takes nothing while megabytes come, who is told how much", async () => {
+    const seen = log.follow();
+    const first = seen.next();
+    log.append("first", "one\n");
+    expect((await first).value).toMatchObject({ text: "one\n" });
+    for (let index = 0; index < 20; index++) log.append(String(index), `${"x".repeat(4 * 1024 * 1024)}\n`);
+    expect((await seen.next()).value).toMatchObject({
+      text: "thaw: 17 requests are missing here: this reader is too slow\n",
+    });
+    const kept: string[] = [];
+    while (kept.at(-1) !== "19") kept.push(((await seen.next()).value as LogEntry).requestId);
+    expect(kept).toEqual(["17", "18", "19"]);
+    await seen.return();
   });
 
   it("goes on in a new file when somebody removed the full one", async () => {

@@ -7,9 +7,9 @@
  *     END RequestId: <id>
  *     REPORT RequestId: <id>\tDuration: 1.23 ms\tBilled Duration: 2 ms\tMemory Size: 128 MB\tMax Memory Used: 45 MB
  *
- * Kept twice: the newest entries in memory (at most {@link RING_BYTES} a function), and all of them in `logs/<name>.log`, which is
- * moved to `<name>.log.1` when it reaches {@link FILE_BYTES}. So a function's logs take at most 20 MiB of disk. The file is
- * written behind the requests, in batches; a crash loses the last batch.
+ * Kept twice: the newest entries in memory (at most {@link RING_BYTES} a function, of a longer one its end), and all of them in
+ * `logs/<name>.log`, which is moved to `<name>.log.1` when it reaches {@link FILE_BYTES}. So a function's logs take at most 20 MiB of
+ * disk. The file is written behind the requests, in batches; a crash loses the last batch.
  */
 import { statSync } from "node:fs";
 import { appendFile, open, rename, rm } from "node:fs/promises";
@@ -23,8 +23,9 @@ const RING_BYTES = 256 * 1024;
 export const FILE_BYTES = 10 * 1024 * 1024;
 /** What is waiting for a slow disk beyond this is dropped, and the log says so. */
 const PENDING_BYTES_MAX = 32 * 1024 * 1024;
-/** Entries that a slow reader may lag behind before it loses the oldest. */
+/** What a slow reader may lag behind before it loses the oldest: so many entries, or more than one of so many characters together. */
 const FOLLOW_ENTRIES_MAX = 10_000;
+const FOLLOW_LENGTH_MAX = 16 * 1024 * 1024;
 const TAIL_BYTES_DEFAULT = 64 * 1024;
 
 /** What was printed, its last line ended. */
@@ -104,8 +105,9 @@ export class FunctionLog {
   append(requestId: string, text: string): void {
     if (this.#ended) return;
     const entry: LogEntry = { atMs: Date.now(), requestId, text };
-    this.#ring.push(entry);
-    this.#ringBytes += text.length;
+    const kept = text.length <= RING_BYTES ? entry : { ...entry, text: endOf(text) };
+    this.#ring.push(kept);
+    this.#ringBytes += kept.text.length;
     while (this.#ringBytes > RING_BYTES && this.#ring.length > 1) this.#ringBytes -= this.#ring.shift()?.text.length ?? 0;
     for (const follower of this.#followers) follower.push(entry);
     if (this.#pendingBytes > PENDING_BYTES_MAX) {
@@ -167,17 +169,11 @@ export class FunctionLog {
         this.#pending.push(`thaw: ${this.#dropped} requests were not logged: the disk is too slow\n`);
         this.#dropped = 0;
       }
-      const text = this.#pending.join("");
+      const bytes = Buffer.from(this.#pending.join(""));
       this.#pending = [];
       this.#pendingBytes = 0;
       try {
-        const bytes = Buffer.byteLength(text);
-        if (this.#fileBytes > 0 && this.#fileBytes + bytes > FILE_BYTES) {
-          await rename(this.#path, `${this.#path}.1`).catch(unlessMissing);
-          this.#fileBytes = 0;
-        }
-        await appendFile(this.#path, text, { mode: 0o600 });
-        this.#fileBytes += bytes;
+        for (const part of fileParts(bytes)) await this.#writePart(part);
         this.#failing = false;
       } catch (error) {
         this.#onWriteFailure(error, this.#failing);
@@ -186,25 +182,56 @@ export class FunctionLog {
     }
     this.#writing = undefined;
   }
+
+  async #writePart(part: Buffer): Promise<void> {
+    if (this.#fileBytes > 0 && this.#fileBytes + part.length > FILE_BYTES) {
+      await rename(this.#path, `${this.#path}.1`).catch(unlessMissing);
+      this.#fileBytes = 0;
+    }
+    await appendFile(this.#path, part, { mode: 0o600 });
+    this.#fileBytes += part.length;
+  }
+}
+
+/** What a file holds at most each; cut behind a line where there is one. */
+function* fileParts(bytes: Buffer): Generator<Buffer> {
+  let from = 0;
+  while (bytes.length - from > FILE_BYTES) {
+    const line = bytes.lastIndexOf(0x0a, from + FILE_BYTES - 1);
+    const to = line < from ? from + FILE_BYTES : line + 1;
+    yield bytes.subarray(from, to);
+    from = to;
+  }
+  yield bytes.subarray(from);
+}
+
+/** The end of an entry that is too long to be kept whole. A text of its own: a part of it would keep the whole in memory. */
+function endOf(text: string): string {
+  const bytes = lastBytes(Buffer.from(text), RING_BYTES);
+  const line = bytes.indexOf(0x0a) + 1;
+  return bytes.subarray(line < bytes.length ? line : 0).toString("utf8");
 }
 
 /** One reader: a bounded queue that somebody awaits. */
 class Follower {
   readonly #queue: LogEntry[];
+  #queuedLength: number;
   #lost = 0;
   #ended = false;
   #wake: (() => void) | undefined;
 
   constructor(backlog: readonly LogEntry[], signal: AbortSignal | undefined) {
     this.#queue = [...backlog];
+    this.#queuedLength = backlog.reduce((sum, { text }) => sum + text.length, 0);
     if (signal?.aborted === true) this.#ended = true;
     signal?.addEventListener("abort", () => this.end(), { once: true });
   }
 
   push(entry: LogEntry): void {
     this.#queue.push(entry);
-    if (this.#queue.length > FOLLOW_ENTRIES_MAX) {
-      this.#queue.shift();
+    this.#queuedLength += entry.text.length;
+    while (this.#queue.length > FOLLOW_ENTRIES_MAX || (this.#queuedLength > FOLLOW_LENGTH_MAX && this.#queue.length > 1)) {
+      this.#take();
       this.#lost += 1;
     }
     this.#wake?.();
@@ -215,6 +242,12 @@ class Follower {
     this.#wake?.();
   }
 
+  #take(): LogEntry | undefined {
+    const entry = this.#queue.shift();
+    this.#queuedLength -= entry?.text.length ?? 0;
+    return entry;
+  }
+
   async *entries(): AsyncGenerator<LogEntry, void, undefined> {
     while (true) {
       if (this.#lost > 0) {
@@ -222,7 +255,7 @@ class Follower {
         this.#lost = 0;
         yield { atMs: Date.now(), requestId: "", text };
       }
-      const entry = this.#queue.shift();
+      const entry = this.#take();
       if (entry !== undefined) yield entry;
       else if (this.#ended) return;
       else {
