@@ -569,6 +569,35 @@ describe("between requests", () => {
   });
 });
 
+describe("an instance to which nobody can speak any more", () => {
+  const source = `
+import os, signal, socket, struct, time
+def handler(event, context):
+    if event.get("do") and os.fork() == 0:
+        # The answer goes out before its runtime stands still.
+        time.sleep(0.2)
+        if event["do"] == "begin": os.write(3, b"THAW" + struct.pack("<II", 100, 6000000))
+        if event["do"] == "close":
+            os.kill(os.getppid(), signal.SIGSTOP)
+            socket.socket(fileno=3).shutdown(socket.SHUT_WR)
+        time.sleep(600)
+    return 1
+`;
+  it.each([
+    ["its control descriptor is shut by a child, and its runtime stands still", "close", /closed its control descriptor/],
+    ["a child of it writes half a frame", "begin", /a frame was begun that nobody asked for/],
+  ])("is ended between two requests: %s", async (_title, deed, reason) => {
+    await withInstance(bench.engine.boot(bench.python(source, { timeoutMs: 60_000 })), async (instance) => {
+      const reasons: string[] = [];
+      instance.onExit((why) => reasons.push(why));
+      expect(await ask(instance, { do: deed })).toBe(1);
+      await eventually(() => expect(reasons).toHaveLength(1));
+      expect(reasons[0]).toMatch(reason);
+      expect(instance.alive).toBe(false);
+    });
+  });
+});
+
 describe("a function whose end is noticed late", () => {
   it("is told how it ended, and not that it closed its descriptors", async () => {
     await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {

@@ -16,7 +16,8 @@ const ENDED = exitOf();
 /** An instance that is followed behind its first answer, and what its owner is told, in order. */
 function followed() {
   const told: string[] = [];
-  const keeper = { send: () => undefined, kill: () => undefined } as unknown as Keeper;
+  const killed: number[] = [];
+  const keeper = { send: () => undefined, kill: (id: number) => void killed.push(id) } as unknown as Keeper;
   const owner = {
     firstAnswer: () => void told.push("first answer"),
     abandonRecording: () => void told.push("abandoned"),
@@ -32,7 +33,7 @@ function followed() {
     const header = { type: "result", requestId: "r", handlerMs: 1, maxMemoryMb: 1, ...(last ? { last } : {}) };
     husk.onData(Buffer.concat(encodeFrame(header as never, "1")));
   };
-  return { told, husk, instance, ask, answer };
+  return { told, killed, husk, instance, ask, answer };
 }
 
 const turn = () => new Promise((resolve) => setImmediate(resolve));
@@ -115,6 +116,32 @@ describe("an instance that is followed behind its first answer", () => {
     await instance.hibernate();
     await answered;
     expect(told).toEqual(["followed", "first answer", "abandoned", "hibernated"]);
+  });
+});
+
+describe("an instance that wrote the beginning of a frame behind its answer", () => {
+  const answer = { type: "result", requestId: "r", handlerMs: 1, maxMemoryMb: 1 };
+  const whole = Buffer.concat(encodeFrame(answer as never, "1"));
+
+  it.each([1, 12, whole.length - 1])("is ended at once, before anybody waits for the rest of it (%i bytes)", async (bytes) => {
+    for (const together of [true, false]) {
+      const { killed, instance, husk, ask } = followed();
+      const answered = ask();
+      const begun = whole.subarray(0, bytes);
+      if (together) husk.onData(Buffer.concat([whole, begun]));
+      else for (const chunk of [whole, begun]) husk.onData(chunk);
+      expect((await answered).payload.toString()).toBe("1");
+      expect(instance.alive).toBe(false);
+      expect(killed).toEqual([husk.id]);
+    }
+  });
+
+  it("is not when the rest of an answer is still to come", async () => {
+    const { instance, husk, ask } = followed();
+    const answered = ask();
+    for (const byte of whole) husk.onData(Buffer.of(byte));
+    expect((await answered).payload.toString()).toBe("1");
+    expect(instance.alive).toBe(true);
   });
 });
 

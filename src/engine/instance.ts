@@ -351,7 +351,6 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   onControlEnd(): void {
-    if (this.running === undefined && this.waiting === undefined) return;
     // A process that ends closes it too, and what it ended of is told by its exit, however late that is. Else no answer can come.
     const look = (): void => {
       if (this.exit !== undefined) return;
@@ -371,6 +370,9 @@ export class LiveInstance implements Instance, InstanceListener {
       return;
     }
     for (const frame of frames) this.accept(frame);
+    // Whoever asks next would wait for the rest of it, or be told of what is none of theirs.
+    if (this.parser.unfinished && this.running === undefined && this.waiting === undefined)
+      this.violate(notTheReply("a frame was begun that nobody asked for"));
   }
 
   private accept(frame: FunctionFrame): void {

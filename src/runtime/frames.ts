@@ -315,6 +315,11 @@ export class FrameParser {
     }
   }
 
+  /** Whether a frame has begun that is not complete. */
+  get unfinished(): boolean {
+    return this.#filled > 0;
+  }
+
   /** To be called at the end of the stream. PROTOCOL_VIOLATION when a frame was cut short. */
   finish(): void {
     if (this.#failure !== undefined) throw this.#failure;
