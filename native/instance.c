@@ -27,13 +27,12 @@ enum { PASSED_MAX = 253 };
 
 /* ---- logs and control ---- */
 
-/* Returns whether more may be there. */
-static bool read_log(struct instance *it) {
-	if (it->log.fd < 0) return false;
+static ssize_t read_log(struct instance *it) {
+	if (it->log.fd < 0) return 0;
 	ssize_t count = read(it->log.fd, frame_room(LOG_READ_BYTES), LOG_READ_BYTES);
 	if (count > 0) frame_end(MSG_LOG, it->id, 0, 0, (size_t)count);
 	else if (count == 0 || (errno != EAGAIN && errno != EINTR)) watch_close(&it->log);
-	return count == LOG_READ_BYTES;
+	return count;
 }
 
 /*
@@ -115,8 +114,12 @@ static bool read_control(struct instance *it) {
 	return count > 0;
 }
 
+/* What is there now. Whoever prints faster than this reads is not followed: others wait. */
 static void drain_log(struct instance *it) {
-	for (int reads = 0; reads < LAST_READS_MAX && read_log(it); reads++) {}
+	if (read_log(it) < LOG_READ_BYTES) return;
+	int left = 0;
+	ioctl(it->log.fd, FIONREAD, &left);
+	for (ssize_t count = 1; left > 0 && count > 0; left -= (int)count) count = read_log(it);
 }
 
 static void flush_sending(struct instance *it) {
@@ -492,7 +495,8 @@ void instance_event(struct instance *it, enum watch_kind kind, uint32_t events) 
 	}
 	if (kind == WATCH_CONTROL && (events & EPOLLOUT)) flush_sending(it);
 	if (kind == WATCH_CONTROL && !(events & ~(uint32_t)EPOLLOUT)) return;
-	if (outbound_full()) return watch_pause(kind == WATCH_CONTROL ? &it->control : &it->log);
+	if (kind == WATCH_LOG && outbound_beyond(LOG_PAUSE_BYTES)) return watch_pause(&it->log);
+	if (outbound_beyond(OUT_PAUSE_BYTES)) return watch_pause(&it->control);
 	if (it->channel.paused) read_reports(it);
 	/* A reply's first byte is written after the logs that belong to it: what makes this readable is drained behind them. */
 	drain_log(it);

@@ -43,7 +43,7 @@ struct instance {
 
 extern struct cgroups cgroups;
 extern struct table instances;
-bool outbound_full(void);
+bool outbound_beyond(size_t bytes);
 
 void instance_cloned(struct instance *it, const struct job_answer *answer, const int fds[3]);
 void instance_event(struct instance *it, enum watch_kind kind, uint32_t events);

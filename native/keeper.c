@@ -100,7 +100,7 @@ void watch_close(struct watch *w) {
 	w->fd = -1;
 }
 
-bool outbound_full(void) { return bytes_used(&outbound) > OUT_PAUSE_BYTES; }
+bool outbound_beyond(size_t bytes) { return bytes_used(&outbound) > bytes; }
 
 static void resume_all(void) {
 	any_paused = false;
@@ -126,7 +126,7 @@ static void flush_server(void) {
 	bool wait = bytes_used(&outbound) > 0 && !server_gone;
 	if (wait != waiting) watch_events(&server, wait ? EPOLLIN | EPOLLOUT : EPOLLIN);
 	waiting = wait;
-	if (any_paused && !outbound_full()) resume_all();
+	if (any_paused && !outbound_beyond(LOG_PAUSE_BYTES)) resume_all();
 }
 
 /* ---- jobs for the builder ---- */

@@ -43,6 +43,7 @@ enum {
 	TEXT_BYTES = 480,
 	HELPER_OUTPUT_MAX = 64 << 20,
 	OUT_PAUSE_BYTES = 16 << 20,	/* above this, functions are made to wait */
+	LOG_PAUSE_BYTES = 1 << 20,	/* above this, those that print: replies of others are behind it */
 	READ_BYTES = 256 << 10,
 };
 

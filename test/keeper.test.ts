@@ -251,6 +251,22 @@ describe("a husk", () => {
     await one.kill();
   });
 
+  it("that prints without end, while the server reads nothing, lets the reply of another come behind some megabytes", async () => {
+    const [loud, quiet] = [await world.make().serve(), await world.make().serve()];
+    // Like a server that is busy: nothing is read from the keeper.
+    const busy = (): void => void Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
+    world.keeper.send(loud.id, Buffer.from("head -c 1000000000 /dev/zero"));
+    await until("it prints", () => loud.logBytes > 1_000_000);
+    busy();
+    const answered = quiet.shell("echo here");
+    world.keeper.flush();
+    busy();
+    const before = loud.logBytes;
+    expect(await answered).toBe("here\n0");
+    expect(loud.logBytes - before).toBeLessThan(12 * 1024 * 1024);
+    await Promise.all([loud.kill(), quiet.kill()]);
+  });
+
   it("keeps what is sent beyond the socket's buffer until the function reads", async () => {
     const one = await world.make().serve();
     world.keeper.send(one.id, Buffer.from("sleep 0.2"));
