@@ -142,6 +142,20 @@ describe("a function that cannot be loaded is refused with the reason", () => {
       /^the function wrote something .*\. an error of its load came that is no object of JSON/,
     ],
     [
+      "Node: tells an error of its load itself, whose members are no texts",
+      () => {
+        const members = `{"errorType":"Odd","errorMessage":{"toString":1,"valueOf":1},"trace":' + deep + '}`;
+        const deep = 'const deep = "[".repeat(1e5) + "]".repeat(1e5);';
+        return bench.node(`${FRAME} ${deep} fs.writeSync(3, frame({ type: "initError" }, '${members}')); while (true);`);
+      },
+      /^Odd: $/,
+    ],
+    [
+      "Node: throws with a message of megabytes, of which the sentence has the beginning",
+      () => bench.node("throw new TypeError('m'.repeat(2e6));"),
+      /^TypeError: m{1989}…$/,
+    ],
+    [
       "Python: the module is missing",
       () => bench.python("", { handler: "absent.handler" }),
       /^Runtime\.ImportModuleError: .*No module named 'absent'/,
@@ -163,6 +177,8 @@ describe("a function that cannot be loaded is refused with the reason", () => {
     expect(error.code).toBe("INIT_FAILED");
     expect(error.what).toMatch(/^function "test-(node|python)" failed while it was loaded$/);
     expect(error.why).toMatch(why);
+    // A reply is made of it.
+    expect(JSON.stringify(error.details.error ?? {})).toMatch(/^\{/);
   });
 
   it("and what it printed comes along", async () => {

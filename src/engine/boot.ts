@@ -66,15 +66,26 @@ function initFailed(instance: LiveInstance, why: string, details: Record<string,
   });
 }
 
-/** What the runtime says, unless it was the function that wrote it. */
-function loadError(body: Buffer): { errorType?: string; errorMessage?: string } {
-  let told: unknown;
+/** Of what a function died of at its load, in the error's sentence, which is kept with the function and listed; the reply has the whole. */
+const WHY_CHARACTERS_MAX = 2000;
+
+/** An error as runtimes tell it: texts and lists of texts. */
+type LoadError = Readonly<Record<string, string | readonly string[]>>;
+
+const isText = (value: unknown): value is string => typeof value === "string";
+
+/** What the runtime says, unless it was the function that wrote it: then its members may be anything, and what is no text is left out. */
+function loadError(body: Buffer): LoadError {
+  let error: unknown;
   try {
-    told = JSON.parse(body.toString("utf8"));
+    error = JSON.parse(body.toString("utf8"));
   } catch {
     // As it is said below.
   }
-  if (typeof told === "object" && told !== null) return told;
+  if (typeof error === "object" && error !== null) {
+    const members = Object.entries(error as LoadError);
+    return Object.fromEntries(members.filter(([, value]) => isText(value) || (Array.isArray(value) && value.every(isText))));
+  }
   throw notTheReply("an error of its load came that is no object of JSON");
 }
 
@@ -91,7 +102,8 @@ export async function ready(instance: LiveInstance): Promise<void> {
     const { header, body } = await instance.expect("ready");
     if (header.type !== "initError") return;
     const error = loadError(body);
-    throw initFailed(instance, `${error.errorType ?? "Error"}: ${error.errorMessage ?? ""}`, { error });
+    const why = `${error.errorType ?? "Error"}: ${error.errorMessage ?? ""}`;
+    throw initFailed(instance, why.length <= WHY_CHARACTERS_MAX ? why : `${why.slice(0, WHY_CHARACTERS_MAX)}…`, { error });
   } catch (error) {
     if (
       isThawError(error, "INSTANCE_EXITED") ||
