@@ -21,6 +21,7 @@
 
 #define PARK_MS_MAX 5000
 #define PARK_WAIT_NS 500000
+#define PARK_AGAIN_TRIES 20
 #define SEIZE_ROUNDS 64
 #define ENDING_WAIT_NS 50000
 #define ENDING_MS_MAX 2000
@@ -103,41 +104,34 @@ static bool is_over(pid_t pid, pid_t tid)
 	return !state || state[1] == 'Z' || state[1] == 'X';
 }
 
-/* Nothing when the thread ends first. */
-static void seize(struct target *target, pid_t tid)
+/* False when the thread ends first. */
+static bool seize(const struct target *target, pid_t tid, struct thread *thread)
 {
-	if (target->thread_count == THREADS_MAX)
-		refuse("it has more than %d threads", THREADS_MAX);
+	memset(thread, 0, sizeof *thread);
+	thread->tid = tid;
 	if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) != 0) {
 		int error = errno;
 		if (error == ESRCH || (error == EPERM && is_over(target->pid, tid)))
-			return;
+			return false;
 		die("cannot stop thread %d: %s", tid, strerror(error));
 	}
-	struct thread *thread = &target->threads[target->thread_count++];
-	memset(thread, 0, sizeof *thread);
-	thread->tid = tid;
-	if (!interrupt(tid)) {
-		target->thread_count--;
-		return;
-	}
+	if (!interrupt(tid))
+		return false;
 	/* Only now: one that never stopped shall outlive us, and one that still runs has its filter. */
 	long options = HOLD_OPTIONS | PTRACE_O_SUSPEND_SECCOMP;
 	if (ptrace(PTRACE_SETOPTIONS, tid, NULL, (void *)options) != 0)
 		die("cannot hold thread %d: %s", tid, strerror(errno));
+	return true;
 }
 
 /*
- * New threads may appear while others are being stopped: repeat until a round finds none. The list of them ends early where one ends that is
+ * All but the main thread. New ones may appear while others are being stopped: repeat until a round finds none. The list of them ends early where one ends that is
  * being read, so the kernel's own count has to agree.
  */
-static void seize_all(struct target *target)
+static void seize_others(struct target *target)
 {
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/task", target->pid);
-	seize(target, target->pid);
-	if (target->thread_count == 0)
-		killed();
 	uint64_t since = 0;
 	for (int round = 0; round < SEIZE_ROUNDS;) {
 		int before = target->thread_count;
@@ -146,8 +140,11 @@ static void seize_all(struct target *target)
 			die("cannot list threads: %s", strerror(errno));
 		for (struct dirent *entry; (entry = readdir(tasks));) {
 			pid_t tid = atoi(entry->d_name);
-			if (tid > 0 && !known(target, tid))
-				seize(target, tid);
+			if (tid <= 0 || known(target, tid))
+				continue;
+			if (target->thread_count == THREADS_MAX)
+				refuse("it has more than %d threads", THREADS_MAX);
+			target->thread_count += seize(target, tid, &target->threads[target->thread_count]);
 		}
 		closedir(tasks);
 		if (target->thread_count != before) {
@@ -175,24 +172,50 @@ static void get_regs(struct thread *thread)
 	make_restartable(thread);
 }
 
-/* Stops every thread, or the main one alone, if the main one waits for a request; else nothing is stopped. */
+/*
+ * Whether the main thread, which alone runs, has come back to its read. It left it for a signal that another thread had sent before it was stopped, as V8's
+ * profiler does each millisecond: nobody sends one now.
+ */
+static bool parks_again(const struct target *target)
+{
+	for (int i = 0; i < PARK_AGAIN_TRIES; i++) {
+		if (parked(target))
+			return true;
+		nanosleep(&(struct timespec){ 0, PARK_WAIT_NS }, NULL);
+	}
+	if (is_over(target->pid, target->pid))
+		killed();
+	return false; /* its handler may need what a stopped thread holds */
+}
+
+/*
+ * Stops every thread, or the main one alone, if the main one waits for a request; else nothing is stopped. The main one comes last: what others sent it is
+ * heard then, and does not lie there when signals are looked at.
+ */
 static bool try_stop(struct target *target, bool all, uint64_t *began)
 {
 	if (!parked(target))
 		return false;
 	*began = clock_ns(CLOCK_MONOTONIC);
+	struct thread *main_thread = &target->threads[0];
+	memset(main_thread, 0, sizeof *main_thread);
+	main_thread->tid = target->pid;
+	target->thread_count = 1;
 	bound_waits(STOP_TICKS_MAX);
 	if (all)
-		seize_all(target);
-	else
-		seize(target, target->pid);
+		seize_others(target);
+	if (!all || parks_again(target)) {
+		if (!seize(target, target->pid, main_thread))
+			killed();
+		if (all)
+			seize_others(target); /* who was made by such a handler */
+		bound_waits(0);
+		get_regs(main_thread);
+		const uint64_t *regs = main_thread->original_regs;
+		if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
+			return true;
+	}
 	bound_waits(0);
-	if (target->thread_count == 0)
-		killed();
-	get_regs(&target->threads[0]);
-	const uint64_t *regs = target->threads[0].original_regs;
-	if (waits_for_request(target, (long)regs[R_ORIG_RAX], regs[R_RDI]))
-		return true;
 	release_all(target);
 	return false;
 }

@@ -125,6 +125,14 @@ describe("threads", () => {
     await clones(image, async (one) => expect(await call(one, "threads.computed")).toEqual(computed));
   });
 
+  it("is frozen while V8's profiler sends it a signal every tenth of a millisecond, and goes on being profiled", async () => {
+    const instance = await world.boot("node");
+    await call(instance, "threads.profile", 100);
+    for (let freeze = 0; freeze < 4; freeze++) await instance.freeze();
+    const image = await instance.freeze({ then: "end" });
+    await clones(image, async (one) => expect(await call(one, "threads.profiled")).toBe(true));
+  });
+
   it.each(["before and after the freeze", "only after it"])("uses the thread pool %s", async (when) => {
     const image = await world.imageAfter("node", ...(when === "only after it" ? [] : ["threads.pool"]));
     await clones(image, async (one) => {
