@@ -55,6 +55,15 @@ describe("clocks and timers", () => {
     });
   });
 
+  it("tells of no processor time that was taken back, though the kernel counts a clone's from zero", async () => {
+    const image = await world.imageAfter("node", ["clocks.spend", 300]);
+    await clones(image, async (one) => {
+      for (const micros of await call<number[]>(one, "clocks.spent")) expect(micros).toBeGreaterThanOrEqual(0);
+      await call(one, "clocks.spend", 20);
+      for (const micros of await call<number[]>(one, "clocks.spent")) expect(micros).toBeGreaterThanOrEqual(0);
+    });
+  });
+
   it("goes on from an image whose clocks are ahead of this machine's, also when that is frozen again", async () => {
     let image = await world.imageAfter("node", "clocks.look", ["clocks.set", 300]);
     image = await openFromTheFuture(world.engine, image, DAY_S);

@@ -18,6 +18,7 @@
  */
 require("./flags.cjs");
 const { AsyncResource } = require("node:async_hooks");
+const spent = require("./spent.cjs");
 const unique = require("./unique.cjs");
 const renewal = require("./renewal.cjs");
 const { receive, send, logLine, ServerGone } = require("./channel.cjs");
@@ -434,6 +435,7 @@ function die(error, inInit) {
 }
 
 function boot() {
+  spent.install();
   unique.install();
   blockingOutput("stdout");
   blockingOutput("stderr");
