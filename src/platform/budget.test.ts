@@ -97,6 +97,27 @@ describe("a memory budget", () => {
     expect((await bed.platform.invoke("c", "")).start.kind).toBe("thaw");
   });
 
+  it("refuses a wake that it has no room for, and at once whoever waited for that instance to become free", async () => {
+    await openBed({ memoryBudgetBytes: 100 * MIB }, ["a", "b"]);
+    await bed.platform.invoke("a", "");
+    await bed.platform.hibernate("a");
+    let open = (): void => undefined;
+    bed.engine.handler = () =>
+      new Promise<void>((resolve) => {
+        open = resolve;
+      });
+    const busy = bed.platform.invoke("b", "");
+    await until(() => bed.platform.metrics().instances.running === 1);
+    bed.engine.residentBytes.woken = 90 * MIB;
+    const waking = bed.platform.invoke("a", "").catch((error: unknown) => error);
+    const demanding = bed.platform.invoke("a", "", { prefer: { kind: "reuse" } }).catch((error: unknown) => error);
+    expect(await waking).toMatchObject({ code: "TOO_MANY_INSTANCES" });
+    const why = "none of its instances that were running or starting became free";
+    expect(await demanding).toMatchObject({ code: "PREFERENCE_UNAVAILABLE", why });
+    open();
+    await busy;
+  });
+
   it("lets one function run that is larger than all of it", async () => {
     await openBed({ memoryBudgetBytes: 10 * MIB }, ["a", "b"]);
     expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");

@@ -393,6 +393,24 @@ describe("a request that demands a wake", () => {
     expect(bed.platform.get("a").counts).toEqual({ running: 0, idle: 1, hibernated: 0, starting: 0, waiting: 0 });
   });
 
+  it("is told at once when none will be hibernated: it failed, or another request took the only one", async () => {
+    await openBed();
+    bed.engine.delayMs.hibernate = 60;
+    stopTime();
+    await bed.platform.invoke("a", "");
+    bed.engine.failNext("hibernate", new ThawError("HIBERNATE_FAILED", { what: "hibernating failed", why: "EINVAL" }));
+    for (const requests of [[wake], [wake, wake]]) {
+      const hibernating = bed.platform.hibernate("a").catch((error: unknown) => error);
+      await pass(20);
+      const waking = requests.map((request) => bed.platform.invoke("a", "", request).catch((error: unknown) => error));
+      await pass(60);
+      await hibernating;
+      const told = await Promise.all(waking);
+      expect(told.at(-1)).toMatchObject({ code: "PREFERENCE_UNAVAILABLE", why: "it has no hibernated instance" });
+    }
+    expect(bed.platform.metrics().starts).toMatchObject({ wake: 1 });
+  });
+
   it("is not what one that demands reuse gets", async () => {
     await openBed();
     await bed.platform.invoke("a", "");

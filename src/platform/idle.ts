@@ -51,6 +51,8 @@ export interface IdleOptions {
   readonly ending: ReadonlySet<Promise<void>>;
   /** Somebody may wait for an instance that is hibernated now. True: it was taken. */
   readonly hibernated: (slot: Slot) => boolean;
+  /** One of them is on its way to disk no more, whatever became of it. */
+  readonly deflated: (version: Version) => void;
 }
 
 /** An error of hibernating itself, also where that cost the instance: memory that was half replaced, a before-snapshot hook that never came back. */
@@ -190,7 +192,10 @@ export class IdleInstances {
       () => undefined,
     );
     this.#deflations.add(settled);
-    void settled.then(() => this.#deflations.delete(settled));
+    void settled.then(() => {
+      this.#deflations.delete(settled);
+      this.#options.deflated(slot.version);
+    });
     return deflation;
   }
 

@@ -72,7 +72,7 @@ describe("a request is refused", () => {
     demanding.catch(() => {});
     gates.shift()?.();
     await busy;
-    await expect(demanding).rejects.toThrow("the instances that were running ended");
+    await expect(demanding).rejects.toThrow("none of its instances that were running or starting became free");
   });
 
   it("when it demands parked and the server parks none", async () => {

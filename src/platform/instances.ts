@@ -81,7 +81,8 @@ export class Instances {
     const { policy, budget, log, backoffMs } = options;
     const hibernated = (slot: Slot): boolean => this.#giveToWaiter(slot, "wake");
     const end = (slot: Slot): Promise<void> => this.#end(slot);
-    this.idle = new IdleInstances({ policy, budget, log, backoffMs, end, ending: this.#ending, hibernated });
+    const deflated = (version: Version): void => this.#disappoint(version);
+    this.idle = new IdleInstances({ policy, budget, log, backoffMs, end, ending: this.#ending, hibernated, deflated });
   }
 
   /** A request came: the policy learns how long its function was idle. */
@@ -245,11 +246,13 @@ export class Instances {
     if (!slot.instance.alive || version.retired) {
       version.slots.running -= 1;
       void this.#end(slot);
+      this.#disappoint(version);
       return undefined;
     }
     if (!room) {
       version.slots.running -= 1;
       this.idle.putBack(slot);
+      this.#disappoint(version);
       throw this.#noRoom(version, bytes);
     }
     budget.assign(slot, slot.residentBytes + bytes);
@@ -274,11 +277,11 @@ export class Instances {
     this.#disappoint(version);
   }
 
-  /** Waits while one may get there: for reuse one that runs or starts, for a wake one that is being hibernated. */
+  /** Waits while one may get there. */
   async #waitFor(version: Version, kind: Waiter["kind"]): Promise<Lease | undefined> {
     const { slots } = version;
     const began = performance.now();
-    const waited = kind === "reuse" ? slots.running + slots.starting > 0 : slots.idle.some(({ state }) => state === "deflating");
+    const waited = mayGet(version, kind);
     if (waited) {
       const slot = await new Promise<Slot | undefined>((resolve) => {
         const waiter: Waiter = {
@@ -310,13 +313,12 @@ export class Instances {
     });
   }
 
-  /** Nothing is left that could become free: who demands reuse need not wait longer. */
+  /** Who waits for what can come no more need not wait longer. */
   #disappoint(version: Version): void {
-    const { running, starting, waiters } = version.slots;
-    if (running + starting > 0) return;
+    const { waiters } = version.slots;
     for (const waiter of waiters.splice(0)) {
-      if (waiter.kind === "reuse") waiter.give(undefined);
-      else waiters.push(waiter);
+      if (mayGet(version, waiter.kind)) waiters.push(waiter);
+      else waiter.give(undefined);
     }
   }
 
@@ -472,6 +474,11 @@ function reused(slot: Slot): Lease {
   return { slot, start: () => (instance.start !== before && instance.start.kind === "wake" ? instance.start : slot.reuse) };
 }
 
+/** Whether one may get there: for reuse one that runs or starts, for a wake one that is being hibernated. */
+function mayGet({ slots }: Version, kind: Waiter["kind"]): boolean {
+  return kind === "reuse" ? slots.running + slots.starting > 0 : slots.idle.some(({ state }) => state === "deflating");
+}
+
 /** Why a demanded instance is not there. */
 function because(version: Version, kind: Waiter["kind"], waited: boolean, late: boolean): { why: string; fix: string } {
   const seconds = LIMITS.preferenceWaitMs / 1000;
@@ -484,7 +491,7 @@ function because(version: Version, kind: Waiter["kind"], waited: boolean, late: 
   const why = late
     ? `no instance became free within ${seconds} s`
     : waited
-      ? "the instances that were running ended"
+      ? "none of its instances that were running or starting became free"
       : "it has no running instance";
   return { why, fix: "Invoke it once without a preference first" };
 }
