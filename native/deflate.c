@@ -237,6 +237,7 @@ static bool arm(struct deflation *d, const struct view *view)
 {
 	if (!stop(d, false))
 		return false;
+	refuse_forbidden(d);
 	d->uffd = track_make(d->target, 0);
 	go_on(d);
 	for (size_t i = 0; i < view->vma_count; i++) {

@@ -78,6 +78,8 @@ void refuse_beyond_limit(const struct deflation *d);
 void refuse_mappings(const struct view *view);
 void refuse_overlaps(const struct deflation *d, const struct view *view);
 void refuse_sharers(const struct deflation *d, const struct view *view);
+/* Its main thread is held. */
+void refuse_forbidden(const struct deflation *d);
 
 /* replace.c. All is stopped, and copied. */
 void remap(struct deflation *d, const struct view *view);

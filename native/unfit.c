@@ -9,10 +9,16 @@
 #include <linux/kcmp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+
+/* Not in the headers of older distributions. */
+#ifndef PR_GET_MDWE
+#define PR_GET_MDWE 66
+#endif
 
 #define MAPPINGS_SPARE 256
 
@@ -152,6 +158,13 @@ void refuse_beyond_limit(const struct deflation *d)
 	uint64_t stored = (uint64_t)d->swap.st_blocks * 512;
 	if (d->limit_bytes && stored > d->limit_bytes)
 		refuse_instance("what it was hibernated with takes %" PRIu64 " MiB, and it may have %" PRIu64 " MiB of memory", stored >> 20, d->limit_bytes >> 20);
+}
+
+/* What replaces the memory runs in a page of the process that is written first, and of its own memory some may be such code. */
+void refuse_forbidden(const struct deflation *d)
+{
+	if (inject(d->target, &d->target->threads[0], SYS_prctl, (uint64_t[6]){ PR_GET_MDWE, 0, 0, 0, 0, 0 }) > 0)
+		refuse("it has forbidden itself memory that is written and executed (prctl PR_SET_MDWE)");
 }
 
 void refuse_unfit(const struct deflation *d, const struct view *view)
