@@ -118,6 +118,9 @@ function inArrays(facts: Facts, runs: readonly PageRun[]): PageRun[] {
     .flatMap((region) => clipRuns(runs, region.start, region.end));
 }
 
+/** So many faults outside its set a start that fits may have: a few dozen are noise, and so is a tenth of the set. How many there are depends on the interpreter. */
+const faultsThatFit = (image: Image): number => Math.max(64, runPages(setOf(image).runs) / 10);
+
 const QUIET: Event = { array: 0, read: 0, write: 0 };
 const READ = 600;
 const WRITE = 250;
@@ -151,7 +154,7 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     const next = await start(image, event);
     expect(next.recording).toBeUndefined();
     expect(next.prefetchedPages).toBe(runPages(set.written));
-    expect(next.faultsOutside).toBeLessThan(64);
+    expect(next.faultsOutside).toBeLessThanOrEqual(faultsThatFit(image));
     await world.engine.removeImage(image);
     await world.engine.removeImage(quiet);
   });
@@ -192,7 +195,9 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     const before: Event = { array: 0, read: READ, write: 2 * WRITE };
     const after: Event = { array: 4, read: READ, write: 2 * WRITE };
     await recordUntilStable(image, before);
-    for (let index = 0; index < 9; index++) expect((await start(image, before)).faultsOutside).toBeLessThan(64);
+    const few = faultsThatFit(image);
+    expect(few).toBeLessThan(2 * WRITE);
+    for (let index = 0; index < 9; index++) expect((await start(image, before)).faultsOutside).toBeLessThanOrEqual(few);
     let misfits = 0;
     let starts = 0;
     for (let last = await start(image, after); last.recording === undefined; last = await start(image, after)) {
@@ -208,7 +213,7 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     for (let index = 0; index < 9; index++) {
       const fitting = await start(image, after);
       expect(fitting.recording).toBeUndefined();
-      expect(fitting.faultsOutside).toBeLessThan(64);
+      expect(fitting.faultsOutside).toBeLessThanOrEqual(faultsThatFit(image));
     }
     expect((await world.engine.inspect(image)).workingSet).toMatchObject({ renewals: 1, stable: true, recordings: more });
     await world.engine.removeImage(image);
