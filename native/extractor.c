@@ -56,14 +56,29 @@ uint64_t clock_ns(int clock)
 
 /* ---- refusals ---- */
 
+/* Killed, or as good as dead, before we do anything about it. As src/linux/ending.ts looks. */
+static bool is_ending(pid_t pid)
+{
+	enum { EXITING = 0x4, SIGNALED = 0x400 }; /* linux/sched.h */
+	char text[2048], is;
+	unsigned flags;
+	uint64_t pending = read_status(pid, pid, "SigPnd:", 16, 0) | read_status(pid, pid, "ShdPnd:", 16, 0);
+	const char *state = read_stat(pid, pid, text, sizeof text);
+	if ((pending >> (SIGKILL - 1) & 1) || !state || sscanf(state, " %c %*d %*d %*d %*d %*d %u", &is, &flags) != 2)
+		return true;
+	return is == 'Z' || is == 'X' || (flags & (EXITING | SIGNALED));
+}
+
 static _Noreturn void end_with(const char *code, bool of_instance, const char *format, va_list args)
 {
 	char text[1024];
 	vsnprintf(text, sizeof text, format, args);
+	/* Who ended it has that to tell, and not this. */
+	bool ended = halfway && !is_ending(target.pid);
 	if (halfway)
 		kill(target.pid, SIGKILL);
 	release_all(&target);
-	printf("{\"ok\":false,\"code\":\"%s\",%s\"why\":", halfway ? "ended" : code, of_instance ? "\"scope\":\"instance\"," : "");
+	printf("{\"ok\":false,\"code\":\"%s\",%s\"why\":", ended ? "ended" : halfway ? "failed" : code, of_instance ? "\"scope\":\"instance\"," : "");
 	json_text(stdout, text);
 	printf("}\n");
 	fflush(stdout);

@@ -5,7 +5,7 @@ import { type IdleInstances, isOfHibernating } from "./idle.js";
 import type { HandReport } from "./types.js";
 import type { Version } from "./version.js";
 
-/** Hibernates every idle instance. NO_INSTANCE; what the engine refuses, when it refuses all. */
+/** Hibernates every idle instance. NO_INSTANCE; when none could be, what the engine refuses, or how one ended meanwhile. */
 export async function hibernateByHand(idle: IdleInstances, version: Version): Promise<HandReport> {
   const slots = version.slots.idle.filter(({ state, freezing }) => state === "idle" && freezing === undefined);
   if (slots.length === 0) throw nothing(version, "hibernate");
@@ -24,8 +24,8 @@ export async function hibernateByHand(idle: IdleInstances, version: Version): Pr
       residentBytes += slot.residentBytes - before;
       hibernatedBytes += slot.hibernatedBytes;
     } catch (error) {
-      // One that was evicted, removed or killed meanwhile is nobody's failure.
-      if (slot.instance.alive || isOfHibernating(error)) failure ??= error;
+      // One that was evicted or removed meanwhile is nobody's failure. One that ended by itself has that to tell.
+      if (slot.instance.alive || slot.endedBy !== undefined || isOfHibernating(error)) failure ??= error;
     }
   }
   if (done === 0 && failure !== undefined) throw failure;

@@ -422,17 +422,23 @@ describe("a request that demands a wake", () => {
 });
 
 describe("by hand", () => {
-  it("passes over an instance that ends meanwhile", async () => {
-    await openBed();
-    await bed.platform.invoke("a", "");
-    const [instance] = bed.engine.live;
-    bed.engine.delayMs.hibernate = 30;
-    const hibernating = bed.platform.hibernate("a");
-    bed.engine.failNext("hibernate", new ThawError("INSTANCE_EXITED", { what: "Runtime exited with error: signal 9" }));
-    await until(() => states()[0] === "deflating");
-    instance?.crash("signal 9");
-    expect(await hibernating).toMatchObject({ instances: 0, skipped: 1 });
-  });
+  it.each([1, 2])(
+    "passes over an instance that ends meanwhile, and says how where there was no other (%i)",
+    async (instances) => {
+      await openBed();
+      bed.engine.handler = () => new Promise((resolve) => setTimeout(resolve, 20));
+      await Promise.all(Array.from({ length: instances }, () => bed.platform.invoke("a", "")));
+      const [crashing] = bed.engine.live;
+      bed.engine.delayMs.hibernate = 30;
+      const hibernating = bed.platform.hibernate("a").catch((error: unknown) => error);
+      bed.engine.failNext("hibernate", new ThawError("INSTANCE_EXITED", { what: "Runtime exited with error: signal 9" }));
+      await until(() => crashing?.state === "deflating");
+      crashing?.crash("signal 9");
+      if (instances === 1)
+        expect(await hibernating).toMatchObject({ code: "INSTANCE_EXITED", message: expect.stringContaining("signal 9") });
+      else expect(await hibernating).toMatchObject({ instances: 1, skipped: 1 });
+    },
+  );
 
   it("all idle instances are hibernated and woken, with what it saved", async () => {
     await openBed();
