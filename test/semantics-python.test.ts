@@ -321,6 +321,13 @@ describe("kernel objects", () => {
     });
   });
 
+  it("one-shot entries of an epoll that have fired tell nothing, not that the other end was closed, until they are armed again", async () => {
+    const instance = await world.boot("python");
+    expect(await call(instance, "objects.set_shots")).toBe(true);
+    const image = await instance.freeze({ then: "end" });
+    await clones(image, async (one) => expect(await call(one, "objects.check_shots")).toEqual([true, [true], [true], []]));
+  });
+
   it("epoll keeps its entries: dup'ed, edge-triggered, one-shot, nested, stale and of numbers that mean another file, and hundreds of them", async () => {
     const image = await world.imageAfter("python", "objects.set_epoll");
     await clones(image, async (one) => {

@@ -23,6 +23,7 @@ import {
 import { type Channels, channelNumbers, touches } from "./channels.js";
 import { compileLocks } from "./compile-locks.js";
 import { memfdArguments, seal } from "./compile-memfd.js";
+import { compileFiring, FIRES, firesAtOnce } from "./compile-oneshot.js";
 import { compileSocketOptions, fillSocket } from "./compile-sockets.js";
 import type { Descriptor } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
@@ -63,7 +64,7 @@ class DescriptorCompiler {
   constructor(
     private readonly program: ProgramBuilder,
     private readonly inputs: DescriptorInputs,
-    descriptors: readonly Descriptor[],
+    private readonly descriptors: readonly Descriptor[],
   ) {
     this.cloexec = new Map(descriptors.map((one) => [one.fd, (one.flags & O_CLOEXEC) !== 0]));
   }
@@ -342,12 +343,22 @@ class DescriptorCompiler {
     this.program.call(`${label}: its count`, SYS.ioctl, [one.fd, TFD_IOC_SET_TICKS, this.program.data(ticks)]);
   }
 
-  /** Entries whose number is closed, or means another file by now, are made under that number while it is borrowed. */
+  /** Of an epoll that has none yet. */
   epollEntries(one: Of<"epoll">, wanted: (entry: Of<"epoll">["entries"][number]) => boolean): void {
-    for (const entry of one.entries.filter(wanted)) {
+    const entries = one.entries.filter(wanted);
+    const fired = entries.filter((entry) => firesAtOnce(entry, this.descriptors));
+    this.addEntries(one, fired, FIRES);
+    if (fired.length > 0) compileFiring(this.program, one.fd, fired.length);
+    const others = entries.filter((entry) => !fired.includes(entry));
+    this.addEntries(one, others);
+  }
+
+  /** Those whose number is closed, or means another file by now, are made under that number while it is borrowed. */
+  addEntries(one: Of<"epoll">, entries: Of<"epoll">["entries"], more = 0): void {
+    for (const entry of entries) {
       const label = `epoll entry ${entry.fd} of descriptor ${one.fd}`;
       const event = Buffer.alloc(12);
-      event.writeUInt32LE(entry.events >>> 0, 0);
+      event.writeUInt32LE((entry.events | more) >>> 0, 0);
       event.writeBigUInt64LE(entry.data, 4);
       const add = (): void =>
         this.program.call(label, SYS.epoll_ctl, [one.fd, EPOLL_CTL_ADD, entry.fd, this.program.data(event)]);
@@ -477,5 +488,9 @@ export function compileChannels(
     if (one.kind === "same" && late.has(one.fd))
       compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
   for (const one of descriptors) if (one.kind === "timerfd") compiler.armTimer(one);
-  for (const one of descriptors) if (one.kind === "epoll") compiler.epollEntries(one, (entry) => touches(entry, late));
+  for (const one of descriptors) {
+    if (one.kind !== "epoll") continue;
+    const left = one.entries.filter((entry) => touches(entry, late));
+    compiler.addEntries(one, left);
+  }
 }

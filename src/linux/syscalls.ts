@@ -48,6 +48,7 @@ export const SYS = {
   eventfd2: 290,
   epoll_create1: 291,
   epoll_ctl: 233,
+  epoll_wait: 232,
   dup3: 292,
   pipe2: 293,
   inotify_init1: 294,
