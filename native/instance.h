@@ -16,6 +16,9 @@ void watch_events(struct watch *w, uint32_t events);
 void watch_pause(struct watch *w);
 void watch_close(struct watch *w);
 
+/* What brings the memory of a paged instance: plan, page space, base and recorded set, in this order. */
+enum { PAGED_FILES = 4 };
+
 enum instance_state { INSTANCE_QUEUED, INSTANCE_CLONED, INSTANCE_READY, INSTANCE_ENDED };
 
 struct instance {
@@ -30,9 +33,8 @@ struct instance {
 	struct watch pidfd, status, channel, control, log;
 	int peak;			/* v2: memory.peak, reset when the instance began */
 	int uffd;			/* a userfaultfd that its husk made and gave; -1: none */
-	/* For a loader whose pages the pager brings: file ids, then what the husk gave. The duplicate is closed when the instance has ended. */
-	struct paged_by paged_by;
-	int gate, paged_uffd;
+	/* For a loader whose pages the pager brings: duplicates of its files until the pager has them, and what the husk gave. Of that the duplicate is closed when the instance has ended. */
+	int gate, paged_uffd, paged_files[PAGED_FILES];
 	uint32_t pager;			/* the pager that it depends on, 0: none */
 	uint32_t stage_tags[STAGES_MAX];
 	unsigned stage_first, stage_count;

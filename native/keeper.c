@@ -381,6 +381,7 @@ static void make_husk(const struct message *head, const uint8_t *payload) {
 	it->id = head->id;
 	it->husk_tag = head->reserved;
 	it->pidfd.fd = it->status.fd = it->channel.fd = it->control.fd = it->log.fd = it->peak = it->uffd = it->gate = it->paged_uffd = -1;
+	for (int index = 0; index < PAGED_FILES; index++) it->paged_files[index] = -1;
 	table_put(&instances, head->id, it);
 }
 

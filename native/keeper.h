@@ -86,6 +86,8 @@ void file_open(const struct message *head, const char *payload);
 void file_temp(const struct message *head, const char *payload);
 void file_bytes(const struct message *head, const uint8_t *payload);
 void file_close(uint32_t id);
+/* The last descriptor of a removed file may take its time to close. */
+void close_aside(int fd);
 /* -errno when it cannot be made. Sealed: nobody changes it any more. */
 int sealed_memfd(const char *name, const uint8_t *data, size_t count, bool seal);
 

@@ -169,8 +169,23 @@ static void unpageable(struct instance *it, int error, const char *what) {
 	instance_kill(it);
 }
 
+_Static_assert(ADOPT_PLAN + PAGED_FILES == ADOPT_FDS && ADOPT_PLAN < ADOPT_PAGES && ADOPT_PAGES < ADOPT_BASE && ADOPT_BASE < ADOPT_SET, "what is adopted");
+
+static void close_plan(struct instance *it) {
+	for (int index = 0; index < PAGED_FILES; index++) {
+		if (it->paged_files[index] >= 0) close_aside(it->paged_files[index]);
+		it->paged_files[index] = -1;
+	}
+}
+
+/* Its image may be removed before the husk gives its memory: what brings that is kept open from here on. */
 void paging_plan(struct instance *it, const struct message *head, const uint8_t *payload) {
-	if (head->bytes == sizeof it->paged_by) memcpy(&it->paged_by, payload, sizeof it->paged_by);
+	struct paged_by by;
+	if (head->bytes != sizeof by) return;
+	memcpy(&by, payload, sizeof by);
+	const uint32_t files[PAGED_FILES] = {by.plan, by.pages, by.base != 0 ? by.base : by.pages, by.set != 0 ? by.set : by.pages};
+	close_plan(it);
+	for (int index = 0; index < PAGED_FILES; index++) it->paged_files[index] = fcntl(file_descriptor(files[index]), F_DUPFD_CLOEXEC, 0);
 }
 
 static void close_gate(struct instance *it) {
@@ -179,20 +194,15 @@ static void close_gate(struct instance *it) {
 }
 
 void paging_adopt(struct instance *it) {
-	int fds[ADOPT_FDS] = {
-		[ADOPT_UFFD] = it->paged_uffd,
-		[ADOPT_GATE] = it->gate,
-		[ADOPT_PLAN] = file_descriptor(it->paged_by.plan),
-		[ADOPT_PAGES] = file_descriptor(it->paged_by.pages),
-		[ADOPT_BASE] = file_descriptor(it->paged_by.base != 0 ? it->paged_by.base : it->paged_by.pages),
-		[ADOPT_SET] = file_descriptor(it->paged_by.set != 0 ? it->paged_by.set : it->paged_by.pages),
-	};
+	int fds[ADOPT_FDS] = {[ADOPT_UFFD] = it->paged_uffd, [ADOPT_GATE] = it->gate};
+	memcpy(&fds[ADOPT_PLAN], it->paged_files, sizeof it->paged_files);
 	for (int index = 0; index < ADOPT_FDS; index++) {
 		if (fds[index] < 0) return unpageable(it, EBADF, "the image was closed before its pages were brought");
 	}
 	struct pager_order order = {.kind = PAGER_ADOPT, .id = it->id};
 	int result = send_with_fds(pager.fd, &order, sizeof order, fds, ADOPT_FDS);
 	close_gate(it);
+	close_plan(it);
 	if (result < 0) return unpageable(it, -result, "the pager takes no more instances");
 	it->pager = number;
 	dependents++;
@@ -206,6 +216,7 @@ void paging_trace(struct instance *it, uint32_t tag) {
 
 void paging_gone(struct instance *it) {
 	close_gate(it);
+	close_plan(it);
 	if (it->paged_uffd >= 0) close(it->paged_uffd);
 	it->paged_uffd = -1;
 	if (it->pager == number && number != 0) {

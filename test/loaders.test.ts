@@ -219,6 +219,19 @@ describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)
     });
   });
 
+  it("comes though its image is removed before it has come", async () => {
+    for (let round = 0; round < 3; round++) {
+      const removed = await world.imageAfter("python", ["paged.fill", 2]);
+      if (loader === "reap") await world.thawed(removed, (clone) => call(clone, "paged.wrong"), { loader });
+      const clone = await world.engine.thaw(removed, { loader, early: true });
+      // Its husk has not asked for any of it yet.
+      const removing = world.engine.removeImage(removed);
+      expect(await call(clone, "paged.wrong")).toBe(0);
+      await removing;
+      await clone.dispose();
+    }
+  });
+
   it("cannot be frozen, hibernated or parked, and says why", async () => {
     await use(async (clone) => {
       await expect(clone.freeze()).rejects.toMatchObject({ code: "FREEZE_REFUSED" });
