@@ -102,7 +102,13 @@ describe("a real socket", () => {
     expect([Type, Message]).toEqual(["User", expect.stringContaining(why)]);
   });
 
-  it("answers a request before it refuses what stands behind it and cannot be read", async () => {
+  it.each([
+    ["", "what is this\r\n\r\n"],
+    [
+      ", the body of another request",
+      `POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nno length\r\n`,
+    ],
+  ])("answers a request before it refuses what stands behind it and cannot be read%s", async (_, behind) => {
     let answer = (): void => undefined;
     const asked = new Promise<void>((resolve) => {
       test.engine.handler = () => {
@@ -112,7 +118,7 @@ describe("a real socket", () => {
         });
       };
     });
-    const reply = raw(`POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}what is this\r\n\r\n`);
+    const reply = raw(`POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}${behind}`);
     await asked;
     answer();
     const [first, second] = (await reply).split(/(?=HTTP\/1\.1 4)/);

@@ -79,10 +79,22 @@ const unasked = new WeakSet<IncomingMessage>();
 
 /** The last reply that a connection was promised; it comes behind all others. */
 const replies = new WeakMap<Socket, ServerResponse>();
+/** The one before it, where that is still to come. */
+const earlierReplies = new WeakMap<ServerResponse, ServerResponse>();
 
-/** Replies come in the order of their requests: what cannot be read may stand behind one that is being answered, and is not a part of that. */
+function promise(socket: Socket, reply: ServerResponse): void {
+  const before = replies.get(socket);
+  if (before?.writableFinished === false) earlierReplies.set(reply, before);
+  replies.set(socket, reply);
+}
+
+/**
+ * Replies come in the order of their requests: what cannot be read may stand behind one that is being answered, and is not a part of that. Nor is
+ * a request whose body it is.
+ */
 function afterReply(socket: Socket, then: () => void): void {
-  const last = replies.get(socket);
+  const newest = replies.get(socket);
+  const last = newest?.req.complete === false ? earlierReplies.get(newest) : newest;
   if (socket.writable && last?.req.complete === true && !last.writableFinished) last.once("close", then);
   else then();
 }
@@ -118,7 +130,7 @@ export function buildGateway(
     },
   });
   app.server.maxConnections = CONNECTIONS_MAX;
-  app.server.prependListener("request", ({ socket }: IncomingMessage, response: ServerResponse) => replies.set(socket, response));
+  app.server.prependListener("request", ({ socket }: IncomingMessage, response: ServerResponse) => promise(socket, response));
   app.server.on("connect", (request: IncomingMessage, socket: Socket) => refuseOnSocket(noOperation(request), socket));
 
   app.server.on("checkContinue", (request: IncomingMessage, response: ServerResponse) => {
