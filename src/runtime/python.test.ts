@@ -536,6 +536,33 @@ for _ in range(2):
     expect(a?.tracked).toBe(3 + 0);
   });
 
+  it("leaves a state that the user set, and renews who has one of a generator that is renewed", () => {
+    const [a, b] = linesOf(`
+import sys, os, json, copy, pickle
+sys.path.insert(0, ${JSON.stringify(`${SOURCE_DIR}python`)})
+from thaw_runtime import unique
+unique.install()
+import random
+class Mine(random.Random): pass
+stored = pickle.dumps(Mine(42))
+put_back, drawn = random.Random(), random.Random()
+saved = put_back.getstate(); put_back.seed(42); put_back.random(); put_back.setstate(saved)
+as_module = random.Random(42); as_module.setstate(random.getstate())
+kept = {"unpickled": pickle.loads(stored), "copied": copy.copy(random.Random(42)), "set": random.Random()}
+kept["set"].setstate(random.Random(7).getstate())
+renewed = {"putBack": put_back, "asModule": as_module, "copyOfDrawn": copy.deepcopy(drawn), "pickledDrawn": pickle.loads(pickle.dumps(drawn))}
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})
+        print(json.dumps({name: one.random() for name, one in {**kept, **renewed}.items()}), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+`);
+    for (const name of ["unpickled", "copied", "set"]) expect(a?.[name], name).toBe(b?.[name]);
+    for (const name of ["putBack", "asModule", "copyOfDrawn", "pickledDrawn"]) expect(a?.[name], name).not.toBe(b?.[name]);
+  });
+
   /** As {@link forks}, with numpy: the real one where THAW_TEST_NUMPY names the directory that has it, else a model of what we rely on. */
   function numpyForks(renew: string): Record<string, unknown>[] {
     const script = `

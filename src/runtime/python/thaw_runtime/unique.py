@@ -4,8 +4,9 @@
 OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kernel. What remains is renewed here:
 
 - ``random``: the module's own generator, always; and every living ``random.Random`` (or subclass) that was seeded by the
-  operating system. One with a seed of the user's choice keeps its sequence, as it would in two boots. They register
-  themselves when seeded, because a search of the heap would touch every page of it.
+  operating system. One with a seed of the user's choice keeps its sequence, as it would in two boots; so does one that was given a state
+  (unpickled, say), unless a generator that is renewed had it. They register themselves when seeded, because a search of the heap would
+  touch every page of it.
 - ``uuid.uuid1``: its node and clock sequence.
 - ``numpy.random``: the module's own generator, always; and every other, and every seed sequence, that was seeded by the operating system
   and lived at the freeze. They can neither be held weakly nor registered when they are made, but they keep their entropy: that of the system gets a
@@ -29,6 +30,8 @@ from .imports import when_imported
 _generators = {}
 _seed_with = None
 _STATE_BYTES = 624 * 4
+_states = {}  # hashes of states that were asked of generators that are renewed, the last ones: whoever is given one is renewed, too
+_STATES_MAX = 1024
 
 
 def _remember(generator):
@@ -56,6 +59,34 @@ def _track(module):
     module.Random.seed = seed
     _seed_with = original
     _remember(module._inst)
+    _track_states(module)
+
+
+def _track_states(module):
+    """A state that is set is the user's choice, as a seed is, unless it was the state of a generator that is renewed: put back, or copied."""
+    get, set_to = module.Random.getstate, module.Random.setstate
+
+    def getstate(self):
+        state = get(self)
+        if id(self) in _generators:
+            if len(_states) == _STATES_MAX:
+                del _states[next(iter(_states))]
+            _states[hash(state[1])] = True
+        return state
+
+    def setstate(self, state):
+        set_to(self, state)
+        if hash(get(self)[1]) in _states:
+            _remember(self)
+        elif self is not module._inst:
+            _generators.pop(id(self), None)
+
+    for new, old in ((getstate, get), (setstate, set_to)):
+        new.__doc__ = old.__doc__
+        new.__qualname__ = old.__qualname__
+        new.__module__ = old.__module__
+        setattr(module.Random, new.__name__, new)
+    module.getstate = module._inst.getstate
 
 
 class _Drawn(int):
