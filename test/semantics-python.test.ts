@@ -248,6 +248,13 @@ describe("threads", () => {
     });
   });
 
+  it("go on that were in the middle of a turn of their event loops, which forked children do not have", async () => {
+    const image = await world.imageAfter("python", "threads.start_callbacks_in_threads");
+    await clones(image, async (one) => {
+      expect(await call(one, "threads.end_callbacks_in_threads")).toEqual(Array(4).fill([true, false, "slept"]));
+    });
+  });
+
   it("go on that run an event loop, also where nobody told the process that it would be frozen", async () => {
     const instance = await world.boot("python");
     await call(instance, "threads.start_loop_in_thread");
