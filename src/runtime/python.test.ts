@@ -570,12 +570,13 @@ import sys, os, json, gc
 sys.path[:0] = ${JSON.stringify([`${SOURCE_DIR}python`, process.env["THAW_TEST_NUMPY"] ?? join(import.meta.dirname, "../../test/fixtures/numpy")])}
 from thaw_runtime import unique
 unique.install()
-import numpy, pickle
+import copy, numpy, pickle
 random = numpy.random
 unneeded = unique._numpy_draws == unique._numpy_seen
 own, chosen, state, seeded = random.default_rng(), random.default_rng(42), random.RandomState(), random.RandomState(42)
 sequence, counted = random.SeedSequence(), random.SeedSequence(42)
 for one in (random, state, seeded): one.standard_normal()
+copied, chosen_copied = copy.deepcopy(own), copy.deepcopy(chosen)
 gc.freeze()
 unique.remember()
 remembered = gc.get_freeze_count() > 0
@@ -589,13 +590,25 @@ for _ in range(2):
         ${renew}
         print(json.dumps({"module": random.random_sample(), "moduleNormal": random.standard_normal(), "own": own.random(), "state": state.random_sample(), "stateNormal": state.standard_normal(),
             "spawned": child(sequence), "ownSpawned": child(own.bit_generator._seed_seq), "late": late.random(), "lateSpawned": child(late.bit_generator._seed_seq),
+            "copied": copied.random(), "chosenCopied": chosen_copied.random(),
             "chosen": chosen.random(), "seeded": seeded.random_sample(), "counted": child(counted), "unneeded": unneeded, "remembered": remembered, "pickled": pickled}), flush=True)
         os._exit(0)
     os.waitpid(pid, 0)
 `;
     return linesOf(script);
   }
-  const DRAWN = ["module", "moduleNormal", "own", "state", "stateNormal", "spawned", "ownSpawned", "late", "lateSpawned"];
+  const DRAWN = [
+    "module",
+    "moduleNormal",
+    "own",
+    "state",
+    "stateNormal",
+    "spawned",
+    "ownSpawned",
+    "late",
+    "lateSpawned",
+    "copied",
+  ];
 
   it("is needed for numpy, too", () => {
     const [a, b] = numpyForks("pass");
@@ -605,7 +618,8 @@ for _ in range(2):
   it("renews what numpy seeded from the system, and leaves what the user seeded", () => {
     const [a, b] = numpyForks(`unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})`);
     for (const name of DRAWN) expect(a?.[name], name).not.toBe(b?.[name]);
-    expect([a?.chosen, a?.seeded, a?.counted]).toEqual([b?.chosen, b?.seeded, b?.counted]);
+    const kept = (of?: Record<string, unknown>): unknown[] => [of?.chosen, of?.seeded, of?.counted, of?.chosenCopied];
+    expect(kept(a)).toEqual(kept(b));
     // Its import alone is no reason to look through the heap; what was put aside there stays so; and what others unpickle is a plain number.
     expect([a?.unneeded, a?.remembered, a?.pickled]).toEqual([true, true, false]);
   });

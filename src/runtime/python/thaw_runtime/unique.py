@@ -90,10 +90,13 @@ def _track_states(module):
 
 
 class _Drawn(int):
-    """Entropy that numpy drew from the operating system. Whoever pickles it gets the number."""
+    """Entropy that numpy drew from the operating system. Whoever pickles it gets the number; a copy of a generator has it as it is."""
 
     def __reduce__(self):
         return int, (int(self),)
+
+    def __deepcopy__(self, memo):
+        return self
 
 
 _numpy_draws = 0  # since the start
