@@ -114,6 +114,15 @@ describe("a code package is refused", () => {
     expect(() => readZip(zipOf(files))).toThrow("it has 20001 entries, and the limit is 20000. Bundle the code into fewer files");
   });
 
+  it("with few entries in more directories than there may be entries", () => {
+    const files = Object.fromEntries(Array.from({ length: 50 }, (_, index) => [`${index}/${"d/".repeat(480)}f`, ""]));
+    expect(() => readZip(zipOf(files))).toThrow(
+      "it has more entries, with the directories in their paths, and the limit is 20000. Bundle the code into fewer files",
+    );
+    const nested = Object.fromEntries(Array.from({ length: 50 }, (_, index) => [`${"d/".repeat(480)}${index}`, ""]));
+    expect(readZip(zipOf(nested))).toHaveLength(50);
+  });
+
   it("whole, cut short at any byte or with any byte changed, or unpacks to the same files: it never crashes", async () => {
     const zip = zipOf({ "index.js": "exports.handler = async () => 1;", "lib/a.txt": "abc".repeat(50) });
     const whole = await contents(zip);

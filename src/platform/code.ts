@@ -77,8 +77,11 @@ export async function stageCode(zip: Uint8Array, finalDir: string): Promise<Stag
 }
 
 async function writeEntries(entries: readonly ZipEntry[], dir: string): Promise<void> {
-  const directories = new Set(entries.filter((entry) => entry.kind === "directory").map((entry) => entry.path));
-  for (const { path } of entries) if (path.includes("/")) directories.add(dirname(path));
+  const directories = new Set<string>();
+  for (const { path, kind } of entries) {
+    let at = kind === "directory" ? path : dirname(path);
+    for (; at !== "." && !directories.has(at); at = dirname(at)) directories.add(at);
+  }
   for (const path of directories) await mkdirs(join(dir, path));
 
   const files = entries.filter((entry) => entry.kind === "file");
@@ -94,9 +97,7 @@ async function writeEntries(entries: readonly ZipEntry[], dir: string): Promise<
   for (const result of results) if (result.status === "rejected") throw result.reason;
 
   // By chmod, because the server's umask may hide what functions must read.
-  for (const path of directories) {
-    for (let parent = path; parent !== "."; parent = dirname(parent)) await chmod(join(dir, parent), DIRECTORY_MODE);
-  }
+  for (const path of directories) await chmod(join(dir, path), DIRECTORY_MODE);
 
   // Links last: no write may pass through one.
   for (const entry of entries) if (entry.kind === "link") await symlink(await linkTarget(entry), join(dir, entry.path));

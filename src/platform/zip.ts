@@ -58,11 +58,7 @@ export function readZip(zip: Uint8Array): ZipEntry[] {
   if (count === 0xffff || view.getUint32(end + 16, true) === 0xffffffff) {
     throw invalidPackage("it is in the zip64 format", { fix: "Pack it without zip64: with less than 65,535 files" });
   }
-  if (count > LIMITS.packageEntries) {
-    throw invalidPackage(`it has ${count} entries, and the limit is ${LIMITS.packageEntries}`, {
-      fix: "Bundle the code into fewer files",
-    });
-  }
+  if (count > LIMITS.packageEntries) throw tooMany(`it has ${count} entries`);
   if (count === 0) throw invalidPackage("it is empty", { fix: "Put the file with the handler into it" });
   const entries: ZipEntry[] = [];
   const seen = new Map<string, ZipEntry>();
@@ -182,18 +178,29 @@ function checkName(name: string): string {
   return parts.join("/");
 }
 
-/** A file, or a link, cannot also be the directory of another entry; a link there would redirect the write. */
+/**
+ * A file, or a link, cannot also be the directory of another entry; a link there would redirect the write. Directories that are entries of their own count as
+ * such, and those that are only named in paths as well: one of 500 parts makes 499.
+ */
 function refuseFilesUnderFiles(entries: readonly ZipEntry[], seen: ReadonlyMap<string, ZipEntry>): void {
+  const named = new Set<string>();
   for (const { path } of entries) {
     for (let slash = path.indexOf("/"); slash !== -1; slash = path.indexOf("/", slash + 1)) {
       const parent = path.slice(0, slash);
       const kind = seen.get(parent)?.kind;
+      if (kind === undefined) named.add(parent);
+      if (entries.length + named.size > LIMITS.packageEntries)
+        throw tooMany("it has more entries, with the directories in their paths");
       if (kind === undefined || kind === "directory") continue;
       throw invalidPackage(`"${path}" lies inside "${parent}", which is a ${kind === "link" ? "symbolic link" : "file"}`, {
         fix: "Pack it again, with each file once",
       });
     }
   }
+}
+
+function tooMany(why: string): ThawError {
+  return invalidPackage(`${why}, and the limit is ${LIMITS.packageEntries}`, { fix: "Bundle the code into fewer files" });
 }
 
 function tooLarge(): ThawError {
