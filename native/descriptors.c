@@ -544,6 +544,8 @@ static void write_tree(int dir, const char *prefix, int depth)
 		json_int("mode", is.st_mode & 07777);
 		json_int("mtimeS", is.st_mtim.tv_sec);
 		json_int("mtimeNs", is.st_mtim.tv_nsec);
+		json_int("atimeS", is.st_atim.tv_sec);
+		json_int("atimeNs", is.st_atim.tv_nsec);
 		int fd = -1;
 		if (S_ISDIR(is.st_mode)) {
 			json_string("type", "directory");

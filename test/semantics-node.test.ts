@@ -263,6 +263,7 @@ describe("files", () => {
     modes: ["4755", "600", "644", "2775"],
     link: "b/text",
     times: [1_100_000_000_000, true],
+    readAndChanged: [1_300_000_000_250, 1_200_000_000_000],
     large: true,
     names: ["a", "empty", "large", "log"],
     inDirectory: ["b", "link", "run", "secret"],

@@ -77,10 +77,8 @@ export function restoreTmp(program: ProgramBuilder, entries: readonly TmpEntry[]
   // Times last, innermost first: making a file touches its directory.
   for (const entry of [...entries].reverse()) {
     const times = Buffer.alloc(32);
-    for (const at of [0, 16]) {
-      times.writeBigInt64LE(BigInt(entry.mtimeS), at);
-      times.writeBigInt64LE(BigInt(entry.mtimeNs), at + 8);
-    }
+    const { mtimeS, mtimeNs, atimeS = mtimeS, atimeNs = mtimeNs } = entry;
+    for (const [index, part] of [atimeS, atimeNs, mtimeS, mtimeNs].entries()) times.writeBigInt64LE(BigInt(part), index * 8);
     const symlinkNoFollow = 0x100;
     program.call(`times of ${entry.path}`, SYS.utimensat, [
       AT_FDCWD,

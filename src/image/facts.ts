@@ -135,7 +135,16 @@ const descriptor = z.discriminatedUnion("kind", [
   }),
 ]);
 
-const tmpCommon = { path: z.string().startsWith("/tmp/"), inode: count.default(0), mode: count, mtimeS: z.int(), mtimeNs: count };
+const tmpCommon = {
+  path: z.string().startsWith("/tmp/"),
+  inode: count.default(0),
+  mode: count,
+  mtimeS: z.int(),
+  mtimeNs: count,
+  /** When it was read last. Absent in images of a former version, whose clones have the time of its last change there. */
+  atimeS: z.int().optional(),
+  atimeNs: count.optional(),
+};
 const tmpEntry = z.discriminatedUnion("type", [
   z.object({ ...tmpCommon, type: z.literal("directory") }),
   z.object({ ...tmpCommon, type: z.literal("link"), target: z.string() }),
