@@ -70,6 +70,28 @@ int sealed_memfd(const char *name, const uint8_t *data, size_t count, bool seal)
 	return -error;
 }
 
+/*
+ * Whether it is the file that /proc/PID/maps names by these numbers. A process may have mapped another at that address since it was looked at, and go
+ * on to change that; so it is asked of a mapping of our own. (On some file systems fstat(2) has other numbers.)
+ */
+static bool is_named(int fd, const char *name) {
+	unsigned major, minor, wanted_major, wanted_minor;
+	unsigned long start, end, inode, wanted_inode;
+	bool same = false;
+	char line[8192];
+	if (sscanf(name, "%x:%x:%lu", &wanted_major, &wanted_minor, &wanted_inode) != 3) return false;
+	void *at = mmap(NULL, 1, PROT_READ, MAP_PRIVATE, fd, 0);
+	FILE *maps = at == MAP_FAILED ? NULL : fopen("/proc/self/maps", "re");
+	while (maps != NULL && fgets(line, sizeof line, maps) != NULL) {
+		if (sscanf(line, "%lx-%lx %*s %*s %x:%x %lu", &start, &end, &major, &minor, &inode) != 5 || (uintptr_t)at < start || (uintptr_t)at >= end) continue;
+		same = major == wanted_major && minor == wanted_minor && inode == wanted_inode;
+		break;
+	}
+	if (maps != NULL) fclose(maps);
+	if (at != MAP_FAILED) munmap(at, 1);
+	return same;
+}
+
 void file_open(const struct message *head, const char *payload) {
 	uint32_t kind;
 	if (head->bytes < sizeof kind + 2 || payload[head->bytes - 1] != '\0') return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, EINVAL, "the message is cut short");
@@ -77,6 +99,11 @@ void file_open(const struct message *head, const char *payload) {
 	const char *path = payload + sizeof kind;
 	int fd = open(path, O_CLOEXEC | O_NONBLOCK | (kind == FILE_PATH ? O_PATH | O_DIRECTORY : O_RDONLY));
 	if (fd < 0) return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, errno, "cannot open %s: %s", path, strerror(errno));
+	size_t name_at = sizeof kind + strlen(path) + 1;
+	if (kind == FILE_MAPPED && (name_at >= head->bytes || !is_named(fd, payload + name_at))) {
+		close(fd);
+		return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, ESTALE, "%s is another file by now", path);
+	}
 	file_set(head->id, fd);
 	frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
 }

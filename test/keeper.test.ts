@@ -394,6 +394,21 @@ describe("a husk", () => {
     await next.kill();
   });
 
+  it("opens what a process has mapped, and no other file that it has put there since it was looked at", async () => {
+    const mapped = readFileSync("/proc/self/maps", "latin1")
+      .split("\n")
+      .flatMap((line) => /^(\S+) \S+ \S+ (\S+) ([1-9]\d*) +\//.exec(line)?.slice(1, 4).join(" ") ?? []);
+    const files = new Map(mapped.map((text) => text.split(" ")).map(([at = "", device, inode]) => [`${device}:${inode}`, at]));
+    expect(files.size).toBeGreaterThan(2);
+    const names = [...files.keys()];
+    for (const [index, name] of names.entries()) {
+      const file = await world.keeper.openMapped(process.pid, files.get(name) ?? "", name);
+      world.keeper.closeFile(file);
+      const other = files.get(names[(index + 1) % names.length] ?? "") ?? "";
+      await expect(world.keeper.openMapped(process.pid, other, name)).rejects.toThrow(/is another file by now/);
+    }
+  });
+
   it("is refused with the reason: pid, template, file, limit", async () => {
     await expect(world.make(0, 60).ready).rejects.toThrow(/no template 60/);
     await expect(world.make(1).ready).rejects.toThrow(/cannot make a sandbox: cannot clone the husk process.*File exists/);

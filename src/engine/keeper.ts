@@ -175,6 +175,16 @@ export class Keeper {
     return id;
   }
 
+  /** Opens what a process has mapped at `addresses` (of /proc/PID/maps), if that is still the file with these numbers (device and inode, from there). */
+  async openMapped(pid: number, addresses: string, file: string): Promise<number> {
+    const id = this.#nextFile++;
+    const path = `/proc/${pid}/map_files/${addresses}`;
+    const head = Buffer.alloc(4);
+    head.writeUInt32LE(ABI.FILE_MAPPED);
+    await this.#ask(path, ABI.MSG_FILE_OPEN, id, [head, encodeStrings([path, file])]);
+    return id;
+  }
+
   /** Opens the folder with a function's code, so that it can be mounted. CODE_INVALID names one that is not there. */
   async openTask({ name, codeDir }: { readonly name: string; readonly codeDir: string }): Promise<number> {
     try {

@@ -1,6 +1,9 @@
 /**
  * Files that instances map, such as interpreters, opened in the keeper once for all who read ahead from them. The last of these has them
  * closed: a removed image would keep its disk space otherwise.
+ *
+ * Which file lies where was told while the process stood still; it runs when that is opened, and may have put another file there, which would be
+ * read ahead for, and kept open by, all who map the one that was told. So the keeper opens no file but that.
  */
 import type { Keeper } from "./keeper.js";
 
@@ -16,7 +19,7 @@ export class MappedFiles {
     if (this.#gone.has(user)) return undefined;
     let entry = this.#files.get(file);
     if (entry === undefined) {
-      const opened = { id: this.keeper.openFile(`/proc/${pid}/map_files/${mapping}`), users: new Set<object>() };
+      const opened = { id: this.keeper.openMapped(pid, mapping, file), users: new Set<object>() };
       entry = opened;
       this.#files.set(file, opened);
       opened.id.catch(() => this.#files.get(file) === opened && this.#files.delete(file));

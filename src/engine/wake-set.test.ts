@@ -5,7 +5,7 @@ import { WakeSet } from "./wake-set.js";
 
 const OWN = 1;
 const CODE = 7;
-const files = new MappedFiles({ openFile: () => Promise.resolve(CODE) } as unknown as Keeper);
+const files = new MappedFiles({ openMapped: () => Promise.resolve(CODE) } as unknown as Keeper);
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 const page = (index: number, pages = 1): readonly number[] => [index * 4096, pages * 4096];
 const code = (...ranges: readonly (readonly number[])[]) =>
@@ -214,11 +214,11 @@ describe("files that instances map", () => {
   function counted(): { files: MappedFiles; open: Set<number> } {
     const open = new Set<number>();
     let last = 0;
-    const openFile = async (): Promise<number> => {
+    const openMapped = async (): Promise<number> => {
       open.add(++last);
       return last;
     };
-    return { files: new MappedFiles({ openFile, closeFile: (id: number) => open.delete(id) } as unknown as Keeper), open };
+    return { files: new MappedFiles({ openMapped, closeFile: (id: number) => open.delete(id) } as unknown as Keeper), open };
   }
   const two = [
     { file: "fe:0:12", mapping: "0-1", ranges: page(1) },

@@ -115,6 +115,7 @@ export const ABI_CONSTANTS = {
 
   FILE_READ: 0,
   FILE_PATH: 1,
+  FILE_MAPPED: 2,
   /** In `flags` of an EXIT. */
   EXIT_UNREAD: 1,
 
