@@ -5,6 +5,7 @@
  * is for IPv6 only, and a large buffer holds more unread bytes than a new socket takes.
  */
 #include "extractor.h"
+#include <linux/filter.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -42,6 +43,8 @@ static const struct {
 	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVTCLASS },
 	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVHOPLIMIT },
 	{ AF_INET6, SOCK_DGRAM, IPPROTO_IPV6, IPV6_RECVERR },
+	{ AF_INET, 0, SOL_SOCKET, SO_BINDTODEVICE },
+	{ AF_INET6, 0, SOL_SOCKET, SO_BINDTODEVICE },
 	{ 0, 0, SOL_SOCKET, SO_REUSEADDR },
 	{ 0, 0, SOL_SOCKET, SO_REUSEPORT },
 	{ 0, 0, SOL_SOCKET, SO_BROADCAST },
@@ -69,6 +72,26 @@ static const struct {
 	{ 0, SOCK_STREAM, IPPROTO_TCP, TCP_CONGESTION },
 };
 
+static void write_option(int level, int name, const uint8_t *value, size_t bytes)
+{
+	json_open(NULL, '{');
+	json_int("level", level);
+	json_int("name", name);
+	json_bytes("value", value, bytes);
+	json_close('}');
+}
+
+/* A filter of packets: its instructions, in which the kernel counts the length. One of eBPF is not told. */
+static void write_filter(int fd)
+{
+	static struct sock_filter program[BPF_MAXINSNS];
+	socklen_t count = 0;
+	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &count) != 0 || count == 0 || count > BPF_MAXINSNS ||
+	    getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, program, &count) != 0)
+		return;
+	write_option(SOL_SOCKET, SO_ATTACH_FILTER, (const uint8_t *)program, count * sizeof *program);
+}
+
 void write_socket_options(int fd, int domain, int type)
 {
 	int fresh = socket(domain, type | SOCK_CLOEXEC, 0), unread = 0;
@@ -93,12 +116,9 @@ void write_socket_options(int fd, int domain, int type)
 			size /= 2;
 			memcpy(value, &size, sizeof size);
 		}
-		json_open(NULL, '{');
-		json_int("level", level);
-		json_int("name", name);
-		json_bytes("value", value, bytes);
-		json_close('}');
+		write_option(level, name, value, bytes);
 	}
+	write_filter(fd);
 	json_close(']');
 	if (fresh >= 0)
 		close(fresh);

@@ -6,6 +6,8 @@ import type { ProgramBuilder } from "./program.js";
 
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
+const SO_ATTACH_FILTER = 26;
+const INSTRUCTION_BYTES = 8;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 /**
@@ -21,9 +23,18 @@ type Socket = Extract<Descriptor, { kind: "unix" | "inet" }>;
 /** Before it is bound: whether two sockets may share a port is among them. One that cannot be set leaves the socket as a new one. */
 export function compileSocketOptions(program: ProgramBuilder, one: Socket): void {
   for (const { level, name, value } of one.options ?? []) {
-    const args = [one.fd, level, name, program.data(value), value.length];
+    const given = level === SOL_SOCKET && name === SO_ATTACH_FILTER ? filterProgram(program, value) : value;
+    const args = [one.fd, level, name, program.data(given), given.length];
     program.call(`option ${name} of socket ${one.fd}`, SYS.setsockopt, args, { mayFail: true });
   }
+}
+
+/** As struct sock_fprog: how many instructions, and where. */
+function filterProgram(program: ProgramBuilder, instructions: Buffer): Buffer {
+  const named = Buffer.alloc(16);
+  named.writeUInt16LE(instructions.length / INSTRUCTION_BYTES, 0);
+  named.writeBigUInt64LE(program.data(instructions), 8);
+  return named;
 }
 
 /** Puts bytes into the socket that reads what `from` writes. Never waits: what does not fit fails the start. */
