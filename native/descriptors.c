@@ -11,6 +11,8 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/kcmp.h>
+#include <linux/limits.h>
+#include <linux/xattr.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -25,6 +27,7 @@
 #include <sys/sysmacros.h>
 #include <sys/timerfd.h>
 #include <sys/vfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define FDS_MAX 4096
@@ -520,6 +523,35 @@ void write_descriptors(const struct target *target, int image_dir)
 
 static int tmp_entries;
 
+/* Extended ones, of the namespace that programs may write. */
+static void write_attributes(int fd, const char *path)
+{
+	static char names[XATTR_LIST_MAX];
+	static uint8_t value[XATTR_SIZE_MAX];
+	ssize_t length = flistxattr(fd, names, sizeof names);
+	bool any = false;
+	if (length < 0 && errno == ENOTSUP)
+		return;
+	if (length < 0)
+		die("cannot list the attributes of %s: %s", path, strerror(errno));
+	for (const char *name = names; name < names + length; name += strlen(name) + 1) {
+		if (strncmp(name, XATTR_USER_PREFIX, XATTR_USER_PREFIX_LEN) != 0)
+			continue;
+		ssize_t bytes = fgetxattr(fd, name, value, sizeof value);
+		if (bytes < 0)
+			die("cannot read an attribute of %s: %s", path, strerror(errno));
+		if (!any)
+			json_open("attributes", '[');
+		any = true;
+		json_open(NULL, '{');
+		json_bytes("name", (const uint8_t *)name, strlen(name));
+		json_bytes("value", value, (size_t)bytes);
+		json_close('}');
+	}
+	if (any)
+		json_close(']');
+}
+
 static void write_tree(int dir, const char *prefix, int depth)
 {
 	DIR *list = fdopendir(dir);
@@ -549,10 +581,11 @@ static void write_tree(int dir, const char *prefix, int depth)
 		int fd = -1;
 		if (S_ISDIR(is.st_mode)) {
 			json_string("type", "directory");
-			json_close('}');
 			fd = openat(dir, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 			if (fd < 0)
 				die("cannot open %s: %s", path, strerror(errno));
+			write_attributes(fd, path);
+			json_close('}');
 			write_tree(fd, path, depth + 1);
 			continue;
 		}
@@ -572,6 +605,7 @@ static void write_tree(int dir, const char *prefix, int depth)
 			if (fd < 0)
 				die("cannot open %s: %s", path, strerror(errno));
 			store_contents(fd, (uint64_t)is.st_size, path);
+			write_attributes(fd, path);
 			close(fd);
 		} else {
 			refuse("%s is neither a file, a directory nor a link", path);

@@ -408,6 +408,13 @@ describe("kernel objects", () => {
 });
 
 describe("files", () => {
+  it("extended attributes of files and directories in /tmp stay", async () => {
+    const instance = await world.boot("python");
+    expect(await call(instance, "files.set_attributes")).toEqual([true, true]);
+    const image = await instance.freeze({ then: "end" });
+    await clones(image, async (one) => expect(await call(one, "files.check_attributes")).toEqual([true, true]));
+  });
+
   it("open ones, in memory, deleted, under any name; a database in a transaction; the working directory", async () => {
     const image = await world.imageAfter("python", "files.set");
     expect(image.report.notes.filter((note) => note.includes("SQLite is open (/tmp/data.db, descriptor"))).toHaveLength(1);

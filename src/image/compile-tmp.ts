@@ -74,6 +74,14 @@ export function restoreTmp(program: ProgramBuilder, entries: readonly TmpEntry[]
     if (entry.type === "link" || (entry.mode & SET_ID_BITS) === 0) continue;
     program.call(`mode of ${entry.path}`, SYS.chmod, [program.text(entry.path), entry.mode]);
   }
+  for (const entry of entries) {
+    if (entry.type === "link") continue;
+    for (const { name, value } of entry.attributes ?? []) {
+      const named = program.data(Buffer.concat([name, Buffer.alloc(1)]), 1);
+      const args = [program.text(entry.path), named, program.data(value), value.length, 0];
+      program.call(`attribute of ${entry.path}`, SYS.setxattr, args);
+    }
+  }
   // Times last, innermost first: making a file touches its directory.
   for (const entry of [...entries].reverse()) {
     const times = Buffer.alloc(32);

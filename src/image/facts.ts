@@ -145,10 +145,12 @@ const tmpCommon = {
   atimeS: z.int().optional(),
   atimeNs: count.optional(),
 };
+/** Extended attributes of programs (`user.…`); absent where there are none. */
+const attributes = z.array(z.object({ name: bytes, value: bytes })).optional();
 const tmpEntry = z.discriminatedUnion("type", [
-  z.object({ ...tmpCommon, type: z.literal("directory") }),
+  z.object({ ...tmpCommon, type: z.literal("directory"), attributes }),
   z.object({ ...tmpCommon, type: z.literal("link"), target: z.string() }),
-  z.object({ ...tmpCommon, type: z.literal("file"), at: count, bytes: count }),
+  z.object({ ...tmpCommon, type: z.literal("file"), at: count, bytes: count, attributes }),
 ]);
 
 export const factsSchema = z.object({

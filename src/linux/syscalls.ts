@@ -23,6 +23,7 @@ export const SYS = {
   getsockname: 51,
   shutdown: 48,
   socketpair: 53,
+  setxattr: 188,
   setsockopt: 54,
   execve: 59,
   fcntl: 72,
