@@ -162,13 +162,12 @@ enum { LIVE_READY = 'r', LIVE_STOP = 's', LIVE_RELEASED = 'l' };
 /* While the process runs it comes first. */
 #define NICE_RUNNING 10
 /*
- * Beside a process that serves we work in short pieces with rests between. A virtual machine may have given its free memory back to
- * its host (free page reporting), and 2 MiB that we take first then keep the processor for 4 ms and, where machines are nested,
- * cost the other processors their address translations: all that runs is slow meanwhile.
+ * A virtual machine may have given its free memory back to its host (free page reporting), and 2 MiB that we take first then keep the
+ * processor for 4 ms and, where machines are nested, cost the other processors their address translations: all that runs is slow
+ * meanwhile. So memory is taken in portions and, beside a process that serves, all work is in short pieces with rests between.
  */
 #define WORK_NS 400000
 #define REST_NS 1200000
-#define PORTION_BYTES (256UL << 10)
 
 static bool beside;
 

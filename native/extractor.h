@@ -40,7 +40,8 @@ void json_text(FILE *out, const char *text);
 uint64_t clock_ns(int clock);
 /* Between two pieces of work: rests if the process serves requests beside us, and we have worked a while. */
 void pace(void);
-/* How much of so many bytes to take at once. */
+/* How much memory to take at once, and how much of so many bytes to write. */
+#define PORTION_BYTES (256UL << 10)
 size_t portion(size_t bytes);
 
 /* stop.c */

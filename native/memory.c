@@ -105,11 +105,9 @@ struct dump *dump_prepare(const struct target *target, const struct sources *sou
 	dump->buffer = mmap(NULL, dump->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (dump->buffer == MAP_FAILED)
 		die("cannot allocate %zu MiB to copy into: %s", dump->buffer_bytes >> 20, strerror(errno));
-	size_t piece = portion(dump->buffer_bytes);
-	if (piece == dump->buffer_bytes)
-		madvise(dump->buffer, dump->buffer_bytes, MADV_HUGEPAGE);
-	for (size_t at = 0; at < dump->buffer_bytes; at += piece, pace())
-		madvise(dump->buffer + at, piece, 23 /* MADV_POPULATE_WRITE: a hint here, faults do the same later */);
+	/* In single pages: see pace(). */
+	for (size_t at = 0; at < dump->buffer_bytes; at += PORTION_BYTES, pace())
+		madvise(dump->buffer + at, PORTION_BYTES, 23 /* MADV_POPULATE_WRITE: a hint here, faults do the same later */);
 	return dump;
 }
 
