@@ -351,6 +351,8 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   onControlEnd(): void {
+    // Of a disposed one nobody waits for anything, and the timer would keep it for its second: hundreds, where starts follow each other.
+    if (!this.alive) return;
     // A process that ends closes it too, and what it ended of is told by its exit, however late that is. Else no answer can come.
     const look = (): void => {
       if (this.exit !== undefined) return;
