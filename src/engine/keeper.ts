@@ -168,21 +168,12 @@ export class Keeper {
 
   /** Opens a file for reading, or a directory to clone as a tree. */
   async openFile(path: string, kind: "read" | "path" = "read"): Promise<number> {
-    const id = this.#nextFile++;
-    const head = Buffer.alloc(4);
-    head.writeUInt32LE(kind === "read" ? ABI.FILE_READ : ABI.FILE_PATH);
-    await this.#ask(path, ABI.MSG_FILE_OPEN, id, [head, encodeStrings([path])]);
-    return id;
+    return await this.#open(kind === "read" ? ABI.FILE_READ : ABI.FILE_PATH, [path]);
   }
 
   /** Opens what a process has mapped at `addresses` (of /proc/PID/maps), if that is still the file with these numbers (device and inode, from there). */
   async openMapped(pid: number, addresses: string, file: string): Promise<number> {
-    const id = this.#nextFile++;
-    const path = `/proc/${pid}/map_files/${addresses}`;
-    const head = Buffer.alloc(4);
-    head.writeUInt32LE(ABI.FILE_MAPPED);
-    await this.#ask(path, ABI.MSG_FILE_OPEN, id, [head, encodeStrings([path, file])]);
-    return id;
+    return await this.#open(ABI.FILE_MAPPED, [`/proc/${pid}/map_files/${addresses}`, file]);
   }
 
   /** Opens the folder with a function's code, so that it can be mounted. CODE_INVALID names one that is not there. */
@@ -331,6 +322,14 @@ export class Keeper {
     const timer = setTimeout(() => this.#child.kill("SIGKILL"), END_MS_MAX);
     await this.#ended;
     clearTimeout(timer);
+  }
+
+  async #open(kind: number, [path, ...more]: readonly [string, ...string[]]): Promise<number> {
+    const id = this.#nextFile++;
+    const head = Buffer.alloc(4);
+    head.writeUInt32LE(kind);
+    await this.#ask(path, ABI.MSG_FILE_OPEN, id, [head, encodeStrings([path, ...more])]);
+    return id;
   }
 
   #ask(what: string, type: number, id: number, parts: readonly Buffer[], flags = 0): Promise<KeeperMessage> {

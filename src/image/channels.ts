@@ -8,7 +8,8 @@ export interface Channels {
   readonly log: Argument;
 }
 
-type EpollEntry = Extract<Descriptor, { kind: "epoll" }>["entries"][number];
+/** What an epoll watches. */
+export type EpollEntry = Extract<Descriptor, { kind: "epoll" }>["entries"][number];
 
 /** Whether an epoll entry watches one of these numbers. */
 export function touches(entry: EpollEntry, numbers: ReadonlySet<number>): boolean {

@@ -4,6 +4,7 @@
  * entry is made for what is the case already, and fires before anybody waits.
  */
 import { SYS } from "../linux/syscalls.js";
+import type { EpollEntry } from "./channels.js";
 import type { Descriptor } from "./facts.js";
 import type { ProgramBuilder } from "./program.js";
 
@@ -15,14 +16,11 @@ const NO_EVENTS = 0xf000_0000;
 const PAGE_BYTES = 4096;
 const EVENT_BYTES = 12;
 
-type Of<K extends Descriptor["kind"]> = Extract<Descriptor, { kind: K }>;
-type Entry = Of<"epoll">["entries"][number];
-
 /** What an entry that has fired is made for. */
 export const FIRES = EPOLLIN | EPOLLOUT;
 
 /** Whether it has fired, and what it watches can be read or written, or is closed, in each clone from the beginning. An empty pipe is neither. */
-export function firesAtOnce({ events, file }: Entry, descriptors: readonly Descriptor[]): boolean {
+export function firesAtOnce({ events, file }: EpollEntry, descriptors: readonly Descriptor[]): boolean {
   if ((events & EPOLLONESHOT) === 0 || (events & ~NO_EVENTS) !== 0) return false;
   const named = descriptors.find(({ fd }) => fd === file);
   const watched = named?.kind === "same" ? descriptors.find(({ fd }) => fd === named.as) : named;
@@ -34,8 +32,8 @@ export function firesAtOnce({ events, file }: Entry, descriptors: readonly Descr
   if (watched?.kind !== "pipe") return false;
   const other = descriptors.find((one) => one.kind === "pipe" && one.inode === watched.inode && one.end !== watched.end);
   if (watched.end === "read") return other === undefined || (watched.bytes?.length ?? 0) > 0;
-  const full = other?.kind === "pipe" ? (other.bytes?.length ?? 0) + PAGE_BYTES > other.capacity : watched.broken !== 1;
-  return !full;
+  if (other?.kind === "pipe") return (other.bytes?.length ?? 0) + PAGE_BYTES <= other.capacity;
+  return watched.broken === 1;
 }
 
 /** Lets so many entries fire, which are all that the epoll has. */
