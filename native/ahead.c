@@ -39,6 +39,7 @@ struct piece {
 struct ahead {
 	struct target *target;
 	struct dump *dump;
+	enum tracking tracking;
 	int uffd, pagemap, mem;
 	char *maps;
 	struct vma *vmas;
@@ -99,7 +100,7 @@ struct ahead *ahead_arm(struct target *target, struct dump *dump)
 	ahead->mem = open(path, O_RDONLY | O_CLOEXEC);
 	if (ahead->pagemap < 0 || ahead->mem < 0)
 		die("cannot open the memory of the process: %s", strerror(errno));
-	ahead->uffd = track_make(target, 0);
+	ahead->tracking = track_begin(target, &ahead->uffd);
 	return ahead;
 }
 
@@ -187,13 +188,16 @@ static void bound_copies(struct ahead *ahead)
 
 uint64_t ahead_round(struct ahead *ahead)
 {
+	/* What is written from now on is copied at the stop, whatever is copied before. */
+	if (ahead->tracking == TRACKED_ONCE && ahead->rounds > 0)
+		return 0;
 	see_mappings(ahead, ahead->rounds == 0 ? VMAS_REFUSING : VMAS_REFUSING_OTHERS);
 	register_new(ahead);
 	ahead->round_bytes = 0;
 	for (size_t i = 0; i < ahead->vma_count; i++) {
 		const struct vma *vma = &ahead->vmas[i];
 		if (vma->watched)
-			track_written(ahead->pagemap, vma, copy_written, ahead);
+			track_written(ahead->pagemap, vma, ahead->rounds == 0, copy_written, ahead);
 	}
 	flush(ahead);
 	if (ahead->piece_count > ahead->sorted)
@@ -250,7 +254,8 @@ void ahead_end(struct ahead *ahead)
 			track_no_more(ahead->uffd, &ahead->vmas[i]);
 			pace();
 		}
-	close(ahead->uffd);
+	if (ahead->uffd >= 0)
+		close(ahead->uffd);
 	close(ahead->pagemap);
 	close(ahead->mem);
 }

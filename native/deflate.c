@@ -9,7 +9,8 @@
  *
  *   stage     the process     what it does
  *   arm       main thread     a userfaultfd with WP_ASYNC is made by injection, taken over, and registered: the kernel then notes
- *             held shortly    which pages are written, and nobody ever waits for it
+ *             held shortly    which pages are written, and nobody ever waits for it (before Linux 6.7: soft-dirty bits; without
+ *                             those there is no copy while it runs)
  *   copy      runs            private pages → file, fdatasync, and again what was written meanwhile, until that is little. Almost all
  *                             of the bytes; a full disk is found here
  *   stop      all stopped     what was written since is copied; what is gone is cleared
@@ -137,10 +138,24 @@ static void copy_rounds(struct deflation *d, struct view *view)
 		uint64_t before = d->written_pages;
 		for (size_t i = 0; i < view->vma_count && !cancelled; i++)
 			if (!left_alone(&view->vmas[i]))
-				track_written(d->pagemap, &view->vmas[i], copy_again, d);
+				track_written(d->pagemap, &view->vmas[i], false, copy_again, d);
 		if (d->written_pages - before <= FEW_PAGES)
 			break;
 	}
+}
+
+/* All that is private, while it runs. */
+static void copy_running(struct deflation *d, struct view *view, const struct view *earlier)
+{
+	look(d, view, earlier);
+	refuse_mappings(view);
+	settle_places(d, view, NULL);
+	for (size_t i = 0; i < view->piece_count && !cancelled; i++)
+		copy_piece(d, &view->pieces[i], !view->pieces[i].mapped);
+	if (!cancelled && fdatasync(SWAP_FD) != 0)
+		die("cannot write the memory to disk: %s", strerror(errno));
+	if (d->tracking == TRACKED_AGAIN)
+		copy_rounds(d, view);
 }
 
 /* Calls `each` for every part of `a` that `b` does not cover. Both are sorted. */
@@ -232,21 +247,21 @@ static void go_on(struct deflation *d)
 	setpriority(PRIO_PROCESS, 0, 0);
 }
 
-/* From here on the kernel notes which pages are written. False when a request came first. */
+/* From here on the kernel notes which pages are written, if it can. False when a request came first. */
 static bool arm(struct deflation *d, const struct view *view)
 {
 	if (!stop(d, false))
 		return false;
 	refuse_forbidden(d);
-	d->uffd = track_make(d->target, 0);
+	d->tracking = track_begin(d->target, &d->uffd);
 	go_on(d);
-	for (size_t i = 0; i < view->vma_count; i++) {
+	for (size_t i = 0; i < view->vma_count && d->tracking == TRACKED_AGAIN; i++) {
 		const struct vma *vma = &view->vmas[i];
 		if (left_alone(vma) || vma->shared || vma->kind == FILE_SHARED)
 			continue;
 		/* A mapping that is gone by now, or another: what is not registered counts as written. */
 		if (track_mapping(d->uffd, vma))
-			track_written(d->pagemap, vma, nothing, NULL);
+			track_written(d->pagemap, vma, true, nothing, NULL);
 	}
 	return true;
 }
@@ -430,30 +445,25 @@ int deflate(struct target *target, int argc, char **argv)
 		return report(&d, NULL, false);
 	refuse_sharers(&d, &first);
 	refuse_overlaps(&d, &first);
-	look(&d, &running, &first);
-	refuse_mappings(&running);
-	settle_places(&d, &running, NULL);
-	for (size_t i = 0; i < running.piece_count && !cancelled; i++)
-		copy_piece(&d, &running.pieces[i], !running.pieces[i].mapped);
-	if (!cancelled && fdatasync(SWAP_FD) != 0)
-		die("cannot write the memory to disk: %s", strerror(errno));
-	copy_rounds(&d, &running);
+	if (d.tracking != TRACKED_NOT)
+		copy_running(&d, &running, &first);
 
 	if (!stop(&d, true)) {
 		clear_new(&running);
 		return report(&d, NULL, false);
 	}
-	look(&d, &stopped, &running);
+	look(&d, &stopped, d.tracking == TRACKED_NOT ? &first : &running);
 	refuse_mappings(&stopped);
 	refuse_overlaps(&d, &stopped);
 	refuse_sharers(&d, &stopped);
-	settle_places(&d, &stopped, &running);
+	settle_places(&d, &stopped, d.tracking == TRACKED_NOT ? NULL : &running);
 	copy_rest(&d, &stopped);
 	bool done = !request_waits(&d);
 	if (done)
 		remap(&d, &stopped);
 	go_on(&d);
-	close(d.uffd);
+	if (d.uffd >= 0)
+		close(d.uffd);
 	clear_unused(&d, &stopped, done);
 	return report(&d, &stopped, done);
 }

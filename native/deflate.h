@@ -44,6 +44,7 @@ struct view {
 struct deflation {
 	struct target *target;
 	int mem, pagemap, uffd;
+	enum tracking tracking;
 	struct stat swap;
 	uint64_t cells[(CELLS_MAX + 63) / 64];
 	uint64_t file_bytes, written_pages, limit_bytes;

@@ -104,6 +104,13 @@ void put_off(const char *format, ...)
 	end_with("busy", false, format, args);
 }
 
+void lack(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	end_with("unsupported", false, format, args);
+}
+
 void refuse_instance(const char *format, ...)
 {
 	va_list args;
@@ -223,10 +230,11 @@ static bool live_told(int live, int timeout_ms)
 static struct ahead *copy_ahead(struct dump *dump, int live, uint64_t *stopped_ns)
 {
 	uint64_t began;
-	const char *lacks = tracking_lacks();
-	if (lacks && live >= 0)
-		refuse("writes to its memory cannot be noted (%s: %s)", lacks, strerror(errno));
-	if (lacks)
+	const char *lacks;
+	bool noted = tracking_known(&lacks) != TRACKED_NOT;
+	if (!noted && live >= 0)
+		lack("what it writes while it is copied cannot be noted (%s: %s)", lacks, strerror(errno));
+	if (!noted)
 		return NULL;
 	/* A function that is busy now is waited for: its own time limit, which the server holds, ends that. */
 	for (uint64_t since = 0; !stop_in_place(&target, false, &began);) {

@@ -15,6 +15,8 @@
 _Noreturn void refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Stands in the way now, and may not a moment later. */
 _Noreturn void put_off(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* This kernel cannot do it, whatever the process is about. */
+_Noreturn void lack(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* What this process is about, and another of the same function need not be. */
 _Noreturn void refuse_instance(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));

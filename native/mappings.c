@@ -1,5 +1,5 @@
 /*
- * What a process has mapped, and which pages of it are there: /proc/PID/maps, smaps and PAGEMAP_SCAN (part of the extractor).
+ * What a process has mapped: /proc/PID/maps and smaps (part of the extractor).
  */
 #include "memory.h"
 #include <dirent.h>
@@ -8,7 +8,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -265,41 +264,4 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 	refuse_reachable(pid, vmas, count);
 	*list = vmas;
 	return count;
-}
-
-void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
-	  void (*each)(void *context, const struct scan_region *range), void *context)
-{
-	static struct scan_region ranges[1024];
-	how.size = sizeof how;
-	how.start = start;
-	how.end = end;
-	how.vec = (uint64_t)ranges;
-	how.vec_len = sizeof ranges / sizeof ranges[0];
-	while (how.start < end) {
-		long got = ioctl(pagemap, IOCTL_PAGEMAP_SCAN, &how);
-		if (got < 0)
-			die("cannot scan pages: %s (PAGEMAP_SCAN needs Linux 6.7)", strerror(errno));
-		for (long i = 0; i < got; i++)
-			each(context, &ranges[i]);
-		/* The kernel collects 512 ranges at a time, and when the last lot ends the walk, walk_end is still that of the lot
-		 * before (seen on 6.18): what was reported since would be reported again. */
-		uint64_t next = how.walk_end;
-		if (got > 0 && ranges[got - 1].end > next)
-			next = ranges[got - 1].end;
-		if (next <= how.start)
-			die("scanning pages made no progress");
-		how.start = next;
-	}
-}
-
-uint64_t guard_category(int pagemap)
-{
-	static uint64_t known = 1;
-	struct scan_region region;
-	struct scan_arg ask = { .size = sizeof ask, .start = 0, .end = PAGE, .vec = (uint64_t)&region, .vec_len = 1, .category_mask = IS_GUARD,
-				.return_mask = IS_GUARD };
-	if (known == 1)
-		known = ioctl(pagemap, IOCTL_PAGEMAP_SCAN, &ask) >= 0 ? IS_GUARD : 0;
-	return known;
 }

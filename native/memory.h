@@ -1,4 +1,4 @@
-/* Mappings and present pages (mappings.c), and what freezing has of memory for those who copy ahead (memory.c). */
+/* Mappings (mappings.c) and present pages (pagemap.c), and what freezing has of memory for those who copy ahead (memory.c). */
 #pragma once
 #include "extractor.h"
 #include <sys/ioctl.h>
@@ -47,9 +47,14 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags);
 /* Whether the mappings that were read beside the text `then` of /proc/PID/maps are those of the text `maps`. What is read of a process that runs
    may be of another moment than a text that was read before or after it, or of several: equal texts alone do not say so. */
 bool vmas_hold(const struct vma *vmas, size_t count, const char *then, const char *maps);
-/* Calls `each` for every range of pages that PAGEMAP_SCAN reports. */
+/* Calls `each` for every range of pages that PAGEMAP_SCAN reports, or would report. */
 void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
 	  void *context);
+/* From now on what /proc/PID/pagemap has of soft-dirty bits decides what is written, where PAGEMAP_SCAN is not there. */
+void scan_soft_dirty(void);
+#define ENTRY_SOFT_DIRTY (1ULL << 55)
+/* What /proc/self/pagemap has of one of our own pages. */
+uint64_t own_entry(const void *page);
 /* IS_GUARD, where this kernel tells of guard regions (Linux 6.16), else 0. */
 uint64_t guard_category(int pagemap);
 /* What a page that must be readable and is not (errno) means for the process. */

@@ -89,6 +89,12 @@ function refusal(instance: LiveInstance, reply: Readonly<Record<string, unknown>
       why,
       fix: `close it before ${instance.served === 0 ? "loading ends" : "the handler returns"}, or in a before-snapshot hook`,
     });
+  if (reply.code === "unsupported")
+    return new ThawError("FREEZE_REFUSED", {
+      what,
+      why,
+      fix: "boot Linux 6.7 or newer, or one built with CONFIG_MEM_SOFT_DIRTY; freeze what may stand still while it is copied",
+    });
   if (reply.code === "exhausted")
     return new ThawError("RESOURCE_EXHAUSTED", { what, why, fix: "free some space where the server keeps its images (--data)" });
   if (reply.code === "busy") return new ThawError("FREEZE_FAILED", { what, why, fix: "it may pass: try again" });

@@ -51,7 +51,9 @@ export class Recorder {
     private readonly keeper: Keeper,
     private readonly extractor: string,
     private readonly log: Logger,
-    /** The keeper's /dev/userfaultfd; undefined where the kernel cannot record exactly. */
+    /** The keeper's /dev/userfaultfd, by which the pager serves faults; undefined where there is none. */
+    readonly userfaultfd: number | undefined,
+    /** The same; undefined where the kernel cannot record exactly. */
     readonly device: number | undefined,
   ) {}
 
@@ -59,9 +61,10 @@ export class Recorder {
   static async open(keeper: Keeper, extractor: string, log: Logger): Promise<Recorder> {
     const { stdout } = await keeper.helper([extractor, "tracking"]);
     const reply = parseReply(stdout);
-    if (reply.ok) return new Recorder(keeper, extractor, log, await keeper.openFile(USERFAULTFD));
+    const device = reply.served === true ? await keeper.openFile(USERFAULTFD) : undefined;
+    if (reply.ok) return new Recorder(keeper, extractor, log, device, device);
     log.warn({ why: reply.why }, "working sets cannot be recorded exactly: pages beside those that a function touches count too");
-    return new Recorder(keeper, extractor, log, undefined);
+    return new Recorder(keeper, extractor, log, device, undefined);
   }
 
   /** What is present now, by source (PAGEMAP_SCAN from outside). */

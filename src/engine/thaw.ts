@@ -120,7 +120,7 @@ export class Thaws {
     const loader = loaded.loaderFor(options.loader);
     const verifying = lookFirst ? loaded.verify() : undefined;
     if (verifying !== undefined) await verifying.catch((error: unknown) => this.tools.bases.found(error, loaded.baseId));
-    const paged = isPaged(loader) ? await reap.prepare(loaded, loader, recorder.device) : undefined;
+    const paged = isPaged(loader) ? await reap.prepare(loaded, loader, recorder.userfaultfd) : undefined;
     const { id: template } = await templates.get(loaded.image.spec.runtime);
     const chosen = await chooseHusk(husks, loaded, { template, here: fingerprint, loader, options });
     faultPoint("thaw-husk-taken");
@@ -245,7 +245,7 @@ export class Thaws {
     if (husk.level === "image" || husk.level === "prefaulted") return husk.resumed ? [] : [loaded.resumeStep()];
     const { fingerprint, recorder } = this.tools;
     const time = loaded.timeStep(fingerprint);
-    const thaw = loaded.thawStep(loader, husk.level === "generic", recording, recorder.device);
+    const thaw = loaded.thawStep(loader, husk.level === "generic", recording, recorder.userfaultfd);
     return time === undefined ? [thaw] : [time, thaw];
   }
 }

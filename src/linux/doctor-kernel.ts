@@ -2,8 +2,15 @@
 import { join } from "node:path";
 import type { Check, Machine } from "./doctor-machine.js";
 
-/** PAGEMAP_SCAN, with which the extractor finds a process's pages, came with 6.7 (ioctl_pagemap_scan(2const)). */
-const KERNEL_MIN = [6, 7] as const;
+/** MADV_POPULATE_WRITE, with which a start copies pages ahead, came with 5.14 (madvise(2)). */
+const KERNEL_MIN = [5, 14] as const;
+/** The oldest with which thaw was tried. */
+const KERNEL_TRIED = [6, 1] as const;
+
+function isAtLeast(release: string, [needMajor, needMinor]: readonly [number, number]): boolean {
+  const [, major, minor] = /^(\d+)\.(\d+)/.exec(release) ?? [];
+  return Number(major) > needMajor || (Number(major) === needMajor && Number(minor) >= needMinor);
+}
 
 /** Linux on x86-64. */
 export function checkPlatform(machine: Machine): Check {
@@ -22,22 +29,16 @@ export function checkPlatform(machine: Machine): Check {
 /** Its version. */
 export async function checkKernel(machine: Machine): Promise<Check> {
   const release = (await machine.read("/proc/sys/kernel/osrelease"))?.trim() ?? "unknown";
-  const [, major, minor] = /^(\d+)\.(\d+)/.exec(release) ?? [];
-  const [needMajor, needMinor] = KERNEL_MIN;
-  const ok = Number(major) > needMajor || (Number(major) === needMajor && Number(minor) >= needMinor);
-  if (ok)
-    return {
-      name: "kernel",
-      ok,
-      required: true,
-      says: `Linux ${release} is new enough (PAGEMAP_SCAN needs ${KERNEL_MIN.join(".")}).`,
-    };
+  const base = { name: "kernel", required: true };
+  const tried = KERNEL_TRIED.join(".");
+  if (isAtLeast(release, KERNEL_TRIED)) return { ...base, ok: true, says: `Linux ${release} is new enough (${tried}).` };
+  if (isAtLeast(release, KERNEL_MIN))
+    return { ...base, ok: true, says: `Linux ${release} is older than any with which thaw was tried (${tried}), and may do.` };
   return {
-    name: "kernel",
-    ok,
-    required: true,
-    says: `Linux ${release} is too old: freezing finds a process's pages with PAGEMAP_SCAN, which came with ${KERNEL_MIN.join(".")}.`,
-    fix: `Boot Linux ${KERNEL_MIN.join(".")} or newer (Debian 12: the kernel of bookworm-backports).`,
+    ...base,
+    ok: false,
+    says: `Linux ${release} is too old: pages are copied ahead with MADV_POPULATE_WRITE, which came with ${KERNEL_MIN.join(".")}.`,
+    fix: `Boot Linux ${tried} or newer.`,
   };
 }
 
@@ -192,6 +193,8 @@ export async function checkSeccomp(machine: Machine): Promise<Check> {
   };
 }
 
+const NEWER = "Boot Linux 6.7 or newer, built with CONFIG_USERFAULTFD; in a container, pass /dev/userfaultfd in.";
+
 /** A working set is exact where userfaultfd can switch the kernel's fault-around off (docs/design/working-set.md). */
 export async function checkRecording(machine: Machine, nativeDir: string): Promise<Check> {
   const base = { name: "recording", required: false };
@@ -206,8 +209,33 @@ export async function checkRecording(machine: Machine, nativeDir: string): Promi
     ok: false,
     says: `Working sets cannot be recorded exactly (${why}): pages beside those that a function touches count too, and starts from a cold disk read more.`,
     // The device is there, then, and its mode is 0600.
-    fix: why.endsWith(": Permission denied")
-      ? "Run as root."
-      : "Boot Linux 6.7 or newer, built with CONFIG_USERFAULTFD; in a container, pass /dev/userfaultfd in.",
+    fix: why.endsWith(": Permission denied") ? "Run as root." : NEWER,
+  };
+}
+
+/** Memory is copied while the process runs where the kernel notes what is written meanwhile (docs/design/freeze.md). */
+export async function checkWrites(machine: Machine, nativeDir: string): Promise<Check> {
+  const base = { name: "writes", required: false };
+  const { output, missing } = await machine.run(join(nativeDir, "extractor"), ["tracking"]);
+  const noted = /"writes":"(\w+)"/.exec(output)?.[1];
+  if (noted === "again" || noted === "once") {
+    const means = noted === "again" ? "userfaultfd" : "soft-dirty bits";
+    return {
+      ...base,
+      ok: true,
+      says: `Memory can be copied while its process runs: what it writes meanwhile is noted (${means}).`,
+    };
+  }
+  if (missing)
+    return {
+      ...base,
+      ok: true,
+      says: "Whether memory can be copied while its process runs was not tried: the extractor is not built.",
+    };
+  return {
+    ...base,
+    ok: false,
+    says: "What a process writes cannot be noted: it stands still while all of its memory is copied, and no image can be taken of an instance that goes on serving.",
+    fix: "Boot Linux 6.7 or newer, or one built with CONFIG_MEM_SOFT_DIRTY.",
   };
 }

@@ -56,7 +56,7 @@ function machineWith(changes: Changes = {}): Machine {
   const answers: Readonly<Record<string, CommandResult>> = {
     gcc: YES,
     make: YES,
-    "/opt/thaw/native/build/extractor": { ...YES, output: '{"ok":true}' },
+    "/opt/thaw/native/build/extractor": { ...YES, output: '{"ok":true,"served":true,"writes":"again"}' },
     ...commands,
   };
   return {
@@ -124,7 +124,7 @@ describe("the doctor", () => {
     ["Permission denied", "Run as root."],
   ])("says why working sets cannot be recorded exactly (%s), which keeps nothing from running", async (error, fix) => {
     const why = `cannot open /dev/userfaultfd: ${error}`;
-    const output = JSON.stringify({ ok: false, code: "unsupported", why });
+    const output = JSON.stringify({ ok: false, code: "unsupported", why, served: false, writes: "again" });
     const report = await probe({ commands: { "/opt/thaw/native/build/extractor": { ok: true, missing: false, output } } });
     expect(report).toMatchObject({ ok: true, canFreeze: true });
     expect(report.failed.map(({ name }) => name)).toEqual(["recording"]);
@@ -134,16 +134,38 @@ describe("the doctor", () => {
     expect(report.check("recording").fix).toBe(fix);
   });
 
-  it.each(["6.1.0-13-amd64", "5.19.0", "6.6.99", "unknown"])("refuses kernel %s, with the reason", async (release) => {
+  it.each([
+    ["again", true, "Memory can be copied while its process runs: what it writes meanwhile is noted (userfaultfd)."],
+    ["once", true, "Memory can be copied while its process runs: what it writes meanwhile is noted (soft-dirty bits)."],
+    [
+      "no",
+      false,
+      "What a process writes cannot be noted: it stands still while all of its memory is copied, and no image can be taken of an instance that goes on serving.",
+    ],
+  ])("says how writes are noted (%s), without which functions are frozen all the same", async (writes, ok, says) => {
+    const output = JSON.stringify({ ok: true, served: true, writes });
+    const report = await probe({ commands: { "/opt/thaw/native/build/extractor": { ok: true, missing: false, output } } });
+    expect(report).toMatchObject({ ok: true, canFreeze: true });
+    expect(report.check("writes")).toMatchObject({ ok, says });
+  });
+
+  it.each(["4.19.0-27-amd64", "5.13.19", "unknown"])("refuses kernel %s, with the reason", async (release) => {
     const report = await probe({ files: { "/proc/sys/kernel/osrelease": `${release}\n` } });
     expect(report.canFreeze).toBe(false);
     expect(report.check("kernel").says).toBe(
-      `Linux ${release} is too old: freezing finds a process's pages with PAGEMAP_SCAN, which came with 6.7.`,
+      `Linux ${release} is too old: pages are copied ahead with MADV_POPULATE_WRITE, which came with 5.14.`,
     );
   });
 
-  it.each(["6.7.0", "6.18.5", "7.0.0-rc1", "10.1"])("accepts kernel %s", async (release) => {
-    expect((await probe({ files: { "/proc/sys/kernel/osrelease": release } })).check("kernel").ok).toBe(true);
+  it.each(["6.1.0-56-amd64", "6.7.0", "6.18.5", "7.0.0-rc1", "10.1"])("accepts kernel %s", async (release) => {
+    const says = `Linux ${release} is new enough (6.1).`;
+    expect((await probe({ files: { "/proc/sys/kernel/osrelease": release } })).check("kernel")).toMatchObject({ ok: true, says });
+  });
+
+  it.each(["5.14.0-503.el9.x86_64", "5.15.0-130-generic"])("lets kernel %s try, and says so", async (release) => {
+    const report = await probe({ files: { "/proc/sys/kernel/osrelease": release } });
+    expect(report.canFreeze).toBe(true);
+    expect(report.check("kernel").says).toBe(`Linux ${release} is older than any with which thaw was tried (6.1), and may do.`);
   });
 
   it("says to a user who is not root what root is needed for", async () => {

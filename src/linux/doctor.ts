@@ -15,6 +15,7 @@ import {
   checkRecording,
   checkSeccomp,
   checkTime,
+  checkWrites,
 } from "./doctor-kernel.js";
 import { type Check, type Machine, thisMachine } from "./doctor-machine.js";
 import {
@@ -63,6 +64,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
   const machine = options.machine ?? thisMachine();
   const dataDir = resolve(options.dataDir ?? "data");
   const packageDir = join(dirname(fileURLToPath(import.meta.url)), "../..");
+  const nativeDir = options.nativeDir ?? join(packageDir, "native/build");
   const platform = checkPlatform(machine);
   // Elsewhere every further answer would only repeat the first.
   if (!platform.ok) return { ok: false, canFreeze: false, canBoot: false, checks: [platform], interpreters: [] };
@@ -75,9 +77,10 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
     checkCheckpoint(machine),
     checkPtrace(machine),
     checkSeccomp(machine),
-    checkRecording(machine, options.nativeDir ?? join(packageDir, "native/build")),
+    checkRecording(machine, nativeDir),
+    checkWrites(machine, nativeDir),
     checkCgroups(machine),
-    checkNative(machine, options.nativeDir ?? join(packageDir, "native/build")),
+    checkNative(machine, nativeDir),
     asking.then(checkInterpreters),
     checkDataDir(machine, dataDir),
     checkDisk(machine, dataDir),
