@@ -2,7 +2,7 @@
  * What the keeper's messages say, as plain values, and their bytes (layouts: src/linux/abi.ts).
  */
 import type { ThawError } from "../base/errors.js";
-import { ABI_CONSTANTS as ABI, readStruct, structBytes, structLayout, writeStruct } from "../linux/abi.js";
+import { ABI_CONSTANTS as ABI, fieldOffset, readStruct, structBytes, writeStruct } from "../linux/abi.js";
 import type { LimitWrite } from "../linux/cgroups.js";
 import { encodeStrings } from "../linux/rootfs.js";
 
@@ -116,7 +116,7 @@ export interface HelperResult {
 const STAGE_BYTES = structBytes("stage");
 const STAGE_FD_BYTES = structBytes("stage_fd");
 const PREFETCH_RANGE_BYTES = structBytes("prefetch_range");
-const STAMPS_AT = structLayout("husk_report").fields.get("stamps")?.offset ?? 0;
+const STAMPS_AT = fieldOffset("husk_report", "stamps");
 const PASS = { file: ABI.PASS_FILE, tree: ABI.PASS_TREE, control: ABI.PASS_CONTROL, log: ABI.PASS_LOG } as const;
 
 /** MSG_HUSK. */

@@ -337,8 +337,7 @@ const LAYOUTS = new Map<string, StructLayout>(
   Object.entries(ABI_STRUCTS).map(([name, fields]) => [name, computeLayout(name, fields)]),
 );
 
-/** Size in bytes and offsets of a struct. */
-export function structLayout(name: StructName): StructLayout {
+function structLayout(name: StructName): StructLayout {
   const layout = LAYOUTS.get(name);
   if (layout === undefined) throw new Error(`bug: no struct ${name}`);
   return layout;
@@ -349,20 +348,30 @@ export function structBytes(name: StructName): number {
   return structLayout(name).bytes;
 }
 
+function fieldLayout(name: StructName, field: string): FieldLayout {
+  const place = structLayout(name).fields.get(field);
+  if (place === undefined) throw new Error(`bug: struct ${name} has no field ${field}`);
+  return place;
+}
+
+/** Offset of a field in its struct. */
+export function fieldOffset(name: StructName, field: string): number {
+  return fieldLayout(name, field).offset;
+}
+
 type StructValues = Readonly<Record<string, number | bigint | readonly (number | bigint)[]>>;
 
 /** Writes `values` at `offset`; fields that are not named become 0. Returns the offset behind the struct. */
 export function writeStruct(target: Buffer, offset: number, name: StructName, values: StructValues): number {
-  const layout = structLayout(name);
-  target.fill(0, offset, offset + layout.bytes);
+  const end = offset + structBytes(name);
+  target.fill(0, offset, end);
   for (const [field, value] of Object.entries(values)) {
-    const place = layout.fields.get(field);
-    if (place === undefined) throw new Error(`bug: struct ${name} has no field ${field}`);
+    const place = fieldLayout(name, field);
     const list = Array.isArray(value) ? (value as readonly (number | bigint)[]) : [value as number | bigint];
     if (list.length > place.count) throw new Error(`bug: ${name}.${field} holds ${place.count} values`);
     for (const [index, item] of list.entries()) writeInteger(target, offset + place.offset, place.type, index, item);
   }
-  return offset + layout.bytes;
+  return end;
 }
 
 function writeInteger(target: Buffer, at: number, type: FieldLayout["type"], index: number, value: number | bigint): void {
@@ -381,8 +390,7 @@ export function readStruct(source: Buffer, offset: number, name: StructName, fie
 
 /** As {@link readStruct}, without loss for 64-bit fields. */
 export function readStructBig(source: Buffer, offset: number, name: StructName, field: string, index = 0): bigint {
-  const place = structLayout(name).fields.get(field);
-  if (place === undefined) throw new Error(`bug: struct ${name} has no field ${field}`);
+  const place = fieldLayout(name, field);
   const position = offset + place.offset + index * FIELD_BYTES[place.type];
   if (place.type === "u16") return BigInt(source.readUInt16LE(position));
   if (place.type === "u32") return BigInt(source.readUInt32LE(position));
