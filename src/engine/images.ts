@@ -25,8 +25,8 @@ import {
   type ImageInspection,
   imageFiles,
   inspectImage,
+  isFile,
   isMapped,
-  isMappedFile,
   isRuntimeFile,
   joinRuns,
   mayResumeAhead,
@@ -256,7 +256,7 @@ export class LoadedImage {
         runtime: generic,
         ...(loader === "lazy-4k" ? { forget: true, readsAlone: isMapped } : {}),
         ...(loader === "splice" && record === undefined ? { readsAlone: this.readsAlone() } : {}),
-        ...(isPaged(loader) ? { readsAlone: isMappedFile } : {}),
+        ...(isPaged(loader) ? { readsAlone: isFile } : {}),
         ...(record === undefined ? {} : { record: { exact: record.device !== undefined } }),
         ...(loader === "splice" && record === undefined ? { prefetch: this.sets.set.written } : {}),
       });
@@ -404,7 +404,7 @@ export class LoadedImage {
 
   /** In which mappings a page that `splice` did not ask for ahead is read alone: image/compile-advice.ts. */
   private readsAlone(): (region: Region) => boolean {
-    return readsScattered(this.facts, this.sets.set) ? isMappedFile : isMapped;
+    return readsScattered(this.facts, this.sets.set) ? isFile : isMapped;
   }
 
   /** How many pages are copied ahead of the function in such a start, for who wants to know later. */

@@ -16,6 +16,7 @@ import {
   type Facts,
   type FaultModel,
   faultModel,
+  isFile,
   isRead,
   type PageRun,
   type PresentRuns,
@@ -158,7 +159,7 @@ export class LiveWorkingSet {
   /** Faults that at least lay outside the set, by what is present. `ahead`: a pooled husk had pages of files mapped already. */
   outsideOf(present: PresentRuns, ahead: boolean): number {
     this.#map ??= new SetMap(this.set);
-    const regions = this.#ownRegions.filter(({ kind, prot }) => prot !== 0 && !(ahead && (kind === "file" || kind === "shared")));
+    const regions = this.#ownRegions.filter((region) => region.prot !== 0 && !(ahead && isFile(region)));
     const inside = (runs: readonly PageRun[]): PageRun[] => regions.flatMap((region) => clipRuns(runs, region.start, region.end));
     return this.#map.outside({ written: inside(present.written), read: inside(present.read), huge: present.huge });
   }

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { isMapped, isMappedFile, readNothingAround, readsScattered } from "./compile-advice.js";
-import { storedPages } from "./facts.js";
+import { isMapped, readNothingAround, readsScattered } from "./compile-advice.js";
+import { isFile, storedPages } from "./facts.js";
 import { ProgramBuilder } from "./program.js";
 import { parsedFacts } from "./testing.js";
 import { EMPTY_WORKING_SET, workingSet } from "./working-set.js";
@@ -17,7 +17,7 @@ describe("mappings in which nothing is read around a page", () => {
   it("are advised by one call for those that have no other between them", () => {
     // The file with its overlay and the heap behind it; memory that stores nothing, the stack and the vdso are left alone.
     expect(advised(isMapped)).toEqual(["no read-ahead from 0x400000"]);
-    expect(advised(isMappedFile)).toEqual(["no read-ahead from 0x400000"]);
+    expect(advised(isFile)).toEqual(["no read-ahead from 0x400000"]);
   });
 });
 

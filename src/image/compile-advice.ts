@@ -3,12 +3,12 @@
  * may be megabytes; a mapping with MADV_RANDOM brings one page (VM_RAND_READ, mm/filemap.c). What lies in the page cache already is mapped
  * around a fault in either case, up to 16 pages: that is decided elsewhere (do_fault_around, mm/memory.c).
  */
-import { ABI_CONSTANTS } from "../linux/abi.js";
 import { MADV_RANDOM, SYS } from "../linux/syscalls.js";
 import { isStored } from "./compile-paged.js";
-import { type Facts, type Region, storedPages } from "./facts.js";
+import { type Facts, isFile, type Region, storedPages } from "./facts.js";
 import { forecast } from "./likelihood.js";
 import type { ProgramBuilder } from "./program.js";
+import { spansOf } from "./spans.js";
 import type { WorkingSet } from "./working-set.js";
 
 /** One page alone takes as long as this many in order: 70 us, and 2 to 4 us each, on a virtual disk (docs/design/working-set.md). */
@@ -17,18 +17,13 @@ const PAGES_PER_MISS = 32;
 /** One page from disk for each fault that needs the disk, in all mappings of files that `which` names; they must be mapped by then. */
 export function readNothingAround(program: ProgramBuilder, facts: Facts, which: (region: Region) => boolean): void {
   // What is not mapped between two mappings is skipped, and told as ENOMEM.
-  for (const { start, end } of spans(facts.regions, which))
+  for (const { start, end } of spansOf(facts.regions, which))
     program.call(`no read-ahead from 0x${start.toString(16)}`, SYS.madvise, [start, end - start, MADV_RANDOM], { mayFail: true });
-}
-
-/** Whether a region's pages come from a file of the interpreter or the function. */
-export function isMappedFile(region: Region): boolean {
-  return region.kind === "file" || region.kind === "shared";
 }
 
 /** Whether a region's pages come from a file: one of those, or the page space. */
 export function isMapped(region: Region): boolean {
-  return isMappedFile(region) || isStored(region);
+  return isFile(region) || isStored(region);
 }
 
 /**
@@ -40,19 +35,4 @@ export function readsScattered(facts: Facts, set: WorkingSet): boolean {
   if (set.rehearsed === true) return true;
   const stored = facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
   return forecast(set).misses * PAGES_PER_MISS > stored;
-}
-
-/** Stretches of addresses with no other mapping in them, and not the husk's own zone: a call for each mapping would cost twice as much. */
-function spans(regions: readonly Region[], which: (region: Region) => boolean): { start: bigint; end: bigint }[] {
-  const zone = { start: ABI_CONSTANTS.HUSK_ZONE_START, end: ABI_CONSTANTS.HUSK_ZONE_END, wanted: false };
-  const all = regions.map((region) => ({ start: region.start, end: region.end, wanted: which(region) }));
-  const found: { start: bigint; end: bigint }[] = [];
-  let open = false;
-  for (const { start, end, wanted } of [...all, zone].sort((a, b) => (a.start < b.start ? -1 : 1))) {
-    const last = found.at(-1);
-    if (wanted && open && last !== undefined) last.end = end > last.end ? end : last.end;
-    else if (wanted) found.push({ start, end });
-    open = wanted;
-  }
-  return found;
 }

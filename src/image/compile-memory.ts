@@ -18,7 +18,7 @@ import {
   PROT_WRITE,
   SYS,
 } from "../linux/syscalls.js";
-import { type Facts, type FileIdentity, type Region, storedRuns } from "./facts.js";
+import { type Facts, type FileIdentity, isFile, type Region, storedRuns } from "./facts.js";
 import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
 import type { PageRun } from "./working-set.js";
 
@@ -48,15 +48,22 @@ export const STAMPS = {
 
 const PR_SET_MM = 35;
 const PR_SET_MM_MAP = 14;
-const TASK_ROOT = "/var/task";
+const MOVE_MOUNT_F_EMPTY_PATH = 4;
+const MREMAP_MAYMOVE_FIXED = 3;
+/** Where a function finds its code. */
+export const TASK_ROOT = "/var/task";
+
+/** Puts the function's code in its place. @param task its tree of mounts */
+export function mountTask(program: ProgramBuilder, task: Slot): void {
+  const empty = program.text("");
+  const root = program.text(TASK_ROOT);
+  program.call(`mount the code on ${TASK_ROOT}`, SYS.move_mount, [task, empty, AT_FDCWD, root, MOVE_MOUNT_F_EMPTY_PATH]);
+}
 
 /** Whether a region maps a file of the interpreter or its libraries: the same for every image of that interpreter. */
 export function isRuntimeFile(region: Region): boolean {
   return (
-    (region.kind === "file" || region.kind === "shared") &&
-    region.path !== undefined &&
-    !region.path.startsWith(`${TASK_ROOT}/`) &&
-    !region.path.startsWith("/tmp/")
+    isFile(region) && region.path !== undefined && !region.path.startsWith(`${TASK_ROOT}/`) && !region.path.startsWith("/tmp/")
   );
 }
 
@@ -145,7 +152,7 @@ function mapMoved(program: ProgramBuilder, facts: Facts): void {
       ABI_CONSTANTS.HUSK_VDSO_AT + (region.start - first.start),
       bytes,
       bytes,
-      3,
+      MREMAP_MAYMOVE_FIXED,
       region.start,
     ]);
   }
@@ -224,18 +231,10 @@ export function compileMemory(facts: Facts, source: PageSource, more?: (program:
 
 /** Everything else at its address. */
 export function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSource): void {
-  const empty = program.text("");
-  const moveMountEmptyPath = 4;
-  program.call(`mount the code on ${TASK_ROOT}`, SYS.move_mount, [
-    passed(THAW_PASSES.task),
-    empty,
-    AT_FDCWD,
-    program.text(TASK_ROOT),
-    moveMountEmptyPath,
-  ]);
+  mountTask(program, passed(THAW_PASSES.task));
   mapFiles(
     program,
-    facts.regions.filter((region) => (region.kind === "file" || region.kind === "shared") && !isRuntimeFile(region)),
+    facts.regions.filter((region) => isFile(region) && !isRuntimeFile(region)),
   );
   mapMoved(program, facts);
   program.stamp(STAMPS.files);

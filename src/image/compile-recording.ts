@@ -8,7 +8,6 @@
  * does it. It lasts as long as somebody holds the descriptor, which the keeper does until the pages were counted. Where the page
  * cache holds 2 MiB in one piece, one fault maps all of it: huge pages are switched off for the process, for as long as it lives.
  */
-import { ABI_CONSTANTS } from "../linux/abi.js";
 import { MADV_DONTNEED, O_CLOEXEC, SYS } from "../linux/syscalls.js";
 import {
   UFFD_USER_MODE_ONLY,
@@ -21,6 +20,7 @@ import {
 import { isRuntimeFile } from "./compile-memory.js";
 import type { Facts, Region } from "./facts.js";
 import type { ProgramBuilder, Slot } from "./program.js";
+import { spansOf } from "./spans.js";
 
 const PR_SET_THP_DISABLE = 41;
 
@@ -45,7 +45,7 @@ export function trackTouches(program: ProgramBuilder, facts: Facts, device: Slot
   program.call("make a userfaultfd", SYS.ioctl, [device, USERFAULTFD_IOC_NEW, O_CLOEXEC | UFFD_USER_MODE_ONLY], { result: uffd });
   program.call("userfaultfd: ask for its features", SYS.ioctl, [uffd, UFFDIO_API, program.data(uffdApi())]);
   program.call("no huge pages", SYS.prctl, [PR_SET_THP_DISABLE, 1, 0, 0, 0]);
-  for (const { start, end } of registerable(facts.regions))
+  for (const { start, end } of spansOf(facts.regions, isRegisterable))
     program.call(`userfaultfd: register 0x${start.toString(16)}`, SYS.ioctl, [
       uffd,
       UFFDIO_REGISTER,
@@ -55,26 +55,9 @@ export function trackTouches(program: ProgramBuilder, facts: Facts, device: Slot
 }
 
 /**
- * Spans of addresses that can be registered at once: the kernel skips what is not mapped. It refuses (EPERM) a span with a mapping that
- * could never be written: the vdso, and files mapped shared. Those few pages stay inexact, as do those of shared memory. The husk's own zone is left out, too.
+ * The kernel refuses (EPERM) a span with a mapping that could never be written: the vdso, and files mapped shared. Those few pages stay
+ * inexact, as do those of shared memory.
  */
-function registerable(regions: readonly Region[]): { start: bigint; end: bigint }[] {
-  const zone = { start: ABI_CONSTANTS.HUSK_ZONE_START, end: ABI_CONSTANTS.HUSK_ZONE_END, barred: true };
-  const all = regions.map(({ start, end, kind }) => ({
-    start,
-    end,
-    barred: kind === "vdso" || kind === "shared" || kind === "common",
-  }));
-  const spans: { start: bigint; end: bigint }[] = [];
-  let open = false;
-  for (const { start, end, barred } of [...all, zone].sort((a, b) => (a.start < b.start ? -1 : 1))) {
-    const last = spans.at(-1);
-    if (barred) open = false;
-    else if (open && last !== undefined) last.end = end > last.end ? end : last.end;
-    else {
-      spans.push({ start, end });
-      open = true;
-    }
-  }
-  return spans;
+function isRegisterable({ kind }: Region): boolean {
+  return kind !== "vdso" && kind !== "shared" && kind !== "common";
 }

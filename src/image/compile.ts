@@ -20,7 +20,7 @@ import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMP
 import { bringLocks, waitForPager } from "./compile-paged.js";
 import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { restoreTmp } from "./compile-tmp.js";
-import type { Facts, Region, ThreadFacts } from "./facts.js";
+import { type Facts, isFile, type Region, type ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
 import type { PageRun } from "./working-set.js";
@@ -59,7 +59,7 @@ export function checkFacts(facts: Facts): void {
         fix: "do not map memory at fixed addresses",
       });
     }
-    if ((region.kind === "file" || region.kind === "shared") && region.identity === undefined) {
+    if (isFile(region) && region.identity === undefined) {
       throw new ThawError("FREEZE_REFUSED", { what: `${where} cannot be identified`, why: "its file could not be examined" });
     }
     if (region.path?.endsWith(" (deleted)") && region.kind !== "vdso") {

@@ -202,6 +202,11 @@ export type Descriptor = Facts["descriptors"][number];
 export type TmpEntry = Facts["tmp"][number];
 export type FileIdentity = z.output<typeof identity>;
 
+/** Whether a region maps a file: of the interpreter, of a library, or of the function. */
+export function isFile({ kind }: Region): boolean {
+  return kind === "file" || kind === "shared";
+}
+
 /** Pages that hold bytes in a region, be they stored in the image itself or in its base. */
 export function storedPages(region: Region): number {
   let pages = 0;

@@ -1,6 +1,6 @@
 /** What an image consists of, in plain data, for people who look at one. */
 import { stat } from "node:fs/promises";
-import { type Facts, storedPages } from "./facts.js";
+import { type Facts, isFile, storedPages } from "./facts.js";
 import type { Manifest } from "./manifest.js";
 import { classify, type PageClasses, prefetchRanges } from "./prefetch.js";
 import { basePath, imageFiles, type StoredImage } from "./store.js";
@@ -111,11 +111,7 @@ export async function inspectImage(image: StoredImage, formatVersion: number, re
     lineagePids: manifest.lineagePids,
     threads: facts.threads.map(({ name }) => name),
     mappings: countBy(facts.regions.map(({ kind }) => kind)),
-    mappedFiles: [
-      ...new Set(
-        facts.regions.flatMap(({ kind, path }) => ((kind === "file" || kind === "shared") && path !== undefined ? [path] : [])),
-      ),
-    ],
+    mappedFiles: [...new Set(facts.regions.filter(isFile).flatMap(({ path }) => path ?? []))],
     descriptors: describeDescriptors(facts),
     tmpFiles: facts.tmp.length,
     pages: { stored: count(false) },

@@ -1,7 +1,8 @@
 /** Programs that are not tied to an image: what every husk runs first, and the start of an interpreter. */
 import { seccompFilter } from "../linux/seccomp.js";
-import { AT_FDCWD, SYS } from "../linux/syscalls.js";
+import { SYS } from "../linux/syscalls.js";
 import { dropCapabilities } from "./compile.js";
+import { mountTask, TASK_ROOT } from "./compile-memory.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
 
 const PR_SET_DUMPABLE = 4;
@@ -48,18 +49,11 @@ export function compileBoot(launch: {
   readonly env: Readonly<Record<string, string>>;
 }): Program {
   const program = new ProgramBuilder();
-  const moveMountEmptyPath = 4;
-  program.call("mount the code on /var/task", SYS.move_mount, [
-    passed(BOOT_PASSES.task),
-    program.text(""),
-    AT_FDCWD,
-    program.text("/var/task"),
-    moveMountEmptyPath,
-  ]);
+  mountTask(program, passed(BOOT_PASSES.task));
   program.install("control socket", passed(BOOT_PASSES.control), CONTROL_FD, false);
   program.call("stdout", SYS.dup3, [passed(BOOT_PASSES.log), 1, 0]);
   program.call("stderr", SYS.dup3, [passed(BOOT_PASSES.log), 2, 0]);
-  program.call("working directory", SYS.chdir, [program.text("/var/task")]);
+  program.call("working directory", SYS.chdir, [program.text(TASK_ROOT)]);
   for (const [resource, limit] of [
     // Of 1 the kernel makes neither a file nor a handler's input; of 0, the latter (core(5)).
     [RLIMIT_CORE, 1n],

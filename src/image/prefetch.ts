@@ -3,7 +3,7 @@
  * image lie in its page space and its base's, all others in the files that are mapped; zero pages are holes and are never read.
  */
 import { isRead } from "./compile-memory.js";
-import { type Facts, type Region, storedRuns } from "./facts.js";
+import { type Facts, isFile, type Region, storedRuns } from "./facts.js";
 import { forecast } from "./likelihood.js";
 import { clipRuns, type PageRun, runPages, type WorkingSet } from "./working-set.js";
 
@@ -84,10 +84,6 @@ const PROT_EXEC = 4;
 /** A fault in code that comes before its read was asked for reads as much as the device reads ahead (compile-advice.ts). */
 function isCode(region: Region): boolean {
   return isFile(region) && (region.prot & PROT_EXEC) !== 0;
-}
-
-function isFile(region: Region): boolean {
-  return region.kind === "file" || region.kind === "shared";
 }
 
 /** Each run, cut where mappings begin and end. An overlay lies on its file. */
