@@ -15,6 +15,7 @@ import { open, readFile } from "node:fs/promises";
 import { errorText, ThawError } from "../base/errors.js";
 import { writeFileDurably } from "../base/fsync.js";
 import type { Logger } from "../base/log.js";
+import { PAGE_BYTES } from "../base/units.js";
 import {
   type Access,
   accessesOf,
@@ -318,8 +319,8 @@ async function readCopies(path: string, copies: Installation["copies"], set: Buf
   const file = await open(path, "r");
   try {
     for (const { from, at, pages: count } of copies) {
-      const { bytesRead } = await file.read(set, at, count * 4096, Number(from));
-      if (bytesRead !== count * 4096) throw new Error(`the page space ends at ${from + BigInt(bytesRead)}`);
+      const { bytesRead } = await file.read(set, at, count * PAGE_BYTES, Number(from));
+      if (bytesRead !== count * PAGE_BYTES) throw new Error(`the page space ends at ${from + BigInt(bytesRead)}`);
     }
   } finally {
     await file.close();

@@ -28,6 +28,7 @@ import {
   type WorkingSet,
   writeWorkingSet,
 } from "../image/index.js";
+import { PROT_WRITE } from "../linux/syscalls.js";
 import type { HuskLevel } from "./types.js";
 
 /** A start fits unless more faults than this part of the set's pages lie outside it … */
@@ -216,8 +217,11 @@ export class LiveWorkingSet {
       this.#ownRegions.filter(({ prot }) => fits(prot)).flatMap((region) => clipRuns(runs, region.start, region.end));
     return {
       ...present,
-      written: inside(present.written, (prot) => (prot & 2) !== 0),
-      read: [...inside(present.read, (prot) => prot !== 0), ...inside(present.written, (prot) => prot !== 0 && (prot & 2) === 0)],
+      written: inside(present.written, (prot) => (prot & PROT_WRITE) !== 0),
+      read: [
+        ...inside(present.read, (prot) => prot !== 0),
+        ...inside(present.written, (prot) => prot !== 0 && (prot & PROT_WRITE) === 0),
+      ],
     };
   }
 }

@@ -1,6 +1,7 @@
 /** Mappings and pages of an image as system calls: the runtime, memory and prefault parts of a start (compile.ts). */
 import { createHash } from "node:crypto";
 import { assert } from "../base/errors.js";
+import { PAGE_BYTES } from "../base/units.js";
 import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
 import {
   AT_FDCWD,
@@ -19,8 +20,8 @@ import {
   SYS,
 } from "../linux/syscalls.js";
 import { type Facts, type FileIdentity, isFile, type Region, storedRuns } from "./facts.js";
+import { type PageRun, pageAddresses } from "./page-runs.js";
 import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
-import type { PageRun } from "./working-set.js";
 
 /** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch; `paged`: anonymous memory that the pager fills. */
 export type PageSource = "lazy" | "eager" | "paged";
@@ -167,9 +168,8 @@ function spaceOf(region: Region): ReturnType<typeof passed> {
 function readRuns(program: ProgramBuilder, region: Region): void {
   for (const run of storedRuns(region)) {
     const offset = (region.slot ?? 0n) + (run.address - region.start);
-    program.call(`read ${region.kind} pages`, SYS.pread64, [spaceOf(region), run.address, run.bytes, offset], {
-      expect: run.bytes,
-    });
+    const bytes = run.pages * PAGE_BYTES;
+    program.call(`read ${region.kind} pages`, SYS.pread64, [spaceOf(region), run.address, bytes, offset], { expect: bytes });
   }
 }
 
@@ -274,16 +274,13 @@ export function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSou
  * processors (docs/design/thaw.md).
  */
 export function copyAhead(program: ProgramBuilder, written: readonly PageRun[]): void {
-  program.touch(
-    "copy written pages",
-    written.flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n)),
-  );
+  program.touch("copy written pages", pageAddresses(written));
 }
 
 /** Maps pages that are only read; what is shared with others costs no memory. */
 function mapAhead(program: ProgramBuilder, read: readonly PageRun[]): void {
   for (const run of read)
-    program.call("map read pages", SYS.madvise, [run.address, run.pages * 4096, MADV_POPULATE_READ], { mayFail: true });
+    program.call("map read pages", SYS.madvise, [run.address, run.pages * PAGE_BYTES, MADV_POPULATE_READ], { mayFail: true });
 }
 
 /** Threads to be made ahead, so that an image's find those with their numbers; what nobody needs ends, so none are made for numbers that are out of reach. */

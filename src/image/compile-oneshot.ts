@@ -3,6 +3,7 @@
  * whatever an entry is made with, so one that was made with nothing would tell that the other end was closed. Firing alone disarms: such an
  * entry is made for what is the case already, and fires before anybody waits.
  */
+import { PAGE_BYTES } from "../base/units.js";
 import { SYS } from "../linux/syscalls.js";
 import type { EpollEntry } from "./channels.js";
 import type { Descriptor } from "./facts.js";
@@ -13,7 +14,6 @@ const EPOLLOUT = 0x4;
 const EPOLLONESHOT = 0x4000_0000;
 /** What the kernel leaves of an entry that has fired: those that are no events (EPOLLEXCLUSIVE to EPOLLET). */
 const NO_EVENTS = 0xf000_0000;
-const PAGE_BYTES = 4096;
 const EVENT_BYTES = 12;
 
 /** What an entry that has fired is made for. */

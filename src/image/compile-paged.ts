@@ -3,6 +3,7 @@
  * until the pager has registered its regions and installed what was recorded. It is a full userfaultfd: faults that the kernel takes for
  * the function, in read(2) or most of futex(2), are served like its own.
  */
+import { PAGE_BYTES } from "../base/units.js";
 import { ABI_CONSTANTS } from "../linux/abi.js";
 import { EFD_CLOEXEC, F_DUPFD_CLOEXEC, MADV_POPULATE_WRITE, O_CLOEXEC, O_NONBLOCK, SYS } from "../linux/syscalls.js";
 import { USERFAULTFD_IOC_NEW } from "../linux/userfaultfd.js";
@@ -12,7 +13,7 @@ import { register } from "./frame.js";
 import type { ProgramBuilder, Slot } from "./program.js";
 
 const GATE_BYTES = 8;
-const PAGE_MASK = ~4095n;
+const PAGE_MASK = ~BigInt(PAGE_BYTES - 1);
 /** Without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME. */
 const FUTEX_COMMANDS = 0x7fn;
 const FUTEX_LOCK_PI = 6n;
@@ -49,6 +50,8 @@ export function bringLocks(program: ProgramBuilder, threads: readonly ThreadFact
     const command = register(thread, "rsi") & FUTEX_COMMANDS;
     if (register(thread, "rax") !== BigInt(SYS.futex) || (command !== FUTEX_LOCK_PI && command !== FUTEX_LOCK_PI2)) continue;
     const page = register(thread, "rdi") & PAGE_MASK;
-    program.call(`bring the lock of thread ${thread.name}`, SYS.madvise, [page, 4096, MADV_POPULATE_WRITE], { mayFail: true });
+    program.call(`bring the lock of thread ${thread.name}`, SYS.madvise, [page, PAGE_BYTES, MADV_POPULATE_WRITE], {
+      mayFail: true,
+    });
   }
 }

@@ -22,8 +22,8 @@ import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recor
 import { restoreTmp } from "./compile-tmp.js";
 import { type Facts, isFile, type Region, type ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
+import type { PageRun } from "./page-runs.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
-import type { PageRun } from "./working-set.js";
 
 const CAPABILITY_VERSION_3 = 0x20080522;
 const RLIMIT_COUNT = 16;

@@ -3,6 +3,8 @@
  * hexadecimal strings in JSON and bigint here.
  */
 import { z } from "../base/schema.js";
+import { PAGE_BYTES } from "../base/units.js";
+import type { PageRun } from "./page-runs.js";
 
 const hex = z
   .string()
@@ -208,16 +210,16 @@ export function isFile({ kind }: Region): boolean {
 }
 
 /** Pages that hold bytes in a region, be they stored in the image itself or in its base. */
-export function storedPages(region: Region): number {
+export function storedPages({ runs = [] }: Region): number {
   let pages = 0;
-  for (let index = 1; index < (region.runs?.length ?? 0); index += 2) pages += region.runs?.[index] ?? 0;
+  for (let index = 1; index < runs.length; index += 2) pages += runs[index] ?? 0;
   return pages;
 }
 
-/** The stored runs of a region as addresses and byte counts. */
-export function* storedRuns(region: Region): Generator<{ address: bigint; bytes: number }> {
-  const runs = region.runs ?? [];
-  for (let index = 0; index + 1 < runs.length; index += 2) {
-    yield { address: region.start + BigInt(runs[index] ?? 0) * 4096n, bytes: (runs[index + 1] ?? 0) * 4096 };
-  }
+/** Those pages as runs. */
+export function storedRuns({ start, runs = [] }: Region): PageRun[] {
+  const stored: PageRun[] = [];
+  for (let index = 0; index + 1 < runs.length; index += 2)
+    stored.push({ address: start + BigInt((runs[index] ?? 0) * PAGE_BYTES), pages: runs[index + 1] ?? 0 });
+  return stored;
 }

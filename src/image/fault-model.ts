@@ -9,7 +9,8 @@
  *
  * The **present pages**, which cost a scan. What is present and not explained by the set was touched outside of it.
  */
-import { type PageRun, runPages, type WorkingSet } from "./working-set.js";
+import { type PageRun, pageAt, runPages } from "./page-runs.js";
+import type { WorkingSet } from "./working-set.js";
 
 /** fault_around_bytes, as every kernel has it unless debugfs says otherwise. */
 const FAULT_AROUND_PAGES = 16;
@@ -46,7 +47,7 @@ export function expectedFaults(model: FaultModel, ahead: boolean, cold: boolean)
 /** Every aligned block of so many pages that a run has pages in. */
 function* blocksOf(runs: readonly PageRun[], blockPages: number): Generator<number> {
   for (const { address, pages } of runs) {
-    const first = Number(address / 4096n);
+    const first = pageAt(address);
     for (let block = Math.floor(first / blockPages); block * blockPages < first + pages; block++) yield block;
   }
 }

@@ -4,8 +4,9 @@
  */
 import { isMemory, mapRegion } from "./compile-memory.js";
 import type { Facts } from "./facts.js";
+import { clipRuns, type PageRun, pageAddresses } from "./page-runs.js";
 import { type Program, ProgramBuilder } from "./program.js";
-import { clipRuns, type PageRun, type WorkingSet } from "./working-set.js";
+import type { WorkingSet } from "./working-set.js";
 
 /** Stamps of the floor's program. */
 export const FLOOR_STAMPS = { begin: 1, mapped: 2, faulted: 3 } as const;
@@ -42,9 +43,7 @@ export function compileFloor(facts: Facts, set: WorkingSet): Floor {
 }
 
 function pages(runs: readonly PageRun[]): bigint[] {
-  return runs
-    .flatMap((run) => Array.from({ length: run.pages }, (_, index) => run.address + BigInt(index) * 4096n))
-    .slice(0, TOUCHES_MAX);
+  return pageAddresses(runs).slice(0, TOUCHES_MAX);
 }
 
 function blocks(runs: readonly PageRun[]): Set<bigint> {

@@ -29,6 +29,7 @@ export {
   specSchema,
 } from "./manifest.js";
 export * from "./merge.js";
+export * from "./page-runs.js";
 export { BASE, type FileRange, PAGES, packedRanges, prefetchRanges } from "./prefetch.js";
 export { type Program, type ProgramBuilder, passed } from "./program.js";
 export * from "./reap-set.js";

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { forecast } from "./likelihood.js";
-import { type CountedRun, EMPTY_WORKING_SET, runPages, workingSet } from "./working-set.js";
+import { runPages } from "./page-runs.js";
+import { type CountedRun, EMPTY_WORKING_SET, workingSet } from "./working-set.js";
 
 /** A set of five recordings, in which `seen[r - 1]` pages were seen by r of them. */
 function setOf(...seen: readonly number[]) {

@@ -3,7 +3,8 @@
  * frequencies of species and the estimation of population parameters", Biometrika 40, 1953). Of the pages that r of n recordings saw,
  * f(r) in number, the next start touches (r + 1) f(r + 1) / n; so f(1) / n are pages that nobody saw.
  */
-import { type CountedRun, runPages, type WorkingSet } from "./working-set.js";
+import { runPages } from "./page-runs.js";
+import type { CountedRun, WorkingSet } from "./working-set.js";
 
 /**
  * A page is worth a read ahead of its fault from this probability on: its read occupies the disk for 16 us among many, and a fault

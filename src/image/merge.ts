@@ -3,7 +3,8 @@
  * recording is a real start that takes a fault for each page, so there are at most {@link RECORDINGS_MAX}, and they end as
  * soon as one brings next to nothing new (docs/design/working-set.md has the figures).
  */
-import { type CountedRun, type PageRun, RECORDINGS_MIN, runPages, type WorkingSet, workingSet } from "./working-set.js";
+import { addressOf, type PageRun, pageAt, runPages } from "./page-runs.js";
+import { type CountedRun, RECORDINGS_MIN, type WorkingSet, workingSet } from "./working-set.js";
 
 /** REAP finds 97 % or more of the pages the same across inputs for most functions: five recordings see what there is to see. */
 export const RECORDINGS_MAX = 5;
@@ -60,7 +61,7 @@ function overheadOf({ written, read, faults, exact, parked }: Recording): number
 /** Adds up counts where runs overlap; neighbours with equal counts become one. */
 function sumRuns(runs: readonly CountedRun[]): CountedRun[] {
   const edges = runs.flatMap(({ address, pages, written, read }) => {
-    const page = Number(address / 4096n);
+    const page = pageAt(address);
     return [
       { page, written, read },
       { page: page + pages, written: -written, read: -read },
@@ -82,5 +83,5 @@ function sumRuns(runs: readonly CountedRun[]): CountedRun[] {
     written += edge.written;
     read += edge.read;
   }
-  return sums.map(({ page, pages, ...counts }) => ({ address: BigInt(page) * 4096n, pages, ...counts }));
+  return sums.map(({ page, pages, ...counts }) => ({ address: addressOf(page), pages, ...counts }));
 }

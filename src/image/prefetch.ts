@@ -2,13 +2,15 @@
  * From the working set to bytes of files: which part of which file a start needs from disk, and in what order. Pages of the
  * image lie in its page space and its base's, all others in the files that are mapped; zero pages are holes and are never read.
  */
+import { PAGE_BYTES } from "../base/units.js";
 import { isRead } from "./compile-memory.js";
 import { type Facts, isFile, type Region, storedRuns } from "./facts.js";
 import { forecast } from "./likelihood.js";
-import { clipRuns, type PageRun, runPages, type WorkingSet } from "./working-set.js";
+import { clipRuns, endOf, gapsIn, type PageRun, runPages } from "./page-runs.js";
+import type { WorkingSet } from "./working-set.js";
 
 /** Pages of a range that nobody asked for cost less than another read: measured on a virtual disk (docs/design/working-set.md). */
-const GAP_BYTES = 4 * 4096;
+const GAP_BYTES = 4 * PAGE_BYTES;
 
 /** The page space among the files of ranges. */
 export const PAGES = "pages";
@@ -74,9 +76,7 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
 
 /** By the program itself. */
 function runsReadFirst(facts: Facts): PageRun[] {
-  return facts.regions
-    .filter(isRead)
-    .flatMap((region) => [...storedRuns(region)].map(({ address, bytes }) => ({ address, pages: bytes / 4096 })));
+  return facts.regions.filter(isRead).flatMap(storedRuns);
 }
 
 const PROT_EXEC = 4;
@@ -95,75 +95,54 @@ function placed(facts: Facts, runs: readonly PageRun[]): { run: PageRun; region:
   const plain = regions.filter(({ kind }) => kind !== "overlay");
   return runs.flatMap((run) => {
     const over = cut(overlays, run);
-    const under = uncovered(run, over).flatMap((rest) => cut(plain, rest));
-    return [...over, ...under];
+    const rest = gapsIn(
+      run,
+      over.map((part) => part.run),
+    );
+    const under = rest.flatMap((part) => cut(plain, part));
+    return [...over, ...under].map(({ run: part, span }) => ({ run: part, region: span }));
   });
 }
 
-/** The parts of a run inside regions, which are sorted and do not overlap. */
-function cut(regions: readonly Region[], run: PageRun): { run: PageRun; region: Region }[] {
-  const end = run.address + BigInt(run.pages) * 4096n;
-  const parts: { run: PageRun; region: Region }[] = [];
-  for (let index = firstEndingAfter(regions, run.address); index < regions.length; index++) {
-    const region = regions[index] as Region;
-    if (region.start >= end) break;
-    for (const part of clipRuns([run], region.start, region.end)) parts.push({ run: part, region });
+interface Span {
+  readonly start: bigint;
+  readonly end: bigint;
+}
+
+/** The parts of a run inside each of these, which are sorted and do not overlap. */
+function cut<T extends Span>(spans: readonly T[], run: PageRun): { run: PageRun; span: T }[] {
+  const parts: { run: PageRun; span: T }[] = [];
+  for (let index = firstEndingAfter(spans, run.address); index < spans.length; index++) {
+    const span = spans[index] as T;
+    if (span.start >= endOf(run)) break;
+    for (const part of clipRuns([run], span.start, span.end)) parts.push({ run: part, span });
   }
   return parts;
 }
 
-function firstEndingAfter(ranges: readonly { readonly end: bigint }[], address: bigint): number {
+function firstEndingAfter(spans: readonly Span[], address: bigint): number {
   let low = 0;
-  let high = ranges.length;
+  let high = spans.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if ((ranges[middle] as { end: bigint }).end > address) high = middle;
+    if ((spans[middle] as Span).end > address) high = middle;
     else low = middle + 1;
   }
   return low;
 }
 
-function uncovered(run: PageRun, over: readonly { run: PageRun }[]): PageRun[] {
-  let at = run.address;
-  const end = run.address + BigInt(run.pages) * 4096n;
-  const rest: PageRun[] = [];
-  for (const { run: part } of over) {
-    if (part.address > at) rest.push({ address: at, pages: Number((part.address - at) / 4096n) });
-    at = part.address + BigInt(part.pages) * 4096n;
-  }
-  if (end > at) rest.push({ address: at, pages: Number((end - at) / 4096n) });
-  return rest;
-}
-
-interface StoredRun {
-  readonly start: bigint;
-  readonly end: bigint;
-}
-
 /** The stored runs of regions, listed once: a set has thousands of runs, and so has a region. */
 class Stored {
-  readonly #byRegion = new Map<Region, readonly StoredRun[]>();
+  readonly #byRegion = new Map<Region, readonly Span[]>();
 
   /** The part of a run that the page space holds. */
   part(region: Region, run: PageRun): PageRun[] {
-    const stored = this.#runs(region);
-    const end = run.address + BigInt(run.pages) * 4096n;
-    const parts: PageRun[] = [];
-    for (let index = firstEndingAfter(stored, run.address); index < stored.length; index++) {
-      const one = stored[index] as StoredRun;
-      if (one.start >= end) break;
-      parts.push(...clipRuns([run], one.start, one.end));
+    let spans = this.#byRegion.get(region);
+    if (spans === undefined) {
+      spans = storedRuns(region).map((stored) => ({ start: stored.address, end: endOf(stored) }));
+      this.#byRegion.set(region, spans);
     }
-    return parts;
-  }
-
-  #runs(region: Region): readonly StoredRun[] {
-    let runs = this.#byRegion.get(region);
-    if (runs === undefined) {
-      runs = [...storedRuns(region)].map(({ address, bytes }) => ({ start: address, end: address + BigInt(bytes) }));
-      this.#byRegion.set(region, runs);
-    }
-    return runs;
+    return cut(spans, run).map((part) => part.run);
   }
 }
 
@@ -171,7 +150,7 @@ function rangesOf(space: Stored, region: Region, run: PageRun): FileRange[] {
   const range = (file: string, base: bigint, { address, pages }: PageRun): FileRange => ({
     file,
     offset: base + (address - region.start),
-    bytes: pages * 4096,
+    bytes: pages * PAGE_BYTES,
   });
   if (isFile(region)) return [range(region.path ?? "", region.offset ?? 0n, run)];
   return space.part(region, run).map((part) => range(region.kind === "base" ? BASE : PAGES, region.slot ?? 0n, part));

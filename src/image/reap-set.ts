@@ -7,11 +7,12 @@
  * for each page: distance in pages from the page before, and 1 for a write or 0 for a read.
  */
 import { z } from "../base/schema.js";
+import { PAGE_BYTES } from "../base/units.js";
 import { ABI_CONSTANTS as ABI, structBytes, writeStruct } from "../linux/abi.js";
 import { isStored } from "./compile-paged.js";
 import { type Facts, type Region, storedRuns } from "./facts.js";
+import { addressOf, clipRuns, endOf, gapsIn, joinRuns, type PageRun, pageAt } from "./page-runs.js";
 import { decodeSealed, encodeSealed } from "./sealed.js";
-import { clipRuns, joinRuns, type PageRun } from "./working-set.js";
 
 /** One page that missed. */
 export interface Access {
@@ -65,7 +66,7 @@ export function encodeTrace(trace: ReapTrace): Buffer {
   const accesses: number[] = [];
   let last = 0;
   for (const { address, write } of trace.accesses) {
-    const page = Number(address / 4096n);
+    const page = pageAt(address);
     accesses.push(page - last, write ? 1 : 0);
     last = page;
   }
@@ -81,7 +82,7 @@ export function decodeTrace(bytes: Buffer): ReapTrace | undefined {
   for (let index = 0; index < parsed.data.accesses.length; index += 2) {
     page += parsed.data.accesses[index] ?? 0;
     if (page < 0 || page >= PAGES_MAX) return undefined;
-    accesses.push({ address: BigInt(page) * 4096n, write: parsed.data.accesses[index + 1] === 1 });
+    accesses.push({ address: addressOf(page), write: parsed.data.accesses[index + 1] === 1 });
   }
   return { accesses, setSha256: parsed.data.setSha256, setBytes: parsed.data.setBytes };
 }
@@ -108,14 +109,14 @@ export function installationOf(facts: Facts, accesses: readonly Access[]): Insta
   for (const region of facts.regions.filter(isStored)) {
     const own = clipRuns(touched, region.start, region.end);
     if (own.length === 0) continue;
-    const stored = [...storedRuns(region)];
+    const stored = storedRuns(region);
     for (const run of own) {
-      const parts = stored.flatMap(({ address, bytes: length }) => clipRuns([run], address, address + BigInt(length)));
+      const parts = stored.flatMap((one) => clipRuns([run], one.address, endOf(one)));
       for (const part of parts) {
         copies.push({ ...part, from: offsetOf(region, part.address), at: bytes });
-        bytes += part.pages * 4096;
+        bytes += part.pages * PAGE_BYTES;
       }
-      zeros.push(...gaps(run, parts));
+      zeros.push(...gapsIn(run, parts));
     }
   }
   return { copies, zeros, bytes };
@@ -128,18 +129,6 @@ function fromOf({ kind, slot = 0n }: Region): bigint {
 
 function offsetOf(region: Region, address: bigint): bigint {
   return fromOf(region) + (address - region.start);
-}
-
-/** The pages of a run that its sorted parts leave. */
-function gaps(run: PageRun, parts: readonly PageRun[]): PageRun[] {
-  const left: PageRun[] = [];
-  let at = run.address;
-  const end = run.address + BigInt(run.pages) * 4096n;
-  for (const next of [...parts.map(({ address, pages }) => ({ address, pages })), { address: end, pages: 0 }]) {
-    if (next.address > at) left.push({ address: at, pages: Number((next.address - at) / 4096n) });
-    at = next.address + BigInt(next.pages) * 4096n;
-  }
-  return left;
 }
 
 /** The pager's plan: what it registers, and what it installs before the function runs. */
@@ -162,7 +151,7 @@ export function encodePagePlan(facts: Facts, mode: PageMode, what: Installation)
       at: region.kind === "overlay" ? 1 : 0,
     });
   for (const { address, pages, from, at: place } of what.copies)
-    at = writeStruct(bytes, at, "page_range", { address, bytes: pages * 4096, from, at: place });
-  for (const { address, pages } of what.zeros) at = writeStruct(bytes, at, "page_range", { address, bytes: pages * 4096 });
+    at = writeStruct(bytes, at, "page_range", { address, bytes: pages * PAGE_BYTES, from, at: place });
+  for (const { address, pages } of what.zeros) at = writeStruct(bytes, at, "page_range", { address, bytes: pages * PAGE_BYTES });
   return bytes;
 }

@@ -1,8 +1,9 @@
 /** Mappings in which the input chooses what is written are copied whole, as far as they have room. */
 import { describe, expect, it } from "vitest";
 import type { Region } from "./facts.js";
+import { runPages } from "./page-runs.js";
 import { writtenAnywhere } from "./spread.js";
-import { type CountedRun, EMPTY_WORKING_SET, runPages, type WorkingSet, workingSet } from "./working-set.js";
+import { type CountedRun, EMPTY_WORKING_SET, type WorkingSet, workingSet } from "./working-set.js";
 
 const PAGE = 4096n;
 const heap = (more: Partial<Region> = {}): Region => ({

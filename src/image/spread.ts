@@ -3,8 +3,10 @@
  * handler looks up in a large heap, entries of a table. The mappings in which it does so are known all the same. A husk that is parked prefaulted has its own copy of
  * them, as a booted instance would: who parks such husks pays memory for the time of a start.
  */
+import { PROT_WRITE } from "../linux/syscalls.js";
 import { type Region, storedRuns } from "./facts.js";
-import { clipRuns, type PageRun, RECORDINGS_MIN, runPages, type WorkingSet } from "./working-set.js";
+import { clipRuns, type PageRun, runPages } from "./page-runs.js";
+import { RECORDINGS_MIN, type WorkingSet } from "./working-set.js";
 
 /** A copy that is made ahead takes 1.7 us off a start: so many are worth a start that is prefaulted. */
 const WRITES_MIN = 64;
@@ -21,9 +23,12 @@ export function writtenAnywhere(regions: readonly Region[], set: WorkingSet): Pa
   if (set.recordings < RECORDINGS_MIN) return [];
   const seldom = set.runs.filter(({ written }) => written > 0 && written * 2 <= set.recordings);
   const chosen = regions
-    .filter(({ kind, prot, wipe }) => (kind === "anon" || kind === "heap" || kind === "base") && (prot & 2) !== 0 && wipe !== 1)
+    .filter(
+      ({ kind, prot, wipe }) =>
+        (kind === "anon" || kind === "heap" || kind === "base") && (prot & PROT_WRITE) !== 0 && wipe !== 1,
+    )
     .map((region) => {
-      const pages = [...storedRuns(region)].map(({ address, bytes }) => ({ address, pages: bytes / 4096 }));
+      const pages = storedRuns(region);
       return { pages, size: runPages(pages), writes: writesIn(region, seldom) / set.recordings };
     })
     .filter(({ writes, size }) => writes > 0 && writes >= size * PART_MIN)

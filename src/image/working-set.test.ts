@@ -1,16 +1,13 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { addRecording, RECORDINGS_MAX } from "./merge.js";
+import { clipRuns, joinRuns, type PageRun, runPages } from "./page-runs.js";
 import {
   type CountedRun,
-  clipRuns,
   decodeWorkingSet,
   EMPTY_WORKING_SET,
   encodeWorkingSet,
-  joinRuns,
-  type PageRun,
   RECORDINGS_MIN,
-  runPages,
   type WorkingSet,
   workingSet,
 } from "./working-set.js";

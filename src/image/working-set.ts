@@ -8,13 +8,8 @@
  * that saw it only read.
  */
 import { z } from "../base/schema.js";
+import { addressOf, endOf, type PageRun, pageAt, runBetween } from "./page-runs.js";
 import { decodeSealed, encodeSealed } from "./sealed.js";
-
-/** Consecutive pages. */
-export interface PageRun {
-  readonly address: bigint;
-  readonly pages: number;
-}
 
 /** Pages that the same number of recordings saw written, and the same number saw only read. */
 export interface CountedRun extends PageRun {
@@ -76,11 +71,11 @@ export function workingSet(facts: WorkingSetFacts): WorkingSet {
 
 /** Joins runs that follow one another without a gap, and keeps the order. */
 function touching(runs: readonly PageRun[]): PageRun[] {
-  const joined: { address: bigint; pages: number }[] = [];
-  for (const { address, pages } of runs) {
+  const joined: PageRun[] = [];
+  for (const run of runs) {
     const last = joined.at(-1);
-    if (last !== undefined && last.address + BigInt(last.pages) * 4096n === address) last.pages += pages;
-    else joined.push({ address, pages });
+    if (last !== undefined && endOf(last) === run.address) joined[joined.length - 1] = runBetween(last.address, endOf(run));
+    else joined.push(run);
   }
   return joined;
 }
@@ -95,37 +90,6 @@ export const EMPTY_WORKING_SET: WorkingSet = workingSet({
   overhead: 0,
   runs: [],
 });
-
-/** Pages in a list of runs. */
-export function runPages(runs: readonly PageRun[]): number {
-  return runs.reduce((sum, run) => sum + run.pages, 0);
-}
-
-/** Joins runs that lie at most `gapPages` apart: one longer call costs less than two. Input and output sorted by address. */
-export function joinRuns(runs: readonly PageRun[], gapPages: number): PageRun[] {
-  const joined: { address: bigint; pages: number }[] = [];
-  for (const run of [...runs].sort((a, b) => (a.address < b.address ? -1 : 1))) {
-    const last = joined.at(-1);
-    const lastEnd = last === undefined ? 0n : last.address + BigInt(last.pages) * 4096n;
-    if (last !== undefined && run.address <= lastEnd + BigInt(gapPages) * 4096n) {
-      const end = run.address + BigInt(run.pages) * 4096n;
-      if (end > lastEnd) last.pages = Number((end - last.address) / 4096n);
-    } else joined.push({ address: run.address, pages: run.pages });
-  }
-  return joined;
-}
-
-/** Cuts runs to the part inside [start, end). */
-export function clipRuns(runs: readonly PageRun[], start: bigint, end: bigint): PageRun[] {
-  const clipped: PageRun[] = [];
-  for (const run of runs) {
-    const from = run.address > start ? run.address : start;
-    const runEnd = run.address + BigInt(run.pages) * 4096n;
-    const to = runEnd < end ? runEnd : end;
-    if (to > from) clipped.push({ address: from, pages: Number((to - from) / 4096n) });
-  }
-  return clipped;
-}
 
 const FILE_VERSION = 2;
 const FILE_NAME = "thaw-working-set";
@@ -149,7 +113,7 @@ export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
   const runs: number[] = [];
   let end = 0;
   for (const run of set.runs) {
-    const page = Number(run.address / 4096n);
+    const page = pageAt(run.address);
     runs.push(page - end, run.pages, run.written, run.read);
     end = page + run.pages;
   }
@@ -174,7 +138,7 @@ function decodeRuns(numbers: readonly number[], recordings: number): CountedRun[
     const seen = written + read;
     if (page < 0 || pages < 1 || page + pages > PAGES_MAX || written < 0 || read < 0 || seen < 1 || seen > recordings)
       return undefined;
-    runs.push({ address: BigInt(page) * 4096n, pages, written, read });
+    runs.push({ address: addressOf(page), pages, written, read });
     end = page + pages;
   }
   return runs;

@@ -3,6 +3,7 @@
  * response in hand, through a husk from the generic pool.
  */
 import { sleep } from "../../base/clock.js";
+import { PAGE_BYTES } from "../../base/units.js";
 import type { Engine, Image } from "../../engine/types.js";
 import { Deadline } from "../bounded.js";
 import { type ColdWay, coldArm } from "../cold-start.js";
@@ -98,7 +99,7 @@ async function measure(
       libraries: packageVersions(workload),
       arms: results,
       warmUs: await warmTimes(engine, made, workload, lab.rounds),
-      workingSetPages: (workingSet?.rangeBytes ?? Number.NaN) / 4096,
+      workingSetPages: (workingSet?.rangeBytes ?? Number.NaN) / PAGE_BYTES,
     };
   } finally {
     await preparePools(engine, made, EMPTY_POOLS);
