@@ -23,8 +23,9 @@ import type { Husk } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
+import { usBetween } from "./parts.js";
 import { runStage } from "./stages.js";
-import { SHIM_INSIDE, type Template } from "./templates.js";
+import { interpreterOf, type Template } from "./templates.js";
 import type { FunctionSpec, StartResult } from "./types.js";
 
 /** ext4 allows 65,000 links to a file. */
@@ -57,11 +58,6 @@ export function flagsKey(spec: FunctionSpec, template: Template): string {
 
 function launchBase(spec: FunctionSpec, template: Template): ReturnType<typeof launch> {
   return launch({ ...baseSpec(spec, "", ""), ...interpreterOf(template), base: true });
-}
-
-/** How the interpreter of a template is called, for {@link launch}. */
-function interpreterOf({ interpreter }: Template): { interpreter: string; preload?: string } {
-  return { interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) };
 }
 
 function baseSpec(spec: FunctionSpec, key: string, codeDir: string): FunctionSpec {
@@ -155,10 +151,10 @@ export class Bases {
       await loaded;
       instance.start = {
         ...start,
-        us: Number(monotonicNs() - began) / 1000,
+        us: usBetween(began, monotonicNs()),
         phases: [
-          { name: "base", us: Number(thawn - began) / 1000 },
-          { name: "load", us: Number(monotonicNs() - thawn) / 1000 },
+          { name: "base", us: usBetween(began, thawn) },
+          { name: "load", us: usBetween(thawn, monotonicNs()) },
         ],
       };
       return instance;

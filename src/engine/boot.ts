@@ -7,8 +7,9 @@ import { launch } from "../runtime/launch.js";
 import type { LiveInstance } from "./instance.js";
 import { notTheReply } from "./instance-end.js";
 import type { Keeper, PassedFd } from "./keeper.js";
+import { usBetween } from "./parts.js";
 import { runStage, type StageStep } from "./stages.js";
-import { SHIM_INSIDE, type Template } from "./templates.js";
+import { interpreterOf, type Template } from "./templates.js";
 import type { Phase, StartResult } from "./types.js";
 
 /** What is known of a boot when it begins. */
@@ -28,15 +29,7 @@ function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: n
 export async function bootInstance(keeper: Keeper, instance: LiveInstance, template: Template, base = false): Promise<Phase[]> {
   const began = monotonicNs();
   const { spec } = instance;
-  const { interpreter } = template;
-  const program = compileBoot(
-    launch({
-      ...spec,
-      interpreter: interpreter.path,
-      ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}),
-      base,
-    }),
-  );
+  const program = compileBoot(launch({ ...spec, ...interpreterOf(template), base }));
   const file = keeper.fileBytes(program.bytes);
   let task: number | undefined;
   try {
@@ -48,8 +41,8 @@ export async function bootInstance(keeper: Keeper, instance: LiveInstance, templ
     const executed = monotonicNs();
     await loaded;
     return [
-      { name: "execute", us: Number(executed - began) / 1000 },
-      { name: "load", us: Number(monotonicNs() - executed) / 1000 },
+      { name: "execute", us: usBetween(began, executed) },
+      { name: "load", us: usBetween(executed, monotonicNs()) },
     ];
   } finally {
     keeper.closeFile(file);

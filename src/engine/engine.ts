@@ -15,6 +15,7 @@ import { findInterpreters, type Interpreter, interpretersAt } from "../linux/int
 import { Bases } from "./bases.js";
 import { bootBegins, bootInstance } from "./boot.js";
 import { checkSpec } from "./check-spec.js";
+import { NO_PIDS } from "./choose-pid.js";
 import { makeDataDir, refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { type FreezeTools, freezeInstance, generationOf } from "./freeze.js";
@@ -28,7 +29,7 @@ import { MappedFiles } from "./mapped-files.js";
 import { type NativePaths, nativePaths } from "./native.js";
 import { OpenImages } from "./open-images.js";
 import { Packer } from "./packing.js";
-import { type ParkedLevel, Parking } from "./parking.js";
+import { Parking } from "./parking.js";
 import { bootOnly, engineClosed, nextLabel, notOpen, usBetween } from "./parts.js";
 import { Prefetcher } from "./prefetcher.js";
 import { both, pagesElsewhere, ReapStarts } from "./reap.js";
@@ -48,13 +49,13 @@ import type {
   Instance,
   Loader,
   PageCounts,
+  ParkedLevel,
   PoolTarget,
   PrepareOptions,
   RuntimeInfo,
   ThawOptions,
 } from "./types.js";
 
-const NO_PIDS: ReadonlySet<number> = new Set();
 const GRACE_MS = 30_000;
 
 /** How the engine is opened. */

@@ -34,6 +34,7 @@ import type {
   InvokeResult,
   Loader,
   PageCounts,
+  ParkedLevel,
   PoolTarget,
   PrepareOptions,
   RuntimeInfo,
@@ -196,7 +197,7 @@ export class FakeEngine implements Engine {
     await rm(image.dir, { recursive: true, force: true });
   }
 
-  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, _loader?: Loader): void {
+  park(image: Image, level: ParkedLevel, count: number, _loader?: Loader): void {
     const levels = this.parked.get(image.dir) ?? new Map<HuskLevel, number>();
     levels.set(level, count);
     this.parked.set(image.dir, levels);

@@ -3,9 +3,11 @@
 import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { FLOOR_STAMPS } from "../image/index.js";
+import { NO_PIDS } from "./choose-pid.js";
 import type { HuskPool } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import type { Keeper } from "./keeper.js";
+import { usBetween } from "./parts.js";
 import { runStage } from "./stages.js";
 import type { FloorSample } from "./types.js";
 
@@ -15,8 +17,6 @@ interface FloorTools {
   readonly huskPath: string;
   readonly template: number;
 }
-
-const NO_PIDS: ReadonlySet<number> = new Set();
 
 /** In a husk of its own, which ends afterwards: maps what the image maps, faults as often as its recorded start did. */
 export async function measureFloor(tools: FloorTools, loaded: LoadedImage): Promise<FloorSample> {
@@ -35,7 +35,7 @@ export async function measureFloor(tools: FloorTools, loaded: LoadedImage): Prom
     const began = monotonicNs();
     await tools.keeper.helper([tools.huskPath]);
     return {
-      spawnUs: Number(monotonicNs() - began) / 1000,
+      spawnUs: usBetween(began, monotonicNs()),
       mappingsUs: at(FLOOR_STAMPS.mapped) - at(FLOOR_STAMPS.begin),
       faultsUs: at(FLOOR_STAMPS.faulted) - at(FLOOR_STAMPS.mapped),
       mappings,

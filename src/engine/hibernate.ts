@@ -21,6 +21,7 @@ import type { LiveInstance } from "./instance.js";
 import type { HelperResult, Keeper } from "./keeper.js";
 import type { MappedFiles } from "./mapped-files.js";
 import { parseReply } from "./native.js";
+import { usBetween } from "./parts.js";
 import type { HibernateReport, InstanceState, StartResult } from "./types.js";
 import { WakeSet } from "./wake-set.js";
 import { WakeWatch } from "./wake-watch.js";
@@ -303,7 +304,7 @@ export class Hibernation {
     // They seemed to be cached, and were not all.
     if (requested && ofFiles.length > 0)
       setTimeout(() => instance.busy && instance.alive && void tools.keeper.prefetchEncoded(ofFiles), LATE_MS);
-    const us = Number(monotonicNs() - began) / 1000;
+    const us = usBetween(began, monotonicNs());
     instance.start = start(0, 0);
     const done = await Promise.all(reading);
     const readUs = done.reduce((sum, part) => sum + part.us, 0);

@@ -17,7 +17,7 @@ import { PAGE_BYTES } from "../base/units.js";
 import { choosePid } from "./choose-pid.js";
 import { NO_FAULTS, type ProcessFaults, processFaults } from "./faults.js";
 import type { HuskReady, InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
-import type { Told } from "./parts.js";
+import { type Told, usBetween } from "./parts.js";
 import { ASK_MS, Quiet } from "./quiet.js";
 import { runStage, type StageStep } from "./stages.js";
 import type { HuskLevel } from "./types.js";
@@ -283,7 +283,7 @@ export class HuskPool {
     husk.level = level;
     husk.faultsBefore = processFaults(husk.host.pid) ?? NO_FAULTS;
     husk.privateBytes = privateBytes(husk.host.pid);
-    husk.madeUs = Number(monotonicNs() - began) / 1000;
+    husk.madeUs = usBetween(began, monotonicNs());
     this.made++;
     this.us += husk.madeUs;
     return husk;

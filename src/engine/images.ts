@@ -21,7 +21,6 @@ import {
   type Facts,
   type FileRange,
   fdBase,
-  IMAGE_VERSION,
   type ImageInspection,
   imageFiles,
   inspectImage,
@@ -244,7 +243,7 @@ export class LoadedImage {
   async inspect(): Promise<ImageInspection> {
     const stored = await readImage(this.image.dir);
     await this.check.again();
-    return inspectImage(stored, IMAGE_VERSION, { outside: this.sets.outside, renewals: this.sets.renewals });
+    return inspectImage(stored, { outside: this.sets.outside, renewals: this.sets.renewals });
   }
 
   /** Everything that a husk without this image lacks, and it runs. `generic`: it has no runtime mapped either. `task`: other code. */

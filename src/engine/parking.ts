@@ -14,6 +14,7 @@ import { assert, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { parkedKey } from "./choose-husk.js";
+import { NO_PIDS } from "./choose-pid.js";
 import { DEFAULT_TMP_MB, genericKey, type Husk, type HuskPool } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import type { Limits } from "./limits.js";
@@ -21,16 +22,13 @@ import type { OpenImages } from "./open-images.js";
 import { refuseParking } from "./reap.js";
 import type { StageStep } from "./stages.js";
 import type { Templates } from "./templates.js";
-import type { Image, Loader, PoolTarget } from "./types.js";
+import type { Image, Loader, ParkedLevel, PoolTarget } from "./types.js";
 import { LOADERS } from "./types.js";
 
 const DEFAULT_GENERIC_HUSKS = 2;
-const NO_PIDS: ReadonlySet<number> = new Set();
 /** Sets of files that are kept of themselves, and such that were started from once. */
 const RUNTIMES_MAX = 8;
 const SEEN_MAX = 64;
-
-export type ParkedLevel = "runtime" | "image" | "prefaulted";
 
 /** What parking needs of the engine. */
 export interface ParkingTools {

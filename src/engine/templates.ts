@@ -6,12 +6,17 @@ import type { Keeper } from "./keeper.js";
 import type { NativePaths } from "./native.js";
 
 /** Where the preload shim lies inside. */
-export const SHIM_INSIDE = "/run/thaw/shim.so";
+const SHIM_INSIDE = "/run/thaw/shim.so";
 
 /** One runtime's root; `id` is the keeper's. */
 export interface Template {
   readonly id: number;
   readonly interpreter: Interpreter;
+}
+
+/** How the interpreter of a template is called, for {@link launch}. */
+export function interpreterOf({ interpreter }: Template): { interpreter: string; preload?: string } {
+  return { interpreter: interpreter.path, ...(interpreter.language === "node" ? { preload: SHIM_INSIDE } : {}) };
 }
 
 /** The root file systems of all runtimes, each made once, when it is first used. */

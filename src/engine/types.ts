@@ -24,7 +24,9 @@ export type StartKind = "boot" | "thaw" | "parked" | "reuse" | "wake";
 export type InstanceState = "warm" | "deflating" | "hibernated" | "woken";
 
 /** How far a pooled husk has been filled ahead of a thaw (docs/design/thaw.md: generic, runtime mapped, image mapped, prefaulted). */
-export type HuskLevel = "generic" | "runtime" | "image" | "prefaulted";
+export type HuskLevel = "generic" | ParkedLevel;
+/** Those of them that are kept ready for images by name. */
+export type ParkedLevel = "runtime" | "image" | "prefaulted";
 
 /** What a function is, for the engine. */
 export interface FunctionSpec {
@@ -384,7 +386,7 @@ export interface Engine {
   /** Forgets the image's pools and descriptors and removes its directory. */
   removeImage(image: Image): Promise<void>;
   /** How many husks to keep ready for this image at a level; refilled in the background, where it is closed once it was opened. 0 drops them. */
-  park(image: Image, level: "runtime" | "image" | "prefaulted", count: number, loader?: Loader): void;
+  park(image: Image, level: ParkedLevel, count: number, loader?: Loader): void;
   /** Husks kept ready for any image. */
   pool(target: PoolTarget): void;
   /** Resolves when every pool has as many husks as asked for, or rejects after `timeoutMs`. */

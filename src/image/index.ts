@@ -24,7 +24,6 @@ export {
   decodeManifest,
   decodeRawManifest,
   encodeManifest,
-  IMAGE_VERSION,
   type RawManifest,
   specSchema,
 } from "./manifest.js";

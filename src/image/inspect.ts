@@ -1,7 +1,7 @@
 /** What an image consists of, in plain data, for people who look at one. */
 import { stat } from "node:fs/promises";
 import { type Facts, isFile, storedPages } from "./facts.js";
-import type { Manifest } from "./manifest.js";
+import { IMAGE_VERSION, type Manifest } from "./manifest.js";
 import { classify, type PageClasses, prefetchRanges } from "./prefetch.js";
 import { basePath, imageFiles, type StoredImage } from "./store.js";
 import type { RunOrder, WorkingSet } from "./working-set.js";
@@ -89,7 +89,7 @@ function inspectWorkingSet(facts: Facts, set: WorkingSet, recent: RecentStarts):
 }
 
 /** Summarises an image that was read and checked. */
-export async function inspectImage(image: StoredImage, formatVersion: number, recent: RecentStarts): Promise<ImageInspection> {
+export async function inspectImage(image: StoredImage, recent: RecentStarts): Promise<ImageInspection> {
   const { manifest, workingSet } = image;
   const { facts } = manifest;
   const bytes: Record<string, number> = {};
@@ -101,7 +101,7 @@ export async function inspectImage(image: StoredImage, formatVersion: number, re
   const count = (base: boolean): number =>
     facts.regions.reduce((sum, region) => sum + ((region.kind === "base") === base ? storedPages(region) : 0), 0);
   return {
-    formatVersion,
+    formatVersion: IMAGE_VERSION,
     createdMs: manifest.createdMs,
     generation: manifest.generation,
     heat: manifest.heat,

@@ -3,7 +3,7 @@
  * shrink to a sixth):
  *
  * ```
- * thaw-manifest 3 <sha256 of what follows, hex> <bytes of what follows>\n<gzip of JSON>
+ * thaw-manifest <format> <sha256 of what follows, hex> <bytes of what follows>\n<gzip of JSON>
  * ```
  *
  * Everything else in an image's directory is either described by it (`pages`, `tmp`) or can be thrown away (`working-set`).

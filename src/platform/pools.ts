@@ -15,7 +15,7 @@ import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { faultPoint } from "../base/fault.js";
 import type { Logger } from "../base/log.js";
-import type { Engine, Image } from "../engine/types.js";
+import type { Engine, Image, ParkedLevel } from "../engine/types.js";
 import type { ImageSummary, Store, StoredImage } from "./store.js";
 import type { ImageEntry, ParkedTargets } from "./types.js";
 import type { Version } from "./version.js";
@@ -149,7 +149,7 @@ export class Pools {
     }
   }
 
-  #target(image: Image, level: "runtime" | "image" | "prefaulted", count: number): void {
+  #target(image: Image, level: ParkedLevel, count: number): void {
     const { loader } = this.#options.parked;
     this.#options.engine.park(image, level, count, ...(loader === undefined || level === "runtime" ? [] : [loader]));
   }
