@@ -19,6 +19,7 @@ import { type ProcessFaults, processFaults } from "./faults.js";
 import { hasEnded, prepare } from "./freeze.js";
 import type { LiveInstance } from "./instance.js";
 import type { HelperResult, Keeper } from "./keeper.js";
+import { allPrefetched } from "./keeper-messages.js";
 import type { MappedFiles } from "./mapped-files.js";
 import { parseReply } from "./native.js";
 import { usBetween } from "./parts.js";
@@ -306,11 +307,10 @@ export class Hibernation {
       setTimeout(() => instance.busy && instance.alive && void tools.keeper.prefetchEncoded(ofFiles), LATE_MS);
     const us = usBetween(began, monotonicNs());
     instance.start = start(0, 0);
-    const done = await Promise.all(reading);
-    const readUs = done.reduce((sum, part) => sum + part.us, 0);
-    const pages = done.some((part) => part.pages < 0) ? this.#wakeSet.pages : done.reduce((sum, part) => sum + part.pages, 0);
+    const read = allPrefetched(await Promise.all(reading));
+    const pages = read.pages < 0 ? this.#wakeSet.pages : read.pages;
     // Unless it was hibernated meanwhile: what its next wake says is not this one's.
-    if (this.#wokenNs === began) instance.start = { ...instance.start, ...start(readUs, pages) };
+    if (this.#wokenNs === began) instance.start = { ...instance.start, ...start(read.us, pages) };
   }
 }
 

@@ -224,6 +224,15 @@ export function decodePrefetched(payload: Buffer): Prefetched {
   return { us: readStruct(payload, 0, "prefetched", "us"), pages: readStruct(payload, 0, "prefetched", "pages") };
 }
 
+/** Several prefetches as one. */
+export function allPrefetched(parts: readonly Prefetched[]): Prefetched {
+  const unknown = parts.some(({ pages }) => pages < 0);
+  return {
+    us: parts.reduce((sum, { us }) => sum + us, 0),
+    pages: unknown ? -1 : parts.reduce((sum, { pages }) => sum + pages, 0),
+  };
+}
+
 /** MSG_HUSK_READY. */
 export function decodeReady(payload: Buffer): HuskReady {
   return {

@@ -14,6 +14,7 @@ import type { CgroupParents, LimitWrite } from "../linux/cgroups.js";
 import { encodePlan, encodeStrings, type RootOperation } from "../linux/rootfs.js";
 import { FrameReader, type KeeperMessage } from "./keeper-frames.js";
 import {
+  allPrefetched,
   decodeExit,
   decodePaged,
   decodePrefetched,
@@ -284,12 +285,7 @@ export class Keeper {
         (): Prefetched => ({ us: 0, pages: -1 }),
       ),
     );
-    const done = await Promise.all(parts);
-    const unknown = done.some(({ pages }) => pages < 0);
-    return {
-      us: done.reduce((sum, part) => sum + part.us, 0),
-      pages: unknown ? -1 : done.reduce((sum, part) => sum + part.pages, 0),
-    };
+    return allPrefetched(await Promise.all(parts));
   }
 
   /**

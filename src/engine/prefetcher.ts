@@ -10,7 +10,7 @@ import type { Logger } from "../base/log.js";
 import { BASE, type FileIdentity, type FileRange, isRuntimeFile, PAGES } from "../image/index.js";
 import type { LoadedImage } from "./images.js";
 import type { Keeper } from "./keeper.js";
-import { encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
+import { allPrefetched, encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
 
 const TASK_ROOT = "/var/task/";
 const RUNTIME_ROOT = "/var/runtime/";
@@ -76,9 +76,8 @@ export class Prefetcher {
     const now = this.keeper.prefetchEncoded(known.payloads);
     const complete = known.later === undefined;
     const later = known.later?.then((rest) => this.keeper.prefetch(rest));
-    return Promise.all([now, later]).then(([first, second]) => {
-      const parts = [first.pages, second?.pages ?? 0];
-      const cold = parts.some((pages) => pages < 0) ? -1 : parts.reduce((sum, pages) => sum + pages, 0);
+    return Promise.all([now, later ?? []]).then((parts) => {
+      const { pages: cold } = allPrefetched(parts.flat());
       known.cachedMs = complete && cold === 0 ? askedMs : Number.NEGATIVE_INFINITY;
       return cold;
     });

@@ -60,6 +60,11 @@ export class Generations {
     return this.#images.length;
   }
 
+  /** The numbers that they bear, rising. */
+  get numbers(): number[] {
+    return this.#images.map(({ generation }) => generation).sort((a, b) => a - b);
+  }
+
   get hottest(): Image | undefined {
     return this.#images.at(-1);
   }

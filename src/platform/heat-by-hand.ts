@@ -62,7 +62,7 @@ function eventsOf(version: Version, { payload }: HeatRequest): Events {
 
 /** The image to begin from. Looked up when it is asked for and again when its turn has come. */
 function originOf(version: Version, { from }: HeatRequest): Image {
-  const { entries, hottest } = version.generations;
+  const { numbers, hottest } = version.generations;
   if (hottest === undefined) {
     throw new ThawError("IMAGE_NOT_READY", {
       what: `Function "${version.name}" was not heated`,
@@ -73,7 +73,6 @@ function originOf(version: Version, { from }: HeatRequest): Image {
   if (from === undefined) return hottest;
   const image = version.generations.find(from);
   if (image !== undefined) return image;
-  const numbers = entries.map((entry) => entry.image.generation).sort((a, b) => a - b);
   const why = `it has no image of generation ${String(from)}; those that exist are ${numbers.join(", ")}`;
   throw invalid(version, why, `See \`thaw image ls ${version.name}\``);
 }

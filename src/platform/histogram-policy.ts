@@ -10,7 +10,7 @@
  * times hold. The paper predicts the latter by a time series; they are long enough here for the disk.
  */
 import type { IdleFacts } from "./idle-times.js";
-import { fixedPolicy, type IdlePolicy, type IdleStep, type IdleTimesOptions } from "./policy.js";
+import { fixedPolicy, type IdlePolicy, type IdleStep, type IdleTimesOptions, KEEP_HIBERNATED_MS } from "./policy.js";
 
 /** The paper's: 5th and 99th percentile, 10 % of margin at both ends, and a coefficient of variation of at least 2. */
 const HEAD = 0.05;
@@ -25,7 +25,6 @@ const HEAD_MS_MIN = 5_000;
 const NEWS_MIN = 0.05;
 /** The client that comes twice in a row finds it warm. */
 const SOON_MS = 1_000;
-const KEEP_HIBERNATED_MS = 3_600_000;
 
 /** See above; `options` are the fixed times that it falls back to. */
 export function histogramPolicy(options: IdleTimesOptions = {}): IdlePolicy {

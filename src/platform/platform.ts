@@ -112,10 +112,10 @@ async function mendCode({ functions }: DataLayout, stored: readonly StoredFuncti
 }
 
 interface Opened {
-  readonly layout: ReturnType<typeof layoutOf>;
+  readonly layout: DataLayout;
   readonly store: Store;
   readonly lock: DataLock;
-  readonly stored: ReturnType<Store["all"]>;
+  readonly stored: readonly StoredFunction[];
 }
 
 /** The platform on one machine. */

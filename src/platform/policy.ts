@@ -31,7 +31,7 @@ export interface IdleTimesOptions {
 }
 
 const KEEP_WARM_MS = 60_000;
-const KEEP_HIBERNATED_MS = 3_600_000;
+export const KEEP_HIBERNATED_MS = 3_600_000;
 
 /** The same times for every function. */
 export function fixedPolicy(options: IdleTimesOptions = {}): IdlePolicy {

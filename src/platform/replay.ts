@@ -1,5 +1,5 @@
 /** Requests that nobody waits for, sent to a private instance so that its code gets hot; each answer is checked. */
-import { ThawError } from "../base/errors.js";
+import { errorText, ThawError } from "../base/errors.js";
 import type { Image, Instance, InvokeResult } from "../engine/types.js";
 import { wholeLines } from "./logs.js";
 import { LIMITS } from "./types.js";
@@ -48,11 +48,7 @@ export async function replayOne(
       invokedArn: version.arn,
     });
   } catch (error) {
-    throw failed(
-      version,
-      `${events.name(index)} was not answered: ${error instanceof Error ? error.message : String(error)}`,
-      error,
-    );
+    throw failed(version, `${events.name(index)} was not answered: ${errorText(error)}`, error);
   }
   if (result.functionError !== undefined || !result.alive) {
     const why = `${events.name(index)} ${complaint(version, result)}`;

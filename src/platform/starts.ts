@@ -184,7 +184,7 @@ export class Starts implements Starter {
     if (prefer.generation !== undefined) {
       const image = generations.find(prefer.generation);
       if (image !== undefined) return image;
-      const numbers = generations.entries.map((entry) => entry.image.generation).sort((a, b) => a - b);
+      const { numbers } = generations;
       const those = numbers.length === 1 ? `generation ${numbers[0]} alone exists` : `generations ${numbers.join(", ")} exist`;
       const why = numbers.length === 0 ? "its images were dropped just now" : `it has no such image: ${those}`;
       throw unavailable(version, prefer, why, `Use one of those that \`thaw image ls ${version.name}\` lists`);

@@ -37,15 +37,19 @@ export class WarmUps {
 
   /** The version has an image: replays its events on top of the hottest, unless that was done, has failed, or goes on already. */
   begin(version: Version): void {
-    if (version.warmUp?.state !== "running" || this.#running.has(version)) return;
-    this.#running.add(version);
-    void this.#try(version, 1).finally(() => this.#running.delete(version));
+    if (version.warmUp?.state === "running") this.#begin(version, 1);
   }
 
   /** Idempotent. */
   close(): void {
     for (const timer of this.#timers) clearTimeout(timer);
     this.#timers.clear();
+  }
+
+  #begin(version: Version, tries: number): void {
+    if (this.#running.has(version)) return;
+    this.#running.add(version);
+    void this.#try(version, tries).finally(() => this.#running.delete(version));
   }
 
   async #try(version: Version, tries: number): Promise<void> {
@@ -74,9 +78,7 @@ export class WarmUps {
   #later(version: Version, tries: number, pauseMs: number): void {
     const timer = setTimeout(() => {
       this.#timers.delete(timer);
-      if (this.#running.has(version)) return;
-      this.#running.add(version);
-      void this.#try(version, tries).finally(() => this.#running.delete(version));
+      this.#begin(version, tries);
     }, pauseMs).unref();
     this.#timers.add(timer);
   }
