@@ -10,7 +10,6 @@ import { FakeEnd } from "../engine/fake.js";
 import { type Gateway, openGateway } from "../gateway/index.js";
 import { openTestPlatform, type TestPlatform } from "../gateway/testing.js";
 import { until } from "../platform/testing.js";
-import { parseStart } from "./commands/invoke.js";
 import { type CliOptions, type CliRun, runCli } from "./testing.js";
 
 let test: TestPlatform;
@@ -550,20 +549,5 @@ describe("help", () => {
     const run = await thaw([]);
     expect(run.code).toBe(2);
     expect(run.err).toContain("Usage: thaw");
-  });
-});
-
-it("the start header is read back, whatever the reason holds", () => {
-  expect(parseStart("kind=thaw;loader=splice;generation=0;us=1840;wait=12")).toEqual({
-    kind: "thaw",
-    loader: "splice",
-    generation: 0,
-    us: 1840,
-    wait: 12,
-  });
-  expect(parseStart('kind=boot;us=1;fallback="a;fallback=\\"b\\" \\u00e9"')).toEqual({
-    kind: "boot",
-    us: 1,
-    fallback: 'a;fallback="b" é',
   });
 });

@@ -3,6 +3,7 @@
  * every exception its status and the case of its message member, which differs from one exception to the next in
  * Lambda's service model. Invoke replies carry Lambda's shape, control replies the error itself.
  */
+import { asciiJson } from "../base/ascii-json.js";
 import { type ErrorCode, errorText, ThawError } from "../base/errors.js";
 
 /** Lambda's exceptions that this server uses: HTTP status and the exact spelling of the message member. */
@@ -92,14 +93,6 @@ export function exceptionOf(error: unknown): ExceptionName {
   if (error instanceof ApiError) return error.exception;
   if (error instanceof ThawError) return EXCEPTION_OF[error.code];
   return "ServiceException";
-}
-
-/** JSON whose strings hold no character beyond ASCII, so that a header can carry it; it parses to the same value. */
-export function asciiJson(value: unknown): string {
-  return JSON.stringify(value).replace(
-    /[\u007f-\uffff]/g,
-    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
 }
 
 /** What may be told: our own sentences, and nothing of an error that we did not expect. */

@@ -7,10 +7,10 @@ import type { IncomingHttpHeaders } from "node:http";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { errorText, ThawError } from "../base/errors.js";
 import { parsePreference } from "../platform/preference.js";
+import { startHeader, traceHeader } from "../platform/start-header.js";
 import { type InvokeOutcome, type InvokeRequest, LIMITS, type Platform } from "../platform/types.js";
 import { ApiError } from "./errors.js";
 import { parseFunctionRef, quoted } from "./function-ref.js";
-import { startHeader, traceHeader } from "./start-header.js";
 
 const EMPTY = Buffer.alloc(0);
 

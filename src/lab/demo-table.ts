@@ -1,5 +1,5 @@
 /** The table of the demo: for each function, by each kind of start, time, phases, pages by source, memory. */
-import type { Trace } from "./http-start.js";
+import type { TraceHeader } from "../platform/start-header.js";
 import type { ArmResult } from "./interleave.js";
 import type { StartSample } from "./start-arms.js";
 import { mainPhases } from "./start-report.js";
@@ -10,7 +10,7 @@ import { megabytes, ms, type Row, significant, type Table } from "./table.js";
 export interface DemoResult {
   readonly heading: string;
   readonly arms: readonly ArmResult<StartSample>[];
-  readonly traces: ReadonlyMap<string, readonly Trace[]>;
+  readonly traces: ReadonlyMap<string, readonly TraceHeader[]>;
 }
 
 const PHASES_SHOWN = 2;

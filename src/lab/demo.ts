@@ -7,11 +7,12 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { cpus, release } from "node:os";
 import { join } from "node:path";
 import { errorText } from "../base/errors.js";
+import type { TraceHeader } from "../platform/start-header.js";
 import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
 import { type DemoResult, demoTable } from "./demo-table.js";
 import { PACKAGE_ROOT, scratchDir } from "./environment.js";
 import { HttpConnection } from "./http-connection.js";
-import { fullPools, type HttpWay, hibernate, httpArm, startOverHttp, type Trace, warmUp } from "./http-start.js";
+import { fullPools, type HttpWay, hibernate, httpArm, startOverHttp, warmUp } from "./http-start.js";
 import { interleave } from "./interleave.js";
 import { Progress } from "./progress.js";
 import { type Server, startServer } from "./server-under-test.js";
@@ -124,11 +125,11 @@ async function measure(server: Server, { name, about, event, expect }: DemoFunct
         `${name}: ${Math.round(deadline.totalMs / 1000)} s were over before all its starts were (THAW_DEMO_SECONDS)`,
       );
 
-    const traces = new Map<string, Trace[]>();
+    const traces = new Map<string, TraceHeader[]>();
     // One that took too long still has the connection; what failed is told, and the rest of the table with it.
     const whole = timed.every(({ failures }) => failures.length === 0);
     for (const way of whole ? WAYS : []) {
-      const list: Trace[] = [];
+      const list: TraceHeader[] = [];
       for (let run = 0; run < TRACED_RUNS; run++) {
         progress.detail(`looking at pages and phases of ${way.name}`);
         if (way.hibernated === true) await hibernate(connection, name);

@@ -2,7 +2,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterEach, describe, expect, it } from "vitest";
 import { HttpConnection } from "./http-connection.js";
-import { type HttpWay, parseStartHeader, startOverHttp } from "./http-start.js";
+import { type HttpWay, startOverHttp } from "./http-start.js";
 
 const undo: (() => void)[] = [];
 afterEach(() => {
@@ -27,33 +27,12 @@ async function answering(start: string, status = 200): Promise<HttpConnection> {
 
 const thaw: HttpWay = { name: "thaw lazy", kind: "thaw", loader: "lazy", prefer: "thaw;loader=lazy;dispose" };
 
-describe("parseStartHeader", () => {
-  it("reads every field, and a reason that holds separators", () => {
-    expect(parseStartHeader('kind=boot;us=90000;wait=12;fallback="image damaged; \\"pages\\" cut=1"')).toEqual({
-      kind: "boot",
-      us: 90_000,
-      waitUs: 12,
-      fallback: 'image damaged; "pages" cut=1',
-    });
-    expect(parseStartHeader("kind=thaw;loader=splice;generation=0;us=1840")).toMatchObject({
-      kind: "thaw",
-      loader: "splice",
-      us: 1840,
-    });
-  });
-
-  it("refuses a header it cannot read", () => {
-    expect(() => parseStartHeader("")).toThrow("X-Thaw-Start cannot be read");
-    expect(() => parseStartHeader("kind=thaw")).toThrow("X-Thaw-Start cannot be read");
-  });
-});
-
 describe("startOverHttp", () => {
   it("demands the way and leaves the wait for a pool out of the time", async () => {
     const connection = await answering("kind=thaw;loader=lazy;us=1;wait=1000000000");
-    const { sample, payload, header } = await startOverHttp(connection, "f", thaw, "{}");
+    const { sample, payload } = await startOverHttp(connection, "f", thaw, "{}");
     expect(payload.toString()).toBe('"thaw;loader=lazy;dispose"');
-    expect(header.waitUs).toBe(1_000_000_000);
+    expect(sample.poolUs).toBe(1_000_000_000);
     expect(sample.us).toBeLessThan(0);
   });
 
@@ -61,6 +40,13 @@ describe("startOverHttp", () => {
     for (const other of ["kind=boot;us=1", "kind=thaw;loader=eager;us=1", 'kind=thaw;loader=lazy;us=1;fallback="pool empty"']) {
       const connection = await answering(other);
       await expect(startOverHttp(connection, "f", thaw, "{}")).rejects.toThrow(`meant to be "thaw lazy", but was ${other}`);
+    }
+  });
+
+  it("refuses a header it cannot read", async () => {
+    for (const other of ["", "kind=thaw"]) {
+      const connection = await answering(other);
+      await expect(startOverHttp(connection, "f", thaw, "{}")).rejects.toThrow("X-Thaw-Start cannot be read");
     }
   });
 

@@ -1,19 +1,11 @@
 /** A start demanded through HTTP: sent with `X-Thaw-Prefer`, checked by `X-Thaw-Start`, timed by the client. */
 import { nowMs, sleep } from "../base/clock.js";
-import type { Loader, PageCounts, StartKind, StartResult } from "../engine/types.js";
+import type { Loader, StartKind } from "../engine/types.js";
+import { parseStartHeader, type TraceHeader } from "../platform/start-header.js";
 import type { HttpConnection } from "./http-connection.js";
 import type { Arm } from "./interleave.js";
 import { metricsOf } from "./server-under-test.js";
 import type { StartSample } from "./start-arms.js";
-
-/** What `X-Thaw-Start` says. */
-export interface StartHeader {
-  readonly kind: string;
-  readonly loader?: string;
-  readonly us: number;
-  readonly waitUs: number;
-  readonly fallback?: string;
-}
 
 /** A way of starting as the request header names it. */
 export interface HttpWay {
@@ -27,38 +19,12 @@ export interface HttpWay {
   readonly hibernated?: boolean;
 }
 
-/** What `X-Thaw-Trace` says. */
-export interface Trace {
-  readonly start: StartResult;
-  readonly pages?: PageCounts;
-  readonly memory?: { readonly privateBytes: number; readonly sharedBytes: number };
-}
-
 /** One start through HTTP. */
 export interface HttpStart {
   readonly sample: StartSample;
   readonly payload: Buffer;
-  readonly header: StartHeader;
   /** When it was asked for. Reading pages and memory takes time, so a traced start is not one to time. */
-  readonly trace?: Trace;
-}
-
-/** Reads `kind=thaw;loader=splice;generation=0;us=1840;wait=20;fallback="…"`; the quoted reason may hold semicolons. */
-export function parseStartHeader(text: string): StartHeader {
-  const fields = new Map<string, string>();
-  for (const [, name = "", value = ""] of text.matchAll(/([a-z]+)=("(?:[^"\\]|\\.)*"|[^;]*)/g)) fields.set(name, value);
-  const kind = fields.get("kind");
-  const us = Number(fields.get("us") ?? Number.NaN);
-  if (kind === undefined || Number.isNaN(us)) throw new Error(`X-Thaw-Start cannot be read: ${JSON.stringify(text)}`);
-  const loader = fields.get("loader");
-  const fallback = fields.get("fallback");
-  return {
-    kind,
-    us,
-    waitUs: Number(fields.get("wait") ?? 0),
-    ...(loader === undefined ? {} : { loader }),
-    ...(fallback === undefined ? {} : { fallback: JSON.parse(fallback) as string }),
-  };
+  readonly trace?: TraceHeader;
 }
 
 /** Invokes `name` in that way. Throws when it failed, or started in another way than demanded. */
@@ -79,21 +45,21 @@ export async function startOverHttp(
   if (status !== 200 || headers["x-amz-function-error"] !== undefined) {
     throw new Error(`${way.name} of ${name}: status ${status}: ${payload.toString("utf8", 0, 400)}`);
   }
-  const header = parseStartHeader(headers["x-thaw-start"] ?? "");
-  if (header.kind !== way.kind || (way.loader !== undefined && header.loader !== way.loader) || header.fallback !== undefined) {
-    throw new Error(`meant to be "${way.name}", but was ${headers["x-thaw-start"]}`);
-  }
-  const us = response.us - header.waitUs;
-  const rest = us - header.us;
+  const said = headers["x-thaw-start"] ?? "";
+  const { kind, loader, us: startUs, wait: waitUs = 0, fallback } = parseStartHeader(said);
+  if (typeof startUs !== "number" || typeof waitUs !== "number")
+    throw new Error(`X-Thaw-Start cannot be read: ${JSON.stringify(said)}`);
+  if (kind !== way.kind || (way.loader !== undefined && loader !== way.loader) || fallback !== undefined)
+    throw new Error(`meant to be "${way.name}", but was ${said}`);
+  const us = response.us - waitUs;
   const phases = [
-    { name: "start", us: header.us },
-    { name: "request and HTTP", us: rest },
+    { name: "start", us: startUs },
+    { name: "request and HTTP", us: us - startUs },
   ];
   return {
-    sample: { us, phases, poolUs: header.waitUs },
+    sample: { us, phases, poolUs: waitUs },
     payload,
-    header,
-    ...(trace ? { trace: JSON.parse(headers["x-thaw-trace"] ?? "null") as Trace } : {}),
+    ...(trace ? { trace: JSON.parse(headers["x-thaw-trace"] ?? "null") as TraceHeader } : {}),
   };
 }
 

@@ -9,8 +9,8 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { zipSync } from "fflate";
 import { afterAll, beforeAll } from "vitest";
-import { parseStart } from "../../src/cli/commands/invoke.js";
 import type { FunctionView, MetricsView } from "../../src/gateway/index.js";
+import { parseStartHeader } from "../../src/platform/start-header.js";
 import type { ImageStatus } from "../../src/platform/types.js";
 import { type Living, livingProcesses } from "./processes.js";
 import { until } from "./wait.js";
@@ -221,7 +221,7 @@ export class TestServer {
       headers: reply.headers,
       text,
       json,
-      start: parseStart(reply.headers.get("x-thaw-start") ?? ""),
+      start: parseStartHeader(reply.headers.get("x-thaw-start") ?? ""),
     };
   }
 

@@ -7,6 +7,7 @@ import type { Readable } from "node:stream";
 import type { Command } from "commander";
 import { errorText, ThawError } from "../../base/errors.js";
 import { formatUs } from "../../base/units.js";
+import { parseStartHeader } from "../../platform/start-header.js";
 import { LIMITS } from "../../platform/types.js";
 import { errorFrom, notThaw, type Reply } from "../client.js";
 import { EXIT, Exit, Interrupted, type Io, printable, readUpTo, withoutMark } from "../io.js";
@@ -112,7 +113,7 @@ function describe({ headers, body }: Reply, totalUs: number): InvokeJson {
     ...(platformError === undefined ? {} : { platformError }),
     requestId: text("x-amzn-requestid") ?? "",
     executedVersion: text("x-amz-executed-version") ?? "",
-    start: parseStart(text("x-thaw-start") ?? ""),
+    start: parseStartHeader(text("x-thaw-start") ?? ""),
     totalUs,
     ...(log === undefined ? {} : { log: Buffer.from(log, "base64").toString() }),
     ...(trace === undefined ? {} : { trace: JSON.parse(trace) as unknown }),
@@ -127,18 +128,6 @@ function parseReply(body: Buffer): unknown {
   } catch {
     return body.toString();
   }
-}
-
-/** `kind=thaw;us=1840;fallback="…"` as an object. The fallback is last, and quoted as JSON because it may hold anything. */
-export function parseStart(header: string): Record<string, string | number> {
-  const [, plain = "", fallback] = /^(.*?)(?:;fallback=(".*"))?$/.exec(header) ?? [];
-  const start: Record<string, string | number> = {};
-  for (const part of plain.split(";")) {
-    const [name = "", value = ""] = part.split("=", 2);
-    if (name !== "") start[name] = /^\d+$/.test(value) ? Number(value) : value;
-  }
-  if (fallback !== undefined) start.fallback = String(JSON.parse(fallback));
-  return start;
 }
 
 async function printForPeople(io: Io, body: Buffer, about: InvokeJson): Promise<void> {

@@ -1,10 +1,10 @@
 /**
- * How a reply says how its instance came to be: `X-Thaw-Start`, one line for everybody, and `X-Thaw-Trace`, all figures
- * as JSON for whoever asked. Header values are plain ASCII: what else a reason may contain is escaped.
+ * How a reply says how its instance came to be, for who writes it and who reads it: `X-Thaw-Start`, one line for everybody, and
+ * `X-Thaw-Trace`, all figures as JSON for whoever asked. Header values are plain ASCII: what else a reason may contain is escaped.
  */
+import { asciiJson } from "../base/ascii-json.js";
 import type { StartResult } from "../engine/types.js";
-import type { InvokeOutcome } from "../platform/types.js";
-import { asciiJson } from "./errors.js";
+import type { InvokeOutcome } from "./types.js";
 
 /** A longer reason is cut: it is a header, and the function's log has the whole. */
 const FALLBACK_CHARACTERS_MAX = 300;
@@ -19,6 +19,18 @@ export function startHeader(start: StartResult): string {
   if (start.waitUs > 0) text += `;wait=${Math.round(start.waitUs)}`;
   if (start.fallback !== undefined) text += `;fallback=${asciiJson(start.fallback.slice(0, FALLBACK_CHARACTERS_MAX))}`;
   return text;
+}
+
+/** Reads what {@link startHeader} wrote: its parts by name, numbers as numbers. The fallback is last, and quoted as JSON because it may hold anything. */
+export function parseStartHeader(header: string): Record<string, string | number> {
+  const [, plain = "", fallback] = /^(.*?)(?:;fallback=(".*"))?$/.exec(header) ?? [];
+  const start: Record<string, string | number> = {};
+  for (const part of plain.split(";")) {
+    const [name = "", value = ""] = part.split("=", 2);
+    if (name !== "") start[name] = /^\d+$/.test(value) ? Number(value) : value;
+  }
+  if (fallback !== undefined) start.fallback = String(JSON.parse(fallback));
+  return start;
 }
 
 /** The value of `X-Thaw-Trace`. */

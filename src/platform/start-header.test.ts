@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { StartResult } from "../engine/types.js";
-import type { InvokeOutcome } from "../platform/types.js";
-import { startHeader, traceHeader } from "./start-header.js";
+import { parseStartHeader, startHeader, traceHeader } from "./start-header.js";
+import type { InvokeOutcome } from "./types.js";
 
 const THAW: StartResult = {
   kind: "thaw",
@@ -36,6 +36,21 @@ describe("X-Thaw-Start", () => {
 
   it("cuts a reason of any length", () => {
     expect(startHeader({ ...THAW, fallback: "\u{1f9ca}".repeat(10_000) }).length).toBeLessThan(2100);
+  });
+});
+
+it("X-Thaw-Start is read back, whatever the reason holds", () => {
+  expect(parseStartHeader("kind=thaw;loader=splice;generation=0;us=1840;wait=12")).toEqual({
+    kind: "thaw",
+    loader: "splice",
+    generation: 0,
+    us: 1840,
+    wait: 12,
+  });
+  expect(parseStartHeader('kind=boot;us=1;fallback="a;fallback=\\"b\\" \\u00e9"')).toEqual({
+    kind: "boot",
+    us: 1,
+    fallback: 'a;fallback="b" é',
   });
 });
 
