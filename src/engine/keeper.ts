@@ -1,14 +1,12 @@
 /**
- * The keeper's client: starts `native/build/keeper`, speaks its protocol (docs/design/keeper.md), hands events to the
- * instances that they belong to. It decides nothing and knows no function.
+ * The keeper's client: speaks its protocol (docs/design/keeper.md), hands events to the instances that they belong to. It decides
+ * nothing and knows no function.
  *
  * What is sent within one turn of the event loop becomes one write. What arrives is cut out of the chunk that
  * the socket read, without copying, unless a message spans chunks. Answers find their request by a tag that the keeper
  * returns in `reserved`.
  */
-import { type ChildProcess, spawn } from "node:child_process";
-import type { Socket } from "node:net";
-import { errorText, isThawError, ThawError } from "../base/errors.js";
+import { isThawError, ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, structBytes } from "../linux/abi.js";
 import type { CgroupParents, LimitWrite } from "../linux/cgroups.js";
 import { encodePlan, encodeStrings, type RootOperation } from "../linux/rootfs.js";
@@ -36,6 +34,7 @@ import {
   type PrefetchRange,
   type StageRequest,
 } from "./keeper-messages.js";
+import { KeeperProcess, type ProcessOptions } from "./keeper-process.js";
 import { promised, type Told } from "./parts.js";
 
 export type {
@@ -53,11 +52,7 @@ export type {
 } from "./keeper-messages.js";
 
 /** How a keeper is started, and who hears of it. */
-export interface KeeperOptions {
-  /** Path of the keeper's binary. */
-  readonly binary: string;
-  /** Lines that the keeper and its helpers wrote to stderr. */
-  readonly onStderr?: (text: string) => void;
+export interface KeeperOptions extends ProcessOptions {
   /** Called once when the keeper ends without having been asked to. */
   readonly onLost?: (error: ThawError) => void;
 }
@@ -72,27 +67,20 @@ interface Pending {
 /** Requests that an instance which is over answers no more. */
 const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.MSG_SEND, ABI.MSG_TRACE];
 const HEAD_BYTES = structBytes("message");
-const STDERR_KEPT = 4096;
 const JOIN_BYTES_MAX = 16 * 1024;
 const START_MS_MAX = 10_000;
-/** Between the end of its socket and what is known of its own. */
-const ENDING_MS = 500;
-const END_MS_MAX = 20_000;
 
 /** One keeper process. */
 export class Keeper {
-  readonly #child: ChildProcess;
-  readonly #socket: Socket;
+  readonly #process: KeeperProcess;
   readonly #options: KeeperOptions;
   readonly #pending = new Map<number, Pending>();
   readonly #listeners = new Map<number, InstanceListener>();
-  readonly #ended: Promise<void>;
   #outgoing: Buffer[] = [];
   #nextTag = 1;
   #nextInstance = 1;
   #nextFile = 1;
   #nextTemplate = 1;
-  #stderr = "";
   #closing = false;
   #lost: ThawError | undefined;
   #hello: ((pid: number) => void) | undefined;
@@ -100,27 +88,12 @@ export class Keeper {
 
   private constructor(options: KeeperOptions) {
     this.#options = options;
-    // Of its own session: the terminal's Ctrl-C is for the server, which then ends the keeper in order.
-    this.#child = spawn(options.binary, [], { stdio: ["ignore", "ignore", "pipe", "pipe"], detached: true, env: {} });
-    this.#socket = this.#child.stdio[3] as Socket;
     const reader = new FrameReader((message) => this.#receive(message));
-    this.#socket.on("data", (chunk: Buffer) => reader.push(chunk));
-    // A keeper that is killed shows here first when it leaves bytes unread; how it ended is known a moment later.
-    this.#socket.on("error", (error) => void setTimeout(() => this.#fail("its socket broke", error), ENDING_MS).unref());
-    this.#child.stderr?.setEncoding("utf8").on("data", (text: string) => {
-      this.#stderr = (this.#stderr + text).slice(-STDERR_KEPT);
-      options.onStderr?.(text);
-    });
-    this.#ended = new Promise((resolve) => {
-      this.#child.once("error", (error) => {
-        this.#fail("it could not be started", error);
-        resolve();
-      });
-      this.#child.once("close", (code, signal) => {
-        this.#fail(signal === null ? `it exited with code ${code}` : `it was killed by ${signal}`);
-        resolve();
-      });
-    });
+    this.#process = new KeeperProcess(
+      options,
+      (chunk) => reader.push(chunk),
+      (why, cause) => this.#fail(why, cause),
+    );
   }
 
   /** Starts a keeper and waits for its greeting. KEEPER_FAILED, NATIVE_MISSING. */
@@ -129,16 +102,16 @@ export class Keeper {
     let timer: NodeJS.Timeout | undefined;
     try {
       await new Promise<void>((resolve, reject) => {
-        timer = setTimeout(() => reject(keeper.#error(`it did not greet within ${START_MS_MAX} ms`)), START_MS_MAX);
+        timer = setTimeout(() => reject(keeper.#process.error(`it did not greet within ${START_MS_MAX} ms`)), START_MS_MAX);
         keeper.#hello = (pid) => {
           keeper.#pid = pid;
           resolve();
         };
-        void keeper.#ended.then(() => reject(keeper.#lost ?? keeper.#error("it ended")));
+        void keeper.#process.ended.then(() => reject(keeper.#lost ?? keeper.#process.error("it ended")));
       });
     } catch (error) {
       keeper.#closing = true;
-      keeper.#child.kill("SIGKILL");
+      keeper.#process.kill();
       throw error;
     } finally {
       clearTimeout(timer);
@@ -310,14 +283,9 @@ export class Keeper {
 
   /** Ends everything in order: sandboxes, cgroups, keeper. Idempotent. */
   async close(): Promise<void> {
-    if (!this.#closing) {
-      this.#closing = true;
-      this.flush();
-      this.#socket.end();
-    }
-    const timer = setTimeout(() => this.#child.kill("SIGKILL"), END_MS_MAX);
-    await this.#ended;
-    clearTimeout(timer);
+    this.#closing = true;
+    this.flush();
+    await this.#process.end();
   }
 
   async #open(kind: number, [path, ...more]: readonly [string, ...string[]]): Promise<number> {
@@ -347,7 +315,7 @@ export class Keeper {
   }
 
   #send(type: number, id: number, tag: number, parts: readonly Buffer[], flags = 0): void {
-    if (this.#lost !== undefined || this.#socket.destroyed) return;
+    if (this.#lost !== undefined || this.#process.socket.destroyed) return;
     const head = Buffer.allocUnsafe(HEAD_BYTES);
     let bytes = 0;
     for (const part of parts) bytes += part.length;
@@ -367,13 +335,14 @@ export class Keeper {
     this.#outgoing = [];
     let bytes = 0;
     for (const part of parts) bytes += part.length;
+    const { socket } = this.#process;
     if (bytes <= JOIN_BYTES_MAX) {
-      this.#socket.write(Buffer.concat(parts, bytes));
+      socket.write(Buffer.concat(parts, bytes));
       return;
     }
-    this.#socket.cork();
-    for (const part of parts) if (part.length > 0) this.#socket.write(part);
-    this.#socket.uncork();
+    socket.cork();
+    for (const part of parts) if (part.length > 0) socket.write(part);
+    socket.uncork();
   }
 
   #receive(message: KeeperMessage): void {
@@ -444,20 +413,9 @@ export class Keeper {
     listener?.onExit(decodeExit(payload, flags));
   }
 
-  #error(why: string, cause?: unknown): ThawError {
-    const words = this.#stderr.trim();
-    const missing = (cause as NodeJS.ErrnoException | undefined)?.code === "ENOENT";
-    return new ThawError(missing ? "NATIVE_MISSING" : "KEEPER_FAILED", {
-      what: `The keeper (${this.#options.binary}) failed`,
-      why: `${why}${cause === undefined ? "" : ` (${errorText(cause)})`}${words === "" ? "" : `; it said: ${words}`}`,
-      fix: missing ? "run `npm run build`" : "start the server again; `thaw doctor` checks this machine",
-      cause,
-    });
-  }
-
   #fail(why: string, cause?: unknown): void {
     if (this.#lost !== undefined) return;
-    this.#lost = this.#error(why, cause);
+    this.#lost = this.#process.error(why, cause);
     const unanswered = [...this.#pending.values()];
     this.#pending.clear();
     for (const { told } of unanswered) told(this.#lost);
@@ -468,7 +426,7 @@ export class Keeper {
       if (!this.#closing) listener.onFailure?.(this.#lost);
       listener.onExit({ code: undefined, signal: 9, oomKills: 0, maxRssKb: 0, peakBytes: 0, sends: 0 });
     }
-    this.#socket.destroy();
+    this.#process.socket.destroy();
     if (!this.#closing) this.#options.onLost?.(this.#lost);
   }
 }
