@@ -1,7 +1,4 @@
-/**
- * Descriptors of an image as system calls. The husk has nothing open below its own base but /dev/null on 0, 1 and 2, so
- * the compiler knows which number each call will return; most objects land on their number at once, the others are moved.
- */
+/** Descriptors of an image as system calls, each on its number (descriptor-numbers.ts). */
 import { assert, ThawError } from "../base/errors.js";
 import {
   AT_FDCWD,
@@ -25,6 +22,7 @@ import { compileLocks } from "./compile-locks.js";
 import { memfdArguments, seal } from "./compile-memfd.js";
 import { compileFiring, FIRES, firesAtOnce } from "./compile-oneshot.js";
 import { compileSocketOptions, fillSocket } from "./compile-sockets.js";
+import { DescriptorNumbers } from "./descriptor-numbers.js";
 import type { Descriptor } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
 
@@ -39,6 +37,8 @@ const EFD_SEMAPHORE = 1;
 const TFD_IOC_SET_TICKS = 0x40085400;
 const DEFAULT_PIPE_BYTES = 65536;
 const SHUT_WR = 1;
+const F_SETFD = 2;
+const FD_CLOEXEC = 1;
 const EVENTFD_INITIAL_MAX = 0xffffffffn;
 const STATUS_FLAGS = O_NONBLOCK | O_APPEND;
 
@@ -58,97 +58,14 @@ export interface DescriptorInputs {
 }
 
 class DescriptorCompiler {
-  private readonly open = new Set<number>([0, 1, 2]);
-  private readonly cloexec: ReadonlyMap<number, boolean>;
+  readonly numbers: DescriptorNumbers;
 
   constructor(
     private readonly program: ProgramBuilder,
     private readonly inputs: DescriptorInputs,
     private readonly descriptors: readonly Descriptor[],
   ) {
-    this.cloexec = new Map(descriptors.map((one) => [one.fd, (one.flags & O_CLOEXEC) !== 0]));
-  }
-
-  private lowest(): number {
-    let fd = 0;
-    while (this.open.has(fd)) fd++;
-    return fd;
-  }
-
-  private flagOf(fd: number): number {
-    return this.cloexec.get(fd) ? O_CLOEXEC : 0;
-  }
-
-  /** A call that returns one descriptor, which ends up on `fd`. */
-  create(label: string, fd: number, nr: number, args: readonly Argument[]): void {
-    const got = this.lowest();
-    this.program.call(label, nr, args, { expect: got });
-    if (got === fd) {
-      this.open.add(fd);
-      return;
-    }
-    this.program.install(label, got, fd, this.flagOf(fd) !== 0);
-    this.open.add(fd);
-  }
-
-  /** A call that writes two descriptors to `at`; each goes to a number, or is closed. */
-  createPair(
-    label: string,
-    nr: number,
-    args: (at: bigint) => readonly Argument[],
-    first: number | undefined,
-    second: number | undefined,
-  ): void {
-    const at = this.program.data(Buffer.alloc(8));
-    this.program.call(label, nr, args(at), { expect: 0 });
-    const gotFirst = this.lowest();
-    this.open.add(gotFirst);
-    const gotSecond = this.lowest();
-    this.open.add(gotSecond);
-    this.program.load(`${label}: first end`, at, { expect: gotFirst });
-    this.program.load(`${label}: second end`, at + 4n, { expect: gotSecond });
-    if (gotFirst === first && gotSecond === second) return;
-    const moved = [
-      { from: gotFirst, to: first },
-      { from: gotSecond, to: second },
-    ].map(({ from, to }) => {
-      if (from === to) return { from: undefined, to };
-      if (to === undefined) {
-        this.closeNumber(label, from);
-        return { from: undefined, to };
-      }
-      // Out of the way first: the target of one end may be where the other one lies.
-      const slot = this.program.slot();
-      this.program.call(label, SYS.fcntl, [from, F_DUPFD_CLOEXEC, this.inputs.fdBase], { result: slot });
-      this.closeNumber(label, from);
-      return { from: slot, to };
-    });
-    for (const { from, to } of moved.reverse()) {
-      if (from === undefined || to === undefined) continue;
-      this.program.install(label, from, to, this.flagOf(to) !== 0);
-      this.open.add(to);
-      this.program.release(from);
-    }
-  }
-
-  private closeNumber(label: string, fd: number): void {
-    this.program.call(`${label}: close`, SYS.close, [fd]);
-    this.open.delete(fd);
-  }
-
-  /** The number is in use already. */
-  holds(fd: number): void {
-    this.open.add(fd);
-  }
-
-  /** The image may have closed its standard descriptors. */
-  closeSpare(wanted: ReadonlySet<number>): void {
-    for (const fd of [0, 1, 2]) if (!wanted.has(fd)) this.closeNumber(`descriptor ${fd}`, fd);
-  }
-
-  duplicate(label: string, from: Argument, fd: number): void {
-    this.program.call(label, SYS.dup3, [from, fd, this.flagOf(fd)], { expect: fd });
-    this.open.add(fd);
+    this.numbers = new DescriptorNumbers(program, descriptors, inputs.fdBase);
   }
 
   private statusFlags(one: Descriptor, had = 0): void {
@@ -158,8 +75,8 @@ class DescriptorCompiler {
 
   /** A descriptor that is new for every start; /dev/null keeps its number meanwhile. */
   channel(one: Descriptor, fresh: Argument | undefined): void {
-    if (fresh !== undefined) this.duplicate(`${one.kind} on descriptor ${one.fd}`, fresh, one.fd);
-    else if (one.fd > 2) this.duplicate(`place of descriptor ${one.fd}`, 0, one.fd);
+    if (fresh !== undefined) this.numbers.duplicate(`${one.kind} on descriptor ${one.fd}`, fresh, one.fd);
+    else if (one.fd > 2) this.numbers.duplicate(`place of descriptor ${one.fd}`, 0, one.fd);
   }
 
   pipe(pipes: readonly Of<"pipe">[]): void {
@@ -169,8 +86,14 @@ class DescriptorCompiler {
       assert(writer !== undefined, "pipe without ends");
       if (writer.broken === 1) {
         const spare = this.inputs.fdBase - 1;
-        this.createPair(`pipe behind descriptor ${writer.fd}`, SYS.pipe2, (at) => [at, this.flagOf(writer.fd)], spare, writer.fd);
-        this.closeNumber(`pipe behind descriptor ${writer.fd}`, spare);
+        this.numbers.createPair(
+          `pipe behind descriptor ${writer.fd}`,
+          SYS.pipe2,
+          (at) => [at, this.numbers.flagOf(writer.fd)],
+          spare,
+          writer.fd,
+        );
+        this.numbers.close(`pipe behind descriptor ${writer.fd}`, spare);
         this.statusFlags(writer);
         return;
       }
@@ -181,11 +104,11 @@ class DescriptorCompiler {
     const label = `pipe behind descriptor ${reader.fd}`;
     const bytes = reader.bytes ?? Buffer.alloc(0);
     const both = reader.flags & O_NONBLOCK & ((writer?.flags ?? O_NONBLOCK) & O_NONBLOCK);
-    const flags = both | this.flagOf(reader.fd);
+    const flags = both | this.numbers.flagOf(reader.fd);
     const writerFd = writer?.fd;
     // Bytes go in through the write end, which exists at least for this moment.
     const spare = writerFd ?? this.inputs.fdBase - 1;
-    this.createPair(label, SYS.pipe2, (at) => [at, flags], reader.fd, spare);
+    this.numbers.createPair(label, SYS.pipe2, (at) => [at, flags], reader.fd, spare);
     if (reader.capacity !== DEFAULT_PIPE_BYTES && reader.capacity > 0) {
       this.program.call(`${label}: capacity`, SYS.fcntl, [reader.fd, F_SETPIPE_SZ, reader.capacity], { mayFail: true });
     }
@@ -193,7 +116,7 @@ class DescriptorCompiler {
       this.program.call(`${label}: its bytes`, SYS.write, [spare, this.program.data(bytes), bytes.length], {
         expect: bytes.length,
       });
-    if (writerFd === undefined) this.closeNumber(label, spare);
+    if (writerFd === undefined) this.numbers.close(label, spare);
     else if (writer !== undefined) {
       this.statusFlags(writer, both);
       this.fixCloexec(writerFd, flags);
@@ -203,24 +126,24 @@ class DescriptorCompiler {
 
   /** A pair is made with one flag for both ends. */
   private fixCloexec(fd: number, madeWith: number): void {
-    const wanted = this.flagOf(fd);
+    const wanted = this.numbers.flagOf(fd);
     if (wanted !== (madeWith & O_CLOEXEC))
-      this.program.call(`flags of descriptor ${fd}`, SYS.fcntl, [fd, 2 /* F_SETFD */, wanted ? 1 : 0]);
+      this.program.call(`flags of descriptor ${fd}`, SYS.fcntl, [fd, F_SETFD, wanted ? FD_CLOEXEC : 0]);
   }
 
   unixPair(one: Of<"unix">, peer: Of<"unix"> | undefined): void {
     const label = `unix socket on descriptor ${one.fd}`;
     if (one.idle === 1) {
-      this.create(label, one.fd, SYS.socket, [AF_UNIX, one.type | this.flagOf(one.fd), 0]);
+      this.numbers.create(label, one.fd, SYS.socket, [AF_UNIX, one.type | this.numbers.flagOf(one.fd), 0]);
       compileSocketOptions(this.program, one);
       this.statusFlags(one);
       return;
     }
-    const flags = one.type | this.flagOf(one.fd);
+    const flags = one.type | this.numbers.flagOf(one.fd);
     const spare = peer?.fd ?? this.inputs.fdBase - 1;
-    this.createPair(label, SYS.socketpair, (at) => [AF_UNIX, flags, 0, at], one.fd, spare);
+    this.numbers.createPair(label, SYS.socketpair, (at) => [AF_UNIX, flags, 0, at], one.fd, spare);
     fillSocket(this.program, label, spare, one.bytes);
-    if (peer === undefined) this.closeNumber(label, spare);
+    if (peer === undefined) this.numbers.close(label, spare);
     else {
       fillSocket(this.program, label, one.fd, peer.bytes);
       compileSocketOptions(this.program, peer);
@@ -239,7 +162,7 @@ class DescriptorCompiler {
       this.resetConnection(label, one);
       return;
     }
-    this.create(label, one.fd, SYS.socket, [one.domain, one.type | this.flagOf(one.fd), 0]);
+    this.numbers.create(label, one.fd, SYS.socket, [one.domain, one.type | this.numbers.flagOf(one.fd), 0]);
     compileSocketOptions(this.program, one);
     const port = one.local.length >= 4 ? one.local.readUInt16BE(2) : 0;
     if (port !== 0) this.program.call(`${label}: bind`, SYS.bind, [one.fd, this.program.data(one.local), one.local.length]);
@@ -275,7 +198,7 @@ class DescriptorCompiler {
     program.call(`${label}: listener`, SYS.bind, [listener, at, address.length]);
     program.call(`${label}: listener`, SYS.listen, [listener, 1]);
     program.call(`${label}: listener`, SYS.getsockname, [listener, at, lengthAt]);
-    this.create(label, one.fd, SYS.socket, [one.domain, SOCK_STREAM | this.flagOf(one.fd), 0]);
+    this.numbers.create(label, one.fd, SYS.socket, [one.domain, SOCK_STREAM | this.numbers.flagOf(one.fd), 0]);
     program.call(`${label}: connect`, SYS.connect, [one.fd, at, address.length]);
     program.call(`${label}: accept`, SYS.accept4, [listener, 0, 0, O_CLOEXEC], { result: accepted });
     program.call(`${label}: reset`, SYS.setsockopt, [accepted, SOL_SOCKET, SO_LINGER, program.data(linger), 8]);
@@ -291,17 +214,22 @@ class DescriptorCompiler {
     const label = `file ${one.path} on descriptor ${one.fd}`;
     if (one.deleted === undefined) {
       const flags = one.flags & ~(O_CREAT | O_EXCL | O_TRUNC);
-      this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text(one.path), flags, 0]);
+      this.numbers.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text(one.path), flags, 0]);
     } else if (one.of !== undefined) {
-      const access = (one.flags & O_ACCMODE) | this.flagOf(one.fd);
-      this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text(`/proc/self/fd/${one.of}`), access, 0]);
+      const access = (one.flags & O_ACCMODE) | this.numbers.flagOf(one.fd);
+      this.numbers.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text(`/proc/self/fd/${one.of}`), access, 0]);
       this.statusFlags(one);
     } else {
       const bytes = this.inputs.contents.subarray(one.at ?? 0, (one.at ?? 0) + (one.bytes ?? 0));
-      const access = O_RDWR | this.flagOf(one.fd);
+      const access = O_RDWR | this.numbers.flagOf(one.fd);
       if (one.memfd === 1)
-        this.create(label, one.fd, SYS.memfd_create, memfdArguments(this.program, one, this.flagOf(one.fd) !== 0));
-      else this.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text("/tmp"), O_TMPFILE | access, one.mode]);
+        this.numbers.create(
+          label,
+          one.fd,
+          SYS.memfd_create,
+          memfdArguments(this.program, one, this.numbers.flagOf(one.fd) !== 0),
+        );
+      else this.numbers.create(label, one.fd, SYS.openat, [AT_FDCWD, this.program.text("/tmp"), O_TMPFILE | access, one.mode]);
       if (bytes.length > 0)
         this.program.call(`${label}: its bytes`, SYS.write, [one.fd, this.program.data(bytes), bytes.length], {
           expect: bytes.length,
@@ -316,7 +244,7 @@ class DescriptorCompiler {
   eventfd(one: Of<"eventfd">): void {
     const flags = (one.flags & (O_NONBLOCK | O_CLOEXEC)) | (one.semaphore ? EFD_SEMAPHORE : 0);
     const large = one.count > EVENTFD_INITIAL_MAX;
-    this.create(`eventfd ${one.fd}`, one.fd, SYS.eventfd2, [large ? 0 : one.count, flags]);
+    this.numbers.create(`eventfd ${one.fd}`, one.fd, SYS.eventfd2, [large ? 0 : one.count, flags]);
     if (!large) return;
     const bytes = Buffer.alloc(8);
     bytes.writeBigUInt64LE(one.count);
@@ -324,7 +252,10 @@ class DescriptorCompiler {
   }
 
   timer(one: Of<"timerfd">): void {
-    this.create(`timer on descriptor ${one.fd}`, one.fd, SYS.timerfd_create, [one.clock, one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+    this.numbers.create(`timer on descriptor ${one.fd}`, one.fd, SYS.timerfd_create, [
+      one.clock,
+      one.flags & (O_NONBLOCK | O_CLOEXEC),
+    ]);
   }
 
   /** Timers run from the moment of the start, not while a husk is parked. */
@@ -366,14 +297,14 @@ class DescriptorCompiler {
         add();
         continue;
       }
-      const saved = this.open.has(entry.fd) ? this.program.slot() : undefined;
+      const saved = this.numbers.isOpen(entry.fd) ? this.program.slot() : undefined;
       if (saved !== undefined)
         this.program.call(label, SYS.fcntl, [entry.fd, F_DUPFD_CLOEXEC, this.inputs.fdBase], { result: saved });
       this.program.call(label, SYS.dup3, [entry.file, entry.fd, O_CLOEXEC], { expect: entry.fd });
       add();
       if (saved === undefined) this.program.call(label, SYS.close, [entry.fd]);
       else {
-        this.program.install(label, saved, entry.fd, this.flagOf(entry.fd) !== 0);
+        this.program.install(label, saved, entry.fd, this.numbers.flagOf(entry.fd) !== 0);
         this.program.release(saved);
       }
     }
@@ -383,6 +314,7 @@ class DescriptorCompiler {
 /** Emits the calls that give a husk the descriptors of the image. */
 export function compileDescriptors(program: ProgramBuilder, descriptors: readonly Descriptor[], inputs: DescriptorInputs): void {
   const compiler = new DescriptorCompiler(program, inputs, descriptors);
+  const { numbers } = compiler;
   const sorted = [...descriptors].sort((a, b) => a.fd - b.fd);
   const done = new Set<number>();
   for (const one of sorted) {
@@ -412,10 +344,10 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
       }
       case "device":
         if (one.fd > 2 || one.path !== "/dev/null")
-          compiler.create(`device ${one.path}`, one.fd, SYS.openat, [AT_FDCWD, program.text(one.path), one.flags, 0]);
+          numbers.create(`device ${one.path}`, one.fd, SYS.openat, [AT_FDCWD, program.text(one.path), one.flags, 0]);
         break;
       case "directory":
-        compiler.create(`directory ${one.path}`, one.fd, SYS.openat, [
+        numbers.create(`directory ${one.path}`, one.fd, SYS.openat, [
           AT_FDCWD,
           program.text(one.path),
           one.flags | O_DIRECTORY,
@@ -433,7 +365,7 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
       case "signalfd": {
         const mask = Buffer.alloc(8);
         mask.writeBigUInt64LE(one.mask);
-        compiler.create(`signalfd ${one.fd}`, one.fd, SYS.signalfd4, [
+        numbers.create(`signalfd ${one.fd}`, one.fd, SYS.signalfd4, [
           -1,
           program.data(mask),
           8,
@@ -442,13 +374,13 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
         break;
       }
       case "inotify":
-        compiler.create(`inotify ${one.fd}`, one.fd, SYS.inotify_init1, [one.flags & (O_NONBLOCK | O_CLOEXEC)]);
+        numbers.create(`inotify ${one.fd}`, one.fd, SYS.inotify_init1, [one.flags & (O_NONBLOCK | O_CLOEXEC)]);
         break;
       case "timerfd":
         compiler.timer(one);
         break;
       case "epoll":
-        compiler.create(`epoll ${one.fd}`, one.fd, SYS.epoll_create1, [one.flags & O_CLOEXEC]);
+        numbers.create(`epoll ${one.fd}`, one.fd, SYS.epoll_create1, [one.flags & O_CLOEXEC]);
         break;
       case "inet":
         compiler.inet(one);
@@ -461,9 +393,9 @@ export function compileDescriptors(program: ProgramBuilder, descriptors: readonl
   for (const one of sorted) {
     if (one.kind !== "same") continue;
     if (inputs.channels === undefined && late.has(one.fd)) compiler.channel(one, undefined);
-    else compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
+    else numbers.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
   }
-  compiler.closeSpare(new Set(sorted.map(({ fd }) => fd)));
+  numbers.closeSpare(new Set(sorted.map(({ fd }) => fd)));
   for (const one of sorted) if (one.kind === "file") compileLocks(program, one);
   if (inputs.channels !== undefined) for (const one of sorted) if (one.kind === "timerfd") compiler.armTimer(one);
   for (const one of sorted)
@@ -478,15 +410,15 @@ export function compileChannels(
   base: number,
 ): void {
   const compiler = new DescriptorCompiler(program, { channels, fdBase: base, contents: Buffer.alloc(0) }, descriptors);
+  const { numbers } = compiler;
   const late = channelNumbers(descriptors);
-  for (const one of descriptors) compiler.holds(one.fd);
+  for (const one of descriptors) numbers.taken(one.fd);
   for (const one of descriptors) {
     if (one.kind === "control") compiler.channel(one, channels.control);
     else if (one.kind === "pipe" && late.has(one.fd)) compiler.channel(one, channels.log);
   }
   for (const one of descriptors)
-    if (one.kind === "same" && late.has(one.fd))
-      compiler.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
+    if (one.kind === "same" && late.has(one.fd)) numbers.duplicate(`descriptor ${one.fd}, the same as ${one.as}`, one.as, one.fd);
   for (const one of descriptors) if (one.kind === "timerfd") compiler.armTimer(one);
   for (const one of descriptors) {
     if (one.kind !== "epoll") continue;
