@@ -27,15 +27,8 @@ import type { IdlePolicy } from "./policy.js";
 import { newSlot, type Slot } from "./slot.js";
 import { type Attempt, startOf } from "./starts.js";
 import type { InstanceCounts, Preference } from "./types.js";
-import { LIMITS } from "./types.js";
 import type { Version } from "./version.js";
-
-/** A request that demands an instance in a state that none is in yet. */
-export interface Waiter {
-  readonly kind: "reuse" | "wake";
-  /** With nothing when no instance can get there any more. */
-  readonly give: (slot: Slot | undefined) => void;
-}
+import { disappoint, giveToWaiter, type Waiter, waitFor } from "./waiters.js";
 
 /** An instance to use now. Goes back by {@link Instances.release}. */
 export interface Lease {
@@ -79,10 +72,18 @@ export class Instances {
     this.#starter = starter;
     this.#options = options;
     const { policy, budget, log, backoffMs } = options;
-    const hibernated = (slot: Slot): boolean => this.#giveToWaiter(slot, "wake");
+    const hibernated = (slot: Slot): boolean => giveToWaiter(slot, "wake");
     const end = (slot: Slot): Promise<void> => this.#end(slot);
-    const deflated = (version: Version): void => this.#disappoint(version);
-    this.idle = new IdleInstances({ policy, budget, log, backoffMs, end, ending: this.#ending, hibernated, deflated });
+    this.idle = new IdleInstances({
+      policy,
+      budget,
+      log,
+      backoffMs,
+      end,
+      ending: this.#ending,
+      hibernated,
+      deflated: disappoint,
+    });
   }
 
   /** A request came: the policy learns how long its function was idle. */
@@ -107,12 +108,12 @@ export class Instances {
     if (prefer === undefined || prefer.kind === "reuse") {
       const lease = this.takeIdle(version, prefer !== undefined);
       if (lease !== undefined) return lease;
-      if (prefer !== undefined) return this.#waitFor(version, "reuse");
+      if (prefer !== undefined) return this.#demanded(version, "reuse");
     }
     if (prefer === undefined || prefer.kind === "wake") {
       const slot = this.#living(version, () => this.idle.takeHibernated(version));
       if (slot !== undefined) return this.#roused(slot);
-      if (prefer !== undefined) return this.#waitFor(version, "wake");
+      if (prefer !== undefined) return this.#demanded(version, "wake");
     }
     const waitedUs = await this.#starter.prepare(version, prefer);
     const reservedBytes = await this.#reserve(version);
@@ -179,10 +180,10 @@ export class Instances {
     if (dispose) slot.endedBy = undefined;
     if (dispose || version.retired || slot.state === "ending" || !slot.instance.alive) {
       void this.#end(slot);
-      this.#disappoint(version);
+      disappoint(version);
       return;
     }
-    if (this.#giveToWaiter(slot, "reuse")) return;
+    if (giveToWaiter(slot, "reuse")) return;
     this.idle.add(slot);
   }
 
@@ -246,80 +247,33 @@ export class Instances {
     if (!slot.instance.alive || version.retired) {
       version.slots.running -= 1;
       void this.#end(slot);
-      this.#disappoint(version);
+      disappoint(version);
       return undefined;
     }
     if (!room) {
       version.slots.running -= 1;
       this.idle.putBack(slot);
-      this.#disappoint(version);
+      disappoint(version);
       throw this.#noRoom(version, bytes);
     }
     budget.assign(slot, slot.residentBytes + bytes);
     return reused(slot);
   }
 
-  #giveToWaiter(slot: Slot, kind: Waiter["kind"]): boolean {
-    const { slots } = slot.version;
-    const index = slots.waiters.findIndex((waiter) => waiter.kind === kind);
-    const [waiter] = index < 0 ? [] : slots.waiters.splice(index, 1);
-    if (waiter === undefined) return false;
-    slot.state = "running";
-    slots.running += 1;
-    waiter.give(slot);
-    return true;
+  /** One that gets into the demanded state; undefined when the version was replaced or removed meanwhile. */
+  async #demanded(version: Version, kind: Waiter["kind"]): Promise<Lease | undefined> {
+    const given = await waitFor(version, kind);
+    if (given === undefined) return undefined;
+    const { slot, waitUs } = given;
+    const lease = kind === "wake" ? await this.#roused(slot) : reused(slot);
+    return lease === undefined ? undefined : { slot, start: () => ({ ...lease.start(), waitUs }) };
   }
 
   #abandonStart({ version, reservedBytes }: Attempt): void {
     version.slots.starting -= 1;
     this.#options.budget.count(-reservedBytes);
     this.#giveBack(version);
-    this.#disappoint(version);
-  }
-
-  /** Waits while one may get there. */
-  async #waitFor(version: Version, kind: Waiter["kind"]): Promise<Lease | undefined> {
-    const { slots } = version;
-    const began = performance.now();
-    const waited = mayGet(version, kind);
-    if (waited) {
-      const slot = await new Promise<Slot | undefined>((resolve) => {
-        const waiter: Waiter = {
-          kind,
-          give: (given) => {
-            clearTimeout(timer);
-            resolve(given);
-          },
-        };
-        const timer = setTimeout(() => {
-          slots.waiters.splice(slots.waiters.indexOf(waiter), 1);
-          resolve(undefined);
-        }, LIMITS.preferenceWaitMs);
-        slots.waiters.push(waiter);
-      });
-      if (slot === undefined && version.retired) return undefined;
-      if (slot !== undefined) {
-        const waitUs = Math.round((performance.now() - began) * 1000);
-        const lease = kind === "wake" ? await this.#roused(slot) : reused(slot);
-        return lease === undefined ? undefined : { slot, start: () => ({ ...lease.start(), waitUs }) };
-      }
-    }
-    const late = performance.now() - began >= LIMITS.preferenceWaitMs;
-    const { why, fix } = because(version, kind, waited, late);
-    throw new ThawError("PREFERENCE_UNAVAILABLE", {
-      what: `Function "${version.name}" was not started: the request demands ${kind}`,
-      why,
-      fix,
-    });
-  }
-
-  /** Who waits for what can come no more need not wait longer. */
-  #disappoint(version: Version): void {
-    const { waiters } = version.slots;
-    for (const waiter of waiters.splice(0)) {
-      if (mayGet(version, waiter.kind)) waiters.push(waiter);
-      else waiter.give(undefined);
-    }
+    disappoint(version);
   }
 
   /** Takes a place and memory, the bytes of which it returns; undefined when the version is retired. */
@@ -328,7 +282,7 @@ export class Instances {
     const bytes = this.#options.budget.estimate(version);
     if (await this.idle.reserve(bytes)) return bytes;
     this.#giveBack(version);
-    this.#disappoint(version);
+    disappoint(version);
     throw this.#noRoom(version, bytes);
   }
 
@@ -472,26 +426,4 @@ function reused(slot: Slot): Lease {
   if (instance.state !== "hibernated") return { slot, start: () => slot.reuse };
   const before = instance.start;
   return { slot, start: () => (instance.start !== before && instance.start.kind === "wake" ? instance.start : slot.reuse) };
-}
-
-/** Whether one may get there: for reuse one that runs or starts, for a wake one that is being hibernated. */
-function mayGet({ slots }: Version, kind: Waiter["kind"]): boolean {
-  return kind === "reuse" ? slots.running + slots.starting > 0 : slots.idle.some(({ state }) => state === "deflating");
-}
-
-/** Why a demanded instance is not there. */
-function because(version: Version, kind: Waiter["kind"], waited: boolean, late: boolean): { why: string; fix: string } {
-  const seconds = LIMITS.preferenceWaitMs / 1000;
-  if (kind === "wake") {
-    if (!late && version.hibernateRefused !== undefined)
-      return { why: version.hibernateRefused, fix: "Demand another kind of start, or none" };
-    const why = late ? `no instance was hibernated within ${seconds} s` : "it has no hibernated instance";
-    return { why, fix: `Invoke it, then hibernate it: \`thaw hibernate ${version.name}\`` };
-  }
-  const why = late
-    ? `no instance became free within ${seconds} s`
-    : waited
-      ? "none of its instances that were running or starting became free"
-      : "it has no running instance";
-  return { why, fix: "Invoke it once without a preference first" };
 }

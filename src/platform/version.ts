@@ -4,12 +4,12 @@ import { Backoff } from "./backoff.js";
 import { Generations } from "./generations.js";
 import type { HeatPolicy } from "./heat-policy.js";
 import { IdleTimes } from "./idle-times.js";
-import type { Waiter } from "./instances.js";
 import type { FunctionLog } from "./logs.js";
 import type { CounterSet } from "./metrics.js";
 import { infoOf, type Slot } from "./slot.js";
 import type { StoredVersion } from "./store.js";
 import type { FunctionInfo, HeatStatus, ImageEntry, ImageState, ImageStatus, InstanceCounts } from "./types.js";
+import type { Waiter } from "./waiters.js";
 
 /** Whether a version has images, and why not; see images.ts. */
 export interface ImageSlot {
