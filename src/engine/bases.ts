@@ -19,7 +19,7 @@ import { imageFiles } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { launch } from "../runtime/launch.js";
 import { bootBegins, ready } from "./boot.js";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 import { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";

@@ -2,7 +2,8 @@
 import { monotonicNs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
-import { DEFAULT_TMP_MB, genericKey, type Husk, type HuskPool } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
+import { DEFAULT_TMP_MB, genericKey, type HuskPool } from "./husk-pool.js";
 import type { LoadedImage } from "./images.js";
 import { usBetween } from "./parts.js";
 import type { HuskLevel, Loader, ThawOptions } from "./types.js";

@@ -1,7 +1,8 @@
 import { afterEach, expect, it, vi } from "vitest";
 import { type ErrorCode, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
-import { type Husk, HuskPool } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
+import { HuskPool } from "./husk-pool.js";
 import type { Keeper } from "./keeper.js";
 import type { StageStep } from "./stages.js";
 

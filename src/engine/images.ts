@@ -52,7 +52,7 @@ import {
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { gather } from "./gather.js";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 import { ImageCheck } from "./image-check.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { isPaged } from "./reap.js";

@@ -3,7 +3,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { describe, expect, it } from "vitest";
 import { encodeFrame } from "../runtime/frames.js";
-import { Husk } from "./husk-pool.js";
+import { Husk } from "./husk.js";
 import { type InstanceOwner, LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
 import { exitOf } from "./testing.js";

@@ -14,7 +14,7 @@ import { isEnding } from "../linux/ending.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 import {
   controlClosed,
   type Ending,

@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
 import type { LimitWrite } from "../linux/cgroups.js";
-import { Husk } from "./husk-pool.js";
+import { Husk } from "./husk.js";
 import type { Keeper } from "./keeper.js";
 import { Limits } from "./limits.js";
 import type { FunctionSpec } from "./types.js";

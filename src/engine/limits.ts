@@ -1,6 +1,6 @@
 /** What a function may take of the machine: memory as it was deployed with, processors in proportion to it, so many processes. */
 import { type CgroupLayout, type LimitWrite, limitWrites } from "../linux/cgroups.js";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 import type { Keeper } from "./keeper.js";
 import type { FunctionSpec } from "./types.js";
 

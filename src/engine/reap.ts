@@ -31,7 +31,7 @@ import {
   type ReapTrace,
 } from "../image/index.js";
 import { ABI_CONSTANTS } from "../linux/abi.js";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PagedReport } from "./keeper.js";

@@ -8,7 +8,7 @@ import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
 import { blockingIsAccounted, diskBytesOf, processFaults } from "./faults.js";
 import { hasEnded } from "./freeze.js";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";

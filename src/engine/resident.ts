@@ -1,6 +1,6 @@
 /** How much memory a process has, from /proc. */
 import { readFile } from "node:fs/promises";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 
 /** Resident bytes of a process: its own, of those the changed ones, and those that others map too. Rejects with `ended` when it has. */
 export async function residentMemory(

@@ -2,7 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS } from "../linux/abi.js";
-import { Husk } from "./husk-pool.js";
+import { Husk } from "./husk.js";
 import type { HuskReport, InstanceExit, Keeper } from "./keeper.js";
 import type { StageRequest } from "./keeper-messages.js";
 import type { Told } from "./parts.js";

@@ -4,7 +4,7 @@
  * microseconds.
  */
 import { ThawError } from "../base/errors.js";
-import type { Husk } from "./husk-pool.js";
+import type { Husk } from "./husk.js";
 import type { HuskReport, Keeper, StageRequest } from "./keeper.js";
 import { quietly } from "./keeper-messages.js";
 import { promised, type Told } from "./parts.js";
