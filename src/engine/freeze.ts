@@ -7,7 +7,7 @@ import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { nowMs, sleep } from "../base/clock.js";
+import { nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, mkdirs, renameDurably, temporaryPath } from "../base/fsync.js";
@@ -23,22 +23,17 @@ import {
   type RawManifest,
   writeManifest,
 } from "../image/index.js";
-import { isEnding } from "../linux/ending.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
-import type { PreparedHeader } from "../runtime/frames.js";
+import { hasEnded } from "./has-ended.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper } from "./keeper.js";
 import { extractLive, type LiveStop } from "./live-freeze.js";
+import { FREEZING, type Purpose, prepare } from "./prepare.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 import { untilAccepted } from "./until-accepted.js";
 
 /** First of the files that a helper is given. */
 const HELPER_FD = 3;
-/** How long its end is waited for: of one that does not look like ending, of one that does; and how often it is looked at. */
-const EXIT_GRACE_MS = 250;
-const EXIT_MS_MAX = 30_000;
-const EXIT_LOOK_MS = 5;
-
 /** What freezing needs of the engine. */
 export interface FreezeTools {
   readonly keeper: Keeper;
@@ -46,38 +41,6 @@ export interface FreezeTools {
   readonly fingerprint: Fingerprint;
   /** Where images go when the caller names no directory. */
   readonly imagesDir: string;
-}
-
-/** What the hooks are run for: who refuses when one of them fails. */
-export interface Purpose {
-  readonly code: "FREEZE_REFUSED" | "HIBERNATE_REFUSED";
-  readonly done: "frozen" | "hibernated";
-  readonly collect?: false;
-}
-
-const FREEZING: Purpose = { code: "FREEZE_REFUSED", done: "frozen" };
-
-/** Before-snapshot hooks, and hygiene unless `collect` is false. Returns its milliseconds and, for a freeze, how hot the code is and what is to be seeded anew, where the runtime tells. */
-export async function prepare(instance: LiveInstance, { code, done, collect }: Purpose = FREEZING): Promise<PreparedHeader> {
-  const { graceMs } = instance.owner;
-  // Whoever does not answer this answers nothing any more.
-  const tooSlow = (ms: number): ThawError =>
-    new ThawError(code, {
-      what: `function "${instance.spec.name}" could not be ${done}`,
-      why: `its before-snapshot hooks took longer than ${ms / 1000} s, and it was ended`,
-      fix: "mend the hook",
-    });
-  const answer = instance.expect("prepared", tooSlow);
-  const image = done === "frozen" ? { heat: true as const, seeds: true as const } : {};
-  instance.tell({ type: "prepare", ...(collect === undefined ? {} : { collect }), ...image });
-  const timer = setTimeout(() => instance.fail(tooSlow(graceMs)), graceMs);
-  const { header, body } = await answer.finally(() => clearTimeout(timer));
-  if (header.type === "prepared") return header;
-  throw new ThawError(code, {
-    what: `function "${instance.spec.name}" could not be ${done}`,
-    why: `one of its before-snapshot hooks failed: ${body.toString("utf8").slice(0, 500)}`,
-    fix: "mend the hook",
-  });
 }
 
 function refusal(instance: LiveInstance, reply: Readonly<Record<string, unknown>>): ThawError {
@@ -111,28 +74,6 @@ async function linkBase(path: string, dir: string): Promise<boolean> {
     if (code === "ENOENT" || code === "EMLINK") return false;
     throw error;
   }
-}
-
-/**
- * A process that ends, with the extractor or before it, is told of by the keeper in a message of its own, which may come later: how much
- * later, the machine decides.
- */
-export async function hasEnded(
-  instance: LiveInstance,
-  { code }: Readonly<Record<string, unknown>> = { code: "failed" },
-): Promise<boolean> {
-  const began = nowMs();
-  const graceMs = code === "failed" ? EXIT_GRACE_MS : 0;
-  let told = false;
-  const gone = instance.husk.gone().then(() => {
-    told = true;
-  });
-  while (instance.alive && !told) {
-    const maxMs = isEnding(instance.hostPid) ? EXIT_MS_MAX : graceMs;
-    if (nowMs() - began >= maxMs) break;
-    await Promise.race([gone, sleep(EXIT_LOOK_MS)]);
-  }
-  return !instance.alive;
 }
 
 /** The generation of the next image of `instance`. */

@@ -55,7 +55,7 @@ import { gather } from "./gather.js";
 import type { Husk } from "./husk.js";
 import { ImageCheck } from "./image-check.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
-import { isPaged } from "./reap.js";
+import { isPaged } from "./page-modes.js";
 import { checkFingerprint, type SharedBase, sharedBase } from "./shared-base.js";
 import type { StageStep } from "./stages.js";
 import type { Image, Loader } from "./types.js";

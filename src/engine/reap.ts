@@ -35,20 +35,10 @@ import type { Husk } from "./husk.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
 import type { Keeper, PagedReport } from "./keeper.js";
+import { PAGE_MODES } from "./page-modes.js";
 import { type Loader, PARKED_LOADERS } from "./types.js";
 
-const MODES: Readonly<Partial<Record<Loader, PageMode>>> = {
-  "reap-lazy": "lazy",
-  "reap-parallel": "parallel",
-  "reap-file": "file",
-  reap: "direct",
-};
 const CHUNK_BYTES = 1 << 20;
-
-/** Whether the pager brings this loader's pages. */
-export function isPaged(loader: Loader | undefined): boolean {
-  return loader !== undefined && MODES[loader] !== undefined;
-}
 
 /** What is recorded of an image, open in the keeper. */
 interface Recorded {
@@ -97,7 +87,7 @@ export class ReapStarts {
         why: "this machine has no usable /dev/userfaultfd; the server's log says why",
         fix: "choose another loader",
       });
-    const mode = MODES[loader] ?? "lazy";
+    const mode = PAGE_MODES[loader] ?? "lazy";
     if (mode === "lazy")
       return { mode, records: false, installs: false, fallback: undefined, plan: this.#lazyPlan(loaded), set: 0 };
     const fallback = await this.#refresh(loaded);

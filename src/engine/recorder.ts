@@ -7,7 +7,7 @@ import { isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
 import { blockingIsAccounted, diskBytesOf, processFaults } from "./faults.js";
-import { hasEnded } from "./freeze.js";
+import { hasEnded } from "./has-ended.js";
 import type { Husk } from "./husk.js";
 import type { LoadedImage, Tracking } from "./images.js";
 import type { LiveInstance } from "./instance.js";
