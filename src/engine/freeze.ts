@@ -24,10 +24,12 @@ import {
   writeManifest,
 } from "../image/index.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
+import type { PreparedHeader } from "../runtime/frames.js";
 import { hasEnded } from "./has-ended.js";
 import type { LiveInstance } from "./instance.js";
-import type { Keeper } from "./keeper.js";
+import type { HelperResult, Keeper } from "./keeper.js";
 import { extractLive, type LiveStop } from "./live-freeze.js";
+import type { parseReply } from "./native.js";
 import { FREEZING, type Purpose, prepare } from "./prepare.js";
 import type { FreezeOptions, FreezeReport } from "./types.js";
 import { untilAccepted } from "./until-accepted.js";
@@ -81,25 +83,84 @@ export function generationOf({ origin }: LiveInstance, { generation }: FreezeOpt
   return generation ?? (origin === undefined ? 0 : origin.generation + 1);
 }
 
+/** Hooks without hygiene. */
+const LIVE: Purpose = { ...FREEZING, collect: false };
+
+/** What came of the extractor's work, beside what it left in the directory. */
+interface Extracted {
+  readonly reply: ReturnType<typeof parseReply>;
+  /** Of a live freeze. */
+  readonly heldMs?: number;
+  /** What the runtime told behind its hooks; undefined without hygiene. */
+  readonly prepared: PreparedHeader | undefined;
+  /** Requests that the instance had answered. */
+  readonly served: number;
+}
+
+/** Has the extractor copy the process into `temporary`; a live one runs its hooks at the stop. FREEZE_REFUSED and its kin, or how the instance ended. */
+async function extract(
+  { keeper, extractor }: FreezeTools,
+  instance: LiveInstance,
+  options: FreezeOptions,
+  temporary: string,
+  before: PreparedHeader | undefined,
+): Promise<Extracted> {
+  const { origin, base } = instance;
+  const argv = [extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
+  if (origin !== undefined) argv.push(`image=${imageFiles(origin.dir).pages}`);
+  if (base !== undefined) {
+    argv.push(`base=${base.path}`);
+    if (await linkBase(base.path, temporary)) argv.push(`layout=${base.layout}`);
+  }
+  const file = instance.hibernation?.file;
+  // What is on disk only is memory too.
+  if (file !== undefined) argv.push(`swap=${HELPER_FD}`);
+  const files = file === undefined ? [] : [file];
+  const run = (...words: readonly string[]): Promise<HelperResult> => keeper.helper([...argv, ...words], { files });
+  let { served } = instance;
+  let prepared = before;
+  const hooks = async (): Promise<void> => {
+    ({ served } = instance);
+    if (options.hygiene !== false) prepared = await prepare(instance, LIVE);
+  };
+  const renew = (): void => instance.announceThaw(generationOf(instance, options));
+  const once = async (): Promise<LiveStop> =>
+    options.live === true ? extractLive(instance, temporary, run, { hooks, renew }) : { ended: await run() };
+  const { reply, ...held } = await untilAccepted(once);
+  if (!reply.ok && (await hasEnded(instance, reply))) throw instance.exitError();
+  if (!reply.ok) throw refusal(instance, reply);
+  return { reply, ...held, prepared, served };
+}
+
 /** As the extractor writes them: which of the mapped libraries have an allocator that relies on zeros, beside what the image keeps. */
 type ExtractedFacts = RawManifest["facts"] & { readonly trustZeros: readonly string[] };
 
+/** Takes what the extractor wrote of the process, with what its runtime told. */
+async function takeFacts(temporary: string, { prepared }: Extracted): Promise<RawManifest["facts"]> {
+  const path = join(temporary, "facts.json");
+  const { trustZeros, ...told } = JSON.parse(await readFile(path, "utf8")) as ExtractedFacts;
+  await rm(path);
+  const { seeds = [], unusedAllocators = [] } = prepared ?? {};
+  return {
+    ...told,
+    ...allocatorFacts(trustZeros, unusedAllocators, told.notes),
+    seeds: seeds.map(([at, bytes]): [string, number] => [`0x${at.toString(16)}`, bytes]),
+  };
+}
+
 /** What the image says of allocators: one that the runtime knows to be `unused` does no harm. */
-function allocatorFacts(trustZeros: readonly string[], unused: readonly string[] = [], notes: readonly string[]) {
+function allocatorFacts(trustZeros: readonly string[], unused: readonly string[], notes: readonly string[]) {
   const path = trustZeros.find((each) => !unused.includes(basename(each)));
   if (path === undefined) return {};
   const note = `its allocator (jemalloc, in ${path}) relies on zeros where memory was given back: it is always loaded eagerly`;
   return { trustsZeros: path, notes: [...notes, note] };
 }
 
-/** Hooks without hygiene. */
-const LIVE: Purpose = { ...FREEZING, collect: false };
-
 /** Writes an image of `instance` and returns its directory. The instance goes on in any case. */
 export async function freezeInstance(tools: FreezeTools, instance: LiveInstance, options: FreezeOptions): Promise<string> {
   const began = nowMs();
   const live = options.live === true;
-  let prepared = live || options.hygiene === false ? undefined : await prepare(instance);
+  const before = live || options.hygiene === false ? undefined : await prepare(instance);
   if (!live) faultPoint("freeze-prepared");
   const id = randomUUID();
   const dir = options.dir ?? join(tools.imagesDir, id);
@@ -107,40 +168,11 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
   try {
     await mkdirs(dirname(temporary), 0o700);
     await mkdir(temporary, { mode: 0o700 });
-    const origin = instance.origin;
-    const argv = [tools.extractor, "freeze", String(instance.hostPid), temporary, String(CONTROL_FD)];
-    if (origin !== undefined) argv.push(`image=${imageFiles(origin.dir).pages}`);
-    const { base } = instance;
-    if (base !== undefined) {
-      argv.push(`base=${base.path}`);
-      if (await linkBase(base.path, temporary)) argv.push(`layout=${base.layout}`);
-    }
-    const file = instance.hibernation?.file;
-    // What is on disk only is memory too.
-    if (file !== undefined) argv.push(`swap=${HELPER_FD}`);
-    const extract = (...words: readonly string[]) =>
-      tools.keeper.helper([...argv, ...words], { files: file === undefined ? [] : [file] });
-    const hooks = async (): Promise<void> => {
-      ({ served } = instance);
-      if (options.hygiene !== false) prepared = await prepare(instance, LIVE);
-    };
-    const renew = (): void => instance.announceThaw(generationOf(instance, options));
-    let { served } = instance;
-    const once = async (): Promise<LiveStop> =>
-      live ? extractLive(instance, temporary, extract, { hooks, renew }) : { ended: await extract() };
-    const { heldMs, reply } = await untilAccepted(once);
-    if (!reply.ok && (await hasEnded(instance, reply))) throw instance.exitError();
-    if (!reply.ok) throw refusal(instance, reply);
+    const { origin, base } = instance;
+    const extracted = await extract(tools, instance, options, temporary, before);
     faultPoint("freeze-extracted");
-    const factsPath = join(temporary, "facts.json");
-    const { trustZeros, ...told } = JSON.parse(await readFile(factsPath, "utf8")) as ExtractedFacts;
-    const seeds = prepared?.seeds ?? [];
-    const rawFacts = {
-      ...told,
-      ...allocatorFacts(trustZeros, prepared?.unusedAllocators, told.notes),
-      seeds: seeds.map(([at, bytes]): [string, number] => [`0x${at.toString(16)}`, bytes]),
-    };
-    await rm(factsPath);
+    const rawFacts = await takeFacts(temporary, extracted);
+    const { reply, heldMs, prepared, served } = extracted;
     // Between two steps of some milliseconds whoever waits for an answer gets it: the server does all of this beside its requests.
     await nextTurn();
     const facts = factsSchema.parse(rawFacts);
