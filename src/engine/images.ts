@@ -56,6 +56,7 @@ import type { Husk } from "./husk.js";
 import { ImageCheck } from "./image-check.js";
 import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
 import { isPaged } from "./page-modes.js";
+import { type Compiled, Programs } from "./programs.js";
 import { checkFingerprint, type SharedBase, sharedBase } from "./shared-base.js";
 import type { StageStep } from "./stages.js";
 import type { Image, Loader } from "./types.js";
@@ -64,13 +65,6 @@ import { LiveWorkingSet } from "./working-sets.js";
 /** Runs of read pages closer than this are mapped by one call: file pages cost nothing but their table entries. */
 const READ_GAP_PAGES = 16;
 const NS_PER_MS = 1_000_000n;
-
-interface Compiled {
-  readonly program: Program;
-  readonly file: number;
-  /** How a husk is told to run it: always the same, so encoded once. */
-  request?: StageRequest;
-}
 
 /** How a start records what it touches. */
 export interface Tracking {
@@ -90,8 +84,8 @@ export class LoadedImage {
   /** Nothing of it runs, once it is resumed, before a request comes. */
   readonly waits: boolean;
   closed = false;
+  private readonly programs: Programs;
   private readonly runtimeProgram: Compiled;
-  private readonly programs = new Map<string, Compiled & { readonly compile: () => Program }>();
   private readonly runtimePool: string;
   /** This boot's clock may still be behind the image's; it only goes forward. */
   private clockBehind = true;
@@ -118,7 +112,8 @@ export class LoadedImage {
     this.fdBase = fdBase(this.facts);
     this.pagesTotal = this.facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
     this.sets = new LiveWorkingSet(image.dir, this.facts, stored.workingSet, () => this.setChanged());
-    this.runtimeProgram = this.hand(compileRuntime(this.facts));
+    this.programs = new Programs(keeper, this.fdBase);
+    this.runtimeProgram = this.programs.get("runtime", () => compileRuntime(this.facts));
     this.runtimeKey = runtimeKey(this.runtimeProgram.program);
     this.runtimePool = `runtime:${image.spec.runtime}:${this.runtimeKey}`;
   }
@@ -265,9 +260,9 @@ export class LoadedImage {
     fds[THAW_PASSES.log] = { kind: "log" };
     const userfaultfd = isPaged(loader) ? device : record?.device;
     if (userfaultfd !== undefined) fds[THAW_PASSES.userfaultfd] = { kind: "file", file: userfaultfd };
-    return this.step(
+    return this.programs.step(
       "thaw",
-      () => this.compiled(`thaw:${loader}:${generic}:${record === undefined ? "" : "record"}`, compile),
+      () => this.programs.get(`thaw:${loader}:${generic}:${record === undefined ? "" : "record"}`, compile),
       fds,
       task === this.taskFile,
     );
@@ -278,8 +273,8 @@ export class LoadedImage {
     const threads = this.movesClock(here) ? 0 : sparesFor(this.facts);
     const prefault = (): Program => compilePrefault([], this.split().runtime, threads);
     return [
-      this.step("runtime", () => this.runtimeProgram),
-      this.step("prefault runtime", () => this.compiled(`prefault runtime:${threads}`, prefault)),
+      this.programs.step("runtime", () => this.runtimeProgram),
+      this.programs.step("prefault runtime", () => this.programs.get(`prefault runtime:${threads}`, prefault)),
     ];
   }
 
@@ -303,11 +298,14 @@ export class LoadedImage {
     const source = loader === "eager" ? "eager" : "lazy";
     const quiet = (program: ProgramBuilder): void => readNothingAround(program, this.facts, this.readsAlone());
     const compile = (): Program => compileMemory(this.facts, source, loader === "splice" ? quiet : undefined);
-    const memory = (): Compiled => this.compiled(`memory:${loader === "splice" ? loader : source}`, compile);
-    const steps: StageStep[] = [...this.runtimeSteps(here), { ...this.step("memory", memory, this.memoryFds()), before }];
+    const memory = (): Compiled => this.programs.get(`memory:${loader === "splice" ? loader : source}`, compile);
+    const steps: StageStep[] = [
+      ...this.runtimeSteps(here),
+      { ...this.programs.step("memory", memory, this.memoryFds()), before },
+    ];
     if (prefaulted) {
       const prefault = (): Program => compilePrefault(this.parkedCopies(), this.split().image);
-      steps.push(this.step("prefault", () => this.compiled("prefault", prefault)));
+      steps.push(this.programs.step("prefault", () => this.programs.get("prefault", prefault)));
     }
     return [...steps, ...this.equipSteps(here)];
   }
@@ -322,13 +320,15 @@ export class LoadedImage {
       before(husk);
       husk.tracked = true;
     };
-    const memory = this.step("memory", () => this.compiled("memory:record", compile), fds);
-    return [this.step("runtime", () => this.runtimeProgram), { ...memory, before: mark }];
+    const memory = this.programs.step("memory", () => this.programs.get("memory:record", compile), fds);
+    return [this.programs.step("runtime", () => this.runtimeProgram), { ...memory, before: mark }];
   }
 
   private equipSteps(here: Fingerprint): StageStep[] {
     const time = this.timeStep(here);
-    const equip = this.step("equip", () => this.compiled("equip", () => compileEquip(this.facts, this.stored.contents)));
+    const equip = this.programs.step("equip", () =>
+      this.programs.get("equip", () => compileEquip(this.facts, this.stored.contents)),
+    );
     const resume: StageStep = { ...this.resumeStep(), before: (husk) => husk.resumesAhead() };
     return [...(time === undefined ? [] : [time]), equip, ...(this.waits ? [resume] : [])];
   }
@@ -338,7 +338,7 @@ export class LoadedImage {
     const fds: PassedFd[] = [];
     fds[RESUME_PASSES.control] = { kind: "control" };
     fds[RESUME_PASSES.log] = { kind: "log" };
-    return this.step("resume", () => this.compiled("resume", () => compileResume(this.facts)), fds);
+    return this.programs.step("resume", () => this.programs.get("resume", () => compileResume(this.facts)), fds);
   }
 
   /** The floor's program (see engine/floor.ts); handed over for one use. */
@@ -352,30 +352,6 @@ export class LoadedImage {
       mappings,
       faults,
     };
-  }
-
-  /** Asks for the program when the stage runs: a working set that is recorded meanwhile replaces programs. `always`: with these descriptors. */
-  private step(name: string, program: () => Compiled, fds: readonly PassedFd[] = [], always = true): StageStep {
-    return {
-      name,
-      labels: () => program().program.labels,
-      request: () => {
-        const compiled = program();
-        if (!always) return { program: compiled.file, fds, fdBase: this.fdBase };
-        compiled.request ??= { program: compiled.file, fds, fdBase: this.fdBase };
-        return compiled.request;
-      },
-    };
-  }
-
-  /** A program, compiled and handed over when first asked for. */
-  private compiled(key: string, compile: () => Program): Compiled {
-    let compiled = this.programs.get(key);
-    if (compiled === undefined) {
-      compiled = { ...this.hand(compile()), compile };
-      this.programs.set(key, compiled);
-    }
-    return compiled;
   }
 
   /** A stage that puts the clock where the image left it; undefined while the clock only moved forward. */
@@ -435,8 +411,7 @@ export class LoadedImage {
 
   close(): void {
     this.closed = true;
-    this.forgetPrograms();
-    this.keeper.closeFile(this.runtimeProgram.file);
+    this.programs.close();
     this.keeper.closeFile(this.pagesFile);
     this.keeper.closeFile(this.taskFile);
     if (this.baseFile !== undefined) this.keeper.closeFile(this.baseFile);
@@ -457,27 +432,13 @@ export class LoadedImage {
     };
   }
 
-  private hand(program: Program): Compiled {
-    return { program, file: this.keeper.fileBytes(program.bytes) };
-  }
-
-  private forgetPrograms(): void {
-    for (const { file } of this.programs.values()) this.keeper.closeFile(file);
-    this.programs.clear();
-  }
-
   /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
   private setChanged(): void {
     this.ranges = undefined;
     this.copies = undefined;
     this.fileRanges = undefined;
-    for (const [key, { file, compile }] of [...this.programs]) {
-      if (!dependsOnSet(key)) continue;
-      this.keeper.closeFile(file);
-      this.programs.delete(key);
-      if (!this.closed) this.compiled(key, compile);
-    }
     if (this.closed) return;
+    this.programs.renew(dependsOnSet);
     // What recorded will be thawed by the set next.
     for (const generic of [true, false])
       if (this.programs.has(`thaw:splice:${generic}:record`)) this.thawStep("splice", generic, undefined).labels();
