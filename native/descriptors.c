@@ -1,5 +1,5 @@
 /*
- * Descriptors and the contents of /tmp (part of the extractor).
+ * Descriptors (part of the extractor).
  *
  * What a descriptor is, is read from /proc/PID/fdinfo and from a duplicate of it (pidfd_getfd). dup'ed descriptors
  * share one description, and epoll may hold entries whose descriptor is closed or means another file by now: both are
@@ -11,8 +11,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/kcmp.h>
-#include <linux/limits.h>
-#include <linux/xattr.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -27,14 +25,10 @@
 #include <sys/sysmacros.h>
 #include <sys/timerfd.h>
 #include <sys/vfs.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #define FDS_MAX 4096
 #define INFO_LINE_BYTES 96 /* of an entry of an epoll */
-#define TMP_BYTES_MAX (64ULL << 20)
-#define TMP_ENTRIES_MAX 4096
-#define TMP_DEPTH_MAX 32
 #define TIMERFD "anon_inode:[timerfd]"
 #define MQUEUE_MAGIC 0x19800202 /* linux/magic.h knows it not */
 
@@ -43,8 +37,6 @@ int descriptor_count;
 /* Their indices in the kernel's order of what is open behind them (kcmp): those of one description stand together. */
 static int *by_description;
 static pid_t pid;
-static uint64_t stored_bytes; /* in the image's `tmp` file */
-static int tmp_file = -1;
 
 uint64_t info_number(const struct descriptor *d, const char *name, int base)
 {
@@ -150,38 +142,6 @@ static void read_descriptors(const struct target *target)
 	closedir(list);
 	close(pidfd);
 	find_same();
-}
-
-static void open_tmp_file(int image_dir)
-{
-	tmp_file = openat(image_dir, "tmp", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (tmp_file < 0)
-		die("cannot make the image's tmp file: %s", strerror(errno));
-}
-
-static int image_directory = -1;
-
-/* Appends a file's bytes to the image's `tmp` file; writes where they are. */
-static void store_contents(int from, uint64_t bytes, const char *what)
-{
-	static char copy[65536];
-	if (stored_bytes + bytes > TMP_BYTES_MAX)
-		refuse("%s: more than %llu MiB of temporary files", what, TMP_BYTES_MAX >> 20);
-	json_int("at", (int64_t)stored_bytes);
-	json_int("bytes", (int64_t)bytes);
-	uint64_t done = 0;
-	while (done < bytes) {
-		size_t part = bytes - done < sizeof copy ? (size_t)(bytes - done) : sizeof copy;
-		ssize_t got = pread(from, copy, part, (off_t)done);
-		if (got <= 0)
-			die("cannot read %s: %s", what, strerror(errno));
-		if (tmp_file < 0)
-			open_tmp_file(image_directory);
-		if (pwrite(tmp_file, copy, (size_t)got, (off_t)stored_bytes) != got)
-			die("cannot write the image's tmp file: %s", strerror(errno));
-		done += (uint64_t)got;
-		stored_bytes += (uint64_t)got;
-	}
 }
 
 /* ---- kinds ---- */
@@ -508,134 +468,12 @@ static void write_descriptor(const struct target *target, const struct descripto
 	json_close('}');
 }
 
-void write_descriptors(const struct target *target, int image_dir)
+void write_descriptors(const struct target *target)
 {
-	image_directory = image_dir;
 	read_descriptors(target);
 	refuse_ipc();
 	json_open("descriptors", '[');
 	for (int i = 0; i < descriptor_count; i++)
 		write_descriptor(target, &descriptors[i]);
 	json_close(']');
-}
-
-/* ---- /tmp ---- */
-
-static int tmp_entries;
-
-/* Extended ones, of the namespace that programs may write. */
-static void write_attributes(int fd, const char *path)
-{
-	static char names[XATTR_LIST_MAX];
-	static uint8_t value[XATTR_SIZE_MAX];
-	ssize_t length = flistxattr(fd, names, sizeof names);
-	bool any = false;
-	if (length < 0 && errno == ENOTSUP)
-		return;
-	if (length < 0)
-		die("cannot list the attributes of %s: %s", path, strerror(errno));
-	for (const char *name = names; name < names + length; name += strlen(name) + 1) {
-		if (strncmp(name, XATTR_USER_PREFIX, XATTR_USER_PREFIX_LEN) != 0)
-			continue;
-		ssize_t bytes = fgetxattr(fd, name, value, sizeof value);
-		if (bytes < 0)
-			die("cannot read an attribute of %s: %s", path, strerror(errno));
-		if (!any)
-			json_open("attributes", '[');
-		any = true;
-		json_open(NULL, '{');
-		json_bytes("name", (const uint8_t *)name, strlen(name));
-		json_bytes("value", value, (size_t)bytes);
-		json_close('}');
-	}
-	if (any)
-		json_close(']');
-}
-
-static void write_tree(int dir, const char *prefix, int depth)
-{
-	DIR *list = fdopendir(dir);
-	if (!list)
-		die("cannot list /tmp of the process: %s", strerror(errno));
-	if (depth > TMP_DEPTH_MAX)
-		refuse("/tmp is nested deeper than %d directories", TMP_DEPTH_MAX);
-	for (struct dirent *entry; (entry = readdir(list));) {
-		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-			continue;
-		struct stat is;
-		char path[4096], target[4096];
-		if (snprintf(path, sizeof path, "%s/%s", prefix, entry->d_name) >= (int)sizeof path)
-			refuse("a path under /tmp is too long");
-		if (fstatat(dir, entry->d_name, &is, AT_SYMLINK_NOFOLLOW) != 0)
-			die("cannot look at %s: %s", path, strerror(errno));
-		if (++tmp_entries > TMP_ENTRIES_MAX)
-			refuse("/tmp holds more than %d files", TMP_ENTRIES_MAX);
-		json_open(NULL, '{');
-		json_path("path", path);
-		json_int("inode", (int64_t)is.st_ino);
-		json_int("mode", is.st_mode & 07777);
-		json_int("mtimeS", is.st_mtim.tv_sec);
-		json_int("mtimeNs", is.st_mtim.tv_nsec);
-		json_int("atimeS", is.st_atim.tv_sec);
-		json_int("atimeNs", is.st_atim.tv_nsec);
-		int fd = -1;
-		if (S_ISDIR(is.st_mode)) {
-			json_string("type", "directory");
-			fd = openat(dir, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-			if (fd < 0)
-				die("cannot open %s: %s", path, strerror(errno));
-			write_attributes(fd, path);
-			json_close('}');
-			write_tree(fd, path, depth + 1);
-			continue;
-		}
-		if (S_ISLNK(is.st_mode)) {
-			ssize_t got = readlinkat(dir, entry->d_name, target, sizeof target - 1);
-			if (got < 0)
-				die("cannot read %s: %s", path, strerror(errno));
-			target[got] = 0;
-			json_string("type", "link");
-			json_path("target", target);
-		} else if (S_ISREG(is.st_mode)) {
-			json_string("type", "file");
-			/* Not waiting: a mapping keeps a lease whose descriptor is closed. */
-			fd = openat(dir, entry->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-			if (fd < 0 && errno == EWOULDBLOCK)
-				refuse("there is a lease on %s", path);
-			if (fd < 0)
-				die("cannot open %s: %s", path, strerror(errno));
-			store_contents(fd, (uint64_t)is.st_size, path);
-			write_attributes(fd, path);
-			close(fd);
-		} else {
-			refuse("%s is neither a file, a directory nor a link", path);
-		}
-		json_close('}');
-	}
-	closedir(list);
-}
-
-void write_tmp(const struct target *target)
-{
-	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/root/tmp", target->pid);
-	int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir < 0)
-		die("cannot open /tmp of the process: %s", strerror(errno));
-	json_open("tmp", '[');
-	write_tree(dir, "/tmp", 0);
-	json_close(']');
-	snprintf(path, sizeof path, "/proc/%d/root/dev/shm", target->pid);
-	DIR *shm = opendir(path);
-	for (struct dirent *entry; shm && (entry = readdir(shm));)
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-			refuse("it holds POSIX shared memory (/dev/shm/%s)", entry->d_name);
-	if (shm)
-		closedir(shm);
-}
-
-void store_tmp(void)
-{
-	if (tmp_file >= 0 && fdatasync(tmp_file) != 0)
-		die("cannot write the image's tmp file: %s", strerror(errno));
 }

@@ -30,3 +30,6 @@ int leave_namespace(int home, int kind);
 
 /* sockets.c */
 void write_socket(const struct descriptor *d);
+
+/* tmp.c: appends a file's bytes to the image's `tmp` file; writes where they are. */
+void store_contents(int from, uint64_t bytes, const char *what);

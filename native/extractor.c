@@ -321,7 +321,8 @@ static int freeze(int argc, char **argv)
 	write_mm(&target);
 	write_limits_and_place(&target);
 	write_threads(&target);
-	write_descriptors(&target, dir);
+	tmp_begin(dir);
+	write_descriptors(&target);
 	write_tmp(&target);
 	uint64_t facts_at = clock_ns(CLOCK_MONOTONIC);
 	dump_copy(dump, &target, ahead);

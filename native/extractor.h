@@ -129,7 +129,9 @@ void refuse_company(const struct target *target);
 void write_frame_shape(void);
 
 /* descriptors.c */
-void write_descriptors(const struct target *target, int image_dir);
+/* Makes the image's `tmp` file there, once there is something to store. */
+void tmp_begin(int image_dir);
+void write_descriptors(const struct target *target);
 void write_tmp(const struct target *target);
 /* The process's own directory in /proc has another name after a thaw: that of a path, for as long as the next call; NULL: it will be nowhere. */
 const char *lasting_path(pid_t of, const char *link);
