@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { type HibernateTools, Hibernation } from "./hibernate.js";
 import type { LiveInstance } from "./instance.js";
-import type { Prefetched } from "./keeper.js";
+import type { Prefetched } from "./keeper-messages.js";
 import type { StartResult } from "./types.js";
 
 describe("a wake", () => {

@@ -1,7 +1,8 @@
 /** One husk: an empty sandboxed process (native/husk.c), from its making to the end of what it became. */
 import type { ThawError } from "../base/errors.js";
 import { NO_FAULTS, type ProcessFaults } from "./faults.js";
-import type { HuskReady, InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
+import type { Keeper } from "./keeper.js";
+import type { HuskReady, InstanceExit, InstanceListener, PagedReport } from "./keeper-messages.js";
 import type { Told } from "./parts.js";
 import type { HuskLevel } from "./types.js";
 

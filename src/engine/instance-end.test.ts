@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { type Ending, obituary, verdict } from "./instance-end.js";
-import type { InstanceExit } from "./keeper.js";
+import type { InstanceExit } from "./keeper-messages.js";
 import { exitOf } from "./testing.js";
 import type { FunctionSpec } from "./types.js";
 

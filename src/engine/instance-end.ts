@@ -2,7 +2,7 @@
 import { constants } from "node:os";
 import { nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
-import type { InstanceExit } from "./keeper.js";
+import type { InstanceExit } from "./keeper-messages.js";
 import type { FunctionSpec, InvokeResult } from "./types.js";
 
 /** What was decided about it first. */

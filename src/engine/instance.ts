@@ -25,7 +25,8 @@ import {
   verdict,
 } from "./instance-end.js";
 import { invokeHeader } from "./invoke-header.js";
-import type { InstanceExit, InstanceListener, Keeper, PagedReport } from "./keeper.js";
+import type { Keeper } from "./keeper.js";
+import type { InstanceExit, InstanceListener, PagedReport } from "./keeper-messages.js";
 import type { Told } from "./parts.js";
 import { Printed } from "./printed.js";
 import { residentMemory } from "./resident.js";

@@ -37,20 +37,6 @@ import {
 import { KeeperProcess, type ProcessOptions } from "./keeper-process.js";
 import { promised, type Told } from "./parts.js";
 
-export type {
-  HelperResult,
-  HuskReady,
-  HuskReport,
-  HuskRequest,
-  InstanceExit,
-  InstanceListener,
-  PagedReport,
-  PassedFd,
-  Prefetched,
-  PrefetchRange,
-  StageRequest,
-} from "./keeper-messages.js";
-
 /** How a keeper is started, and who hears of it. */
 export interface KeeperOptions extends ProcessOptions {
   /** Called once when the keeper ends without having been asked to. */

@@ -14,7 +14,7 @@ import { createServer, type Socket } from "node:net";
 import { nowMs } from "../base/clock.js";
 import { faultPoint } from "../base/fault.js";
 import type { LiveInstance } from "./instance.js";
-import type { HelperResult } from "./keeper.js";
+import type { HelperResult } from "./keeper-messages.js";
 
 /** Name of the socket within the directory. */
 const SOCKET = "live";

@@ -1,6 +1,7 @@
 /** The programs of one image: each compiled, and handed to the keeper, when it is first asked for. */
 import type { Program } from "../image/index.js";
-import type { Keeper, PassedFd, StageRequest } from "./keeper.js";
+import type { Keeper } from "./keeper.js";
+import type { PassedFd, StageRequest } from "./keeper-messages.js";
 import type { StageStep } from "./stages.js";
 
 /** A program that the keeper has. */

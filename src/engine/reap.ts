@@ -34,7 +34,8 @@ import { ABI_CONSTANTS } from "../linux/abi.js";
 import type { Husk } from "./husk.js";
 import type { LoadedImage } from "./images.js";
 import type { LiveInstance } from "./instance.js";
-import type { Keeper, PagedReport } from "./keeper.js";
+import type { Keeper } from "./keeper.js";
+import type { PagedReport } from "./keeper-messages.js";
 import { PAGE_MODES } from "./page-modes.js";
 import { type Loader, PARKED_LOADERS } from "./types.js";
 

@@ -5,8 +5,8 @@
  */
 import { ThawError } from "../base/errors.js";
 import type { Husk } from "./husk.js";
-import type { HuskReport, Keeper, StageRequest } from "./keeper.js";
-import { quietly } from "./keeper-messages.js";
+import type { Keeper } from "./keeper.js";
+import { type HuskReport, quietly, type StageRequest } from "./keeper-messages.js";
 import { promised, type Told } from "./parts.js";
 
 /** One stage that takes a husk further. */

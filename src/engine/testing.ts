@@ -1,5 +1,5 @@
 /** What tests of the engine's rooms share. */
-import type { InstanceExit } from "./keeper.js";
+import type { InstanceExit } from "./keeper-messages.js";
 
 /** How a process ended that took nothing: by itself, with code 0, unless `more` says otherwise. */
 export function exitOf(more: Partial<InstanceExit> = {}): InstanceExit {
