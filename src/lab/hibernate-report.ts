@@ -4,7 +4,7 @@ import type { Footprint, Left } from "./hibernate-footprint.js";
 import { WAKE_ARMS, type WakeResult } from "./hibernate-wake.js";
 import { type Check, check, exactly, type Measurement } from "./report.js";
 import { differenceOfMedians, median, noiseOf, quantile, ratioOfMedians } from "./statistics.js";
-import { megabytes, ms, type Row, significant, type Table } from "./table.js";
+import { failedCell, megabytes, ms, type Row, significant, type Table } from "./table.js";
 
 const LEFT_BYTES_MAX = 1.2e6;
 const STOPPED_MS_MAX = 20;
@@ -172,7 +172,7 @@ function wakeTable(woken: readonly WakeResult[]): Table {
           ms(median(us) - warm),
           significant(median(samples.map(({ prefetchedPages }) => prefetchedPages))),
           String(samples.length),
-          failures.length === 0 ? "" : { text: `${failures.length} failed`, tone: "bad" as const },
+          failedCell(failures),
         ];
       }),
     ];

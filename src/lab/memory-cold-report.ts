@@ -7,7 +7,7 @@ import type { Bandwidth } from "./page-cache.js";
 import { type Check, check, type Measurement } from "./report.js";
 import { mainPhases, phaseColumns } from "./start-report.js";
 import { differenceOfMedians, geometricMeanOfRatios, median, noiseOf, quantile, ratioOfMedians } from "./statistics.js";
-import { ms, type Row, significant, type Table } from "./table.js";
+import { failedCell, ms, type Row, significant, type Table } from "./table.js";
 
 /** The device, as measured in the same run. */
 export interface Disk extends Bandwidth {
@@ -193,7 +193,7 @@ function armRow({ name, samples, failures }: ArmResult<ColdSample>, workingSetPa
     significant(median(of(({ majorFaults }) => majorFaults))),
     ms(median(of(({ blockedUs }) => blockedUs))),
     String(samples.length),
-    failures.length === 0 ? "" : { text: `${failures.length} failed`, tone: "bad" },
+    failedCell(failures),
     mainPhases(samples),
   ];
 }

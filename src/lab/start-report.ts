@@ -3,7 +3,7 @@ import type { ArmResult } from "./interleave.js";
 import type { Measurement } from "./report.js";
 import type { StartSample } from "./start-arms.js";
 import { median, ratioOfMedians, summarize } from "./statistics.js";
-import { ms, type Row, significant, type Table } from "./table.js";
+import { failedCell, ms, type Row, significant, type Table } from "./table.js";
 
 /** Arms of one workload. */
 export interface StartResults {
@@ -84,7 +84,7 @@ export function startsTable(
         name === warm ? "" : ms(summary.median - warmUs),
         ms(median(samples.map(({ poolUs }) => poolUs))),
         String(samples.length),
-        failures.length === 0 ? "" : { text: `${failures.length} failed`, tone: "bad" },
+        failedCell(failures),
         mainPhases(samples),
       ];
     });

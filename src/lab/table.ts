@@ -18,6 +18,11 @@ export type Tone = keyof typeof TONES;
 /** Text, or text with a tone. */
 export type Cell = string | { readonly text: string; readonly tone: Tone };
 
+/** How many runs failed, where any did. */
+export function failedCell({ length }: readonly unknown[]): Cell {
+  return length === 0 ? "" : { text: `${length} failed`, tone: "bad" };
+}
+
 /** A heading, and how its cells stand. */
 export interface Column {
   readonly title: string;

@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { SOURCE_DIR } from "./plain-process.js";
+import { SOURCE_DIR } from "./testing.js";
 
 function traced(program: string, ...flags: string[]): string {
   return execFileSync(process.execPath, [...flags, "-e", program], { encoding: "utf8", timeout: 60_000, maxBuffer: 2 ** 26 });

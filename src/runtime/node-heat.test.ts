@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { FunctionFrame, HeatMember, PrepareHeader } from "./frames.js";
-import { PlainRuntime, SOURCE_DIR } from "./plain-process.js";
+import { PlainRuntime, SOURCE_DIR } from "./testing.js";
 
 let root: string;
 let made = 0;

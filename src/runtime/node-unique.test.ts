@@ -1,6 +1,6 @@
 import { spawnSync } from "node:child_process";
 import { describe, expect, it } from "vitest";
-import { SOURCE_DIR } from "./plain-process.js";
+import { SOURCE_DIR } from "./testing.js";
 
 /**
  * Two thaws of one image are two processes in the same state. Here they are two processes whose only source of randomness is a

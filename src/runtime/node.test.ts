@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { FunctionFrame, ThawHeader } from "./frames.js";
-import { type PlainOptions, PlainRuntime, SOURCE_DIR } from "./plain-process.js";
+import { type PlainOptions, PlainRuntime, SOURCE_DIR } from "./testing.js";
 
 const THAW: ThawHeader = { id: "4d5c6c1e-4a0e-4a8c-9b5e-2f6f3c0a1b2d", entropy: "5a".repeat(32), pid: 7, generation: 0 };
 

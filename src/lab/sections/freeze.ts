@@ -5,7 +5,7 @@ import { type ArmResult, interleave } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
 import { type Check, check, exactly, type Measurement } from "../report.js";
 import { median, quantile } from "../statistics.js";
-import { megabytes, type Row, significant } from "../table.js";
+import { failedCell, megabytes, type Row, significant } from "../table.js";
 import { specOf, WORKLOADS, type Workload } from "../workloads.js";
 
 const FREEZES = 20;
@@ -112,7 +112,7 @@ function table(results: readonly Frozen[]) {
       megabytes(median(of(({ anonymousBytes }) => anonymousBytes))),
       megabytes(median(of(({ bytesOnDisk }) => bytesOnDisk))),
       String(arm.samples.length),
-      arm.failures.length === 0 ? "" : { text: `${arm.failures.length} failed`, tone: "bad" as const },
+      failedCell(arm.failures),
     ];
   });
   return {

@@ -9,7 +9,7 @@ import { familyCpuUs, machineCpuUs } from "../machine.js";
 import { check, exactly, type Measurement } from "../report.js";
 import { assertStart } from "../start-arms.js";
 import { median } from "../statistics.js";
-import { ms, type Row, significant } from "../table.js";
+import { failedCell, ms, type Row, significant } from "../table.js";
 import { WORKLOADS, type Workload } from "../workloads.js";
 
 const PER_SECOND_AIM = 400;
@@ -151,7 +151,7 @@ function row(
     significant(machineCpuMsPerStart),
     String(fresh),
     String(startUs.length),
-    failures.length === 0 ? "" : { text: `${failures.length} failed`, tone: "bad" },
+    failedCell(failures),
   ];
 }
 

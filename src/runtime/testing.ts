@@ -1,5 +1,5 @@
 /**
- * A runtime as a plain child process, without sandbox, keeper or freezing: for tests and measurements of the runtimes alone.
+ * For tests: a runtime as a plain child process, without sandbox, keeper or freezing.
  * Descriptor 3 is one end of a socket pair, as in the sandbox.
  */
 import { type ChildProcess, spawn } from "node:child_process";
