@@ -2,8 +2,7 @@
  * Hibernation on the real kernel: what a function had in memory is there when it is woken, what it held of the machine is not while it
  * sleeps, and whatever comes in between (a request, an end, a full disk, a killed server) costs neither.
  */
-import { execFileSync, spawn } from "node:child_process";
-import { once } from "node:events";
+import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, readlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -15,8 +14,9 @@ import { evict, fetchAll, mappedFilesOf } from "../src/lab/page-cache.js";
 import { majorFaults } from "../src/lab/process-memory.js";
 import { ask, errorOf, refusal, useBench } from "./support/bench.js";
 import { olderThan } from "./support/kernel.js";
-import { isAlive, livingProcesses } from "./support/processes.js";
-import { ROOT, temporaryDir, useServers } from "./support/server.js";
+import { killedAt } from "./support/killed.js";
+import { livingProcesses } from "./support/processes.js";
+import { temporaryDir, useServers } from "./support/server.js";
 import { eventually, until } from "./support/wait.js";
 import { hostPid, withInstance } from "./support/world.js";
 
@@ -825,44 +825,8 @@ describe("a server killed with SIGKILL around hibernation", () => {
 
   it.each(points)("at %s leaves no process and no file", async (point) => {
     const dataDir = temporaryDir("hibernate-crash");
-    const { codeDir, runtime } = bench.python(PYTHON);
-    const spec = {
-      name: "f",
-      version: "1",
-      runtime,
-      codeDir,
-      handler: "index.handler",
-      memoryMb: 256,
-      timeoutMs: 30_000,
-      env: {},
-      tmpMb: 512,
-    };
-    const script = `
-      import { openEngine } from ${JSON.stringify(join(ROOT, "dist/engine/index.js"))};
-      const engine = await openEngine({ dataDir: ${JSON.stringify(dataDir)} });
-      const instance = await engine.boot(${JSON.stringify(spec)});
-      console.log("pid " + instance.hostPid);
-      await new Promise((resolve) => process.stdin.once("data", resolve));
-      await instance.invoke('{"step":"touch"}');
-      await instance.hibernate();
-      await instance.invoke('{"step":"touch"}');
-      console.log("nobody killed it");`;
-    const child = spawn(process.execPath, ["--input-type=module", "-e", script], {
-      env: { ...process.env, THAW_FAULT: point },
-      stdio: ["pipe", "pipe", "inherit"],
-    });
-    let out = "";
-    const closed = once(child, "close");
-    child.stdout.setEncoding("utf8").on("data", (text: string) => {
-      out += text;
-    });
-    const pid = await until("its function", () => Number(/pid (\d+)\n/.exec(out)?.[1]) || undefined);
-    const traced = livingProcesses().get(pid);
-    if (traced === undefined) throw new Error("its function does not live");
-    child.stdin.on("error", () => undefined).write("go on\n");
-    const [, signal] = (await closed) as [number | null, string | null];
-    expect([signal, out]).toEqual(["SIGKILL", expect.not.stringContaining("nobody")]);
-    await until("its function to end", () => !isAlive(traced) || undefined);
+    const touch = `await instance.invoke('{"step":"touch"}');`;
+    await killedAt(point, dataDir, bench.python(PYTHON), `${touch} await instance.hibernate(); ${touch}`);
     expect(readdirSync(join(dataDir, "images"))).toEqual([]);
     const open = [...livingProcesses().keys()].filter((pid) => {
       try {

@@ -3,8 +3,6 @@
  * moment, and whatever comes in between (a refusal, an end, a killed extractor, a killed server) leaves the instance as it was, or
  * ended and reported, and nothing else.
  */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate as turn } from "node:timers/promises";
@@ -12,8 +10,9 @@ import { afterEach, describe, expect, it } from "vitest";
 import { FAULT_POINTS, type FaultPoint } from "../src/base/fault.js";
 import type { Image, Instance } from "../src/engine/index.js";
 import { ask, errorOf, refusal, useBench } from "./support/bench.js";
-import { descendants, isAlive, type Living, livingProcesses } from "./support/processes.js";
-import { ROOT, temporaryDir, useServers } from "./support/server.js";
+import { killedAt } from "./support/killed.js";
+import { descendants, isAlive, type Living } from "./support/processes.js";
+import { temporaryDir, useServers } from "./support/server.js";
 import { until } from "./support/wait.js";
 import { hostPid, withInstance } from "./support/world.js";
 
@@ -333,33 +332,8 @@ describe("a server killed with SIGKILL around a live freeze", () => {
 
   it.each(points)("at %s leaves no process, and no half image under its final name", async (point) => {
     const dataDir = temporaryDir("live-crash");
-    const spec = bench.node(NODE);
-    const script = `
-      import { openEngine } from ${JSON.stringify(join(ROOT, "dist/engine/index.js"))};
-      const engine = await openEngine({ dataDir: ${JSON.stringify(dataDir)} });
-      const instance = await engine.boot(${JSON.stringify(spec)});
-      console.log("pid " + instance.hostPid);
-      await new Promise((resolve) => process.stdin.once("data", resolve));
-      await instance.invoke("{}");
-      await instance.freeze({ live: true });
-      console.log("nobody killed it");`;
-    const child = spawn(process.execPath, ["--input-type=module", "-e", script], {
-      env: { ...process.env, THAW_FAULT: point },
-      stdio: ["pipe", "pipe", "inherit"],
-    });
-    let out = "";
-    const closed = once(child, "close");
-    child.stdout.setEncoding("utf8").on("data", (text: string) => {
-      out += text;
-    });
-    const pid = await until("its function", () => Number(/pid (\d+)\n/.exec(out)?.[1]) || undefined);
-    const living = livingProcesses().get(pid);
-    if (living === undefined) throw new Error("its function does not live");
-    const helpers = descendants(child.pid ?? 0);
-    child.stdin.on("error", () => undefined).write("go on\n");
-    const [, signal] = (await closed) as [number | null, string | null];
-    expect([signal, out]).toEqual(["SIGKILL", expect.not.stringContaining("nobody")]);
-    await until("its function to end", () => !isAlive(living) || undefined);
+    const steps = 'await instance.invoke("{}"); await instance.freeze({ live: true });';
+    const helpers = await killedAt(point, dataDir, bench.node(NODE), steps);
     // The extractor is the keeper's, who ends it and then itself.
     await until("its keeper to end", () => !helpers.some(isAlive) || undefined);
     // What a server sweeps when it starts (test/crash.test.ts); nothing that could be taken for an image.
