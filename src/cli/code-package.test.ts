@@ -98,6 +98,23 @@ describe("packing a folder", () => {
     });
   });
 
+  it("refuses folders that links multiply, however few there are on the disk", async () => {
+    for (const name of ["empty", "many", "more"]) await mkdir(join(dir, name));
+    for (let way = 0; way < 150; way++) {
+      await symlink("../empty", join(dir, "many", `${way}`));
+      await symlink("../many", join(dir, "more", `${way}`));
+    }
+    await expect(packCode(dir)).rejects.toThrow(
+      /too large to be deployed\. it has more than 20000 files and folders, those that links lead to included/,
+    );
+  });
+
+  it("refuses a file that no package can hold, rather than leave it out", async () => {
+    await files({ "index.js": "a" });
+    await writeFile(join(dir, "__proto__"), "b");
+    await expect(packCode(dir)).rejects.toMatchObject({ code: "CODE_INVALID", why: '"__proto__" cannot be the name of a file' });
+  });
+
   it("refuses a folder without files", async () => {
     await expect(packCode(dir)).rejects.toThrow(`${dir} cannot be deployed. It holds no files`);
   });

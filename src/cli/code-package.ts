@@ -52,26 +52,43 @@ async function packFolder(folder: string, left: ReadonlySet<string | undefined>)
   const entries: AsyncZippable = {};
   let bytes = 0;
   let fileCount = 0;
+  let folderCount = 0;
+
+  /** Counts folders too: each is walked by every way that links make to it, and twenty with two ways to the next are a million. */
+  function checkCount(): void {
+    if (fileCount + folderCount > LIMITS.packageEntries)
+      throw tooLarge(folder, `it has more than ${LIMITS.packageEntries} files and folders, those that links lead to included`);
+  }
 
   /** Adds what `directory` holds; `ancestors` are real paths above it, by which a link to an ancestor is recognised. */
   async function walk(directory: string, ancestors: readonly string[]): Promise<void> {
+    folderCount++;
+    checkCount();
     const names = await readdir(directory).catch((error: unknown) => unreadable(root, relative(root, directory) || ".", error));
+    const above = [...ancestors, await realpath(directory)];
     for (const name of names.sort()) {
       const path = join(directory, name);
       const inside = relative(root, path).split(sep).join("/");
       if (SKIPPED.has(name) || left.has(inside)) continue;
       const link = await lstat(path).catch((error: unknown) => unreadable(root, inside, error));
       const target = link.isSymbolicLink() ? await followed(root, path, inside) : path;
-      const info = await stat(target);
+      const info = await stat(target).catch((error: unknown) => unreadable(root, inside, error));
       if (info.isDirectory()) {
         const real = await realpath(target);
-        const above = [...ancestors, await realpath(directory)];
         if (!above.includes(real)) await walk(path, above);
       } else if (info.isFile()) {
+        // The library takes it for the prototype of what it packs, and would leave the file out without a word.
+        if (inside === "__proto__")
+          throw new ThawError("CODE_INVALID", {
+            what: `${root} cannot be deployed`,
+            why: '"__proto__" cannot be the name of a file',
+            fix: "Rename it",
+          });
         bytes += info.size;
         if (bytes > LIMITS.unpackedBytes)
           throw tooLarge(folder, `its files are larger than ${formatBytes(LIMITS.unpackedBytes)}`);
-        if (++fileCount > LIMITS.packageEntries) throw tooLarge(folder, `it has more than ${LIMITS.packageEntries} files`);
+        fileCount++;
+        checkCount();
         // Upper half of the attributes: the Unix mode. Read permission for all: the function is not the owner.
         const mode = 0o100444 | (info.mode & 0o111 ? 0o111 : 0);
         const data = await readFile(target).catch((error: unknown) => unreadable(root, inside, error));
