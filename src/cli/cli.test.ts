@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
+import { MIB } from "../base/units.js";
 import { FakeEnd } from "../engine/fake.js";
 import { type Gateway, openGateway } from "../gateway/index.js";
 import { openTestPlatform, type TestPlatform } from "../gateway/testing.js";
@@ -392,6 +393,75 @@ describe("without a server", () => {
       expect(run, command).toMatchObject({ code: 1, out: "" });
       expect(run.err, command).toMatch(/^error: What answers at .* is not a thaw server\n {2}why: .+\n {2}fix: /);
     }
+  });
+
+  it("a reply without end is left, and a line without end is cut", async () => {
+    const piece = Buffer.alloc(MIB, "x");
+    const endless = createServer((_request, reply) => {
+      reply.writeHead(200, { "content-type": "text/plain" });
+      const write = (): void => {
+        while (!reply.destroyed && reply.write(piece));
+      };
+      reply.on("drain", write);
+      write();
+    });
+    await new Promise<void>((resolve) => {
+      endless.listen(0, "127.0.0.1", resolve);
+    });
+    const url = `http://127.0.0.1:${(endless.address() as AddressInfo).port}`;
+    const run = await thaw(["ls", "--url", url]);
+    expect(run).toMatchObject({ code: 1, out: "" });
+    expect(run.err).toContain(`error: What answers at ${url} is not a thaw server\n  why: its reply has more than 64 MiB\n`);
+    const stop = new AbortController();
+    const { out } = await thaw(["logs", "hello", "--json", "--url", url], { stop, onOut: () => stop.abort() });
+    expect(out.length).toBeGreaterThan(16 * MIB);
+    expect(out.length).toBeLessThan(18 * MIB);
+    endless.close();
+  }, 30_000);
+
+  it("nothing that a server says of a function rewrites the terminal", async () => {
+    const evil = "\u001b[2J\u009b2J";
+    const start = { "x-thaw-start": "kind=thaw;us=1", "x-thaw-platform-error": "\u009b2J", "x-amz-function-error": "Unhandled" };
+    const view = { name: evil, codeSha256: "", runtime: evil, handler: evil, learn: true, image: { state: "ready" } };
+    const image = { generation: 0, heat: 1, bytesOnDisk: 1, report: { stoppedMs: 1 }, bytes: 1 };
+    const replies: Readonly<Record<string, object>> = {
+      "POST /thaw/v1/functions/hello": view,
+      [`GET /thaw/v1/functions/${encodeURIComponent(evil)}/ready`]: { state: "ready", image, heat: { state: "done" } },
+      "POST /thaw/v1/functions/hello/heat": { image, requests: evil, firstMs: 1, lastMs: 1 },
+      "POST /2015-03-31/functions/hello/invocations": {},
+    };
+    const trace = JSON.stringify({ a: evil }).replaceAll("\u009b", "\\u009b");
+    const other = createServer((request, reply) => {
+      const found = replies[`${request.method} ${request.url?.split("?")[0]}`];
+      reply.writeHead(200, { ...start, "x-thaw-trace": trace }).end(JSON.stringify(found));
+    });
+    await new Promise<void>((resolve) => {
+      other.listen(0, "127.0.0.1", resolve);
+    });
+    const url = `http://127.0.0.1:${(other.address() as AddressInfo).port}`;
+    await writeFile(join(cwd, "events.json"), "[1]");
+    for (const command of ["deploy hello --warm-up events.json --wait-hot", "heat hello", "invoke hello --trace"]) {
+      const run = await thaw([...command.split(" "), "--url", url]);
+      expect(`${run.out}${run.err}`, command).toContain("[2J 2J");
+      expect(`${run.out}${run.err}`, command).toMatch(/^[\P{Cc}\n]+$/u);
+    }
+    other.close();
+  });
+
+  it.each([
+    ["x-thaw-trace", "{nope"],
+    ["x-thaw-start", 'kind=thaw;fallback="\\q"'],
+  ])("a server that is not ours is recognised by a header that cannot be read (%s: %s)", async (name, value) => {
+    const other = createServer((_request, reply) =>
+      reply.writeHead(200, { "x-thaw-start": "kind=thaw", [name]: value }).end("1"),
+    );
+    await new Promise<void>((resolve) => {
+      other.listen(0, "127.0.0.1", resolve);
+    });
+    const run = await thaw(["invoke", "x", "--url", `http://127.0.0.1:${(other.address() as AddressInfo).port}`]);
+    other.close();
+    expect(run).toMatchObject({ code: 1, out: "" });
+    expect(run.err).toMatch(/is not a thaw server\n {2}why: what its reply says of the start is not JSON: /);
   });
 
   it.each([

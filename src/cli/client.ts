@@ -5,11 +5,15 @@
 import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders } from "node:http";
 import { request as httpsRequest } from "node:https";
 import { ERROR_CODES, type ErrorCode, errorText, ThawError } from "../base/errors.js";
+import { formatBytes, MIB } from "../base/units.js";
 import { Interrupted } from "./io.js";
 
 /** Where the server listens unless told otherwise. */
 export const DEFAULT_PORT = 9470;
 export const DEFAULT_URL = `http://127.0.0.1:${DEFAULT_PORT}`;
+
+/** Of a reply that is kept whole: a list of ten thousand functions has ten megabytes. What another program sends may never end. */
+export const REPLY_BYTES_MAX = 64 * MIB;
 
 /** A complete reply. */
 export interface Reply {
@@ -87,11 +91,17 @@ export class Client {
 
   async #read(response: IncomingMessage): Promise<Buffer> {
     const chunks: Buffer[] = [];
+    let bytes = 0;
     try {
-      for await (const chunk of response) chunks.push(chunk as Buffer);
+      for await (const chunk of response) {
+        chunks.push(chunk as Buffer);
+        bytes += (chunk as Buffer).length;
+        if (bytes > REPLY_BYTES_MAX) break;
+      }
     } catch (error) {
       throw this.#unreachable(error);
     }
+    if (bytes > REPLY_BYTES_MAX) throw notThaw(this.url, `its reply has more than ${formatBytes(REPLY_BYTES_MAX)}`);
     return Buffer.concat(chunks);
   }
 
@@ -166,17 +176,25 @@ export function notThaw(url: string, why: string, cause?: unknown): ThawError {
 
 type PlainError = Partial<ReturnType<ThawError["toJSON"]>>;
 
+interface ErrorBody {
+  readonly error?: PlainError;
+  readonly message?: unknown;
+  readonly Message?: unknown;
+}
+
 /** The error in a reply: that of a control route, that beside Lambda's shape, or that of some other server. */
 export function errorFrom(reply: Reply, url: string): Error {
   const header = reply.headers["x-thaw-error"];
   let plain: PlainError | undefined;
+  let body: ErrorBody;
   try {
-    plain = typeof header === "string" ? JSON.parse(header) : (JSON.parse(reply.body.toString()) as { error?: PlainError }).error;
+    body = JSON.parse(reply.body.toString()) as ErrorBody;
+    plain = typeof header === "string" ? JSON.parse(header) : body.error;
   } catch (error) {
     return notThaw(url, `it replied with status ${reply.status} and no JSON`, error);
   }
   if (typeof plain?.what !== "string")
-    return lambdaError(reply) ?? notThaw(url, `it replied with status ${reply.status} and no error of ours`);
+    return lambdaError(reply, body) ?? notThaw(url, `it replied with status ${reply.status} and no error of ours`);
   const { code, what, why, fix, details } = plain;
   if (!isCode(code)) return new Error(what);
   return new ThawError(code, {
@@ -188,9 +206,8 @@ export function errorFrom(reply: Reply, url: string): Error {
 }
 
 /** A refusal that has no code of ours, only Lambda's shape. */
-function lambdaError(reply: Reply): Error | undefined {
-  const { message, Message } = JSON.parse(reply.body.toString()) as { message?: unknown; Message?: unknown };
-  const exception = reply.headers["x-amzn-errortype"];
+function lambdaError({ headers }: Reply, { message, Message }: ErrorBody): Error | undefined {
+  const exception = headers["x-amzn-errortype"];
   const what = message ?? Message;
   return typeof what === "string" && typeof exception === "string" ? new Error(what) : undefined;
 }

@@ -2,6 +2,9 @@
  * What a command touches outside itself, as one argument, so that tests run commands in the same process and see what
  * a user sees. Also the form of everything printed for people: aligned tables, errors as what, why and fix.
  */
+import { constants, createReadStream, openSync } from "node:fs";
+import { stat } from "node:fs/promises";
+import { Socket } from "node:net";
 import { addAbortSignal, type Readable } from "node:stream";
 import { errorText, ThawError } from "../base/errors.js";
 
@@ -48,6 +51,15 @@ export async function readUpTo(stream: Readable, bytesMax: number, stop: AbortSi
     throw error;
   }
   return Buffer.concat(chunks);
+}
+
+/** As {@link readUpTo}, of a file, a device or a FIFO. */
+export async function readFileUpTo(path: string, bytesMax: number, stop: AbortSignal): Promise<Buffer> {
+  // A FIFO without waiting for who writes to it, which nothing could interrupt: its bytes are waited for.
+  const stream = (await stat(path)).isFIFO()
+    ? new Socket({ fd: openSync(path, constants.O_RDONLY | constants.O_NONBLOCK), readable: true, writable: false })
+    : createReadStream(path);
+  return readUpTo(stream, bytesMax, stop);
 }
 
 const BYTE_ORDER_MARK = Buffer.from("\ufeff");
@@ -103,7 +115,7 @@ export function formatPairs(pairs: readonly (readonly [string, string])[]): stri
 }
 
 /** As {@link printable}, of text that may have lines: an error holds what a function, or another program's server, said. */
-function printableLines(text: string): string {
+export function printableLines(text: string): string {
   return text.split("\n").map(printable).join("\n");
 }
 

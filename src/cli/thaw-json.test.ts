@@ -1,4 +1,5 @@
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { mkdir, mkdtemp, rm, symlink, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
@@ -67,6 +68,19 @@ it.each([
   ["{nope", /is not JSON/],
 ])("thaw.json with %s is refused", async (text, sentence) => {
   await write(text);
+  await expect(readThawJson(dir)).rejects.toThrow(sentence);
+});
+
+it.each([
+  ["waits for a writer", (path: string) => execFileSync("mkfifo", [path]), /cannot be read\. it is not a file$/],
+  ["has no end", (path: string) => symlink("/dev/zero", path), /cannot be read\. it is not a file$/],
+  [
+    "has no bounds",
+    (path: string) => writeFile(path, "").then(() => truncate(path, 2 ** 30)),
+    /it has 1 GiB, and the limit is 16 MiB$/,
+  ],
+])("a thaw.json that %s is refused before it is read", async (_how, make, sentence) => {
+  await make(join(dir, "thaw.json"));
   await expect(readThawJson(dir)).rejects.toThrow(sentence);
 });
 

@@ -1,10 +1,11 @@
 /** `thaw.json` in a function's folder: defaults for `thaw deploy`, which options on the command line override. */
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { errorText, ThawError } from "../base/errors.js";
 import { variables, z } from "../base/schema.js";
+import { formatBytes } from "../base/units.js";
 import { withoutMark } from "./io.js";
-import type { WarmUpSource } from "./warm-up.js";
+import { EVENTS_TEXT_BYTES_MAX, type WarmUpSource } from "./warm-up.js";
 
 /** Its name; the file describes the package and is not part of it. */
 export const THAW_JSON = "thaw.json";
@@ -55,6 +56,11 @@ export async function readThawJson(folder: string): Promise<ThawJson> {
   const path = join(folder, THAW_JSON);
   let text: string;
   try {
+    const found = await stat(path);
+    // Others may never end, or wait for somebody to write.
+    if (!found.isFile()) throw new Error("it is not a file");
+    if (found.size > EVENTS_TEXT_BYTES_MAX)
+      throw new Error(`it has ${formatBytes(found.size)}, and the limit is ${formatBytes(EVENTS_TEXT_BYTES_MAX)}`);
     text = withoutMark(await readFile(path)).toString();
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return {};

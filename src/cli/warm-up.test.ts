@@ -1,6 +1,7 @@
+import { execFileSync } from "node:child_process";
 import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { Interrupted, type Io } from "./io.js";
 import { readEvents, runScript, scriptOf, warmUpFrom } from "./warm-up.js";
@@ -47,13 +48,13 @@ describe("events of a file", () => {
   it("are a JSON list, or one JSON value a line", async () => {
     await file("list.json", '[{"a": 1}, 2]');
     await file("lines.jsonl", '{"a": 1}\n\n"two"\r\n');
-    expect(await readEvents(join(dir, "list.json"))).toEqual({ events: [{ a: 1 }, 2] });
-    expect(await readEvents(join(dir, "lines.jsonl"))).toEqual({ events: [{ a: 1 }, "two"] });
+    expect(await readEvents(io, join(dir, "list.json"))).toEqual({ events: [{ a: 1 }, 2] });
+    expect(await readEvents(io, join(dir, "lines.jsonl"))).toEqual({ events: [{ a: 1 }, "two"] });
   });
 
   it.each(["marked.json", "marked.jsonl"])("may begin with a byte order mark, as some editors write it (%s)", async (name) => {
     await file(name, `\ufeff${name.endsWith("l") ? "1" : "[1]"}`);
-    expect(await readEvents(join(dir, name))).toEqual({ events: [1] });
+    expect(await readEvents(io, join(dir, name))).toEqual({ events: [1] });
   });
 
   it.each([
@@ -63,13 +64,23 @@ describe("events of a file", () => {
     ["a.json", "[]", /a\.json gives no event/],
     ["a.jsonl", "\n", /a\.jsonl gives no event/],
     ["a.jsonl", "1\n\n{nope\n", /line 3 of .*a\.jsonl is not JSON/],
+    ["a.json", `${"[".repeat(100_000)}${"]".repeat(100_000)}`, /a\.json are nested too deeply\. Give flatter ones/],
+    ["/dev/zero", undefined, /zero has more than 16 MiB/],
     ["a.json", JSON.stringify(["x".repeat(1024 * 1024)]), /a\.json have 1 MiB, and the limit is 1 MiB/],
   ])("in %s are refused with the reason (case %#)", async (name, text, sentence) => {
     if (text !== undefined) await file(name, text);
-    const refused = readEvents(join(dir, name));
+    const refused = readEvents(io, resolve(dir, name));
     await expect(refused).rejects.toMatchObject({ code: "INVALID_ARGUMENT", what: "The warm-up events cannot be used" });
     await expect(refused).rejects.toThrow(sentence);
   });
+});
+
+it("events of a FIFO are waited for until the command is interrupted", async () => {
+  const path = join(dir, "fifo");
+  execFileSync("mkfifo", [path]);
+  const reading = readEvents(io, path);
+  stop.abort();
+  await expect(reading).rejects.toBeInstanceOf(Interrupted);
 });
 
 describe("what thaw.json declares", () => {

@@ -8,14 +8,16 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { constants } from "node:fs";
-import { access, readFile, realpath, stat } from "node:fs/promises";
+import { access, realpath, stat } from "node:fs/promises";
 import { extname, join, sep } from "node:path";
 import { errorText, ThawError } from "../base/errors.js";
 import { formatBytes, MIB } from "../base/units.js";
 import { WARM_UP_BYTES_MAX } from "../gateway/index.js";
 import type { WarmUp } from "../platform/types.js";
-import { Interrupted, type Io, withoutMark } from "./io.js";
+import { Interrupted, type Io, readFileUpTo, withoutMark } from "./io.js";
 
+/** Of a file that holds events: they have a megabyte at most, and may be written with room between them. */
+export const EVENTS_TEXT_BYTES_MAX = 16 * MIB;
 /** How long a script may run. */
 const SCRIPT_MS_MAX = 60_000;
 /** How much it may print, errors included. */
@@ -52,10 +54,13 @@ export async function warmUpFrom(io: Io, folder: string, source: WarmUpSource): 
 }
 
 /** Events of a file: a JSON list, or one JSON value a line when it is called `.jsonl`. INVALID_ARGUMENT. */
-export async function readEvents(path: string): Promise<WarmUp> {
-  const bytes = await readFile(path).catch((error: unknown) => {
+export async function readEvents(io: Io, path: string): Promise<WarmUp> {
+  const bytes = await readFileUpTo(path, EVENTS_TEXT_BYTES_MAX, io.stop).catch((error: unknown) => {
+    if (error instanceof Interrupted) throw error;
     throw unusable(`${path} cannot be read: ${errorText(error)}`, "Check --warm-up", error);
   });
+  if (bytes.length > EVENTS_TEXT_BYTES_MAX)
+    throw unusable(`${path} has more than ${formatBytes(EVENTS_TEXT_BYTES_MAX)}`, "Give fewer or smaller events");
   const text = withoutMark(bytes).toString();
   if (path.endsWith(".jsonl")) return checked(path, parseLines(path, text));
   let value: unknown;
@@ -71,12 +76,21 @@ export async function readEvents(path: string): Promise<WarmUp> {
 /** Refuses what the server would, before anything is sent. */
 function checked(from: string, events: readonly unknown[]): WarmUp {
   if (events.length === 0) throw unusable(`${from} gives no event`, "Give at least one, or leave warm-up out");
-  const bytes = Buffer.byteLength(JSON.stringify(events));
+  const bytes = Buffer.byteLength(textOf(from, events));
   if (bytes <= WARM_UP_BYTES_MAX) return { events };
   throw unusable(
     `those of ${from} have ${formatBytes(bytes)}, and the limit is ${formatBytes(WARM_UP_BYTES_MAX)}`,
     "Give fewer or smaller ones: they are replayed in turn, as often as it takes",
   );
+}
+
+/** What is read without end can be nested so deeply that it cannot be written. */
+function textOf(from: string, events: readonly unknown[]): string {
+  try {
+    return JSON.stringify(events);
+  } catch (error) {
+    throw unusable(`those of ${from} are nested too deeply`, "Give flatter ones", error);
+  }
 }
 
 /** One JSON value a line; empty lines are skipped. */

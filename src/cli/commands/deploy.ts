@@ -78,7 +78,7 @@ async function deploy(io: Io, path: string, options: Options): Promise<void> {
   if (handler !== undefined) checkHandler(code, handler, folder);
   const env = { ...file.env, ...options.env };
   const learn = options.learn ?? file.learn;
-  const named = typeof options.warmUp === "string" ? await readEvents(resolve(io.cwd, options.warmUp)) : undefined;
+  const named = typeof options.warmUp === "string" ? await readEvents(io, resolve(io.cwd, options.warmUp)) : undefined;
   const warmUp = source === undefined ? named : await warmUpFrom(io, folder, source);
   if (options.waitHot === true && warmUp === undefined) throw nothingToWaitFor();
 
@@ -98,8 +98,9 @@ async function deploy(io: Io, path: string, options: Options): Promise<void> {
   });
   if (options.json !== true) {
     const parts = [about.runtime, about.handler, `${about.memoryMb} MB`, `${formatBytes(about.codeBytes)} of code`];
-    await io.out(`${about.name} deployed: ${printable(parts.join(", "))}\n`);
-    if (about.learn === true) await io.out(`${about.name} learns from traffic: its images will hold remains of real requests\n`);
+    await io.out(`${printable(`${about.name} deployed: ${parts.join(", ")}`)}\n`);
+    if (about.learn === true)
+      await io.out(`${printable(about.name)} learns from traffic: its images will hold remains of real requests\n`);
   }
   let image = about.image;
   if (options.wait === true || options.waitHot === true) image = await waitForImage(io, client, about.name, options);
@@ -123,7 +124,7 @@ async function waitForImage(io: Io, client: Client, name: string, options: Optio
   const status = await withProgress(io, options, "making its image …", () =>
     client.json<ImageStatus>("GET", functionPath(name, "/ready"), "state", { query }),
   );
-  if (options.json !== true) await io.out(`${imageSentence(name, status)}\n`);
+  if (options.json !== true) await io.out(`${printable(imageSentence(name, status))}\n`);
   return status;
 }
 
@@ -160,7 +161,8 @@ async function waitForHeat(io: Io, client: Client, name: string, options: Option
       fix: "See `thaw image inspect`",
     });
   }
-  if (options.json !== true) await io.out(`${name} is hot: image of ${formatBytes(image.bytesOnDisk)}, heat ${image.heat}\n`);
+  if (options.json !== true)
+    await io.out(`${printable(`${name} is hot: image of ${formatBytes(image.bytesOnDisk)}, heat ${image.heat}`)}\n`);
   return status;
 }
 
@@ -185,7 +187,7 @@ function imageSentence(name: string, { state, image, reason }: ImageStatus): str
     const { bytesOnDisk, report } = image;
     return `${name} is ready: image of ${formatBytes(bytesOnDisk)}, stopped for ${report.stoppedMs.toFixed(1)} ms while it was made`;
   }
-  const why = reason === undefined ? "" : ` (${printable(reason)})`;
+  const why = reason === undefined ? "" : ` (${reason})`;
   if (state === "none" || state === "refused") return `${name} has no image and will be booted at every start${why}`;
   // `ready` without an image, or a state that a wait never ends in: the server is not of this version.
   throw new ThawError("IMAGE_NOT_READY", {

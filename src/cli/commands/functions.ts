@@ -1,6 +1,6 @@
 /** `thaw ls`, `thaw logs`, `thaw rm`, `thaw hibernate`, `thaw wake`, `thaw image inspect`: what is deployed. */
 import { type Command, Option } from "commander";
-import { formatBytes, formatUs } from "../../base/units.js";
+import { formatBytes, formatUs, MIB } from "../../base/units.js";
 import type { FunctionView, ImageView } from "../../gateway/index.js";
 import type { HandReport, ImageState } from "../../platform/types.js";
 import { heatText } from "../heat-text.js";
@@ -115,6 +115,9 @@ async function byHand(io: Io, name: string, what: "hibernate" | "wake", options:
   await io.out(`${printable(sentence)}\n`);
 }
 
+/** Of a line of log that is kept whole; a request prints 4 MiB at most. */
+const LINE_LENGTH_MAX = 16 * MIB;
+
 interface LogsOptions extends ClientOptions {
   readonly follow?: boolean;
   readonly bytes?: number;
@@ -139,6 +142,11 @@ async function printLog(io: Io, name: string, options: LogsOptions): Promise<voi
   for await (const chunk of stream) {
     const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
     rest = lines.pop() ?? "";
+    // One without end, as another program may send it, is cut.
+    if (rest.length > LINE_LENGTH_MAX) {
+      lines.push(rest);
+      rest = "";
+    }
     if (lines.length > 0) await io.out(lines.map((line) => jsonLine({ line })).join(""));
   }
   if (rest !== "") await io.out(jsonLine({ line: rest }));

@@ -3,7 +3,7 @@ import type { Command } from "commander";
 import { formatBytes, formatUs } from "../../base/units.js";
 import { type HeatReport, type ImageEntry, LIMITS } from "../../platform/types.js";
 import { codeHeatText } from "../heat-text.js";
-import { formatTable, type Io, printable } from "../io.js";
+import { formatTable, type Io, printable, printableLines } from "../io.js";
 import { wholeNumber } from "../options.js";
 import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine, withProgress } from "./context.js";
 import { readPayload } from "./invoke.js";
@@ -75,5 +75,5 @@ function heatSentences(name: string, { image, requests, firstMs, lastMs }: HeatR
   ];
   const times = `${formatUs(firstMs * 1000)} for the first of ${requests} requests, ${formatUs(lastMs * 1000)} for the last`;
   const gain = lastMs > 0 ? `: ${(firstMs / lastMs).toFixed(1)} times as fast` : "";
-  return `${printable(`${name} has a new image: ${made.join(", ")}`)}\nhandler: ${times}${gain}\n`;
+  return `${printableLines(`${name} has a new image: ${made.join(", ")}\nhandler: ${times}${gain}`)}\n`;
 }

@@ -1,16 +1,12 @@
 /** `thaw invoke`: the reply goes to stdout as it is, everything about it to stderr. */
-import { constants, createReadStream, openSync } from "node:fs";
-import { stat } from "node:fs/promises";
-import { Socket } from "node:net";
 import { resolve } from "node:path";
-import type { Readable } from "node:stream";
 import type { Command } from "commander";
 import { errorText, ThawError } from "../../base/errors.js";
 import { formatUs } from "../../base/units.js";
 import { parseStartHeader } from "../../platform/start-header.js";
 import { LIMITS } from "../../platform/types.js";
 import { errorFrom, notThaw, type Reply } from "../client.js";
-import { EXIT, Exit, Interrupted, type Io, printable, readUpTo, withoutMark } from "../io.js";
+import { EXIT, Exit, Interrupted, type Io, printable, printableLines, readFileUpTo, withoutMark } from "../io.js";
 import { asClient, type ClientOptions, type Context, clientOf, jsonLine, nameInPath } from "./context.js";
 
 interface Options extends ClientOptions {
@@ -68,7 +64,7 @@ async function invoke(io: Io, name: string, options: Options): Promise<void> {
   if (reply.headers["x-thaw-start"] === undefined)
     throw notThaw(client.url, "its reply does not say how it started the function");
 
-  const about = describe(reply, totalUs);
+  const about = described(reply, totalUs, client.url);
   if (options.json === true) await io.out(jsonLine(about));
   else await printForPeople(io, reply.body, about);
   if (about.functionError !== undefined) throw new Exit(EXIT.functionError);
@@ -80,7 +76,7 @@ export async function readPayload(io: Io, text: string): Promise<Buffer> {
   if (!text.startsWith("@")) return Buffer.from(text);
   const path = resolve(io.cwd, text.slice(1));
   try {
-    return withoutMark(await readUpTo(await openPayload(path), LIMITS.payloadBytes, io.stop));
+    return withoutMark(await readFileUpTo(path, LIMITS.payloadBytes, io.stop));
   } catch (error) {
     if (error instanceof Interrupted) throw error;
     throw new ThawError("INVALID_PAYLOAD", {
@@ -92,10 +88,12 @@ export async function readPayload(io: Io, text: string): Promise<Buffer> {
   }
 }
 
-/** A FIFO without waiting for who writes to it, which nothing could interrupt: its bytes are waited for. */
-async function openPayload(path: string): Promise<Readable> {
-  if (!(await stat(path)).isFIFO()) return createReadStream(path);
-  return new Socket({ fd: openSync(path, constants.O_RDONLY | constants.O_NONBLOCK), readable: true, writable: false });
+function described(reply: Reply, totalUs: number, url: string): InvokeJson {
+  try {
+    return describe(reply, totalUs);
+  } catch (error) {
+    throw notThaw(url, `what its reply says of the start is not JSON: ${errorText(error)}`, error);
+  }
 }
 
 function describe({ headers, body }: Reply, totalUs: number): InvokeJson {
@@ -144,7 +142,8 @@ async function printForPeople(io: Io, body: Buffer, about: InvokeJson): Promise<
   io.err(`${printable(how.join(", "))}\n`);
   if (fallback !== undefined) io.err(`not as intended: ${printable(String(fallback))}\n`);
   if (about.functionError !== undefined) {
-    io.err(`error: the function failed${about.platformError === undefined ? "" : ` (${about.platformError})`}\n`);
+    const which = about.platformError === undefined ? "" : ` (${about.platformError})`;
+    io.err(`${printable(`error: the function failed${which}`)}\n`);
   }
-  if (about.trace !== undefined) io.err(`${JSON.stringify(about.trace, null, 2)}\n`);
+  if (about.trace !== undefined) io.err(`${printableLines(JSON.stringify(about.trace, null, 2))}\n`);
 }
