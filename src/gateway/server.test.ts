@@ -1,6 +1,10 @@
 import { request as httpRequest } from "node:http";
-import { connect } from "node:net";
+import { connect, type Socket } from "node:net";
+import { setTimeout as pause } from "node:timers/promises";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { MIB } from "../base/units.js";
 import { until } from "../platform/testing.js";
 import { type Gateway, openGateway } from "./server.js";
 import { openTestPlatform, type TestPlatform, testZip } from "./testing.js";
@@ -23,9 +27,12 @@ const INVOKE = "/2015-03-31/functions/hello/invocations";
 const invoke = (body: string) => fetch(gateway.url + INVOKE, { method: "POST", body });
 
 /** Sends raw bytes and resolves to all that comes back before the server closes. */
-function raw(bytes: string): Promise<string> {
+function raw(bytes: string, then: (socket: Socket) => Promise<void> = async () => {}): Promise<string> {
   return new Promise((resolve, reject) => {
-    const socket = connect(gateway.port, "127.0.0.1", () => socket.write(bytes));
+    const socket = connect(gateway.port, "127.0.0.1", () => {
+      socket.write(bytes);
+      then(socket).catch(reject);
+    });
     let reply = "";
     socket.on("data", (data) => {
       reply += data.toString();
@@ -88,6 +95,18 @@ describe("a real socket", () => {
       400,
     ],
     [
+      "two Hosts",
+      "GET /metrics HTTP/1.1\r\nHost: localhost\r\nhost: evil.example\r\nConnection: close\r\n\r\n",
+      "It has more than one Host header",
+      400,
+    ],
+    [
+      "an address of another host than its Host",
+      "GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+      "Its address names another host than its Host header",
+      400,
+    ],
+    [
       "to be a proxy",
       "CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
       "There is no operation CONNECT example.org:443",
@@ -125,6 +144,29 @@ describe("a real socket", () => {
     expect(first).toMatch(/^HTTP\/1\.1 200 OK\r\n[\s\S]*\r\n\r\n"answered"$/);
     expect(second).toMatch(/^HTTP\/1\.1 400 Bad Request\r\n[\s\S]*It is not HTTP\/1\.1/);
   });
+
+  it("takes an address with its own host", async () => {
+    const reply = await raw("GET http://LOCALHOST/thaw/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    expect(reply).toMatch(/^HTTP\/1\.1 200 /);
+  });
+
+  it("keeps no more of a body that comes byte by byte, in chunks, than its bytes", async () => {
+    setFlagsFromString("--expose-gc");
+    const collect = runInNewContext("gc") as () => void;
+    const heapBytes = (): number => {
+      collect();
+      return process.memoryUsage().heapUsed;
+    };
+    const before = heapBytes();
+    const head = `POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n`;
+    const reply = raw(`${head}1\r\n"\r\n${"1\r\nx\r\n".repeat(1_000_000)}1\r\n"\r\n`, async (socket) => {
+      await until(() => socket.bytesWritten > 0 && socket.writableLength === 0);
+      await pause(500);
+      expect(heapBytes() - before).toBeLessThan(40 * MIB);
+      socket.write("0\r\n\r\n");
+    });
+    expect(await reply).toContain(`{"event":"${"x".repeat(1_000_000)}","function":"hello"}`);
+  }, 30_000);
 
   it("cuts a payload without end at the limit", async () => {
     const status = await new Promise<number>((resolve, reject) => {

@@ -8,10 +8,11 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { finished } from "node:stream";
 import Fastify, { type FastifyInstance, type FastifyPluginCallback, type FastifyReply, type FastifyRequest } from "fastify";
-import { isThawError, ThawError } from "../base/errors.js";
+import { assert, isThawError, ThawError } from "../base/errors.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
 import { LIMITS, type Platform } from "../platform/types.js";
+import { Bodies } from "./bodies.js";
 import { addControlRoutes, CONTROL_PREFIX, type LastStart, metricsOf } from "./control.js";
 import { DEPLOY_BYTES_MAX } from "./deploy-body.js";
 import { ApiError, controlError, exceptionOf, lambdaError } from "./errors.js";
@@ -142,7 +143,10 @@ export function buildGateway(
     unasked.add(request);
     app.server.emit("request", request, response);
   });
+  /** For the parser, which is given the request alone. */
+  const replyTo = new WeakMap<IncomingMessage, ServerResponse>();
   app.addHook("preParsing", ({ raw, headers, routeOptions }, reply, body, done) => {
+    replyTo.set(raw, reply.raw);
     if (unasked.has(raw)) {
       const { bodyLimit = KIB } = routeOptions;
       if (Number(headers["content-length"] ?? 0) > bodyLimit) throw tooLarge(bodyLimit);
@@ -153,7 +157,12 @@ export function buildGateway(
   });
 
   app.removeAllContentTypeParsers();
-  app.addContentTypeParser("*", { parseAs: "buffer" }, (_request, body, done) => done(null, body));
+  const bodies = new Bodies();
+  app.addContentTypeParser("*", async ({ raw, routeOptions: { bodyLimit = KIB } }: FastifyRequest) => {
+    const reply = replyTo.get(raw);
+    assert(reply !== undefined, "each request has passed the hook");
+    return bodies.read(raw, reply, bodyLimit, () => tooLarge(bodyLimit));
+  });
 
   app.addHook("onRequest", (request, reply, done) => {
     nameRequest(request, reply);
@@ -164,8 +173,9 @@ export function buildGateway(
     done();
   });
   app.setErrorHandler(async (thrown, request, reply) => {
-    const error = fromFastify(thrown, request.routeOptions.bodyLimit);
-    if (exceptionOf(error) === "RequestTooLargeException" && !unasked.has(request.raw)) await drain(request.raw);
+    const error = fromFastify(thrown);
+    const unread = exceptionOf(error) === "RequestTooLargeException" || isThawError(error, "RESOURCE_EXHAUSTED");
+    if (unread && !unasked.has(request.raw)) await drain(request.raw);
     // A refusal by a server that stops is in order: whoever watches the log should hear of what is not.
     if (exceptionOf(error) === "ServiceException" && !isThawError(error, "SHUTTING_DOWN"))
       log.error({ err: error, method: request.method, path: request.url }, "request failed");
@@ -254,8 +264,13 @@ function sendError(error: unknown, request: FastifyRequest, reply: FastifyReply)
 }
 
 /** What HTTP/1.1 says is to be refused. */
-function refuseUnmeetable({ headers: { host, expect }, httpVersion }: IncomingMessage): void {
+function refuseUnmeetable({ headers: { host, expect }, httpVersion, rawHeaders, url }: IncomingMessage): void {
   const what = "The request cannot be answered";
+  if (rawHeaders.filter((name, at) => at % 2 === 0 && name.toLowerCase() === "host").length > 1)
+    throw new ThawError("INVALID_ARGUMENT", { what, why: "It has more than one Host header" });
+  const named = url?.startsWith("/") === false ? /^https?:\/\/([^/?#]*)/i.exec(url)?.[1] : undefined;
+  if (named !== undefined && named.toLowerCase() !== host?.toLowerCase())
+    throw new ThawError("INVALID_ARGUMENT", { what, why: "Its address names another host than its Host header" });
   if (host === undefined && httpVersion === "1.1")
     throw new ThawError("INVALID_ARGUMENT", { what, why: "It has no Host header, which HTTP/1.1 demands" });
   if (expect !== undefined && expect.toLowerCase() !== "100-continue") {
@@ -283,10 +298,9 @@ function addressError(error: { readonly code: string }): ThawError {
 }
 
 /** Fastify's own refusals of a request, in our words. */
-function fromFastify(error: unknown, bodyLimit: number | undefined): unknown {
+function fromFastify(error: unknown): unknown {
   if (error instanceof ThawError || error instanceof ApiError) return error;
-  const { code, statusCode } = error as { code?: string; statusCode?: number };
-  if (code === "FST_ERR_CTP_BODY_TOO_LARGE") return tooLarge(bodyLimit ?? KIB, error);
+  const { statusCode } = error as { statusCode?: number };
   if (statusCode === 415) return new ApiError("UnsupportedMediaTypeException", "The Content-Type cannot be read");
   if (statusCode !== undefined && statusCode >= 400 && statusCode < 500) {
     return new ThawError("INVALID_ARGUMENT", { what: "The request cannot be read", why: (error as Error).message, cause: error });
@@ -313,13 +327,12 @@ function drain(body: IncomingMessage): Promise<void> {
   });
 }
 
-function tooLarge(limit: number, cause?: unknown): ThawError {
+function tooLarge(limit: number): ThawError {
   const isPackage = limit === DEPLOY_BYTES_MAX;
   return new ThawError("PAYLOAD_TOO_LARGE", {
     what: isPackage ? "The code package is too large" : "The request's payload is too large",
     why: `The limit is ${formatBytes(isPackage ? LIMITS.packedBytes : limit)}`,
     fix: isPackage ? "Leave out what the function does not need at run time" : "Pass a reference to the data instead of the data",
-    cause,
   });
 }
 
