@@ -16,7 +16,7 @@ beforeEach(async () => {
   // Room for one large body and a half.
   const bodies = new Bodies(3 * MIB);
   server = createServer((request, reply) => {
-    bodies
+    void bodies
       .read(request, reply, LIMIT, tooLarge)
       .catch((error: Error) => error)
       .then((outcome) => {

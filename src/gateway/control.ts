@@ -14,6 +14,7 @@
 import { once } from "node:events";
 import { createRequire } from "node:module";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import { KIB } from "../base/units.js";
 import type { EngineStats, ImageInspection, RuntimeInfo, StartResult } from "../engine/types.js";
 import {
   type DeployRequest,
@@ -149,6 +150,18 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
   app.get("/metrics", async (): Promise<MetricsView> => metricsOf(platform));
 }
 
+/** Of a log, what is handed to a reader's socket at once: whatever its reader does not take is held for it alone. */
+const PIECE_LENGTH = 16 * KIB;
+
+/** Never cut between the halves of a character. */
+function* piecesOf(text: string): Generator<string> {
+  for (let from = 0, to: number; from < text.length; from = to) {
+    to = from + PIECE_LENGTH;
+    if (/[\ud800-\udbff]/.test(text.charAt(to - 1))) to += 1;
+    yield text.slice(from, to);
+  }
+}
+
 /** Writes entries as they come, until the reader or the server goes away. A slow reader holds up only itself. */
 async function sendLogs(reply: FastifyReply, platform: Platform, name: string, closing: AbortSignal): Promise<void> {
   reply.hijack();
@@ -160,7 +173,7 @@ async function sendLogs(reply: FastifyReply, platform: Platform, name: string, c
   raw.flushHeaders();
   try {
     for await (const entry of platform.follow(name, { signal })) {
-      if (!raw.write(entry.text)) await once(raw, "drain", { signal });
+      for (const piece of piecesOf(entry.text)) if (!raw.write(piece)) await once(raw, "drain", { signal });
     }
     raw.end();
   } catch (error) {

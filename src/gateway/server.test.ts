@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import { connect, type Socket } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
@@ -243,6 +244,18 @@ describe("a real socket", () => {
     });
   });
 
+  it("takes the place of one that waits for a next request when there is no other", async () => {
+    gateway.app.server.maxConnections = 3;
+    const kept = Array.from({ length: 3 }, () => connect(gateway.port, "127.0.0.1"));
+    for (const socket of kept) {
+      socket.write("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+      await once(socket, "data");
+    }
+    const head = "GET /thaw/v1/health HTTP/1.1\r\nHost: localhost\r\n";
+    expect(await raw(`${head}Connection: close\r\n\r\n`)).toMatch(/^HTTP\/1\.1 200 /);
+    for (const socket of kept) socket.destroy();
+  });
+
   it("has limits on time and size of a request's head", () => {
     const { headersTimeout, requestTimeout, maxConnections } = gateway.app.server;
     expect({ headersTimeout, requestTimeout, maxConnections }).toEqual({
@@ -273,6 +286,24 @@ describe("following logs", () => {
     }
     await reader?.cancel();
     expect(text.indexOf("got 1")).toBeLessThan(text.indexOf("got 2"));
+  });
+
+  it("holds next to nothing for a reader that stands still, which gets all of it", async () => {
+    const sockets: Socket[] = [];
+    gateway.app.server.on("connection", (socket) => sockets.push(socket));
+    const reply = await fetch(`${gateway.url}/thaw/v1/functions/hello/logs?follow=1`);
+    const printed = `x${"\u{1f9ca}".repeat(4 * MIB)}\n`;
+    test.engine.handler = (_event, context) => context.log(printed);
+    await invoke("{}");
+    const [socket] = sockets;
+    await until(() => (socket?.writableLength ?? 0) > 0);
+    expect(socket?.writableLength).toBeLessThan(MIB);
+    const reader = reply.body?.getReader();
+    const chunks: Uint8Array[] = [];
+    for (let last = ""; !last.includes("END RequestId"); last = Buffer.from(chunks.at(-1) ?? []).toString())
+      chunks.push((await reader?.read())?.value ?? new Uint8Array());
+    await reader?.cancel();
+    expect(Buffer.concat(chunks).toString().includes(printed)).toBe(true);
   });
 
   it("ends when the server closes", async () => {

@@ -131,6 +131,12 @@ export function buildGateway(
     },
   });
   app.server.maxConnections = CONNECTIONS_MAX;
+  // Beyond the limit a connection is closed without a word: those that are kept for a next request make room before.
+  app.server.on("connection", () =>
+    app.server.getConnections((_error, count) => {
+      if (count >= app.server.maxConnections) app.server.closeIdleConnections();
+    }),
+  );
   app.server.prependListener("request", ({ socket }: IncomingMessage, response: ServerResponse) => promise(socket, response));
   app.server.on("connect", (request: IncomingMessage, socket: Socket) => refuseOnSocket(noOperation(request), socket));
 
