@@ -131,20 +131,27 @@ def _invoke(function, header, body):
 
 
 def _prepare(header):
-    """Before-hooks, then hygiene.
-
-    What survives goes to the permanent generation: a full collection writes the header of every object that it looks at, and so
-    would copy each page of the heap after a thaw.
-    """
+    """Before-hooks, then hygiene. Whatever fails of that, in a function that has left no descriptor or no memory, is told, and it goes on."""
     global _main_pid
     _main_pid = os.getpid()  # a clone may be frozen before its first request
     started = perf_counter()
     try:
         for func, args, kwargs in reversed(list(hooks._before_snapshot)):
             func(*args, **kwargs)
+        answer = _tidy(header)
     except Exception as exception:
         _answer({"type": "prepareError"}, dumps(handler.describe(exception)).encode())
         return
+    answer["hygieneMs"] = (perf_counter() - started) * 1000
+    _answer(answer)
+
+
+def _tidy(header):
+    """Hygiene, and what is told of it.
+
+    What survives goes to the permanent generation: a full collection writes the header of every object that it looks at, and so
+    would copy each page of the heap after a thaw.
+    """
     answer = {"type": "prepared"}
     if header.get("heat"):
         _measure(answer)
@@ -160,12 +167,12 @@ def _prepare(header):
         _trim()
         gc.freeze()
     unique.remember()
-    if header.get("seeds") and len(os.listdir("/proc/self/task")) > 1:
+    # Links of the directory: its own two, and one for each thread. To list it would take a descriptor.
+    if header.get("seeds") and os.stat("/proc/self/task").st_nlink > 3:
         # Other threads, which go on in a clone before this one has read its request.
         answer["seeds"] = unique.seeds()
         loops.keep()
-    answer["hygieneMs"] = (perf_counter() - started) * 1000
-    _answer(answer)
+    return answer
 
 
 def _measure(answer):
