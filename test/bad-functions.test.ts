@@ -132,6 +132,12 @@ describe("a function that cannot be loaded is refused with the reason", () => {
       /^The function wrote something to descriptor 3 that is not a reply\. "hello\?" came where a frame must begin/,
     ],
     [
+      "Node: announces more to descriptor 3 than a frame may have",
+      () =>
+        bench.node("require('fs').writeSync(3, Buffer.from('THAW\\x10\\0\\0\\0\\xff\\xff\\xff\\x7f', 'latin1')); while (true);"),
+      /^The function's reply is too large\. a frame announces 2147483647 bytes and 6291556 are allowed/,
+    ],
+    [
       "Node: tells an error of its load itself, that is none",
       () => bench.node(`${FRAME} fs.writeSync(3, frame({ type: "initError" }, "no JSON")); while (true);`),
       /^the function wrote something .*\. an error of its load came that is no object of JSON/,

@@ -234,6 +234,28 @@ def handler(event, context):
     expect((await server.cli(["rm", "leaves"])).code).toBe(0);
   });
 
+  it("gives the next request to another instance when one never comes back from its last", async () => {
+    const forged = `const answer = { type: "result", requestId: context.awsRequestId, handlerMs: 0, maxMemoryMb: 1 };
+      const header = Buffer.from(JSON.stringify(answer)), prefix = Buffer.alloc(12);
+      prefix.write("THAW"), prefix.writeUInt32LE(header.length, 4), prefix.writeUInt32LE(1, 8);
+      require("fs").writeSync(3, Buffer.concat([prefix, header, Buffer.from("1")])); for (;;);`;
+    const rests = "setImmediate(() => { for (;;); }); return 1;";
+    const ways = `if (event.way === "forged") { ${forged} } if (event.way === "rests") { ${rests} } return 2;`;
+    await server.deployReady(
+      "stays",
+      { "index.js": `exports.handler = async (event, context) => { ${ways} };` },
+      { timeout: "2" },
+    );
+    for (const way of ["forged", "rests"]) {
+      expect((await server.invoke("stays", { way })).json).toBe(1);
+      const next = await server.invoke("stays");
+      expect([next.json, next.headers.get("x-amz-function-error"), next.start.kind]).toEqual([2, null, "thaw"]);
+      const dispose = await server.invoke("stays", {}, { "x-thaw-prefer": "reuse;dispose" });
+      expect(dispose.status).toBe(200);
+    }
+    expect((await server.cli(["rm", "stays"])).code).toBe(0);
+  });
+
   it("tells in the log what a function died of while its image was made", async () => {
     const later = 'setImmediate(() => setImmediate(() => { throw new Error("no database"); }));';
     await server.deploy("late", { "index.js": `${later} exports.handler = async () => 1;` }, { handler: "index.handler" });

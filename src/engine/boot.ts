@@ -102,7 +102,8 @@ export async function ready(instance: LiveInstance): Promise<void> {
     if (
       isThawError(error, "INSTANCE_EXITED") ||
       isThawError(error, "OUT_OF_MEMORY") ||
-      isThawError(error, "PROTOCOL_VIOLATION")
+      isThawError(error, "PROTOCOL_VIOLATION") ||
+      isThawError(error, "RESPONSE_TOO_LARGE")
     ) {
       throw initFailed(instance, error.message, { code: error.code }, error);
     }

@@ -42,6 +42,13 @@ describe("a request that an instance did not answer", () => {
     }
   });
 
+  it("may go to another one when this one had answered before and left it unread until its time was over", () => {
+    expect(verdict(exited({ unread: true }, "timeout"), REQUEST, 1)).toMatchObject({
+      code: "INSTANCE_EXITED",
+      why: "the function did not answer before its deadline",
+    });
+  });
+
   it("may go to another one when it was still behind hooks of before, however they ended", () => {
     const why = new ThawError("HIBERNATE_REFUSED", { what: "its hooks took too long" });
     const failed: Ending = { ...exited({}), end: { kind: "failed", error: why } };
@@ -55,7 +62,8 @@ describe("a request that an instance did not answer", () => {
     ["it was read", exited({}), 1],
     ["it was the first one", exited({ unread: true }), 0],
     ["memory ran out", exited({ unread: true, oomKills: 1 }), 1],
-    ["its time was over", exited({ unread: true }, "timeout"), 1],
+    ["it was read, and its time was over", exited({}, "timeout"), 1],
+    ["it was the first one, and its time was over", exited({ unread: true }, "timeout"), 0],
   ])("is told of the end when %s", (_when, ending, served) => {
     expect(verdict(ending, REQUEST, served)).toMatchObject({ functionError: "Unhandled", alive: false });
   });

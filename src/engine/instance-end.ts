@@ -109,11 +109,13 @@ export function verdict(ending: Ending, request: UnansweredRequest, served: numb
 }
 
 /**
- * Whether the process ended before it had read the request: of what its last one left behind. Where memory ran out, a request that was
- * there may be what it was for.
+ * Whether the process ended before it had read the request: of what its last one left behind, or because it was about that until the
+ * request's time was over. Where memory ran out, a request that was there may be what it was for.
  */
 function neverRead({ end, exit }: Ending, { sent, behindHooks = false }: UnansweredRequest): boolean {
-  return behindHooks || (end?.kind === "exited" && exit?.oomKills === 0 && (!sent || exit.unread === true));
+  if (behindHooks) return true;
+  if (exit?.oomKills !== 0) return false;
+  return (end?.kind === "exited" && !sent) || ((end?.kind === "exited" || end?.kind === "timeout") && exit.unread === true);
 }
 
 function unreadError(cause: ThawError): ThawError {

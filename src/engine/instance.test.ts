@@ -119,6 +119,15 @@ describe("an instance that is followed behind its first answer", () => {
   });
 });
 
+it("an instance that claims more time and memory than there is has what there is", async () => {
+  const { husk, ask } = followed();
+  const asked = ask();
+  const header = { type: "result", requestId: "r", handlerMs: 1e308, maxMemoryMb: 1e308 };
+  husk.onData(Buffer.concat(encodeFrame(header as never, "1")));
+  const { handlerMs, totalMs, maxMemoryMb } = await asked;
+  expect([handlerMs, maxMemoryMb]).toEqual([totalMs, SPEC.memoryMb]);
+});
+
 describe("an instance that wrote the beginning of a frame behind its answer", () => {
   const answer = { type: "result", requestId: "r", handlerMs: 1, maxMemoryMb: 1 };
   const whole = Buffer.concat(encodeFrame(answer as never, "1"));

@@ -393,14 +393,16 @@ export class LiveInstance implements Instance, InstanceListener {
       const fatal = header.last === true;
       if (this.served === 1 && !fatal) this.recordFirst();
       this.gate.idle();
+      const totalMs = nowMs() - running.beganMs;
       const result: InvokeResult = {
         payload: frame.body,
         ...(header.type === "error" ? { functionError: "Unhandled" as const } : {}),
         ...(header.platformError === undefined ? {} : { platformError: header.platformError }),
         logs: this.takeLogs(),
-        handlerMs: header.handlerMs,
-        totalMs: nowMs() - running.beganMs,
-        maxMemoryMb: header.maxMemoryMb,
+        // It may have been the function that wrote this, and whatever it says is summed up with what others need.
+        handlerMs: Math.min(header.handlerMs, totalMs),
+        totalMs,
+        maxMemoryMb: Math.min(header.maxMemoryMb, this.spec.memoryMb),
         alive: !fatal,
       };
       this.starting.whenOver(() => running.resolve(result));
