@@ -52,6 +52,18 @@ describe("clocks, timers and signals", () => {
     for (const loader of ["lazy", "splice"] as const) await world.thawed(future, (one) => look(one, DAY_S), { loader });
   });
 
+  it("tells of no processor time that was taken back, though the kernel counts a clone's from zero, as a child's", async () => {
+    const image = await world.imageAfter("python", ["clocks.spend", 0.4]);
+    await clones(image, async (one) => {
+      for (const seconds of [0, 0.05]) {
+        if (seconds > 0) await call(one, "clocks.spend", seconds);
+        const { since, ofChild } = await call<{ since: number[]; ofChild: number }>(one, "clocks.spent");
+        for (const passed of since) expect(passed).toBeGreaterThanOrEqual(0);
+        expect(ofChild).toBeLessThan(0.2);
+      }
+    });
+  });
+
   it.each(["SigCgt:0", "SigIgn:0", "Umask:0", "ShdPnd:8"])("keeps signals and umask under the name %s", async (name) => {
     const image = await world.imageAfter("python", ["clocks.take_name", name], "clocks.listen");
     await world.thawed(image, async (one) => {

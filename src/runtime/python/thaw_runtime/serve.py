@@ -6,16 +6,16 @@ the whole process.
 
 import gc
 import os
-import resource
 import sys
 
-# By name: the function may replace them in their modules.
+# By name: the function, or what is installed here, may replace them in their modules.
 from json import dumps
+from resource import RUSAGE_SELF, getrusage
 from time import perf_counter
 
 import snapshot_restore_py as hooks
 
-from . import channel, context, handler, logs, loops, unique
+from . import channel, context, handler, logs, loops, spent, unique
 from .heat import code_heat
 from .jsons import parse
 
@@ -55,7 +55,7 @@ def _result_header(kind, request_id, started):
         "type": kind,
         "requestId": request_id,
         "handlerMs": (perf_counter() - started) * 1000 if started else 0,
-        "maxMemoryMb": -(-resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024),
+        "maxMemoryMb": -(-getrusage(RUSAGE_SELF).ru_maxrss // 1024),
     }
 
 
@@ -281,6 +281,7 @@ def _become(header, body):
 def main():
     channel.open_channel()
     unique.install()
+    spent.install()
     logs.install()
     # A line at a time: whole lines reach the log even when the function is killed.
     sys.stdout.reconfigure(line_buffering=True)
