@@ -354,15 +354,22 @@ static const struct descriptor *first_of(const struct descriptor *d)
 }
 
 /*
- * SQLite knows an open file by device and inode number, and a clone's /tmp is another device: by this it tells which of its own connections hold locks,
- * since for the kernel all are one process.
+ * SQLite knows an open file by device and inode number, and a clone's /tmp is another device. Where in memory the numbers stand is looked for in what was stored
+ * (src/image/databases.ts). One without a byte may be about to become a database.
  */
-static void note_database(const struct descriptor *d)
+static void write_database(const struct descriptor *d)
 {
 	static const char begins[] = "SQLite format 3";
 	char head[sizeof begins];
-	if (is_temporary(d->link) && first_of(d) == d && pread(d->mine, head, sizeof head, 0) == sizeof head && memcmp(head, begins, sizeof head) == 0)
-		note("a database of SQLite is open (%s, descriptor %d): connections that are opened after a thaw do not see its locks", d->link, d->fd);
+	ssize_t got = is_temporary(d->link) ? pread(d->mine, head, sizeof head, 0) : -1;
+	if (got != 0 && (got != sizeof head || memcmp(head, begins, sizeof head) != 0))
+		return;
+	json_open("database", '{');
+	json_hex("device", d->is.st_dev);
+	json_hex("inode", d->is.st_ino);
+	if (got == 0)
+		json_int("empty", 1);
+	json_close('}');
 }
 
 static void write_file(const struct descriptor *d)
@@ -385,10 +392,10 @@ static void write_file(const struct descriptor *d)
 		write_locks(d);
 	else if (d->pos != 0 && is_temporary(d->link))
 		note("the directory %s (descriptor %d), which was read in part, will be read from its beginning", d->link, d->fd);
-	if (!deleted) {
-		note_database(d);
+	if (!deleted && S_ISREG(d->is.st_mode))
+		write_database(d);
+	if (!deleted)
 		return;
-	}
 	if (S_ISDIR(d->is.st_mode))
 		refuse("it holds a deleted directory open (%s)", d->link);
 	json_int("deleted", 1);

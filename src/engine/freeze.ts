@@ -19,6 +19,7 @@ import {
   compileThaw,
   describeTmp,
   factsSchema,
+  findDatabases,
   imageFiles,
   type RawManifest,
   writeManifest,
@@ -145,7 +146,7 @@ async function takeFacts(temporary: string, { prepared }: Extracted): Promise<Ra
   return {
     ...told,
     ...allocatorFacts(trustZeros, unusedAllocators, told.notes),
-    seeds: seeds.map(([at, bytes]): [string, number] => [`0x${at.toString(16)}`, bytes]),
+    seeds: seeds.map(([at, bytes]): [string, number] => [hex(at), bytes]),
   };
 }
 
@@ -155,6 +156,10 @@ function allocatorFacts(trustZeros: readonly string[], unused: readonly string[]
   if (path === undefined) return {};
   const note = `its allocator (jemalloc, in ${path}) relies on zeros where memory was given back: it is always loaded eagerly`;
   return { trustsZeros: path, notes: [...notes, note] };
+}
+
+function hex(value: number | bigint): string {
+  return `0x${value.toString(16)}`;
 }
 
 /** Writes an image of `instance` and returns its directory. The instance goes on in any case. */
@@ -172,11 +177,14 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const { origin, base } = instance;
     const extracted = await extract(tools, instance, options, temporary, before);
     faultPoint("freeze-extracted");
-    const rawFacts = await takeFacts(temporary, extracted);
+    const told = await takeFacts(temporary, extracted);
     const { reply, heldMs, prepared, served } = extracted;
     // Between two steps of some milliseconds whoever waits for an answer gets it: the server does all of this beside its requests.
     await nextTurn();
-    const facts = factsSchema.parse(rawFacts);
+    const read = factsSchema.parse(told);
+    const { databases, notes } = await findDatabases(read, imageFiles(temporary).pages);
+    const facts = { ...read, databases, notes: [...read.notes, ...notes] };
+    const rawFacts = { ...told, databases: databases.map(({ at, fd }) => ({ at: hex(at), fd })), notes: facts.notes };
     await nextTurn();
     checkFacts(facts);
     const tmp = await describeTmp(temporary);

@@ -20,6 +20,7 @@ import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMP
 import { bringLocks, waitForPager } from "./compile-paged.js";
 import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { restoreTmp } from "./compile-tmp.js";
+import { compileDatabases } from "./databases.js";
 import { type Facts, isFile, type Region, type ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import type { PageRun } from "./page-runs.js";
@@ -219,6 +220,7 @@ function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels
   program.call("working directory", SYS.chdir, [program.text(facts.cwd)]);
   program.stamp(STAMPS.tmp);
   compileDescriptors(program, facts.descriptors, { channels, fdBase: fdBase(facts), contents });
+  compileDatabases(program, facts);
   program.stamp(STAMPS.descriptors);
   restoreSignals(program, facts);
   restoreBarriers(program, facts);

@@ -112,6 +112,8 @@ const descriptor = z.discriminatedUnion("kind", [
     seals: count.optional(),
     at: count.optional(),
     bytes: count.optional(),
+    /** A database of SQLite in /tmp, or `empty` and about to become one. */
+    database: z.object({ device: hex, inode: hex, empty: z.literal(1).optional() }).optional(),
   }),
   z.object({ ...common, kind: z.literal("directory"), path: z.string(), mode: count }),
   z.object({
@@ -193,6 +195,8 @@ export const factsSchema = z.object({
     .array(z.tuple([hex, z.int().min(1).max(4096)]))
     .max(64)
     .default([]),
+  /** Addresses where SQLite notes the device of a database in /tmp, each with a descriptor of it (databases.ts). */
+  databases: z.array(z.object({ at: hex, fd: count })).default([]),
   notes: z.array(z.string()),
 });
 

@@ -3,6 +3,7 @@ export const SYS = {
   read: 0,
   write: 1,
   close: 3,
+  fstat: 5,
   lseek: 8,
   mmap: 9,
   mprotect: 10,
