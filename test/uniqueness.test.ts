@@ -130,6 +130,14 @@ describe.each([
     kept: 0,
   },
   { what: "a Node worker", language: "node", start: "random.keepDrawing", tell: "random.drawnByWorker", sources: 6, kept: 1 },
+  {
+    what: "a Node worker with flags of its own",
+    language: "node",
+    start: ["random.keepDrawing", ["--no-warnings"]],
+    tell: "random.drawnByWorker",
+    sources: 6,
+    kept: 1,
+  },
 ] as const)("$what that draws all the time, in 20 clones of one image", ({ language, start, tell, sources, kept }) => {
   /** Three draws of each clone's thread, and of what it took ahead one. */
   const countsOf = (clones: number): number[] => [...new Array(kept).fill(clones), ...new Array(sources).fill(3 * clones)];

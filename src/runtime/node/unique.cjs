@@ -17,6 +17,7 @@
  */
 const crypto = require("node:crypto");
 const vm = require("node:vm");
+const workerThreads = require("node:worker_threads");
 const { readlinkSync } = require("node:fs");
 const { syncBuiltinESMExports } = require("node:module");
 const kept = require("./kept.cjs");
@@ -170,11 +171,25 @@ function installCrypto() {
   }.randomUUID;
 }
 
+/** A worker loads worker.cjs first because it inherits the flag that says so; one that is given an `execArgv` of its own inherits none. */
+function installWorkers() {
+  const { Worker } = workerThreads;
+  const flag = `--require=${__dirname}/worker.cjs`;
+  workerThreads.Worker = new Proxy(Worker, {
+    construct(target, [filename, options, ...others], newTarget) {
+      const own = Array.isArray(options?.execArgv) ? { ...options, execArgv: [flag, ...options.execArgv] } : options;
+      return Reflect.construct(target, [filename, own, ...others], newTarget);
+    },
+  });
+  Worker.prototype.constructor = workerThreads.Worker;
+}
+
 /** Replaces what cannot be renewed. Once, before the user's code. */
 function install() {
   Object.defineProperty(Math, "random", { value: random, writable: true, enumerable: false, configurable: true });
   installVm();
   installCrypto();
+  installWorkers();
   kept.install();
   syncBuiltinESMExports();
   rehearse();
