@@ -577,6 +577,9 @@ own, chosen, state, seeded = random.default_rng(), random.default_rng(42), rando
 sequence, counted = random.SeedSequence(), random.SeedSequence(42)
 for one in (random, state, seeded): one.standard_normal()
 copied, chosen_copied = copy.deepcopy(own), copy.deepcopy(chosen)
+loaded, chosen_loaded = pickle.loads(pickle.dumps(random.default_rng())), pickle.loads(pickle.dumps(chosen))
+given, restored = random.default_rng(42), random.default_rng()
+given.bit_generator.state, restored.bit_generator.state = random.default_rng().bit_generator.state, random.default_rng(42).bit_generator.state
 gc.freeze()
 unique.remember()
 remembered = gc.get_freeze_count() > 0
@@ -590,7 +593,8 @@ for _ in range(2):
         ${renew}
         print(json.dumps({"module": random.random_sample(), "moduleNormal": random.standard_normal(), "own": own.random(), "state": state.random_sample(), "stateNormal": state.standard_normal(),
             "spawned": child(sequence), "ownSpawned": child(own.bit_generator._seed_seq), "late": late.random(), "lateSpawned": child(late.bit_generator._seed_seq),
-            "copied": copied.random(), "chosenCopied": chosen_copied.random(),
+            "copied": copied.random(), "chosenCopied": chosen_copied.random(), "loaded": loaded.random(), "chosenLoaded": chosen_loaded.random(),
+            "given": given.random(), "restored": restored.random(),
             "chosen": chosen.random(), "seeded": seeded.random_sample(), "counted": child(counted), "unneeded": unneeded, "remembered": remembered, "pickled": pickled}), flush=True)
         os._exit(0)
     os.waitpid(pid, 0)
@@ -608,6 +612,8 @@ for _ in range(2):
     "late",
     "lateSpawned",
     "copied",
+    "loaded",
+    "given",
   ];
 
   it("is needed for numpy, too", () => {
@@ -618,7 +624,14 @@ for _ in range(2):
   it("renews what numpy seeded from the system, and leaves what the user seeded", () => {
     const [a, b] = numpyForks(`unique.renew({"id": "", "entropy": "5a" * 32, "pid": 1, "generation": 0})`);
     for (const name of DRAWN) expect(a?.[name], name).not.toBe(b?.[name]);
-    const kept = (of?: Record<string, unknown>): unknown[] => [of?.chosen, of?.seeded, of?.counted, of?.chosenCopied];
+    const kept = (of?: Record<string, unknown>): unknown[] => [
+      of?.chosen,
+      of?.seeded,
+      of?.counted,
+      of?.chosenCopied,
+      of?.chosenLoaded,
+      of?.restored,
+    ];
     expect(kept(a)).toEqual(kept(b));
     // Its import alone is no reason to look through the heap; what was put aside there stays so; and what others unpickle is a plain number.
     expect([a?.unneeded, a?.remembered, a?.pickled]).toEqual([true, true, false]);

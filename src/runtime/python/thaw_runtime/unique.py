@@ -10,7 +10,8 @@ OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kerne
 - ``uuid.uuid1``: its node and clock sequence.
 - ``numpy.random``: the module's own generator, always; and every other, and every seed sequence, that was seeded by the operating system
   and lived at the freeze. They can neither be held weakly nor registered when they are made, but they keep their entropy: that of the system gets a
-  type of its own, and ``remember`` looks for it, if any was drawn since it last did or any was found.
+  type of its own, and ``remember`` looks for it, if any was drawn since it last did or any was found. The last drawn numbers are kept, because who unpickles
+  a generator has its entropy as a plain number. One that was given another's state is renewed if that one would be, as far as its state tells whose it was.
 - what other threads draw from ``random`` and ``uuid.uuid1`` between the thaw and this: ``seeds`` tells where in memory generators
   keep their state, and each clone has random bytes there before any of its threads runs.
 - generators of native modules that can be given a seed: ``uuid_utils``; those of functions compiled by ``numba``, in the main thread, as
@@ -100,6 +101,8 @@ class _Drawn(int):
 
 
 _numpy_draws = 0  # since the start
+_numpy_drawn = {}  # the last ones
+_NUMPY_DRAWN_MAX = 1024
 _numpy_sequence = None  # its class
 _numpy_seen = 0  # of them, when `remember` last looked
 _numpy_sequences = []  # what it found: seeds, of which others are yet to be spawned,
@@ -116,7 +119,11 @@ def _track_numpy(module):
     def randbits(bits):
         global _numpy_draws
         _numpy_draws += 1
-        return _Drawn(original(bits))
+        if len(_numpy_drawn) == _NUMPY_DRAWN_MAX:
+            del _numpy_drawn[next(iter(_numpy_drawn))]
+        drawn = _Drawn(original(bits))
+        _numpy_drawn[drawn] = True
+        return drawn
 
     module.randbits = randbits
 
@@ -128,11 +135,36 @@ def _own_numpy(module):
 
 
 def _is_drawn(sequence):
-    return type(getattr(sequence, "entropy", None)) is _Drawn
+    entropy = getattr(sequence, "entropy", None)
+    return type(entropy) is _Drawn or (type(entropy) is int and entropy in _numpy_drawn)
 
 
-def _has_drawn(generator):
-    return _is_drawn(getattr(generator, "_seed_seq", None))
+def _stream(generator):
+    """What of a state is the seed's and no drawing changes; None where there is no such thing."""
+    kind = type(generator).__name__
+    if kind in ("PCG64", "PCG64DXSM"):
+        return kind, generator.state["state"]["inc"]
+    if kind == "Philox":
+        return kind, *generator.state["state"]["key"].tolist()
+    return None
+
+
+def _find_drawn(generators):
+    """Those of which the state is one that was drawn, be it by another."""
+    drawn, given = [], []
+    for generator in generators:
+        sequence = getattr(generator, "_seed_seq", None)
+        stream = _stream(generator) if isinstance(sequence, _numpy_sequence) else None
+        if stream is not None and stream != _stream(type(generator)(sequence)):
+            given.append((generator, stream))
+        elif _is_drawn(sequence):
+            drawn.append(generator)
+    if given:
+        streams = {_stream(generator) for generator in drawn}
+        for kind in {type(generator) for generator, _ in given}:
+            streams.update(_stream(kind(_numpy_sequence(int(entropy)))) for entropy in _numpy_drawn)
+        drawn += [generator for generator, stream in given if stream in streams]
+    return drawn
 
 
 def _renew_numpy(mtrand):
@@ -145,8 +177,8 @@ def _renew_numpy(mtrand):
         known = {"spawn_key": sequence.spawn_key, "pool_size": sequence.pool_size, "n_children_spawned": sequence.n_children_spawned}
         _numpy_sequence.__init__(sequence, **known)
     for generator in _numpy_generators:
-        seed = generator._seed_seq  # somebody's own kind of sequence is not renewed
-        generator.state = type(generator)(seed if isinstance(seed, _numpy_sequence) else None).state
+        seed = generator._seed_seq  # one of the user's, or of somebody's own kind, is not renewed
+        generator.state = type(generator)(seed if isinstance(seed, _numpy_sequence) and _is_drawn(seed) else None).state
     for states in _numpy_states:
         states.set_state({**states.get_state(legacy=False), "has_gauss": 0, "gauss": 0.0})
     _numpy_seen = _numpy_draws  # those just drawn
@@ -167,8 +199,9 @@ def remember():
         gc.freeze()
     _numpy_sequence = SeedSequence
     _numpy_sequences[:] = [one for one in living if isinstance(one, SeedSequence) and _is_drawn(one)]
-    _numpy_generators[:] = [one for one in living if _has_drawn(one)]
-    _numpy_states[:] = [one for one in living if _has_drawn(getattr(one, "_bit_generator", None))]
+    _numpy_generators[:] = _find_drawn(one for one in living if isinstance(one, BitGenerator))
+    drawn = {id(one) for one in _numpy_generators}
+    _numpy_states[:] = [one for one in living if id(getattr(one, "_bit_generator", None)) in drawn]
     _numpy_seen = _numpy_draws
 
 
