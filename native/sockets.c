@@ -25,6 +25,7 @@
 
 static struct {
 	uint32_t inode, peer;
+	uint8_t shut; /* for reading (1), for writing (2) */
 } sockets[SOCKETS_MAX];
 static int socket_count = -1;
 
@@ -60,11 +61,14 @@ static void find_sockets(void)
 			if (socket_count == SOCKETS_MAX)
 				refuse("more than %d unix sockets", SOCKETS_MAX);
 			sockets[socket_count].inode = message->udiag_ino;
-			sockets[socket_count].peer = 0;
+			sockets[socket_count].peer = sockets[socket_count].shut = 0;
 			int rest = (int)(h->nlmsg_len - NLMSG_LENGTH(sizeof *message));
-			for (struct rtattr *a = (struct rtattr *)(message + 1); RTA_OK(a, rest); a = RTA_NEXT(a, rest))
+			for (struct rtattr *a = (struct rtattr *)(message + 1); RTA_OK(a, rest); a = RTA_NEXT(a, rest)) {
 				if (a->rta_type == UNIX_DIAG_PEER)
 					sockets[socket_count].peer = *(uint32_t *)RTA_DATA(a);
+				if (a->rta_type == UNIX_DIAG_SHUTDOWN)
+					sockets[socket_count].shut = *(uint8_t *)RTA_DATA(a);
+			}
 			socket_count++;
 		}
 	}
@@ -87,9 +91,13 @@ static void write_unix(const struct descriptor *d, int type)
 	if (socket_count < 0)
 		find_sockets();
 	uint32_t peer = 0;
-	for (int i = 0; i < socket_count; i++)
-		if (sockets[i].inode == d->is.st_ino)
-			peer = sockets[i].peer;
+	uint8_t shut = 0;
+	for (int i = 0; i < socket_count; i++) {
+		if (sockets[i].inode != d->is.st_ino)
+			continue;
+		peer = sockets[i].peer;
+		shut = sockets[i].shut;
+	}
 	bool peer_is_here = false;
 	for (int i = 0; i < descriptor_count; i++)
 		peer_is_here |= peer != 0 && descriptors[i].is.st_ino == peer && S_ISSOCK(descriptors[i].is.st_mode);
@@ -122,7 +130,10 @@ static void write_unix(const struct descriptor *d, int type)
 	write_socket_options(d->mine, AF_UNIX, type);
 	if (idle)
 		json_int("idle", 1);
-	if (events_of(d) & POLLRDHUP)
+	/* The other end hears of it, but of datagrams, where each end is shut by itself. */
+	if (type == SOCK_DGRAM && shut)
+		json_int("shut", shut);
+	else if (type != SOCK_DGRAM && (events_of(d) & POLLRDHUP))
 		json_int("readShut", 1);
 	if (peer && !peer_is_here)
 		note("a unix socket to another process (descriptor %d) will be seen as closed", d->fd);
@@ -174,6 +185,8 @@ static void write_inet(const struct descriptor *d, int domain, int type)
 	write_socket_options(d->mine, domain, type);
 	if (connected && type == SOCK_DGRAM)
 		json_bytes("remote", &remote, remote_bytes);
+	if (type == SOCK_DGRAM && (events_of(d) & POLLRDHUP))
+		json_int("shut", events_of(d) & POLLHUP ? 3 : 1);
 	if (open_connection)
 		note("TCP connection %s → %s (descriptor %d) will be seen as reset", from, connected ? to : "?", d->fd);
 }

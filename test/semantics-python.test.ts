@@ -410,6 +410,22 @@ describe("kernel objects", () => {
     });
   });
 
+  it("sockets for datagrams stay shut, each end by itself", async () => {
+    const instance = await world.boot("python");
+    await call(instance, "settings.shut");
+    const image = await instance.freeze();
+    const before = await call(instance, "settings.use_shut");
+    const [IN, HUP, RDHUP] = [0x1, 0x10, 0x2000];
+    expect(before).toMatchObject({
+      reading: [[IN + RDHUP], [], 1, "BrokenPipeError"],
+      writing: [[], [], "BrokenPipeError", 1],
+      "udp reading": [IN + RDHUP],
+      "udp both": [IN + HUP + RDHUP],
+    });
+    await instance.dispose();
+    await clones(image, async (one) => expect(await call(one, "settings.use_shut")).toEqual(before));
+  });
+
   it("a TCP connection is seen as reset, and is in the report", async () => {
     const image = await world.imageAfter("python", "objects.connect");
     expect(image.report.notes.filter((note) => note.startsWith("TCP connection 127.0.0.1:"))).toHaveLength(2);

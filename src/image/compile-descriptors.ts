@@ -21,7 +21,7 @@ import { type Channels, channelNumbers, touches } from "./channels.js";
 import { compileLocks } from "./compile-locks.js";
 import { memfdArguments, seal } from "./compile-memfd.js";
 import { compileFiring, FIRES, firesAtOnce } from "./compile-oneshot.js";
-import { compileSocketOptions, fillSocket } from "./compile-sockets.js";
+import { compileShut, compileSocketOptions, fillSocket } from "./compile-sockets.js";
 import { DescriptorNumbers } from "./descriptor-numbers.js";
 import type { Descriptor } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
@@ -149,10 +149,12 @@ class DescriptorCompiler {
       compileSocketOptions(this.program, peer);
       if (one.readShut === 1) this.program.call(`${label}: nothing more to read`, SYS.shutdown, [peer.fd, SHUT_WR]);
       if (peer.readShut === 1) this.program.call(`${label}: nothing more to write`, SYS.shutdown, [one.fd, SHUT_WR]);
+      compileShut(this.program, peer);
       this.statusFlags(peer);
       this.fixCloexec(peer.fd, flags);
     }
     compileSocketOptions(this.program, one);
+    compileShut(this.program, one);
     this.statusFlags(one);
   }
 
@@ -168,6 +170,7 @@ class DescriptorCompiler {
     if (port !== 0) this.program.call(`${label}: bind`, SYS.bind, [one.fd, this.program.data(one.local), one.local.length]);
     if (one.remote !== undefined)
       this.program.call(`${label}: connect`, SYS.connect, [one.fd, this.program.data(one.remote), one.remote.length]);
+    compileShut(this.program, one);
     this.statusFlags(one);
   }
 

@@ -29,6 +29,11 @@ export function compileSocketOptions(program: ProgramBuilder, one: Socket): void
   }
 }
 
+/** Once it has its other end: of datagrams, each is shut by itself. One that has none is shut all the same, and told ENOTCONN. */
+export function compileShut(program: ProgramBuilder, { fd, shut }: Socket): void {
+  if (shut !== undefined) program.call(`socket ${fd}: shut`, SYS.shutdown, [fd, shut - 1], { mayFail: true });
+}
+
 /** As struct sock_fprog: how many instructions, and where. */
 function filterProgram(program: ProgramBuilder, instructions: Buffer): Buffer {
   const named = Buffer.alloc(16);

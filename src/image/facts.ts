@@ -65,6 +65,8 @@ const thread = z.object({
 /** Of a directory it may be any 64 bits, and locks may lie anywhere; images of former versions have a number. */
 const position = z.union([hex, count.transform((value) => BigInt(value))]);
 const common = { fd: count, flags: count, pos: position };
+/** A socket for datagrams: for reading (1), for writing (2), for both. */
+const shut = z.int().min(1).max(3).optional();
 /** Those that are not as on a new socket; absent in images of a former version. */
 const socketOptions = z.array(z.object({ level: count, name: count, value: bytes })).optional();
 
@@ -126,6 +128,7 @@ const descriptor = z.discriminatedUnion("kind", [
     options: socketOptions,
     idle: z.literal(1).optional(),
     readShut: z.literal(1).optional(),
+    shut,
   }),
   z.object({
     ...common,
@@ -136,6 +139,7 @@ const descriptor = z.discriminatedUnion("kind", [
     local: bytes,
     remote: bytes.optional(),
     options: socketOptions,
+    shut,
   }),
 ]);
 
