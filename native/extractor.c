@@ -318,6 +318,7 @@ static int freeze(int argc, char **argv)
 	write_clocks(&target);
 	read_threads(&target);
 	write_signals(&target);
+	write_settings(&target);
 	write_mm(&target);
 	write_limits_and_place(&target);
 	write_threads(&target);

@@ -112,7 +112,15 @@ void read_rseq(struct thread *thread);
 void read_threads(struct target *target);
 void write_threads(const struct target *target);
 
+/* settings.c */
+/* What prctl(2) set for the process. */
+void write_settings(struct target *target);
+/* How and where a thread is scheduled, members of what is open in the facts. */
+void write_scheduling(const struct target *target, const struct thread *thread);
+
 /* process.c */
+/* The process that it is a child of; 0: it is gone. */
+pid_t parent_process(pid_t pid);
 /* What /proc/PID/task/TID/stat says behind the name, which may hold anything: " S PARENT ...", in `text`; NULL: it is gone. */
 char *read_stat(pid_t pid, pid_t tid, char *text, size_t room);
 /* A number in /proc/PID/task/TID/status; `otherwise` where it cannot be read. */

@@ -27,6 +27,16 @@ char *read_stat(pid_t pid, pid_t tid, char *text, size_t room)
 	return end ? end + 1 : NULL;
 }
 
+pid_t parent_process(pid_t pid)
+{
+	char text[2048];
+	pid_t parent = 0;
+	const char *state = read_stat(pid, pid, text, sizeof text);
+	if (state)
+		sscanf(state, " %*c %d", &parent);
+	return parent;
+}
+
 uint64_t read_status(pid_t pid, pid_t tid, const char *name, int base, uint64_t otherwise)
 {
 	char path[64], line[256];
@@ -269,10 +279,7 @@ void write_limits_and_place(const struct target *target)
 void refuse_company(const struct target *target)
 {
 	char path[64], text[2048];
-	pid_t parent = 0;
-	const char *state = read_stat(target->pid, target->pid, text, sizeof text);
-	if (state)
-		sscanf(state, " %*c %d", &parent);
+	pid_t parent = parent_process(target->pid);
 	pid_t owners[THREADS_MAX + 1];
 	int owner_count = 0;
 	for (int i = 0; i < target->thread_count; i++)
@@ -297,7 +304,7 @@ void refuse_company(const struct target *target)
 				fclose(comm);
 			}
 			fclose(list);
-			state = read_stat(child, child, text, sizeof text);
+			const char *state = read_stat(child, child, text, sizeof text);
 			if (state && state[1] == 'Z')
 				refuse("it has a child process that ended and was not waited for (%s)", name);
 			refuse("it has a live child process (%s)", name);

@@ -194,6 +194,7 @@ void write_threads(const struct target *target)
 		json_int("rseqSignature", (int64_t)thread->rseq_signature);
 		json_hex("tidAddress", thread->tid_address);
 		json_hex("tidWord", thread->tid_word);
+		write_scheduling(target, thread);
 		json_close('}');
 	}
 	json_close(']');

@@ -426,6 +426,17 @@ describe("kernel objects", () => {
     await clones(image, async (one) => expect(await call(one, "settings.use_shut")).toEqual(before));
   });
 
+  it("processes and threads keep their niceness, policy and processors, and what prctl set", async () => {
+    const image = await world.imageAfter("python", "settings.set");
+    await clones(image, async (one) => {
+      expect(await call(one, "settings.get")).toEqual({
+        main: { nice: 3, batch: false, processors: true },
+        thread: { nice: 7, batch: true, processors: 1 },
+        prctl: { timerslack: true, keepcaps: true, noNewCode: true, dumpable: true },
+      });
+    });
+  });
+
   it("a TCP connection is seen as reset, and is in the report", async () => {
     const image = await world.imageAfter("python", "objects.connect");
     expect(image.report.notes.filter((note) => note.startsWith("TCP connection 127.0.0.1:"))).toHaveLength(2);

@@ -19,6 +19,7 @@ import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
 import { bringLocks, waitForPager } from "./compile-paged.js";
 import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
+import { compileSettings } from "./compile-settings.js";
 import { restoreTmp } from "./compile-tmp.js";
 import { compileDatabases } from "./databases.js";
 import { type Facts, isFile, type Region, type ThreadFacts } from "./facts.js";
@@ -245,6 +246,7 @@ function resume(program: ProgramBuilder, facts: Facts): void {
   const main = facts.threads[0];
   assert(main !== undefined, "process without threads");
   restoreTimers(program, facts);
+  compileSettings(program, facts);
   restoreLimits(program, facts);
   program.report();
   program.call("close the husk's descriptors", SYS.close_range, [fdBase(facts), 0xffffffff, 0]);

@@ -60,6 +60,9 @@ const thread = z.object({
   rseqSignature: count,
   tidAddress: hex,
   tidWord: hex,
+  /** As `struct sched_attr` and as a set of processors, where they are not as the sandbox began. */
+  scheduled: bytes.optional(),
+  processors: bytes.optional(),
 });
 
 /** Of a directory it may be any 64 bits, and locks may lie anywhere; images of former versions have a number. */
@@ -167,6 +170,8 @@ export const factsSchema = z.object({
   umask: count,
   /** What membarrier(2) says that the process registered for: its commands for that, as bits. */
   membarrier: count.optional(),
+  /** What prctl(2) sets, and to what, where that is not usual. */
+  settings: z.array(z.tuple([count, count])).default([]),
   sigactions: z.array(z.object({ signal: z.int().min(1).max(64), handler: hex, flags: hex, restorer: hex, mask: hex })),
   itimers: z.array(z.tuple([count, count, count, count])).length(3),
   mm: z.object({

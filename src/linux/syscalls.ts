@@ -38,6 +38,8 @@ export const SYS = {
   capset: 126,
   prctl: 157,
   futex: 202,
+  sched_setaffinity: 203,
+  sched_setattr: 314,
   openat: 257,
   utimensat: 280,
   timerfd_create: 283,
