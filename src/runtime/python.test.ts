@@ -679,6 +679,27 @@ for _ in range(2):
     expect(await value(runtime, {}, { thaw: THAW })).toBe(true);
   });
 
+  it("reaches other interpreters of the process, and leaves those alone that run", async () => {
+    const runtime = await ready(`
+import os, threading
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+one, busy = interpreters.create(), interpreters.create()
+wait, go_on = os.pipe()
+threading.Thread(target=lambda: interpreters.run_string(busy, f"import os; os.read({wait}, 1)")).start()
+def handler(event, context):
+    if event == "end":
+        os.write(go_on, b"x")
+    reading, writing = os.pipe()
+    interpreters.run_string(one, f"import os, random, uuid; os.write({writing}, repr([hash(random.getstate()), uuid.uuid1().node]).encode())")
+    return eval(os.read(reading, 4096))`);
+    const before = await value(runtime);
+    const after = await value(runtime, "end", { thaw: THAW });
+    for (const index of [0, 1]) expect(after[index]).not.toBe(before[index]);
+  });
+
   it("is all that a rehearsal does: neither after-hooks nor the handler run", async () => {
     const runtime = await ready(`
 import random

@@ -17,6 +17,7 @@ OpenSSL, which reseeds when the process id changed; ``os.getpid`` asks the kerne
 - generators of native modules that can be given a seed: ``uuid_utils``; those of functions compiled by ``numba``, in the main thread, as
   numpy's own and the module's of which they are the counterparts; ``polars``, unless the user gave it one.
 - ``random()`` and ``randomblob()`` of ``sqlite3``: it seeds its generator anew when it opens a file under another process id.
+- ``random``'s own generator and ``uuid.uuid1`` in other interpreters of the process, unless they run just now.
 - the native id of the main thread. Other threads that lived through the freeze keep the one they had.
 """
 
@@ -311,6 +312,32 @@ def _renew_native():
         reseed()
 
 
+def _renew_interpreters():
+    """Each has modules of its own."""
+    module = sys.modules.get("_interpreters") or sys.modules.get("_xxsubinterpreters")
+    if module is None:
+        return
+    interpreters = [one[0] if isinstance(one, tuple) else one for one in module.list_all()]
+    main = min(interpreters, key=int)
+    for one in interpreters:
+        if one != main and not module.is_running(one):
+            module.run_string(one, _RENEWAL)
+
+
+_RENEWAL = """
+def renew(random, uuid):
+    if hasattr(random, "_inst"):
+        random.seed()
+    if hasattr(uuid, "_random_getnode"):
+        uuid._generate_time_safe = uuid._last_timestamp = None
+        uuid._node = uuid._random_getnode()
+
+import sys
+renew(sys.modules.get("random"), sys.modules.get("uuid"))
+del renew
+"""
+
+
 def install():
     """Once, before the user's code."""
     when_imported("random", _track)
@@ -338,6 +365,7 @@ def renew(thaw):
     if mtrand is not None:
         _renew_numpy(mtrand)
     _renew_native()
+    _renew_interpreters()
     sqlite3 = sys.modules.get("_sqlite3")
     if sqlite3 is not None:
         try:
