@@ -430,12 +430,32 @@ static bool watches_nothing(const struct descriptor *d)
 	return !strstr(d->info, "inotify wd:") && ioctl(d->mine, FIONREAD, &unread) == 0 && unread == 0;
 }
 
+/* Whom a signal tells that it is ready: the process, or one of its threads. Others are not there in a clone. */
+static void write_owner(const struct target *target, const struct descriptor *d)
+{
+	struct f_owner_ex owner = { 0 };
+	int number = -1;
+	if (d->same != d->fd || fcntl(d->mine, F_GETOWN_EX, &owner) != 0 || owner.pid == 0 || owner.type == F_OWNER_PGRP)
+		return;
+	for (int i = 0; i < target->thread_count; i++)
+		if (target->threads[i].tid == owner.pid && (i == 0 || owner.type == F_OWNER_TID))
+			number = i == 0 ? 0 : target->threads[i].number;
+	if (number < 0)
+		return;
+	json_open("owner", '{');
+	json_int("type", owner.type);
+	json_int("number", number);
+	json_int("signal", fcntl(d->mine, F_GETSIG));
+	json_close('}');
+}
+
 static void write_descriptor(const struct target *target, const struct descriptor *d)
 {
 	json_open(NULL, '{');
 	json_int("fd", d->fd);
 	json_int("flags", (int64_t)d->flags);
 	json_hex("pos", d->pos);
+	write_owner(target, d);
 	if (d->fd == target->control_fd) {
 		json_string("kind", "control");
 	} else if (d->same != d->fd) {

@@ -437,6 +437,17 @@ describe("kernel objects", () => {
     });
   });
 
+  it("descriptors tell by signals, and whom they told, that they are ready", async () => {
+    const image = await world.imageAfter("python", "settings.own");
+    await clones(image, async (one) => {
+      expect(await call(one, "settings.use_own")).toEqual({
+        process: [1, "process", ["SIGIO"], false],
+        main: [0, "process", [3], false],
+        other: [0, "other", ["SIGIO"], false],
+      });
+    });
+  });
+
   it("a TCP connection is seen as reset, and is in the report", async () => {
     const image = await world.imageAfter("python", "objects.connect");
     expect(image.report.notes.filter((note) => note.startsWith("TCP connection 127.0.0.1:"))).toHaveLength(2);

@@ -17,6 +17,7 @@ import type { Channels } from "./channels.js";
 import { readNothingAround } from "./compile-advice.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
+import { compileOwners } from "./compile-owners.js";
 import { bringLocks, waitForPager } from "./compile-paged.js";
 import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recording.js";
 import { compileSettings } from "./compile-settings.js";
@@ -247,6 +248,7 @@ function resume(program: ProgramBuilder, facts: Facts): void {
   assert(main !== undefined, "process without threads");
   restoreTimers(program, facts);
   compileSettings(program, facts);
+  compileOwners(program, facts);
   restoreLimits(program, facts);
   program.report();
   program.call("close the husk's descriptors", SYS.close_range, [fdBase(facts), 0xffffffff, 0]);

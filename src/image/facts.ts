@@ -67,7 +67,9 @@ const thread = z.object({
 
 /** Of a directory it may be any 64 bits, and locks may lie anywhere; images of former versions have a number. */
 const position = z.union([hex, count.transform((value) => BigInt(value))]);
-const common = { fd: count, flags: count, pos: position };
+/** As `struct f_owner_ex` has it, and the signal; number 0: the process or its main thread. */
+const owner = z.object({ type: z.int().min(0).max(1), number: count, signal: count }).optional();
+const common = { fd: count, flags: count, pos: position, owner };
 /** A socket for datagrams: for reading (1), for writing (2), for both. */
 const shut = z.int().min(1).max(3).optional();
 /** Those that are not as on a new socket; absent in images of a former version. */

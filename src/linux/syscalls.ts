@@ -15,6 +15,7 @@ export const SYS = {
   ioctl: 16,
   setitimer: 38,
   socket: 41,
+  getpid: 39,
   sendto: 44,
   connect: 42,
   accept4: 288,
@@ -86,6 +87,7 @@ export const O_TRUNC = 0o1000;
 /** Of the flags of a descriptor: whether it reads, writes, or both. */
 export const O_ACCMODE = 0o3;
 export const O_APPEND = 0o2000;
+export const O_ASYNC = 0o20000;
 export const O_NONBLOCK = 0o4000;
 export const O_DIRECTORY = 0o200000;
 export const O_CLOEXEC = 0o2000000;
