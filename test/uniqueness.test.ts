@@ -193,6 +193,7 @@ const { ObjectId } = require("bson");
 const keys = [
   crypto.randomBytes(5), crypto.randomFillSync(new Uint8Array(256)), crypto.webcrypto.getRandomValues(new Uint8Array(2688)),
   crypto.randomBytes(4096), crypto.randomFillSync(new Uint8Array(8192), 0, 8192), crypto.randomFillSync(new Uint8Array(1024)),
+  crypto.randomBytes(256), crypto.randomBytes(3072), crypto.randomFillSync(new Uint8Array(4000)),
 ];
 const asked = new Promise((resolve, reject) => crypto.randomBytes(4096, (error, bytes) => (error ? reject(error) : resolve(bytes))));
 let pool, at;
@@ -253,6 +254,33 @@ class BufferedCryptoRandom {
   }
 }
 const words = new BufferedCryptoRandom();
+// As generate-password does it: a byte for each letter.
+let letters, letter;
+function getNextRandomValue() {
+  if (letters === undefined || letter === letters.length) {
+    letters = crypto.randomBytes(256);
+    letter = 0;
+  }
+  return letters[letter++];
+}
+const password = () => Array.from({ length: 12 }, getNextRandomValue).join();
+// As id128 does it.
+const stock = new Uint8Array(4000);
+let taken = stock.length;
+function randomBytes(size) {
+  if (taken + size >= stock.length) {
+    crypto.randomFillSync(stock);
+    taken = 0;
+  }
+  return Buffer.from(stock.slice(taken, (taken += size))).toString("hex");
+}
+// As @fastify/session does it: when it is loaded, in a bundle.
+const { "node_modules/@fastify/session/lib/idGenerator.js": load } = {
+  "node_modules/@fastify/session/lib/idGenerator.js"(ids = crypto.randomBytes(3072), at = 0) {
+    return () => ids.subarray(at, (at += 24)).toString("base64");
+  },
+};
+const bundledSession = load();
 // As Emscripten does it, behind two helpers.
 let randomFill = (view) => {
   randomFill = (bytes) => crypto.randomFillSync(bytes);
@@ -274,7 +302,8 @@ exports.handler = async () => {
     keys: [...keys, key].map((key) => crypto.createHash("sha256").update(key).digest("hex")),
     // Without the time that they begin with: the clones run in the same second.
     drawn: { nanoid: nanoid(), uuid: v7().slice(19), bson: new ObjectId().toHexString().slice(8, 18), bundled: bundled(),
-      uuidRandom: require("uuid-random")(), session: session.getRandomBytes(), mask: Sender.frame(), word: words.nextUint32(), span: pseudoRandom(), device: Array.from({ length: 8 }, randomByte).join() },
+      uuidRandom: require("uuid-random")(), session: session.getRandomBytes(), mask: Sender.frame(), word: words.nextUint32(), span: pseudoRandom(), password: password(),
+      id128: randomBytes(16), fastify: require("@fastify/session")(), fastifyBundled: bundledSession(), device: Array.from({ length: 8 }, randomByte).join() },
   };
 };
 `;
@@ -292,6 +321,13 @@ module.exports = () => {
 };
 `;
 
+/** What @fastify/session is, as far as it counts here: it draws when it is loaded, by no function with a name. */
+const FASTIFY_SESSION = `
+const ids = require("node:crypto").randomBytes(3072);
+let at = 0;
+module.exports = () => ids.subarray(at, (at += 24)).toString("base64");
+`;
+
 describe("clones of an image whose libraries had drawn random bytes ahead", () => {
   let codeDir = "";
   beforeAll(() => {
@@ -300,8 +336,13 @@ describe("clones of an image whose libraries had drawn random bytes ahead", () =
     writeFileSync(join(codeDir, "index.js"), KEEPING);
     for (const name of ["bson", "nanoid", "uuid"])
       cpSync(join(import.meta.dirname, "../node_modules", name), join(codeDir, "node_modules", name), { recursive: true });
-    mkdirSync(join(codeDir, "node_modules/uuid-random"));
-    writeFileSync(join(codeDir, "node_modules/uuid-random/index.js"), UUID_RANDOM);
+    for (const [name, code] of [
+      ["uuid-random", UUID_RANDOM],
+      ["@fastify/session", FASTIFY_SESSION],
+    ] as const) {
+      mkdirSync(join(codeDir, "node_modules", name), { recursive: true });
+      writeFileSync(join(codeDir, "node_modules", name, "index.js"), code);
+    }
   });
   afterAll(() => rmSync(codeDir, { recursive: true, force: true }));
 
@@ -327,7 +368,7 @@ describe("clones of an image whose libraries had drawn random bytes ahead", () =
       await world.engine.removeImage(image);
     }
     expect(draws.repeats).toEqual([]);
-    expect(draws.counts()).toEqual(new Array(10).fill(18));
+    expect(draws.counts()).toEqual(new Array(14).fill(18));
     expect(keys.size).toBe(1);
     for (const parent of parents) await parent.dispose();
   });

@@ -10,6 +10,9 @@
  * - uuid (up to 8 for every version-4 identifier, later where it takes its own generator): 16 ahead;
  * - uuid-random, @lukeed/uuid/secure: 256 ahead;
  * - uuidv7, scru128: eight numbers of 32 bits;
+ * - @fastify/session: 128 identifiers of sessions ahead, the first ones when it is loaded;
+ * - id128: 4,000 bytes, of which each identifier takes what it needs;
+ * - generate-password: 256 bytes, one for each letter;
  * - dd-trace: 8,192 identifiers of spans and traces ahead;
  * - base64id (engine.io and socket.io bring their own): 341 identifiers of sessions ahead, drawn asynchronously;
  * - Emscripten's /dev/urandom, as in @electric-sql/pglite: 1,024 bytes, for `gen_random_uuid()` among others;
@@ -35,6 +38,10 @@ const LIBRARIES = [
     // As many bytes as many a key has, which few draw as words.
     length: (length, bytes) => length === 32 && bytes?.BYTES_PER_ELEMENT === 4,
   })),
+  // A bundle has the function that loads a module named by its file.
+  { name: "@fastify/session", caller: /\bidGenerator(\.js)?$/, length: (length) => length === 3072 },
+  { name: "id128", caller: /^(Object\.)?randomBytes$/, length: (length) => length === 4000 },
+  { name: "generate-password", caller: /^(Object\.)?getNextRandomValue$/, length: (length) => length === 256 },
   { name: "dd-trace", caller: /^pseudoRandom$/, length: (length) => length === 65_536 },
   ...["base64id", "engine.io", "socket.io"].map((name) => ({
     name,
