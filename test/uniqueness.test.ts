@@ -373,3 +373,44 @@ describe("clones of an image whose libraries had drawn random bytes ahead", () =
     for (const parent of parents) await parent.dispose();
   });
 });
+
+/** A library of SQLite with connections that live at the freeze: to memory, and to a file. */
+const SQLITE = `
+const Database = require("libsql");
+const open = { memory: new Database(":memory:"), file: new Database("/tmp/some.db") };
+const draw = (db) => db.prepare("select random() || '-' || hex(randomblob(8)) drawn").get().drawn;
+exports.handler = async () => Object.fromEntries(Object.entries(open).map(([name, db]) => [name, draw(db)]));
+`;
+
+describe("clones of an image with open connections of SQLite in Node", () => {
+  let codeDir = "";
+  beforeAll(() => {
+    codeDir = mkdtempSync(join(tmpdir(), "thaw-test-"));
+    chmodSync(codeDir, 0o755);
+    writeFileSync(join(codeDir, "index.js"), SQLITE);
+    for (const name of ["libsql", "@libsql", "@neon-rs", "detect-libc"])
+      cpSync(join(import.meta.dirname, "../node_modules", name), join(codeDir, "node_modules", name), { recursive: true });
+  });
+  afterAll(() => rmSync(codeDir, { recursive: true, force: true }));
+
+  it("draw others from random() and randomblob(), also from an image of a clone", async () => {
+    const draws = new Draws();
+    const draw = async (instance: Instance, who: string): Promise<void> => {
+      const { payload, functionError } = await instance.invoke("{}");
+      expect(functionError, payload.toString()).toBeUndefined();
+      draws.add(JSON.parse(payload.toString()) as Record<string, string>, who);
+    };
+    let instance = await world.boot("node", { codeDir, handler: "index.handler" });
+    for (const generation of [0, 1]) {
+      await draw(instance, `the parent of generation ${generation}`);
+      const image = await instance.freeze();
+      await instance.dispose();
+      for (let thaw = 0; thaw < 3; thaw++)
+        await world.thawed(image, (clone) => draw(clone, `thaw ${thaw} of generation ${generation}`));
+      if (generation === 0) instance = await world.engine.thaw(image);
+      await world.engine.removeImage(image);
+    }
+    expect(draws.repeats).toEqual([]);
+    expect(draws.counts()).toEqual([8, 8]);
+  });
+});

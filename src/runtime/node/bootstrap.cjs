@@ -297,6 +297,7 @@ function prepare({ collect: collects = true, heat: measures = false, seeds: tell
   onIdle = () => refuse(new Error("a before-snapshot hook never finished"));
   const hooksRun = () => {
     if (onIdle === null) return undefined;
+    unique.remember();
     if (!collects) {
       onIdle = null;
       setImmediate(() => prepared(startedAt, seeds()));

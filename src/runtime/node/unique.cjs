@@ -11,6 +11,7 @@
  *   TLS draw from OpenSSL, which reseeds when the process id changed; the engine never repeats one within a lineage.
  * - `process.pid` is a constant in Node. `process.ppid` is not.
  * - what some libraries keep of random bytes: kept.cjs.
+ * - the generator of SQLite: sqlite.cjs.
  *
  * Not reached: contexts made by native addons. `performance.now()` counts the time spent frozen and never goes back;
  * `performance.timeOrigin` stays that of the boot.
@@ -21,6 +22,7 @@ const workerThreads = require("node:worker_threads");
 const { readlinkSync } = require("node:fs");
 const { syncBuiltinESMExports } = require("node:module");
 const kept = require("./kept.cjs");
+const sqlite = require("./sqlite.cjs");
 const { MARK, ENTROPY, ENTROPY_WORDS, words, changed } = require("./renewal.cjs");
 
 const { randomFillSync } = crypto;
@@ -239,6 +241,7 @@ function renew(thaw) {
   Object.defineProperty(process, "pid", LIVE_PID);
   changed(thaw.entropy);
   kept.renew();
+  sqlite.renew();
 }
 
 /** What libraries keep for a worker, which renews nothing by itself: each time that its event loop hears of a renewal. */
@@ -256,4 +259,4 @@ function installInWorker() {
   void renewKept();
 }
 
-module.exports = { install, installInWorker, renew };
+module.exports = { install, installInWorker, remember: sqlite.remember, renew };
