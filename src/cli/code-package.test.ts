@@ -71,7 +71,7 @@ describe("packing a folder", () => {
       "/etc/hostname",
       /^.* cannot be deployed\. link is a symbolic link that leads to \/etc\/hostname, outside the folder\. Replace the link/,
     ],
-    ["nowhere", /link is a symbolic link that leads to nothing/],
+    ["nowhere", /link is a symbolic link that leads to nothing\. Remove the link/],
   ])("refuses a link to %s", async (target, sentence) => {
     await files({ "a.js": "a" });
     await symlink(target, join(dir, "link"));

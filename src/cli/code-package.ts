@@ -126,12 +126,12 @@ function unreadable(root: string, inside: string, error: unknown): never {
 /** Where a link leads, if that is inside the folder. */
 async function followed(root: string, path: string, inside: string): Promise<string> {
   const target = await realpath(path).catch(() => undefined);
-  const leads = target === undefined ? "to nothing" : `to ${target}, outside the folder`;
   if (target !== undefined && (target === root || target.startsWith(root + sep))) return target;
+  const leads = target === undefined ? "to nothing" : `to ${target}, outside the folder`;
   throw new ThawError("CODE_INVALID", {
     what: `${root} cannot be deployed`,
     why: `${inside} is a symbolic link that leads ${leads}`,
-    fix: "Replace the link by the files themselves",
+    fix: target === undefined ? "Remove the link, or bring back what it led to" : "Replace the link by the files themselves",
   });
 }
 
