@@ -56,6 +56,22 @@ it("a pool whose programs are another image's by now is filled with those, and n
   pool.close();
 });
 
+it("a pool that somebody waits for is filled before others that were lacking sooner", async () => {
+  const filled: string[] = [];
+  const keeper = fakeKeeper(async (name) => {
+    await new Promise((resolve) => setImmediate(resolve));
+    if (name !== "base") filled.push(String(name));
+  });
+  const pool = new HuskPool(keeper, step("base"), { warn: () => {} } as unknown as Logger);
+  for (let i = 0; i < 20; i++) pool.target(`parked ${i}`, spec(`parked ${i}`));
+  pool.target("wanted", spec("wanted"));
+  await pool.waitFor("wanted", 20_000);
+  // Not behind all twenty: what was being made already goes on.
+  expect(filled.indexOf("wanted")).toBeLessThan(8);
+  expect(pool.take("wanted")).toBeDefined();
+  pool.close();
+});
+
 afterEach(() => vi.useRealTimers());
 
 it.each<[ErrorCode, number[]]>([

@@ -237,10 +237,12 @@ export class HuskPool {
   private refill(): void {
     if (this.closed) return;
     const now = Date.now();
-    // The emptiest pool first.
+    // The emptiest pool first, and before it any that somebody waits for.
+    const awaited = new Set(this.waiters.map(({ key }) => key));
+    const rank = ([key, pool]: [string, Pool]): number => (awaited.has(key) ? -1 : pool.ready.length + pool.making);
     const lacking = [...this.pools]
       .filter(([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now)
-      .sort(([, a], [, b]) => a.ready.length + a.making - (b.ready.length + b.making));
+      .sort((a, b) => rank(a) - rank(b));
     if (lacking.length === 0) this.quiet.filled(nowMs());
     const waitMs = this.quiet.waitMs(nowMs());
     if (waitMs > 0 && lacking.some(([, pool]) => pool.ready.length > 0)) this.refillLater(waitMs);
