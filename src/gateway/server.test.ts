@@ -244,6 +244,18 @@ describe("a real socket", () => {
     });
   });
 
+  it("is cut where its client takes nothing of a large reply", async () => {
+    const impatient = await openGateway({ platform: test.platform, readerMs: 500 });
+    test.engine.handler = () => "x".repeat(6_000_000);
+    const sockets: Socket[] = [];
+    impatient.app.server.on("connection", (socket) => sockets.push(socket));
+    const still = connect(impatient.port, "127.0.0.1").pause();
+    still.write(`POST ${INVOKE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}`);
+    await until(() => sockets[0]?.destroyed === true);
+    still.destroy();
+    await impatient.close();
+  }, 40_000);
+
   it("takes the place of one that waits for a next request when there is no other", async () => {
     gateway.app.server.maxConnections = 3;
     const kept = Array.from({ length: 3 }, () => connect(gateway.port, "127.0.0.1"));

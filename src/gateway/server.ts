@@ -34,6 +34,9 @@ const READING_LIMITS: ReadingLimits = {
   headersMs: HEADERS_TIMEOUT_MS,
   requestMs: REQUEST_TIMEOUT_MS,
 };
+/** What a reply may hold in memory however long its reader takes nothing of it; larger ones are cut after a time. */
+const SMALL_REPLY_BYTES = 64 * KIB;
+const READER_MS = 120_000;
 /** Leaves descriptors for instances, where a process may have 20,000. */
 const CONNECTIONS_MAX = 4_096;
 /** The name or ARN in a path, percent-encoded. */
@@ -52,6 +55,8 @@ export interface GatewayOptions {
   /** Default 0: any free port. */
   readonly port?: number;
   readonly log?: Logger;
+  /** How long a client may take nothing of a large reply before its connection is cut. Default {@link READER_MS}. */
+  readonly readerMs?: number;
   /** Called once, when {@link RUN_IN_REQUESTS} requests were answered: what the way of a request needs has been loaded and run by then. */
   readonly onRunIn?: () => void;
 }
@@ -103,9 +108,10 @@ function afterReply(socket: Socket, then: () => void): void {
 /** The application without a port; tests use its `inject`. */
 export function buildGateway(
   platform: Platform,
-  options: Pick<GatewayOptions, "host" | "log" | "onRunIn"> & { closing?: AbortSignal } = {},
+  options: Pick<GatewayOptions, "host" | "log" | "readerMs" | "onRunIn"> & { closing?: AbortSignal } = {},
 ): FastifyInstance {
-  const { host = "127.0.0.1", log = silentLogger(), closing = new AbortController().signal, onRunIn } = options;
+  const { host = "127.0.0.1", log = silentLogger(), readerMs = READER_MS, onRunIn } = options;
+  const { closing = new AbortController().signal } = options;
   let answered = 0;
   const boundToLoopback = isLoopback(host);
   const lastStarts = new Map<string, LastStart>();
@@ -178,6 +184,11 @@ export function buildGateway(
     if (request.is404) throw noOperation(request);
     done();
   });
+  app.addHook("onSend", (_request, { raw }, payload, done) => {
+    const { length = 0 } = (payload ?? {}) as { length?: number };
+    if (length > SMALL_REPLY_BYTES) raw.setTimeout(readerMs, () => raw.destroy());
+    done(null, payload);
+  });
   app.setErrorHandler(async (thrown, request, reply) => {
     const error = fromFastify(thrown);
     const unread = exceptionOf(error) === "RequestTooLargeException" || isThawError(error, "RESOURCE_EXHAUSTED");
@@ -211,10 +222,10 @@ export async function openGateway({
   host = "127.0.0.1",
   port = 0,
   log = silentLogger(),
-  onRunIn,
+  ...rest
 }: GatewayOptions): Promise<Gateway> {
   const closing = new AbortController();
-  const app = buildGateway(platform, { host, log, closing: closing.signal, ...(onRunIn === undefined ? {} : { onRunIn }) });
+  const app = buildGateway(platform, { host, log, closing: closing.signal, ...rest });
   try {
     await app.listen({ host, port });
   } catch (error) {
