@@ -55,7 +55,7 @@ export interface GatewayOptions {
   /** Default 0: any free port. */
   readonly port?: number;
   readonly log?: Logger;
-  /** How long a client may take nothing of a large reply before its connection is cut. Default {@link READER_MS}. */
+  /** How long a client may take nothing of a large reply before its connection is cut, and up to as long again. Default {@link READER_MS}. */
   readonly readerMs?: number;
   /** Called once, when {@link RUN_IN_REQUESTS} requests were answered: what the way of a request needs has been loaded and run by then. */
   readonly onRunIn?: () => void;
