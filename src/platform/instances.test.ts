@@ -250,6 +250,22 @@ describe("instances", () => {
     expect(bed.platform.metrics().instances).toMatchObject({ running: 0, starting: 0, idle: 1 });
   });
 
+  it("of which one cost a request its time cost it none a second time: it is answered by one that has served nobody", async () => {
+    await openBed({}, ["a"]);
+    await Promise.all([bed.platform.invoke("a", ""), bed.platform.invoke("a", ""), bed.platform.invoke("a", "")]);
+    await until(() => bed.platform.metrics().instances.idle === 3);
+    let met = 0;
+    for (const instance of bed.engine.live)
+      instance.invoke = async () => {
+        met++;
+        instance.crash("exit status 3");
+        throw new ThawError("INSTANCE_EXITED", { what: "the instance ended before it had read the request" });
+      };
+    const { result, start } = await bed.platform.invoke("a", "");
+    expect(result.functionError).toBeUndefined();
+    expect([start.kind, met]).toEqual(["thaw", 1]);
+  });
+
   it("that are ended leave what they had printed since their last answer in the log, and no word of their end", async () => {
     await openBed({ keepAliveMs: 30 }, ["a"]);
     await bed.platform.invoke("a", "");

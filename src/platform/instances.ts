@@ -102,15 +102,16 @@ export class Instances {
 
   /**
    * An instance for one request; undefined when the version was replaced or removed before a place was taken: look it up again.
-   * TOO_MANY_INSTANCES, PREFERENCE_UNAVAILABLE, or what the start failed with.
+   * TOO_MANY_INSTANCES, PREFERENCE_UNAVAILABLE, or what the start failed with. `fresh`: one that has served nobody, unless another kind is demanded.
    */
-  async acquire(version: Version, prefer?: Preference): Promise<Lease | undefined> {
-    if (prefer === undefined || prefer.kind === "reuse") {
+  async acquire(version: Version, prefer?: Preference, fresh = false): Promise<Lease | undefined> {
+    const any = prefer === undefined && !fresh;
+    if (any || prefer?.kind === "reuse") {
       const lease = this.takeIdle(version, prefer !== undefined);
       if (lease !== undefined) return lease;
       if (prefer !== undefined) return this.#demanded(version, "reuse");
     }
-    if (prefer === undefined || prefer.kind === "wake") {
+    if (any || prefer?.kind === "wake") {
       const slot = this.#living(version, () => this.idle.takeHibernated(version));
       if (slot !== undefined) return this.#roused(slot);
       if (prefer !== undefined) return this.#demanded(version, "wake");

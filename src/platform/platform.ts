@@ -256,8 +256,8 @@ class LocalPlatform implements Platform {
     const requestId = request.requestId ?? randomUUID();
     this.#instances.arrived(version);
     let lease = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
-    const acquire = (): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer);
-    let next = acquire;
+    const acquire = (fresh = false): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer, fresh);
+    let next = (): Promise<Lease | undefined> => acquire();
     for (;;) {
       const began = performance.now();
       try {
@@ -279,8 +279,8 @@ class LocalPlatform implements Platform {
       } catch (error) {
         lease = undefined;
         if (attempt !== undefined && neverRan(tried)) next = () => this.#instances.startAgain(tried, attempt, error);
-        // Of what an earlier request left behind: this one is another instance's.
-        else if (isThawError(error, "INSTANCE_EXITED")) next = acquire;
+        // Of what an earlier request left behind: this one is another instance's, of which no request can have left anything.
+        else if (isThawError(error, "INSTANCE_EXITED")) next = () => acquire(true);
         else throw error;
       }
     }
