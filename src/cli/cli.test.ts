@@ -522,6 +522,15 @@ describe("hibernate and wake", () => {
     expect(JSON.parse(json.out)).toMatchObject({ name: "hello", instances: 1, skipped: 0 });
   });
 
+  it("say of one that failed why", async () => {
+    test.engine.handler = () => new Promise((resolve) => setTimeout(resolve, 50));
+    await Promise.all([thaw(["invoke", "hello"]), thaw(["invoke", "hello"])]);
+    test.engine.failNext("hibernate", new ThawError("HIBERNATE_REFUSED", { what: "it holds what is still with the pager" }));
+    expect((await thaw(["hibernate", "hello"])).out).toMatch(
+      /^1 instance of hello hibernated: .*; 1 not: it holds what is still with the pager\n$/,
+    );
+  });
+
   it("do not say of what ended meanwhile that it goes on", async () => {
     await thaw(["invoke", "hello"]);
     test.engine.delayMs.hibernate = 30;
@@ -530,7 +539,7 @@ describe("hibernate and wake", () => {
     for (const instance of test.engine.live) instance.crash("signal 9");
     expect(await hibernating).toEqual({
       code: 0,
-      out: "0 instances of hello hibernated: 0 B given back, 0 B on disk; 1 not: a request took it, or it failed or ended (see `thaw logs hello`)\n",
+      out: "0 instances of hello hibernated: 0 B given back, 0 B on disk; 1 not: a request took it, or it ended (see `thaw logs hello`)\n",
       err: "",
     });
   });

@@ -1,5 +1,5 @@
 /** `thaw hibernate` and `thaw wake`: all idle instances of one function, now, whatever the policy thinks of it. */
-import { ThawError } from "../base/errors.js";
+import { errorText, ThawError } from "../base/errors.js";
 import type { Budget } from "./budget.js";
 import { type IdleInstances, isOfHibernating } from "./idle.js";
 import type { HandReport } from "./types.js";
@@ -29,7 +29,14 @@ export async function hibernateByHand(idle: IdleInstances, version: Version): Pr
     }
   }
   if (done === 0 && failure !== undefined) throw failure;
-  return { name: version.name, instances: done, skipped: slots.length - done, residentBytes, hibernatedBytes };
+  return {
+    name: version.name,
+    instances: done,
+    skipped: slots.length - done,
+    ...because(failure),
+    residentBytes,
+    hibernatedBytes,
+  };
 }
 
 /** Wakes every hibernated instance that the budget has room for. NO_INSTANCE; TOO_MANY_INSTANCES when there is room for none. */
@@ -64,7 +71,18 @@ export async function wakeByHand(idle: IdleInstances, budget: Budget, version: V
   }
   if (done === 0 && failure !== undefined) throw failure;
   await idle.measure([version]);
-  return { name: version.name, instances: done, skipped: slots.length - done, residentBytes, hibernatedBytes };
+  return {
+    name: version.name,
+    instances: done,
+    skipped: slots.length - done,
+    ...because(failure),
+    residentBytes,
+    hibernatedBytes,
+  };
+}
+
+function because(failure: unknown): Pick<HandReport, "reason"> {
+  return failure === undefined ? {} : { reason: errorText(failure) };
 }
 
 function nothing(version: Version, what: "hibernate" | "wake"): ThawError {

@@ -436,7 +436,7 @@ describe("by hand", () => {
       crashing?.crash("signal 9");
       if (instances === 1)
         expect(await hibernating).toMatchObject({ code: "INSTANCE_EXITED", message: expect.stringContaining("signal 9") });
-      else expect(await hibernating).toMatchObject({ instances: 1, skipped: 1 });
+      else expect(await hibernating).toMatchObject({ instances: 1, skipped: 1, reason: expect.stringContaining("signal 9") });
     },
   );
 

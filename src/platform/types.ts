@@ -250,6 +250,8 @@ export interface HandReport {
   readonly instances: number;
   /** Those that failed, that a request took, or that the budget has no room for. */
   readonly skipped: number;
+  /** What the first one of those failed with; absent where a request took them. */
+  readonly reason?: string;
   /** By how much their private resident memory changed: negative is what was given back. */
   readonly residentBytes: number;
   /** What they hold on disk. */

@@ -102,12 +102,11 @@ function sizeText(sizes: readonly number[]): string {
 async function byHand(io: Io, name: string, what: "hibernate" | "wake", options: ClientOptions): Promise<void> {
   const report = await clientOf(io, options).json<HandReport>("POST", functionPath(name, `/${what}`), "instances");
   if (options.json === true) return io.out(jsonLine(report));
-  const { instances, skipped, residentBytes, hibernatedBytes } = report;
+  const { instances, skipped, reason, residentBytes, hibernatedBytes } = report;
   const which = `${instances} instance${instances === 1 ? "" : "s"} of ${name}`;
   // One that ended is in none of the counts but this one; its log says of what.
-  const taken =
-    what === "hibernate" ? "a request took it, or it failed or ended" : "it failed or ended, or there is no memory for it";
-  const left = skipped === 0 ? "" : `; ${skipped} not: ${taken} (see \`thaw logs ${name}\`)`;
+  const taken = what === "hibernate" ? "a request took it, or it ended" : "it ended";
+  const left = skipped === 0 ? "" : `; ${skipped} not: ${reason ?? `${taken} (see \`thaw logs ${name}\`)`}`;
   const sentence =
     what === "hibernate"
       ? `${which} hibernated: ${formatBytes(-residentBytes)} given back, ${formatBytes(hibernatedBytes)} on disk${left}`
