@@ -29,14 +29,7 @@ export async function hibernateByHand(idle: IdleInstances, version: Version): Pr
     }
   }
   if (done === 0 && failure !== undefined) throw failure;
-  return {
-    name: version.name,
-    instances: done,
-    skipped: slots.length - done,
-    ...because(failure),
-    residentBytes,
-    hibernatedBytes,
-  };
+  return reportOf(version, slots.length - done, failure, { instances: done, residentBytes, hibernatedBytes });
 }
 
 /** Wakes every hibernated instance that the budget has room for. NO_INSTANCE; TOO_MANY_INSTANCES when there is room for none. */
@@ -71,18 +64,16 @@ export async function wakeByHand(idle: IdleInstances, budget: Budget, version: V
   }
   if (done === 0 && failure !== undefined) throw failure;
   await idle.measure([version]);
-  return {
-    name: version.name,
-    instances: done,
-    skipped: slots.length - done,
-    ...because(failure),
-    residentBytes,
-    hibernatedBytes,
-  };
+  return reportOf(version, slots.length - done, failure, { instances: done, residentBytes, hibernatedBytes });
 }
 
-function because(failure: unknown): Pick<HandReport, "reason"> {
-  return failure === undefined ? {} : { reason: errorText(failure) };
+function reportOf(
+  { name }: Version,
+  skipped: number,
+  failure: unknown,
+  sums: Pick<HandReport, "instances" | "residentBytes" | "hibernatedBytes">,
+): HandReport {
+  return { name, skipped, ...(failure === undefined ? {} : { reason: errorText(failure) }), ...sums };
 }
 
 function nothing(version: Version, what: "hibernate" | "wake"): ThawError {
