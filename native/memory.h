@@ -50,6 +50,8 @@ bool vmas_hold(const struct vma *vmas, size_t count, const char *then, const cha
 /* Calls `each` for every range of pages that PAGEMAP_SCAN reports, or would report. */
 void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how, void (*each)(void *context, const struct scan_region *range),
 	  void *context);
+/* Whether this kernel has PAGEMAP_SCAN. */
+bool has_scan(int pagemap);
 /* From now on what /proc/PID/pagemap has of soft-dirty bits decides what is written, where PAGEMAP_SCAN is not there. */
 void scan_soft_dirty(void);
 #define ENTRY_SOFT_DIRTY (1ULL << 55)

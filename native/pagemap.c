@@ -70,6 +70,17 @@ static bool is_wanted(const struct scan_arg *how, uint64_t categories)
 	       (!how->category_anyof_mask || (categories & how->category_anyof_mask));
 }
 
+bool has_scan(int pagemap)
+{
+	static int known = -1;
+	struct scan_region region;
+	struct scan_arg ask = { .size = sizeof ask, .start = 0, .end = PAGE, .vec = (uint64_t)&region, .vec_len = 1, .category_mask = IS_PRESENT,
+				.return_mask = IS_PRESENT };
+	if (known < 0)
+		known = ioctl(pagemap, IOCTL_PAGEMAP_SCAN, &ask) >= 0 || errno != ENOTTY;
+	return known;
+}
+
 static void scan_entries(int pagemap, uint64_t start, uint64_t end, const struct scan_arg *how,
 			 void (*each)(void *context, const struct scan_region *range), void *context)
 {
@@ -104,6 +115,10 @@ void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 	  void (*each)(void *context, const struct scan_region *range), void *context)
 {
 	static struct scan_region ranges[1024];
+	if (!has_scan(pagemap)) {
+		scan_entries(pagemap, start, end, &how, each, context);
+		return;
+	}
 	how.size = sizeof how;
 	how.start = start;
 	how.end = end;
@@ -111,10 +126,6 @@ void scan(int pagemap, uint64_t start, uint64_t end, struct scan_arg how,
 	how.vec_len = sizeof ranges / sizeof ranges[0];
 	while (how.start < end) {
 		long got = ioctl(pagemap, IOCTL_PAGEMAP_SCAN, &how);
-		if (got < 0 && errno == ENOTTY) {
-			scan_entries(pagemap, start, end, &how, each, context);
-			return;
-		}
 		if (got < 0)
 			die("cannot scan pages: %s", strerror(errno));
 		for (long i = 0; i < got; i++)

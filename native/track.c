@@ -55,7 +55,10 @@ int track_make(struct target *target, uint64_t features)
 	return uffd;
 }
 
-/* Whether it has bits that are cleared when they shall be, and set by a write: kernels without them take the order to clear as well. */
+/*
+ * Whether it has bits that are cleared when they shall be, and set by a write: kernels without them take the order to clear as well. Not where there is
+ * PAGEMAP_SCAN, which does not look at them: a kernel that was built without userfaultfd.
+ */
 static bool has_soft_dirty(void)
 {
 	static int known = -1;
@@ -63,6 +66,12 @@ static bool has_soft_dirty(void)
 	if (known >= 0)
 		return known;
 	known = 0;
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	bool scanned = pagemap < 0 || has_scan(pagemap);
+	if (pagemap >= 0)
+		close(pagemap);
+	if (scanned)
+		return known;
 	int clear = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
 	page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (clear >= 0 && page != MAP_FAILED) {
