@@ -10,9 +10,17 @@
 
 #define F_SETFD_ 2
 #define FD_CLOEXEC_ 1
+#define PAGE_MASK_ 4095UL
+#define MADV_DONTNEED_ 4
 #define MADV_POPULATE_WRITE_ 23
 
 static uint64_t slots[HUSK_SLOTS];
+/* The program that came last, for each place: the last one resumes, and threads return through frames that may lie in either. */
+static struct place {
+	uint64_t at, bytes; /* where it may have pages; 0 bytes: none came */
+	uint64_t kept_from, kept_end;
+	uint64_t mapped; /* bytes, once a program was too large for the room */
+} places[2];
 
 static uint64_t argument(const struct program_op *op, int index)
 {
@@ -78,6 +86,18 @@ static long limit(uint64_t resource, uint64_t soft, uint64_t hard)
 	return raw(__NR_prlimit64, 0, resource, want, 0);
 }
 
+/* The clone would keep these pages for as long as it lives. */
+static void drop_programs(void)
+{
+	for (const struct place *place = places; place < places + 2; place++) {
+		uint64_t from = place->kept_from & ~PAGE_MASK_, to = (place->kept_end + PAGE_MASK_) & ~PAGE_MASK_;
+		if (from > 0)
+			raw(__NR_madvise, place->at, from, MADV_DONTNEED_);
+		if (place->bytes > to)
+			raw(__NR_madvise, place->at + to, place->bytes - to, MADV_DONTNEED_);
+	}
+}
+
 static long run_op(const struct program_op *op, uint32_t index)
 {
 	switch (op->kind) {
@@ -118,8 +138,11 @@ static long run_op(const struct program_op *op, uint32_t index)
 		return give((long)argument(op, 0), op->args[1]);
 	case OP_LIMIT:
 		return limit(op->args[0], op->args[1], op->args[2]);
-	case OP_RESUME:
-		thread_main((const struct thread_state *)argument(op, 0));
+	case OP_RESUME: {
+		const struct thread_state *state = (const struct thread_state *)argument(op, 0);
+		drop_programs(); /* this operation, too */
+		thread_main(state);
+	}
 	default:
 		return -EINVAL_;
 	}
@@ -140,23 +163,27 @@ void make_room(void)
 /* Brings a program to where its header says, in place of the one that was there. */
 static const struct program_header *load_program(long program, const struct husk_run *run)
 {
-	static uint64_t mapped[2]; /* bytes, once a program was too large for the room */
 	struct program_header header;
 	long got = raw(__NR_pread64, program, &header, sizeof header, 0);
 	if (got != sizeof header || (header.base != HUSK_PROGRAM_AT && header.base != HUSK_RESUME_AT) || run->program_bytes == 0 ||
 	    run->program_bytes > HUSK_PROGRAM_BYTES_MAX)
 		give_up(-EPROTO_, 0);
-	uint64_t *old = &mapped[header.base == HUSK_RESUME_AT];
-	if (!*old && run->program_bytes <= (header.base == HUSK_RESUME_AT ? HUSK_RESUME_ROOM : HUSK_PROGRAM_ROOM)) {
+	struct place *place = &places[header.base == HUSK_RESUME_AT];
+	place->at = header.base;
+	place->kept_from = header.kept_from;
+	place->kept_end = header.kept_end;
+	uint64_t room = header.base == HUSK_RESUME_AT ? HUSK_RESUME_ROOM : HUSK_PROGRAM_ROOM;
+	if (!place->mapped && run->program_bytes <= room) {
+		place->bytes = room;
 		got = raw(__NR_pread64, program, header.base, run->program_bytes, 0);
 		if (got != (long)run->program_bytes)
 			give_up(failed(got) ? got : -EPROTO_, 0);
 		raw(__NR_close, program);
 		return (const struct program_header *)header.base;
 	}
-	if (*old > run->program_bytes)
-		raw(__NR_munmap, header.base, *old);
-	*old = run->program_bytes;
+	if (place->mapped > run->program_bytes)
+		raw(__NR_munmap, header.base, place->mapped);
+	place->mapped = place->bytes = run->program_bytes;
 	long result = raw(__NR_mmap, header.base, run->program_bytes, PROT_RW_, MAP_PRIVATE_ | MAP_FIXED_, program, 0);
 	if (failed(result))
 		give_up(result, 0);

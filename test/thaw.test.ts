@@ -4,6 +4,7 @@ import { basename, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Image, LOADERS, type Loader, type ThawOptions } from "../src/engine/index.js";
 import { decodeManifest, imageFiles } from "../src/image/index.js";
+import { ABI_CONSTANTS } from "../src/linux/abi.js";
 import { descendants } from "./support/processes.js";
 import { call, hostPid, LANGUAGES, mappingCount, useWorld, World } from "./support/world.js";
 
@@ -32,6 +33,18 @@ interface Counter {
 function counted(language: (typeof LANGUAGES)[number]): Promise<Image> {
   return world.imageAfter(language, ["counter.fill", OBJECTS], "counter.next", "counter.next", "counter.next");
 }
+
+/** Of each mapping of a process, by smaps. */
+function anonymousPages(pid: number): { start: bigint; name: string; pages: number }[] {
+  const mapping = /^([0-9a-f]+)-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)\n(?:(?![0-9a-f]+-).*\n)*?Anonymous: +(\d+) kB/gm;
+  return [...readFileSync(`/proc/${pid}/smaps`, "utf8").matchAll(mapping)].map(([, start, name = "", kilobytes]) => ({
+    start: BigInt(`0x${start}`),
+    name,
+    pages: Number(kilobytes) / 4,
+  }));
+}
+
+const sum = (mappings: readonly { pages: number }[]): number => mappings.reduce((total, { pages }) => total + pages, 0);
 
 /** Two clones at once, each with the state of the freeze and blind to what the other writes. */
 async function expectTwoClones(image: Image, options: ThawOptions): Promise<string[]> {
@@ -91,6 +104,30 @@ describe.each(LANGUAGES)("a thawed %s function", (language) => {
     expect(await call<Counter>(instance, "counter.read")).toMatchObject({ count: 3, objects: OBJECTS });
     expect(instance.served).toBe(5);
     await instance.dispose();
+  });
+
+  it("has few pages of the husk that it was, and of its stack none from calls that have returned", async () => {
+    const image = await counted(language);
+    const expectFew = async (options: ThawOptions) => {
+      const clone = await world.engine.thaw(image, options);
+      try {
+        expect(await call(clone, "counter.next")).toBe(4);
+        const pages = anonymousPages(hostPid(clone));
+        expect(
+          sum(pages.filter(({ start }) => start >= ABI_CONSTANTS.HUSK_ZONE_START && start < ABI_CONSTANTS.HUSK_ZONE_END)),
+        ).toBeLessThanOrEqual(8);
+        expect(sum(pages.filter(({ name }) => name === "[stack]"))).toBeLessThanOrEqual(6);
+      } finally {
+        await clone.dispose();
+      }
+    };
+    await expectFew({ husk: "fresh" });
+    for (const level of ["runtime", "image"] as const) {
+      world.engine.park(image, level, 1);
+      await world.engine.poolsFull(20_000);
+      await expectFew(level === "image" ? { husk: "parked" } : {});
+      world.engine.park(image, level, 0);
+    }
   });
 
   it("ends with the freeze when that was asked for", async () => {

@@ -2,6 +2,9 @@
 import type { Descriptor } from "./facts.js";
 import type { Argument } from "./program.js";
 
+/** The function's control socket. */
+export const CONTROL_FD = 3;
+
 /** Descriptors that are new for every start. */
 export interface Channels {
   readonly control: Argument;

@@ -20,8 +20,10 @@ import {
   SYS,
 } from "../linux/syscalls.js";
 import { type Facts, type FileIdentity, isFile, type Region, storedRuns } from "./facts.js";
-import { type PageRun, pageAddresses } from "./page-runs.js";
+import { register } from "./frame.js";
+import { clipRuns, type PageRun, pageAddresses } from "./page-runs.js";
 import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
+import { waitsForRequest } from "./run-ahead.js";
 
 /** How pages arrive. Of the loaders, `splice` is `lazy` with a prefetch; `paged`: anonymous memory that the pager fills. */
 export type PageSource = "lazy" | "eager" | "paged";
@@ -51,6 +53,8 @@ const PR_SET_MM = 35;
 const PR_SET_MM_MAP = 14;
 const MOVE_MOUNT_F_EMPTY_PATH = 4;
 const MREMAP_MAYMOVE_FIXED = 3;
+/** Below the stack pointer, and no signal handler writes there (System V ABI for x86-64, 3.2.2). */
+const RED_ZONE_BYTES = 128n;
 /** Where a function finds its code. */
 export const TASK_ROOT = "/var/task";
 
@@ -76,6 +80,20 @@ export function isMemory({ kind }: Region): boolean {
 /** Whether a region's pages are read by the program that maps it, whatever the loader. */
 export function isRead({ kind }: Region): boolean {
   return kind === "stack" || kind === "common";
+}
+
+/**
+ * Stored pages that the program reads ({@link isRead}). Of the main thread's stack what its calls have left below it (a collection of garbage goes
+ * deeper than most requests) is nobody's any more: a signal could have overwritten it at any time. That is so in the runtime's read, of which it is
+ * known that it has the stack to itself; elsewhere code may have stacks of its own inside that one.
+ */
+export function readPages({ regions, threads: [main] }: Facts): { region: Region; runs: PageRun[] }[] {
+  const lowest = main === undefined || !waitsForRequest(main) ? 0n : register(main, "rsp") - RED_ZONE_BYTES;
+  const from = lowest - (lowest % BigInt(PAGE_BYTES));
+  return regions.filter(isRead).map((region) => {
+    const isMain = region.kind === "stack" && region.start <= from && from < region.end;
+    return { region, runs: clipRuns(storedRuns(region), isMain ? from : region.start, region.end) };
+  });
 }
 
 interface OpenFile {
@@ -165,8 +183,8 @@ function spaceOf(region: Region): ReturnType<typeof passed> {
 }
 
 /** Copies stored pages of a region by reading them; the region must be mapped and writable by then. */
-function readRuns(program: ProgramBuilder, region: Region): void {
-  for (const run of storedRuns(region)) {
+function readRuns(program: ProgramBuilder, region: Region, runs = storedRuns(region)): void {
+  for (const run of runs) {
     const offset = (region.slot ?? 0n) + (run.address - region.start);
     const bytes = run.pages * PAGE_BYTES;
     program.call(`read ${region.kind} pages`, SYS.pread64, [spaceOf(region), run.address, bytes, offset], { expect: bytes });
@@ -207,17 +225,17 @@ export function mapRegion(program: ProgramBuilder, region: Region, source: PageS
  * Memory that can only be anonymous has its few pages read, not mapped: a stack that shall grow, and what is shared with children. Each clone has its own of
  * the latter.
  */
-function readRegion(program: ProgramBuilder, region: Region): void {
+function readRegion(program: ProgramBuilder, region: Region, runs: PageRun[]): void {
   const [start, bytes] = [region.start, region.end - region.start];
   if (region.kind === "stack") {
     const flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_GROWSDOWN;
     program.call("map the stack", SYS.mmap, [start, bytes, region.prot, flags, -1, 0]);
-    readRuns(program, region);
+    readRuns(program, region, runs);
     return;
   }
   const writable = PROT_READ | PROT_WRITE;
   program.call("map shared memory", SYS.mmap, [start, bytes, writable, MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0]);
-  readRuns(program, region);
+  readRuns(program, region, runs);
   if (region.prot !== writable) program.call("protect shared memory", SYS.mprotect, [start, bytes, region.prot]);
 }
 
@@ -242,7 +260,7 @@ export function mapMemory(program: ProgramBuilder, facts: Facts, source: PageSou
     if (isMemory(region)) mapRegion(program, region, source);
   }
   program.stamp(STAMPS.regions);
-  for (const region of facts.regions) if (isRead(region)) readRegion(program, region);
+  for (const { region, runs } of readPages(facts)) readRegion(program, region, runs);
   for (const [start, end] of facts.guards)
     program.call(`guard 0x${start.toString(16)}`, SYS.madvise, [start, end - start, MADV_GUARD_INSTALL]);
   const map = Buffer.alloc(104);

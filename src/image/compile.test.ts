@@ -149,6 +149,37 @@ describe("a compiled image", () => {
     }
   });
 
+  it.each([
+    ["in the runtime's read: not what calls have left below", 0, 3, 0x7ffe00001000n + 128n, [0x7ffe00001000n, 0x1000n]],
+    [
+      "in the runtime's read, with the red zone: as much of it as the pointer says",
+      0,
+      3,
+      0x7ffe00001000n + 127n,
+      [0x7ffe00000000n, 0x2000n],
+    ],
+    ["elsewhere: all that is stored", 202, 3, 0x7ffe00001800n, [0x7ffe00000000n, 0x2000n]],
+    ["in another read: all that is stored", 0, 4, 0x7ffe00001800n, [0x7ffe00000000n, 0x2000n]],
+    ["on a stack of its own: all that is stored", 0, 3, 0x7f0000000800n, [0x7ffe00000000n, 0x2000n]],
+  ])("reads of the stack of a main thread that is %s", (_what, rax, rdi, rsp, read) => {
+    const registers = Buffer.alloc(216);
+    for (const [place, value] of [
+      [10, rax],
+      [14, rdi],
+      [19, rsp],
+    ] as const)
+      registers.writeBigUInt64LE(BigInt(value), place * 8);
+    const [main] = sampleFacts().threads;
+    const stack = sampleFacts().regions.find(({ kind }) => kind === "stack");
+    if (main === undefined || stack === undefined) throw new Error("the sample has no thread or no stack");
+    const waiting = parsedFacts({
+      threads: [{ ...main, regs: registers.toString("hex") }],
+      regions: [{ ...stack, runs: [0, 2] }],
+    });
+    const reads = operations(compileMemory(waiting, "lazy")).filter(({ label }) => label === "read stack pages");
+    expect(reads.map(({ args }) => args.slice(1, 3))).toEqual([read]);
+  });
+
   it("asks each file for its identity before it maps it", () => {
     const list = operations(compileRuntime(parsedFacts()));
     expect(list.map(({ label }) => label)).toEqual([

@@ -124,8 +124,8 @@ export function dropCapabilities(program: ProgramBuilder): void {
 }
 
 function threadState(program: ProgramBuilder, thread: ThreadFacts, number: number, frame: Facts["frame"]): bigint {
-  const stateAt = program.data(extendedState(thread, frame), 64);
-  const frameAt = program.data(signalFrame(thread, stateAt), 16);
+  const stateAt = program.keptData(extendedState(thread, frame), 64);
+  const frameAt = program.keptData(signalFrame(thread, stateAt), 16);
   const name = Buffer.alloc(16);
   name.write(thread.name, 0, 15, "utf8");
   const bytes = Buffer.alloc(structBytes("thread_state"));
@@ -143,7 +143,7 @@ function threadState(program: ProgramBuilder, thread: ThreadFacts, number: numbe
     number: BigInt(number),
     name: [name.readBigUInt64LE(0), name.readBigUInt64LE(8)],
   });
-  return program.data(bytes);
+  return program.keptData(bytes);
 }
 
 /** What {@link compileThaw} needs beside the facts. */

@@ -1,4 +1,5 @@
 /** The image format: reading, writing, compiling. Touches no process. */
+export { CONTROL_FD } from "./channels.js";
 export * from "./compile.js";
 export * from "./compile-advice.js";
 export {
@@ -20,7 +21,7 @@ export { type Facts, type FileIdentity, factsSchema, isFile, type Region, stored
 export { expectedFaults, type FaultModel, faultModel, type PresentRuns, SetMap } from "./fault-model.js";
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type ImageInspection, inspectImage } from "./inspect.js";
-export { BOOT_FD_BASE, BOOT_PASSES, CONTROL_FD, compileBase, compileBoot } from "./launch.js";
+export { BOOT_FD_BASE, BOOT_PASSES, compileBase, compileBoot } from "./launch.js";
 export {
   decodeManifest,
   decodeRawManifest,

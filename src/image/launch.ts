@@ -1,6 +1,7 @@
 /** Programs that are not tied to an image: what every husk runs first, and the start of an interpreter. */
 import { seccompFilter } from "../linux/seccomp.js";
 import { SYS } from "../linux/syscalls.js";
+import { CONTROL_FD } from "./channels.js";
 import { dropCapabilities } from "./compile.js";
 import { mountTask, TASK_ROOT } from "./compile-memory.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
@@ -19,8 +20,6 @@ const FUNCTION_FILES_MAX = 1024n;
 
 /** Order in which descriptors are passed to {@link compileBoot}'s program. */
 export const BOOT_PASSES = { control: 0, log: 1, task: 2 } as const;
-/** The function's control socket. */
-export const CONTROL_FD = 3;
 /** Where a husk that boots keeps its own descriptors. */
 export const BOOT_FD_BASE = 512;
 

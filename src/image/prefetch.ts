@@ -3,7 +3,7 @@
  * image lie in its page space and its base's, all others in the files that are mapped; zero pages are holes and are never read.
  */
 import { PAGE_BYTES } from "../base/units.js";
-import { isRead } from "./compile-memory.js";
+import { readPages } from "./compile-memory.js";
 import { type Facts, isFile, type Region, storedRuns } from "./facts.js";
 import { forecast } from "./likelihood.js";
 import { clipRuns, endOf, gapsIn, type PageRun, runPages } from "./page-runs.js";
@@ -61,7 +61,11 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   const often = placed(facts, set.readOften);
   const early = ({ region }: { region: Region }): boolean => set.order === "address" && isCode(region);
   const parts = [
-    placed(facts, runsReadFirst(facts)),
+    // By the program itself.
+    placed(
+      facts,
+      readPages(facts).flatMap(({ runs }) => runs),
+    ),
     often.filter(early),
     placed(facts, set.written),
     often.filter((one) => !early(one)),
@@ -72,11 +76,6 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
     if (set.order === "address") ranges.sort(byPlace);
     return joinRanges(ranges, ({ file }) => (set.packed === true && file === PAGES ? 0 : GAP_BYTES));
   });
-}
-
-/** By the program itself. */
-function runsReadFirst(facts: Facts): PageRun[] {
-  return facts.regions.filter(isRead).flatMap(storedRuns);
 }
 
 const PROT_EXEC = 4;

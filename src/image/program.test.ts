@@ -58,6 +58,20 @@ describe("a program", () => {
     );
   });
 
+  it("tells what of its data is read once the process is resumed, and nothing where none is", () => {
+    const place = (program: Program) => [header(program, "kept_from"), header(program, "kept_end")];
+    const builder = new ProgramBuilder();
+    builder.text("/a/path");
+    const first = builder.keptData(Buffer.alloc(100), 64);
+    builder.data(Buffer.alloc(50));
+    const last = builder.keptData(Buffer.alloc(20));
+    builder.text("/another");
+    expect(place(builder.build())).toEqual([Number(first - AT), Number(last - AT) + 20]);
+    const none = new ProgramBuilder();
+    none.text("/a/path");
+    expect(place(none.build())).toEqual([0, 0]);
+  });
+
   it("encodes numbers as they are, negative ones as 64 bits, and slots with what is added to them", () => {
     const argument: fc.Arbitrary<Argument> = fc.oneof(
       fc.bigInt({ min: -(2n ** 63n), max: 2n ** 64n - 1n }),

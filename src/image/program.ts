@@ -3,7 +3,8 @@
  * manifest for one husk version; it can always be thrown away.
  *
  * Layout: `program_header`, data (paths, structs, signal frames; absolute addresses, because the header says
- * where the husk maps it), then `program_op`s. A `Slot` argument is filled in by the husk: descriptors that came with the
+ * where the husk maps it), then `program_op`s. Behind the resume nobody reads it but threads that may still return through their frames:
+ * the husk drops all pages without such. A `Slot` argument is filled in by the husk: descriptors that came with the
  * program (0–63), parameters (64–71), results of earlier operations (80–255).
  */
 import { assert } from "../base/errors.js";
@@ -57,6 +58,8 @@ export class ProgramBuilder {
   private readonly operations: Operation[] = [];
   private readonly chunks: Buffer[] = [];
   private dataBytes = DATA_AT;
+  private keptFrom = 0;
+  private keptEnd = 0;
   private nextSlot = FIRST_RESULT_SLOT;
 
   /** @param base where the husk shall map it */
@@ -82,6 +85,14 @@ export class ProgramBuilder {
     this.chunks.push(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength));
     this.dataBytes = at + bytes.byteLength;
     return this.base + BigInt(at);
+  }
+
+  /** As {@link data}, for what is read once the process is resumed. */
+  keptData(bytes: Uint8Array, alignment = 8): bigint {
+    const address = this.data(bytes, alignment);
+    this.keptEnd = this.dataBytes;
+    if (this.keptFrom === 0) this.keptFrom = this.keptEnd - bytes.byteLength;
+    return address;
   }
 
   /** A NUL-terminated string. */
@@ -182,6 +193,8 @@ export class ProgramBuilder {
       ops_at: opsAt,
       total_bytes: total,
       base: this.base,
+      kept_from: this.keptFrom,
+      kept_end: this.keptEnd,
     });
     let at = DATA_AT;
     for (const chunk of this.chunks) {

@@ -6,23 +6,24 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 11;
+export const HUSK_VERSION = 12;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
   HUSK_VERSION,
-  /** The husk's own addresses: text and data at the base, thread stacks at +13 MiB, vdso at +14 MiB, program at +16 MiB. */
+  /** The husk's own addresses. What every clone keeps pages of lies in the first 2 MiB, for which one page table does. */
   HUSK_ZONE_START: 0x10_0000_0000n,
   HUSK_ZONE_END: 0x10_4000_0000n,
-  HUSK_VDSO_AT: 0x10_00e0_0000n,
-  HUSK_STACKS_AT: 0x10_00d0_0000n,
-  HUSK_STACK_BYTES: 4096n,
+  HUSK_VDSO_AT: 0x10_000c_0000n,
+  HUSK_STACKS_AT: 0x10_0004_0000n,
+  /** A thread takes 300 bytes of it at most, and its page stays with the clone: four share one. */
+  HUSK_STACK_BYTES: 1024n,
   HUSK_THREADS_MAX: 256n,
-  HUSK_PROGRAM_AT: 0x10_0100_0000n,
+  HUSK_PROGRAM_AT: 0x10_001f_0000n,
   HUSK_PROGRAM_BYTES_MAX: 0x2000_0000n,
   /** Larger programs are mapped. */
   HUSK_PROGRAM_ROOM: 0x1_0000n,
-  /** As much of it is faulted in when a husk is made: programs of small functions take 23 to 28 KiB, and a clone keeps these pages. */
+  /** As much of it is faulted in when a husk is made: programs of small functions take 23 to 28 KiB. */
   HUSK_PROGRAM_AHEAD: 0x7000n,
   HUSK_RESUME_ROOM: 0x4000n,
   /** Threads that a pooled husk makes ahead. */
@@ -263,6 +264,9 @@ const ABI_STRUCTS = {
     ["total_bytes", "u64"],
     /** Where the husk maps it: HUSK_PROGRAM_AT or HUSK_RESUME_AT. */
     ["base", "u64"],
+    /** What threads still read behind the resume, from the base; all else is dropped there. */
+    ["kept_from", "u32"],
+    ["kept_end", "u32"],
   ],
   program_op: [
     ["kind", "u16"],
