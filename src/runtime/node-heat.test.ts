@@ -251,3 +251,28 @@ describe("garbage", () => {
     expect(before.heap - after.heap).toBeGreaterThan(15e6);
   });
 });
+
+/** All functions that ran from one request's handler to the next one's, Node's own included. */
+const COUNTING = `
+  const { Session } = require("node:inspector");
+  const session = new Session();
+  session.connect();
+  let result = [];
+  const take = () => session.post("Profiler.takePreciseCoverage", (_error, taken) => { result = taken.result; });
+  session.post("Profiler.enable");
+  session.post("Profiler.startPreciseCoverage", { callCount: true, detailed: false });
+  exports.handler = async () => {
+    take();
+    return result.flatMap(({ url, functions }) => functions.filter(({ ranges }) => ranges[0].count > 0).map(({ functionName }) => url + " " + functionName));
+  };`;
+
+describe("a request", () => {
+  it("runs few functions of Node's and the runtime's: V8 writes to each, and every clone copies the pages", async () => {
+    const runtime = await ready(COUNTING);
+    await invoke(runtime, 3);
+    const ran = (await invoke(runtime)) as string[];
+    const own = ran.filter((name) => /^node:(?!inspector)|runtime\/node\//.test(name));
+    expect(own.length).toBeGreaterThan(15);
+    expect(own.length, own.join("\n")).toBeLessThanOrEqual(54);
+  });
+});
