@@ -4,7 +4,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import type { FunctionFrame, HeatMember, PrepareHeader } from "./frames.js";
+import { sleep } from "../base/clock.js";
+import type { FunctionFrame, HeatMember, InvokeHeader, PrepareHeader } from "./frames.js";
 import { PlainRuntime, SOURCE_DIR } from "./testing.js";
 
 let root: string;
@@ -274,5 +275,29 @@ describe("a request", () => {
     const own = ran.filter((name) => /^node:(?!inspector)|runtime\/node\//.test(name));
     expect(own.length).toBeGreaterThan(15);
     expect(own.length, own.join("\n")).toBeLessThanOrEqual(54);
+  });
+
+  it("makes no shape of an object anew, the first of a clone: V8 forgets those that a collection finds without objects", async () => {
+    const log = join(root, "shapes.log");
+    const runtime = await ready("exports.handler = async (event) => ({ answer: event.question, more: { a: 1 } });", "cjs", [
+      "--log-maps",
+      "--no-logfile-per-isolate",
+      `--logfile=${log}`,
+    ]);
+    const shapes = () => [...readFileSync(log, "utf8").matchAll(/^map,Transition,.*,(.+)$/gm)].map(([, property]) => property);
+    const ask = async (header: Partial<InvokeHeader> = {}) => {
+      const { header: told, body } = await runtime.invoke('{"question":"who","is":{"asking":1}}', header);
+      expect(told.type).toBe("result");
+      expect(JSON.parse(body.toString())).toEqual({ answer: "who", more: { a: 1 } });
+      // The log is written behind the answer.
+      await sleep(100);
+    };
+    await ask();
+    expect(shapes()).toEqual(expect.arrayContaining(["awsRequestId", "maxMemoryMb", "question", "answer"]));
+    await prepare(runtime, {});
+    await sleep(100);
+    const before = shapes().length;
+    await ask({ thaw: { id: "", entropy: "ab".repeat(32), pid: runtime.process.pid ?? 0, generation: 0 } });
+    expect(shapes().slice(before)).toEqual([]);
   });
 });

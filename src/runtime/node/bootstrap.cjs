@@ -28,10 +28,11 @@ const { Context, readEnvironment } = require("./context.cjs");
 const { loadHandler, loaded } = require("./handler.cjs");
 const { collectGarbage } = require("./collector.cjs");
 const { codeHeat } = require("./heat.cjs");
+const { rehearseConsole, rehearseTimers } = require("./rehearsal.cjs");
 
 const { parse, stringify } = JSON;
 const { log } = console;
-const { setImmediate, setTimeout, clearTimeout } = globalThis;
+const { setImmediate } = globalThis;
 /** As `object.name`, but optimised code that has met other shapes only does not fall back. */
 const { get } = Reflect;
 const { env } = process;
@@ -48,6 +49,8 @@ const REPLY_BYTES_MAX = 6_291_556;
  */
 const COLLECTIONS = 3;
 const REHEARSALS = 24;
+/** Of texts whose values are held on to. */
+const SMALL_LENGTH_MAX = 65_536;
 
 /** The async context that a function has when it is loaded: each request begins in it, not in that of the request before. */
 let atRest;
@@ -60,8 +63,17 @@ let callbackWarned = false;
 let rehearsing = false;
 /** The server rehearses a start, and ends the process behind the answer: nothing of the function's runs. */
 let rehearsal = false;
-/** Headers as the rehearsal made them: V8 forgets shapes of which no object is left, and what it then optimises does not know them. */
+/**
+ * Headers, a context and an answer as the rehearsal made them: V8 forgets shapes of which no object is left. What it then optimises does not know them, and
+ * each clone makes them anew with its first request.
+ */
 let rehearsed;
+let rehearsedAnswer;
+/**
+ * What the last request brought and what it got, if they are small. Their shapes, too, would have to be made anew: so the collections before a freeze find them in
+ * use, and behind these they are garbage.
+ */
+const last = { event: undefined, value: undefined };
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
 let loading = true;
 
@@ -103,10 +115,17 @@ function answer(request, header, body) {
   header.handlerMs = request.startedAt === 0 ? 0 : now() - request.startedAt;
   header.maxMemoryMb = Math.ceil(resourceUsage().maxRSS / 1024);
   send(header, body, rehearsing);
-  if (rehearsing) return;
+  if (rehearsing) {
+    rehearsedAnswer = header;
+    return;
+  }
   if (rehearsal && othersWait()) serve();
-  // Whoever answered may have done so within AsyncLocalStorage.run, whose store an immediate would carry on.
-  atRest.runInAsyncScope(setImmediate, undefined, serve);
+  nextTurn(atRest, serve);
+}
+
+/** Whoever answered may have done so within AsyncLocalStorage.run, whose store an immediate would carry on. */
+function nextTurn(context, callback) {
+  context.runInAsyncScope(setImmediate, undefined, callback);
 }
 
 function fail(request, thrown) {
@@ -132,6 +151,7 @@ function succeed(request, value) {
     fail(request, runtimeError("MarshalError", `Unable to stringify response body: ${textOf(error)}`, error));
     return;
   }
+  if (!rehearsing) last.value = body.length <= SMALL_LENGTH_MAX ? value : undefined;
   // A character is at most three bytes in UTF-8, so short texts need not be measured.
   if (body.length * 3 > REPLY_BYTES_MAX && Buffer.byteLength(body) > REPLY_BYTES_MAX) {
     failTooLarge(request, Buffer.byteLength(body));
@@ -181,6 +201,7 @@ function call(request, header) {
     fail(request, runtimeError("UnmarshalError", `Unable to parse event: ${textOf(error)}`, error));
     return;
   }
+  if (!rehearsing) last.event = header.text.length <= SMALL_LENGTH_MAX ? event : undefined;
   const finish = (error, value) => {
     warnCallback();
     if (decide(request)) settle(request, error, value);
@@ -280,6 +301,8 @@ function invoke(header) {
 
 /** Tells the server, and back into the read at once. */
 function prepared(startedAt, told) {
+  last.event = undefined;
+  last.value = undefined;
   send({ type: "prepared", hygieneMs: now() - startedAt, ...told }, "");
   serve();
 }
@@ -344,39 +367,10 @@ function take(header) {
 async function rehearseOnce() {
   if (rehearsed !== undefined) return;
   rehearseConsole();
-  await rehearseTimers();
+  // A base has not loaded a function.
+  const context = atRest ?? new AsyncResource("thaw.serve");
+  await rehearseTimers(REHEARSALS, (callback) => nextTurn(context, callback));
   rehearsed = await rehearse();
-}
-
-/** The first console.log loads half of net and stream, and compiles its way to the pipe: 1.5 ms of a first request. Writes nothing. */
-function rehearseConsole() {
-  for (const [stream, log] of [
-    [process.stdout, console.log],
-    [process.stderr, console.error],
-  ]) {
-    if (Object.hasOwn(stream, "write")) continue; // the function's own
-    const { write } = stream;
-    stream.write = (_chunk, ...rest) => write.call(stream, "", ...rest);
-    try {
-      for (const value of ["rehearsal", 1, { a: [1, "b"], c: null }, new Error("rehearsal")]) log("%s", value, value);
-    } finally {
-      delete stream.write;
-    }
-  }
-}
-
-/**
- * Preparing takes a timer and immediates of its own. What V8 has optimised in Node for a function's requests alone (one immediate each,
- * always the same) would fall back at that.
- */
-async function rehearseTimers() {
-  for (let i = 0; i < REHEARSALS; i++) {
-    clearTimeout(setTimeout(() => {}, 1));
-    setImmediate(() => {});
-  }
-  await new Promise((resolve) => {
-    setImmediate(resolve);
-  });
 }
 
 /**
@@ -399,14 +393,19 @@ async function rehearse() {
   const headerOf = (members) => Object.assign(parse(stringify({ ...plain, ...members })), { text: "{}" });
   const [ownHandler, ownIdle] = [handler, onIdle];
   rehearsing = true;
+  let given;
   try {
     for (let i = 0; i < REHEARSALS; i++) {
-      handler = async (event, context) => context.getRemainingTimeInMillis() > 0 && event;
+      handler = async (event, context) => {
+        given = context;
+        return context.getRemainingTimeInMillis() > 0 && event;
+      };
       take(headerOf(i % 2 === 0 ? { thaw } : {}));
       await null;
       await null;
       take({ type: "prepare" });
     }
+    const answered = rehearsedAnswer;
     handler = async () => {
       throw new Error("rehearsal");
     };
@@ -414,7 +413,7 @@ async function rehearse() {
     await null;
     await null;
     if (open !== null) throw new Error("bug: the rehearsal did not answer");
-    return [headerOf({ thaw }), headerOf({})];
+    return [headerOf({ thaw }), headerOf({}), given, answered];
   } finally {
     open = null;
     [handler, onIdle] = [ownHandler, ownIdle];
