@@ -300,4 +300,19 @@ describe("a request", () => {
     await ask({ thaw: { id: "", entropy: "ab".repeat(32), pid: runtime.process.pid ?? 0, generation: 0 } });
     expect(shapes().slice(before)).toEqual([]);
   });
+
+  it("makes a context of young objects only, which go with the next minor collection", () => {
+    const measure = `
+      const { Context } = require(${JSON.stringify(join(SOURCE_DIR, "node/context.cjs"))});
+      const header = { deadlineMs: 1, functionName: "f", functionVersion: "1", memoryMb: 128, invokedArn: "a", requestId: "r" };
+      const make = () => { for (let i = 0; i < 1000; i++) new Context(header, () => {}); };
+      const old = () => require("node:v8").getHeapSpaceStatistics().find((space) => space.space_name === "old_space").space_used_size;
+      make();
+      gc();
+      const before = old();
+      make();
+      console.log((old() - before) / 1000);`;
+    const { stdout, stderr } = spawnSync(process.execPath, ["--expose-gc", "--eval", measure], { encoding: "utf8" });
+    expect(Number.parseFloat(stdout), stderr).toBeLessThan(50);
+  });
 });
