@@ -30,7 +30,8 @@ else Atomics.add(words, WORKERS, 1);
 function changed(entropy) {
   entropyBytes.write(entropy, "hex");
   Atomics.add(words, MARK, 1);
-  Atomics.notify(words, MARK);
+  // Workers alone wait for it. To look for whom to wake is two pages that a clone writes.
+  if (Atomics.load(words, WORKERS) > 0) Atomics.notify(words, MARK);
 }
 
 const PIECE_BYTES = 1 << 18;

@@ -27,6 +27,7 @@ const { MARK, ENTROPY, ENTROPY_WORDS, words, changed } = require("./renewal.cjs"
 
 const { randomFillSync } = crypto;
 const { nextTick } = process;
+const { getOwnPropertyDescriptor } = Object;
 
 /**
  * Also compiled from its source inside other contexts, so it uses nothing from around it but its arguments. `s` is the state, and in its
@@ -238,7 +239,8 @@ const LIVE_PID = { get: livePid, enumerable: true, configurable: true };
 /** Renews everything. `thaw` is the member of that name of a request's header. */
 function renew(thaw) {
   pid = thaw.pid;
-  Object.defineProperty(process, "pid", LIVE_PID);
+  // To define it again would write to what V8 keeps of that object.
+  if (getOwnPropertyDescriptor(process, "pid")?.get !== livePid) Object.defineProperty(process, "pid", LIVE_PID);
   changed(thaw.entropy);
   kept.renew();
   sqlite.renew();
