@@ -295,6 +295,23 @@ def handler(event, c):
     expect(await value(runtime)).toEqual(["worked", 0]);
   });
 
+  it("is told of a reply that contains itself or cannot be written, and may give what was in it afterwards", async () => {
+    const runtime = await ready(
+      "inner = [1]\nround = [inner]\nround.append(round)\ndef handler(e, c): return {'round': round, 'odd': [inner, {1}], 'deep': [inner]}[e]",
+    );
+    for (const [event, message] of [
+      ["round", "Circular reference detected"],
+      ["odd", "Object of type set is not JSON serializable"],
+    ]) {
+      const frame = await runtime.invoke(JSON.stringify(event));
+      expect(json(frame)).toMatchObject({
+        errorType: "Runtime.MarshalError",
+        errorMessage: `Unable to marshal response: ${message}`,
+      });
+      expect(await value(runtime, "deep")).toEqual([[1]]);
+    }
+  });
+
   it("gets any JSON as its event, white space around it included, and names the place of a mistake", async () => {
     const runtime = await ready("def handler(e, c): return [e]");
     for (const text of [' \n{"a": [1.5, null, "\\u00e9\ud83d\ude00"]}\r\n', "3", '"text"', "[[], {}]", "true", ""])
@@ -406,6 +423,22 @@ def handler(e, c):
     expect(await value(runtime)).toEqual([]);
   });
 
+  it("are not run, and nothing that was drawn is forgotten, where the runtime rehearses before a freeze", async () => {
+    const runtime = await ready(
+      [
+        "import random, snapshot_restore_py as s",
+        "seen = []",
+        "s.register_after_restore(lambda: seen.append('after'))",
+        "chosen = random.Random(42)",
+        "def handler(e, c): return [seen, chosen.random() if e == 'draw' else None]",
+      ].join("\n"),
+    );
+    runtime.send({ type: "prepare" });
+    expect((await runtime.next()).header.type).toBe("prepared");
+    expect(await value(runtime, "draw")).toEqual([[], 0.6394267984578837]);
+    expect(await value(runtime, {}, { thaw: THAW })).toEqual([["after"], null]);
+  });
+
   it("report a before-hook that raises, and serve on; an after-hook that raises ends the instance", async () => {
     const runtime = await ready(
       "from snapshot_restore_py import *\ndef no(): raise ValueError('not now')\nimport snapshot_restore_py as s\ns.register_before_snapshot(no); s.register_after_restore(no)\ndef handler(e, c): return 1",
@@ -481,6 +514,41 @@ def handler(e, c):
       expect(alive).toBe(0);
       expect(frozen).toBeGreaterThan(1000);
     }
+  });
+});
+
+describe.skipIf(PYTHON === undefined)("memory of Python", () => {
+  /** How far into their pools the next objects of each size lie, in pages; before, and behind settling. */
+  const script = (before: string) => `
+import sys
+sys.path.insert(0, ${JSON.stringify(`${SOURCE_DIR}python`)})
+from thaw_runtime import pools
+${before}
+pools.settle()
+print([id(bytes(size - 33)) % pools._POOL_BYTES // 4096 for size in range(48, 513, 16)])
+`;
+  const pagesOf = (before: string, env: NodeJS.ProcessEnv = {}) => {
+    const { stdout, stderr } = spawnSync(PYTHON ?? "python3", ["-s", "-B", "-c", script(before)], {
+      encoding: "utf8",
+      env: { ...process.env, ...env },
+    });
+    expect(stderr).toBe("");
+    return new Set<number>(JSON.parse(stdout));
+  };
+
+  it("goes on at the beginning of pools once it is settled, whatever was freed before, and again", () => {
+    const holes =
+      "held = [bytes(size - 33) for size in range(48, 513, 16) for _ in range(1000)]\nheld = held[::7] + held[-1:]\nheld = held[:5]";
+    expect(pagesOf("")).toEqual(new Set([0]));
+    expect(pagesOf(`${holes}\npools.settle()\nmore = [bytes(15) for _ in range(99)]`)).toEqual(new Set([0]));
+  });
+
+  it("is left alone where more is free than filling is worth, or another allocator is at work", () => {
+    // 10,000 holes of 336 bytes are not filled, and what was made to fill them is gone.
+    const many = "held = [bytes(300) for _ in range(20000)]; held = held[::2]";
+    const bounded = "pools.settle()\nassert not [one for one in pools._filling if type(one) is bytes and len(one) == 303]";
+    expect(pagesOf(`${many}\n${bounded}`).size).toBeGreaterThan(0);
+    expect(pagesOf("", { PYTHONMALLOC: "malloc" }).size).toBeGreaterThan(1);
   });
 });
 

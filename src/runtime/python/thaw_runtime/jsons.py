@@ -1,14 +1,23 @@
-"""JSON by the shortest way: the scanner and encoder of ``json`` without most of the Python code around them.
+"""JSON by the shortest way: the scanner and encoder of ``json`` without the Python code around them.
 
 Each function that a request calls, and each object that it names, is a reference count that a clone writes: a page that it copies.
 Made once, before the function can replace them.
 """
 
+import sys
+
 from json import loads as _loads
 from json.decoder import JSONDecoder
-from json.encoder import JSONEncoder
+from json.encoder import JSONEncoder, c_make_encoder, encode_basestring
 
+from .errors import RuntimeFault
+
+#: A Decimal with more digits before its point is no number that anybody can read.
+_DECIMAL_DIGITS_MAX = 400
 _scan = JSONDecoder().scan_once
+_join = "".join
+#: Ids of the containers that what is written lies in: what contains itself is refused.
+_within = {}
 
 
 def parse(data):
@@ -21,6 +30,47 @@ def parse(data):
     return value if end == len(text) else _loads(text)
 
 
-def encoder(default, ensure_ascii):
-    """A function from values to JSON text: ``default`` is asked for what ``json`` cannot write; NaN and infinities are refused."""
-    return JSONEncoder(ensure_ascii=ensure_ascii, allow_nan=False, default=default).encode
+def _beyond(value):
+    """What Lambda's own runtime can write and ``json`` cannot: decimals are numbers (DynamoDB returns nothing else), bytes are text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    decimal = sys.modules.get("decimal")  # nobody has a Decimal who did not load it
+    if decimal is not None and isinstance(value, decimal.Decimal):
+        whole = value.is_finite() and value.adjusted() < _DECIMAL_DIGITS_MAX and value == value.to_integral_value()
+        return int(value) if whole else float(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _pieces():
+    try:
+        return c_make_encoder(_within, _beyond, encode_basestring, None, ": ", ", ", False, False, False)
+    except TypeError:  # a Python without it, or one that makes it in another way
+        encoder = JSONEncoder(ensure_ascii=False, allow_nan=False, default=_beyond)
+        return lambda value, _level: encoder.iterencode(value)
+
+
+_pieces = _pieces()
+
+
+def encode(value):
+    """JSON, UTF-8. NaN and infinities are refused: they are not JSON."""
+    try:
+        text = _join(_pieces(value, 0))
+    except BaseException:
+        _within.clear()
+        raise
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair: only an escape can say it.
+        return JSONEncoder(allow_nan=False, default=_beyond).encode(value).encode()
+
+
+def marshal(value):
+    """What a handler returned as the body of an answer: bytes as they are, the rest as JSON."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        return encode(value)
+    except Exception as error:
+        raise RuntimeFault("Runtime.MarshalError", f"Unable to marshal response: {error}") from None

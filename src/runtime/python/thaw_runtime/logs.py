@@ -9,18 +9,8 @@ import time
 from .imports import when_imported
 
 _FORMAT = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s\n"
-_request_id = ""
-
-
-def request_id():
-    """Of the last request."""
-    return _request_id
-
-
-def begin(request_id):
-    """Lines that are logged from now on belong to this request."""
-    global _request_id
-    _request_id = request_id
+#: Of the last request. Lines that are logged belong to it.
+request_id = ""
 
 
 def _set_up(logging):
@@ -36,7 +26,7 @@ def _set_up(logging):
 
     class LambdaLoggerFilter(logging.Filter):
         def filter(self, record):
-            record.aws_request_id = _request_id
+            record.aws_request_id = request_id
             return True
 
     logging.Formatter.converter = time.gmtime

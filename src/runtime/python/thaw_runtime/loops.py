@@ -89,6 +89,6 @@ def _fork():
 
 
 def keep_in_time():
-    """Behind each answer. Of a freeze without hooks and hygiene, as those from traffic are, nobody is told, and threads go on before their clone's first request."""
-    if not _kept and "asyncio.selector_events" in sys.modules and sys.modules["threading"].active_count() > 1:
+    """Behind each answer, once asyncio is there. Of a freeze without hooks and hygiene, as those from traffic are, nobody is told, and threads go on before their clone's first request."""
+    if not _kept and sys.modules["threading"].active_count() > 1:
         keep()

@@ -8,142 +8,36 @@ import gc
 import os
 import sys
 
-# By name: the function, or what is installed here, may replace them in their modules.
-from json import dumps
-from resource import RUSAGE_SELF, getrusage
+# By name: the function may replace it in its module.
 from time import perf_counter
 
 import snapshot_restore_py as hooks
 
-from . import channel, context, handler, logs, loops, spent, unique
+from . import request  # isort: skip (what each request runs comes first, and lies together)
+from . import channel, context, handler, logs, loops, pools, spent, unique
+from .errors import describe, log_error
 from .heat import code_heat
-from .jsons import parse
+from .jsons import encode, parse
+from .request import answer
 
-#: Lambda's limit on a reply: 6 MiB and a little.
-REPLY_BYTES_MAX = 6_291_556
-_main_pid = os.getpid()
-#: Whether the last request set a trace id in the environment, whose members are slow to look at.
-_traced = "_X_AMZN_TRACE_ID" in os.environ
-#: Requests of our own making are answered, and nothing is written.
-_rehearsing = False
 _rehearsed = False
 #: CPython 3.11 and later quicken code at its eighth call, and specialise it at the next ones.
 _REHEARSALS = 20
 
 
-def _flush():
-    """What was printed must reach the log before the answer does. The function may have replaced or closed the streams."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception:
-            pass
-
-
-def _answer(header, body=b""):
-    if os.getpid() != _main_pid:
-        os._exit(0)  # a forked child that returned from the handler has nothing to say here
-    _flush()
-    if _rehearsing:
-        channel.encode(header, body)
-    else:
-        channel.send(header, body)
-
-
-def _result_header(kind, request_id, started):
-    return {
-        "type": kind,
-        "requestId": request_id,
-        "handlerMs": (perf_counter() - started) * 1000 if started else 0,
-        "maxMemoryMb": -(-getrusage(RUSAGE_SELF).ru_maxrss // 1024),
-    }
-
-
-def _fail(request_id, exception, started, last=False):
-    header = _result_header("error", request_id, started)
-    if last:
-        header["last"] = True
-    error = handler.describe(exception, request_id)
-    handler.log_error(error)
-    _answer(header, dumps(error).encode())
-
-
-def _fail_too_large(request_id, size, started):
-    message = f"Response payload size ({size} bytes) exceeded maximum allowed payload size ({REPLY_BYTES_MAX} bytes)."
-    header = _result_header("error", request_id, started)
-    header["platformError"] = "RESPONSE_TOO_LARGE"
-    _answer(header, dumps(handler.describe(handler.RuntimeFault("Function.ResponseSizeTooLarge", message), request_id)).encode())
-
-
-def _renew(header):
-    """Uniqueness, then the function's own hooks. A clone whose restoring failed half-way must not serve: it answers and ends."""
-    global _main_pid
-    _main_pid = os.getpid()
-    if "thaw" in header:
-        unique.renew(header["thaw"])
-    if "rehearsal" in header:
-        return
-    try:
-        for func, args, kwargs in list(hooks._after_restore):
-            func(*args, **kwargs)
-    except Exception as exception:
-        error = handler.describe(exception, header["requestId"])
-        message = f"{error['errorType']}: {error['errorMessage']}"
-        _fail(header["requestId"], handler.RuntimeFault("Runtime.AfterRestoreError", message, error["stackTrace"]), 0, last=True)
-        _flush()
-        os._exit(1)
-
-
-def _echo(event, _context):
-    """In place of the handler, where the server rehearses a start, and ends the process behind the answer: what most handlers do."""
-    if sys.stdout is sys.__stdout__:
-        print("rehearsal")
-    return event
-
-
-def _invoke(function, header, body):
-    global _traced
-    request_id = header["requestId"]
-    logs.begin(request_id)
-    if "traceId" in header:
-        os.environ["_X_AMZN_TRACE_ID"] = header["traceId"]
-        _traced = True
-    elif _traced:
-        os.environ.pop("_X_AMZN_TRACE_ID", None)
-        _traced = False
-    if "thaw" in header or "resumed" in header:
-        _renew(header)
-    if "rehearsal" in header:
-        function = _echo
-    started = 0
-    try:
-        event = handler.parse_event(body)
-        told = context.LambdaContext(header)
-        started = perf_counter()
-        payload = handler.marshal(function(event, told))
-    except Exception as exception:
-        _fail(request_id, exception, started)
-        return
-    if len(payload) > REPLY_BYTES_MAX:
-        _fail_too_large(request_id, len(payload), started)
-    else:
-        _answer(_result_header("result", request_id, started), payload)
-
-
 def _prepare(header):
     """Before-hooks, then hygiene. Whatever fails of that, in a function that has left no descriptor or no memory, is told, and it goes on."""
-    global _main_pid
-    _main_pid = os.getpid()  # a clone may be frozen before its first request
+    request.process = os.getpid()  # a clone may be frozen before its first request
     started = perf_counter()
     try:
         for func, args, kwargs in reversed(list(hooks._before_snapshot)):
             func(*args, **kwargs)
-        answer = _tidy(header)
+        told = _tidy(header)
     except Exception as exception:
-        _answer({"type": "prepareError"}, dumps(handler.describe(exception)).encode())
+        answer({"type": "prepareError"}, encode(describe(exception)))
         return
-    answer["hygieneMs"] = (perf_counter() - started) * 1000
-    _answer(answer)
+    told["hygieneMs"] = (perf_counter() - started) * 1000
+    answer(told)
 
 
 def _tidy(header):
@@ -152,12 +46,12 @@ def _tidy(header):
     What survives goes to the permanent generation: a full collection writes the header of every object that it looks at, and so
     would copy each page of the heap after a thaw.
     """
-    answer = {"type": "prepared"}
+    told = {"type": "prepared"}
     if header.get("heat"):
-        _measure(answer)
+        _measure(told)
     unused = _unused_allocators()
     if unused:
-        answer["unusedAllocators"] = unused
+        told["unusedAllocators"] = unused
     if header.get("collect", True):
         _rehearse_error()
         _rehearse()
@@ -165,24 +59,25 @@ def _tidy(header):
         gc.collect()
         gc.collect()  # what finalizers of the first one let go
         _trim()
+        pools.settle()
         gc.freeze()
     unique.remember()
     # Links of the directory: its own two, and one for each thread. To list it would take a descriptor.
     if header.get("seeds") and os.stat("/proc/self/task").st_nlink > 3:
         # Other threads, which go on in a clone before this one has read its request.
-        answer["seeds"] = unique.seeds()
+        told["seeds"] = unique.seeds()
         loops.keep()
-    return answer
+    return told
 
 
-def _measure(answer):
+def _measure(told):
     """Ahead of the collection, which also takes what looking leaves behind. An odd module must not prevent a freeze."""
     try:
         heat = code_heat(os.environ.get("LAMBDA_TASK_ROOT", os.getcwd()))
     except Exception:
         return
     if heat is not None:
-        answer["heat"] = heat
+        told["heat"] = heat
 
 
 def _unused_allocators():
@@ -221,7 +116,7 @@ def _rehearse_error():
     try:
         raise ValueError("rehearsal")
     except ValueError as error:
-        channel.encode({"type": "error"}, dumps(handler.describe(error, "")).encode())
+        encode(describe(error, ""))
 
 
 def _silent(event, _context):
@@ -229,23 +124,30 @@ def _silent(event, _context):
 
 
 def _rehearse():
-    """Requests of our own making go the whole way from the read to the answer, except into the descriptor, and nothing of the function's runs.
+    """First requests of our own making go the whole way from the read to the answer, which goes nowhere, and nothing of the function's runs.
 
-    Code that CPython has specialised looks up less, and so writes less: a start copies 16 pages fewer of 239. Once in a lineage.
+    Code that CPython has specialised looks up less, and so writes less. Once in a lineage: what is renewed by it is renewed in each clone.
     """
-    global _rehearsing, _rehearsed
+    global _rehearsed
     if _rehearsed or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         return  # the function's own streams would be flushed
-    request_id = logs.request_id()
-    told = {"type": "invoke", "requestId": "", "deadlineMs": 0, "functionName": "", "functionVersion": "", "memoryMb": 128, "invokedArn": ""}
-    _rehearsing = _rehearsed = True
+    request_id = logs.request_id
+    told = {"type": "invoke", "requestId": "", "deadlineMs": 0, "functionName": "", "functionVersion": "", "memoryMb": 128, "invokedArn": "", "resumed": True}
+    if unique.is_plain():
+        told["thaw"] = {"id": "", "entropy": "0", "pid": 0, "generation": 0}
+    request.rehearsing = _rehearsed = True
     try:
         for _ in range(_REHEARSALS):
-            header, body = channel.rehearse(told, b"{}")
-            _invoke(_silent, header, body)
+            channel.rehearse(told, b"{}", _answer_silently)
+    except Exception:
+        pass  # no descriptor is left, say; what else fails here does so in the first request, where it is told
     finally:
-        _rehearsing = False
-        logs.begin(request_id)
+        request.rehearsing = False
+        logs.request_id = request_id
+
+
+def _answer_silently(header, body):
+    request.serve(_silent, header, body)
 
 
 def _load():
@@ -254,18 +156,17 @@ def _load():
     try:
         function = handler.load(os.environ.get("_HANDLER", ""))
     except Exception as exception:
-        error = handler.describe(exception)
-        handler.log_error(error)
-        _answer({"type": "initError"}, dumps(error).encode())
+        error = describe(exception)
+        log_error(error)
+        answer({"type": "initError"}, encode(error))
         os._exit(1)
-    _answer({"type": "ready"})
+    answer({"type": "ready"})
     return function
 
 
 def _become(header, body):
     """In a clone of the base: the function's environment takes the place of the base's, and other files lie below /var/task."""
-    global _main_pid
-    _main_pid = os.getpid()
+    request.process = os.getpid()
     wanted = parse(body)["env"]
     for name in [name for name in os.environ if name not in wanted]:
         del os.environ[name]
@@ -287,16 +188,17 @@ def main():
     sys.stdout.reconfigure(line_buffering=True)
     if "THAW_BASE" in os.environ:
         function = None  # what is frozen here becomes the base of many images; a clone of it is told what to load
-        _answer({"type": "ready"})
+        answer({"type": "ready"})
     else:
         function = _load()
     try:
         while True:
             header, body = channel.receive()
-            kind = header.get("type")
+            kind = header["type"]
             if kind == "invoke":
-                _invoke(function, header, body)
-                loops.keep_in_time()
+                request.serve(function, header, body)
+                if "asyncio.selector_events" in sys.modules:
+                    loops.keep_in_time()
             elif kind == "prepare":
                 _prepare(header)
             elif kind == "load":
@@ -306,5 +208,5 @@ def main():
                 raise ValueError(f"the server sent a frame of unknown type {kind!r}")
             header = body = None
     except channel.ServerGone:
-        _flush()
+        request.flush()
         os._exit(0)

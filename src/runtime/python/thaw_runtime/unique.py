@@ -26,6 +26,7 @@ import os
 import sys
 
 from _weakref import ref
+from os import getpid, urandom
 
 from .imports import when_imported
 
@@ -44,7 +45,9 @@ def _remember(generator):
 def _track(module):
     """Lets generators of ``module``, which is ``random``, register themselves."""
     global _seed_with
-    if not hasattr(module, "Random") or not hasattr(module, "_inst"):
+    from _random import Random
+
+    if not issubclass(getattr(module, "Random", object), Random) or not hasattr(module, "_inst"):
         return  # somebody's own random.py
     original = module.Random.seed
 
@@ -59,7 +62,7 @@ def _track(module):
     seed.__qualname__ = original.__qualname__
     seed.__module__ = original.__module__
     module.Random.seed = seed
-    _seed_with = original
+    _seed_with = Random.seed
     _remember(module._inst)
     _track_states(module)
 
@@ -210,7 +213,7 @@ _SEEDS_MAX = 64
 _seeded = []  # what `seeds` told of: it must not be freed, and its memory used for something else, while an image is made of it
 _state_at = None
 _get_node = None
-_renewed_pid = 0  # the process in which all is as it should be: another one is a clone whose main thread has not come to it yet
+_renewed_pid = 0  # since `seeds`: the process in which all is as it should be; another one is a clone whose main thread has not come to it yet
 
 
 class _Spare:
@@ -349,29 +352,46 @@ def install():
 def renew(thaw):
     """After each thaw, before everything of the user's. ``thaw`` is that member of the request's header."""
     global _renewed_pid
-    _renewed_pid = os.getpid()
-    entropy = int(thaw["entropy"], 16)
-    _seeded.clear()
-    for generator in [reference() for reference in list(_generators.values())]:
-        if generator is not None:
-            _seed_with(generator, int.from_bytes(os.urandom(32), "little") ^ entropy)
-    uuid = sys.modules.get("uuid")
-    if uuid is not None:
+    if _renewed_pid:
+        _renewed_pid = getpid()
+        _seeded.clear()
+    if _generators:
+        entropy = int(thaw["entropy"], 16)
+        for reference in list(_generators.values()):
+            generator = reference()
+            if generator is not None:
+                _seed_with(generator, int.from_bytes(urandom(32), "little") ^ entropy)
+                generator.gauss_next = None
+    modules = sys.modules
+    if "uuid" in modules:
         # The C library's generator keeps a clock sequence in memory; without it Python draws one for each uuid1.
+        uuid = modules["uuid"]
         uuid._generate_time_safe = None
         uuid._last_timestamp = None
         uuid._node = int.from_bytes(os.urandom(6), "little") | (1 << 40)  # the multicast bit marks a random node
-    mtrand = sys.modules.get("numpy.random.mtrand")
-    if mtrand is not None:
-        _renew_numpy(mtrand)
+    if "threading" in modules:
+        modules["threading"]._main_thread._set_native_id()
+    if not modules.keys().isdisjoint(_LIBRARIES):
+        _renew_libraries(modules)
+
+
+#: Modules with generators of their own, beside those of Python's.
+_LIBRARIES = ("numpy.random.mtrand", "polars.functions.random", "numba._helperlib", "uuid_utils", "_interpreters", "_xxsubinterpreters", "_sqlite3")
+
+
+def is_plain():
+    """Whether there is nothing to renew but what Python has, which can be done any number of times."""
+    return sys.modules.keys().isdisjoint(_LIBRARIES)
+
+
+def _renew_libraries(modules):
+    if "numpy.random.mtrand" in modules:
+        _renew_numpy(modules["numpy.random.mtrand"])
     _renew_native()
     _renew_interpreters()
-    sqlite3 = sys.modules.get("_sqlite3")
-    if sqlite3 is not None:
+    if "_sqlite3" in modules:
+        sqlite3 = modules["_sqlite3"]
         try:
             sqlite3.connect("/tmp")
         except sqlite3.Error:
             pass  # a directory is none of its files; it has looked at the process id before that
-    threading = sys.modules.get("threading")
-    if threading is not None:
-        threading.main_thread()._set_native_id()
