@@ -2,17 +2,14 @@
  * What a process has mapped: /proc/PID/maps and smaps (part of the extractor).
  */
 #include "memory.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define VMAS_MAX 32768
-#define COMMON_BYTES_MAX (16ULL << 20)
 
 void *grow(void *list, size_t count, size_t *room, size_t item)
 {
@@ -110,86 +107,6 @@ bool vmas_hold(const struct vma *vmas, size_t count, const char *then, const cha
 	return i == count;
 }
 
-/* What the process has open: once for all of its mappings, for which it stands still now and then. */
-struct opened {
-	dev_t dev;
-	ino_t ino;
-};
-
-static size_t read_opened(pid_t pid, struct opened **list)
-{
-	char path[64];
-	size_t count = 0, room = 0;
-	snprintf(path, sizeof path, "/proc/%d/fd", pid);
-	DIR *dir = opendir(path);
-	if (!dir)
-		die("cannot list descriptors: %s", strerror(errno));
-	*list = NULL;
-	for (struct dirent *entry; (entry = readdir(dir));) {
-		struct stat is;
-		if (fstatat(dirfd(dir), entry->d_name, &is, 0) != 0)
-			continue;
-		*list = grow(*list, count, &room, sizeof **list);
-		(*list)[count++] = (struct opened){ is.st_dev, is.st_ino };
-	}
-	closedir(dir);
-	return count;
-}
-
-static bool has_descriptor(const struct opened *opened, size_t count, const struct vma *vma)
-{
-	for (size_t i = 0; i < count; i++)
-		if (opened[i].ino == vma->inode && opened[i].dev == makedev(vma->major, vma->minor))
-			return true;
-	return false;
-}
-
-/* Whether another mapping leads to pages of shared memory to which this one leads, too. Parts of one mapping, as mprotect(2) makes them, do not. */
-static bool maps_twice(const struct vma *vmas, size_t count, const struct vma *vma)
-{
-	for (const struct vma *other = vmas; other < vmas + count; other++)
-		if (other != vma && other->inode == vma->inode && other->major == vma->major && other->minor == vma->minor &&
-		    vma->offset < other->offset + (other->end - other->start) && other->offset < vma->offset + (vma->end - vma->start))
-			return true;
-	return false;
-}
-
-static bool nameless(const struct vma *vma)
-{
-	static const char deleted[] = " (deleted)";
-	size_t end = strlen(vma->path), length = sizeof deleted - 1;
-	return end > length && strcmp(vma->path + end - length, deleted) == 0 &&
-	       (strncmp(vma->path, "/dev/zero", 9) == 0 || strncmp(vma->path, "/dev/shm/", 9) == 0);
-}
-
-/* Shared memory that anything but one mapping leads to: a name, a descriptor, another mapping. */
-static void refuse_reachable(pid_t pid, const struct vma *vmas, size_t count)
-{
-	uint64_t bytes = 0;
-	struct opened *opened = NULL;
-	size_t opened_count = 0;
-	for (const struct vma *vma = vmas; vma < vmas + count; vma++) {
-		if (vma->kind != COMMON)
-			continue;
-		if (!opened)
-			opened_count = read_opened(pid, &opened);
-		const char *why = NULL;
-		bytes += vma->end - vma->start;
-		if (maps_twice(vmas, count, vma))
-			why = "which it maps twice";
-		else if (!nameless(vma))
-			why = "which others can open";
-		else if (has_descriptor(opened, opened_count, vma))
-			why = "which it has a descriptor of";
-		else if (bytes > COMMON_BYTES_MAX)
-			why = "more than 16 MiB of it";
-		if (why)
-			refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB), %s", vma->path[0] ? vma->path : "anonymous",
-			       (vma->end - vma->start) / 1024, why);
-	}
-	free(opened);
-}
-
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 {
 	/* locked, huge pages, sealed, device, dropped by the kernel as it likes */
@@ -244,6 +161,7 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 			current->watched = strstr(line, " um") || strstr(line, " uw") || strstr(line, " ui");
 			if (flags < VMAS_REFUSING)
 				continue;
+			current->writes = writable_ever;
 			if (current->shared && (writable_ever || current->inode == 0))
 				current->kind = COMMON;
 			if (strstr(line, " pf") || strstr(line, " io"))
@@ -261,7 +179,8 @@ size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags)
 	}
 	fclose(file);
 	free(line);
-	refuse_reachable(pid, vmas, count);
+	if (flags >= VMAS_REFUSING)
+		settle_shared(pid, vmas, count);
 	*list = vmas;
 	return count;
 }

@@ -220,7 +220,7 @@ static bool lasts(const struct dump *dump, const struct vma *vma)
 static void identify(pid_t pid, struct vma *vma)
 {
 	char path[96];
-	if (vma->identified || (vma->kind != FILE_PRIVATE && vma->kind != FILE_SHARED && vma->kind != COMMON))
+	if (vma->identified || (vma->kind != FILE_PRIVATE && vma->kind != FILE_SHARED && vma->kind != COMMON && vma->kind != BACKED))
 		return;
 	snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
 	vma->identified = stat(path, &vma->file) == 0;
@@ -292,6 +292,18 @@ static void copy_runs(struct dump *dump, pid_t pid, int mem, struct region *regi
 	}
 }
 
+/* The name by which a clone will open it must be that of the file which is mapped. */
+static void check_backed(pid_t pid, struct vma *vma)
+{
+	char path[PATH_BYTES + 32];
+	struct stat is;
+	vma->identified = false;
+	identify(pid, vma);
+	snprintf(path, sizeof path, "/proc/%d/root%s", pid, vma->path);
+	if (vma->fd < 0 && (!vma->identified || lstat(path, &is) != 0 || is.st_dev != vma->file.st_dev || is.st_ino != vma->file.st_ino))
+		refuse("it maps %s, which has another name by now", vma->path);
+}
+
 void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahead)
 {
 	char path[96];
@@ -329,6 +341,8 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 				vma->copied = true;
 			}
 		}
+		if (vma->kind == BACKED)
+			check_backed(target->pid, vma);
 		struct region *last = last_index == SIZE_MAX ? NULL : &dump->regions[last_index];
 		if (joins(last, vma)) {
 			last->end = vma->end;
@@ -352,7 +366,7 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 			uint64_t pages = ((bytes < room_here ? bytes : room_here) + PAGE - 1) / PAGE;
 			if (pages > 0)
 				add_run(&dump->regions[last_index], (struct run){ .address = vma->start, .pages = pages });
-		} else if (vma->kind != VDSO && vma->kind != FILE_SHARED && !vma->wipe) {
+		} else if (vma->kind != VDSO && vma->kind != FILE_SHARED && vma->kind != BACKED && !vma->wipe) {
 			collect.region = &dump->regions[last_index];
 			scan(pagemap, vma->start, vma->end, anonymous, collect_anonymous, &collect);
 		}

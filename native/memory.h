@@ -19,8 +19,9 @@ struct scan_arg {
 #define IOCTL_PAGEMAP_SCAN _IOWR('f', 16, struct scan_arg)
 enum { IS_WRITTEN = 1 << 1, IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5, IS_HUGE = 1 << 6, IS_GUARD = 1 << 8 };
 
-/* COMMON: shared memory that nothing but this one mapping leads to; the process shares it with children that it forks. */
-enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO, COMMON };
+/* COMMON: shared memory that nothing but this one mapping leads to; the process shares it with children that it forks. BACKED: shared
+   memory of a file in /tmp, or of one that the process has open: a clone has that file anyway, and maps it. */
+enum kind { ANON, HEAP, STACK, FILE_PRIVATE, FILE_SHARED, OVERLAY, VDSO, COMMON, BACKED };
 
 struct vma {
 	uint64_t start, end, offset, inode, parent_offset;
@@ -31,6 +32,8 @@ struct vma {
 	bool stays; /* cannot be replaced by another mapping, or would be another thing then: locked, huge pages, sealed, a protection key… */
 	bool watched; /* by a userfaultfd */
 	bool copied; /* its file does not last: all its bytes are kept as memory */
+	bool writes; /* it may be made writable, whatever it is now */
+	int fd; /* BACKED: the descriptor by which a clone maps it; -1: its path */
 	enum kind kind;
 	char *path;
 	bool identified;
@@ -42,6 +45,8 @@ char *read_maps(pid_t pid);
 /* What read_vmas does beside reading maps: nothing; what smaps says of each mapping (which walks all page tables); refuse what
    cannot be frozen; the same, but for mappings that a userfaultfd watches, because it is ours. */
 enum vma_flags { VMAS_PLAIN, VMAS_FLAGS, VMAS_REFUSING, VMAS_REFUSING_OTHERS };
+/* Of COMMON memory, and FILE_SHARED of files that do not last: makes it BACKED where a clone has the file, refuses what it could not have. */
+void settle_shared(pid_t pid, struct vma *vmas, size_t count);
 /* Reads every mapping outside the husk's zone. */
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags);
 /* Whether the mappings that were read beside the text `then` of /proc/PID/maps are those of the text `maps`. What is read of a process that runs

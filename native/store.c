@@ -21,7 +21,7 @@
 #define SLOT_SHIFT_MIN 28
 #define COPY_BYTES (1ULL << 20)
 
-static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common" };
+static const char *const kind_names[] = { "anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common", "backed" };
 
 static uint64_t rotate(uint64_t value, int by)
 {
@@ -376,6 +376,15 @@ void dump_write_regions(const struct dump *dump)
 		if (region->kind == FILE_PRIVATE || region->kind == FILE_SHARED) {
 			json_hex("offset", region->offset);
 			write_file_of(region->vma);
+		}
+		if (region->kind == BACKED) {
+			json_hex("offset", region->offset);
+			if (region->vma->fd >= 0)
+				json_int("fd", region->vma->fd);
+			else
+				json_path("path", region->vma->path);
+			if (region->vma->writes)
+				json_int("writes", 1);
 		}
 		if (region->kind == VDSO)
 			json_string("path", region->vma->path);

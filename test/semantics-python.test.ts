@@ -299,6 +299,62 @@ describe("threads", () => {
     }
   });
 
+  const mapped = (text: string) => ({
+    ...Object.fromEntries(
+      ["named", "renamed", "removed", "shm", "memfd"].map((name) => [
+        name,
+        [name, text, text, `W${text.slice(1)}${`${name.slice(5)}..`.slice(0, 2)}ch`, 3 * 4096],
+      ]),
+    ),
+    closed: ["closed", `${text}d`],
+    processes: [42, [1.5, 3.5]],
+  });
+
+  it("share what they map of files in /tmp, removed ones and memfds with those files, as before, and each clone has its own", async () => {
+    const image = await world.imageAfter("python", "mapped.hold");
+    expect(image.report.notes).toEqual([]);
+    await clones(image, async (one) => {
+      const again = await one.freeze();
+      await world.thawed(again, async (two) => expect(await call(two, "mapped.look", "later")).toEqual(mapped("later")));
+      expect(await call(one, "mapped.look", "other")).toEqual(mapped("other"));
+      await world.engine.removeImage(again);
+    });
+    for (const loader of ["eager", "lazy-4k", "reap"] as const)
+      await world.thawed(image, async (one) => expect(await call(one, "mapped.look", "those")).toEqual(mapped("those")), {
+        loader,
+      });
+  });
+
+  it("share them also when they were frozen while they served, or hibernated", async () => {
+    const one = await world.boot("python");
+    await call(one, "mapped.hold");
+    const image = await one.freeze({ live: true });
+    await world.thawed(image, async (clone) => {
+      await clone.hibernate();
+      expect(await call(clone, "mapped.look", "after")).toEqual(mapped("after"));
+    });
+    expect(await call(one, "mapped.look", "going")).toEqual(mapped("going"));
+    await one.dispose();
+  });
+
+  it("go on with databases that have a write-ahead log, beside connections that are opened later", async () => {
+    const one = await world.boot("python");
+    expect(await call(one, "mapped.open_database")).toBe("wal");
+    const image = await one.freeze({ then: "end" });
+    await clones(image, async (clone) => {
+      expect(await call(clone, "mapped.use_database")).toEqual([
+        "database is locked",
+        [1],
+        [
+          [1, 2, 3],
+          [1, 2, 3],
+        ],
+        [0, 0, 0],
+        "ok",
+      ]);
+    });
+  });
+
   it("keep the protections of parts of such memory, and a hole in it", async () => {
     const one = await world.boot("python");
     const seen = [

@@ -18,7 +18,7 @@ import {
   uffdRegister,
 } from "../linux/userfaultfd.js";
 import { isRuntimeFile } from "./compile-memory.js";
-import type { Facts, Region } from "./facts.js";
+import { type Facts, isShared, type Region } from "./facts.js";
 import type { ProgramBuilder, Slot } from "./program.js";
 import { spansOf } from "./spans.js";
 
@@ -58,6 +58,6 @@ export function trackTouches(program: ProgramBuilder, facts: Facts, device: Slot
  * The kernel refuses (EPERM) a span with a mapping that could never be written: the vdso, and files mapped shared. Those few pages stay
  * inexact, as do those of shared memory.
  */
-function isRegisterable({ kind }: Region): boolean {
-  return kind !== "vdso" && kind !== "shared" && kind !== "common";
+function isRegisterable(region: Region): boolean {
+  return region.kind !== "vdso" && !isShared(region);
 }

@@ -15,6 +15,7 @@ import { ABI_CONSTANTS, structBytes, writeStruct } from "../linux/abi.js";
 import { PROT_WRITE, SYS } from "../linux/syscalls.js";
 import type { Channels } from "./channels.js";
 import { readNothingAround } from "./compile-advice.js";
+import { mapNamed, mapOpened } from "./compile-backed.js";
 import { compileChannels, compileDescriptors } from "./compile-descriptors.js";
 import { copyAhead, mapMemory, mapRuntime, type PageSource, RESUME_PASSES, STAMPS, THAW_PASSES } from "./compile-memory.js";
 import { compileOwners } from "./compile-owners.js";
@@ -23,7 +24,7 @@ import { forgetRuntime, type TouchTracking, trackTouches } from "./compile-recor
 import { compileSettings } from "./compile-settings.js";
 import { restoreTmp } from "./compile-tmp.js";
 import { compileDatabases } from "./databases.js";
-import { type Facts, isFile, type Region, type ThreadFacts } from "./facts.js";
+import { type Facts, isFile, isShared, type Region, type ThreadFacts } from "./facts.js";
 import { extendedState, register, signalFrame } from "./frame.js";
 import type { PageRun } from "./page-runs.js";
 import { type Program, ProgramBuilder, passed } from "./program.js";
@@ -42,9 +43,7 @@ export function fdBase(facts: Facts): number {
 /** Whether all bytes from `start` to `end` are memory of the process alone that it may write. */
 function isWritable({ regions }: Facts, start: bigint, end: bigint): boolean {
   for (let at = start; at < end; ) {
-    const region = regions.find(
-      (one) => one.kind !== "shared" && one.kind !== "common" && (one.prot & PROT_WRITE) !== 0 && one.start <= at && at < one.end,
-    );
+    const region = regions.find((one) => !isShared(one) && (one.prot & PROT_WRITE) !== 0 && one.start <= at && at < one.end);
     if (region === undefined) return false;
     at = region.end;
   }
@@ -218,10 +217,12 @@ export function compileResume(facts: Facts): Program {
 function equip(program: ProgramBuilder, facts: Facts, contents: Buffer, channels: Channels | undefined): void {
   program.call("umask", SYS.umask, [0]);
   restoreTmp(program, facts.tmp, contents);
+  mapNamed(program, facts.regions);
   program.call("umask", SYS.umask, [facts.umask]);
   program.call("working directory", SYS.chdir, [program.text(facts.cwd)]);
   program.stamp(STAMPS.tmp);
   compileDescriptors(program, facts.descriptors, { channels, fdBase: fdBase(facts), contents });
+  mapOpened(program, facts.regions);
   compileDatabases(program, facts);
   program.stamp(STAMPS.descriptors);
   restoreSignals(program, facts);

@@ -28,15 +28,18 @@ const identity = z.object({
 const region = z.object({
   /**
    * `base`: mapped from the page space of the base image, where `slot` and `runs` then lie (docs/design/base-images.md). `common`: shared with children that it
-   * forks, and known to nobody else.
+   * forks, and known to nobody else. `backed`: shared memory of a file in /tmp, or of the file of descriptor `fd`; its bytes are that file's.
    */
-  kind: z.enum(["anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common", "base"]),
+  kind: z.enum(["anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common", "base", "backed"]),
   start: hex,
   end: hex,
   prot: z.int().min(0).max(7),
   wipe: z.literal(1).optional(),
   offset: hex.optional(),
   path: z.string().optional(),
+  fd: count.optional(),
+  /** It may be made writable, whatever `prot` says. */
+  writes: z.literal(1).optional(),
   identity: identity.optional(),
   slot: hex.optional(),
   /** Pages that hold bytes: index within the region, count, index, count, … */
@@ -222,6 +225,11 @@ export type FileIdentity = z.output<typeof identity>;
 /** Whether a region maps a file: of the interpreter, of a library, or of the function. */
 export function isFile({ kind }: Region): boolean {
   return kind === "file" || kind === "shared";
+}
+
+/** Whether others see what is written to a region: children, whoever has its file. */
+export function isShared({ kind }: Region): boolean {
+  return kind === "shared" || kind === "common" || kind === "backed";
 }
 
 /** Pages that hold bytes in a region, be they stored in the image itself or in its base. */

@@ -129,13 +129,15 @@ const identityArbitrary = fc.record({
 });
 const regionArbitrary = fc.record(
   {
-    kind: fc.constantFrom("anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common" as const),
+    kind: fc.constantFrom("anon", "heap", "stack", "file", "shared", "overlay", "vdso", "common", "backed" as const),
     start: pageAddress,
     end: pageAddress,
     prot: fc.integer({ min: 0, max: 7 }),
     wipe: fc.constant(1 as const),
     offset: u64,
     path,
+    fd: count,
+    writes: fc.constant(1 as const),
     identity: identityArbitrary,
     slot: u64,
     runs: fc.array(count, { maxLength: 12 }),
