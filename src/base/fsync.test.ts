@@ -8,6 +8,7 @@ import {
   fsyncTree,
   mkdirDurably,
   removeTemporaries,
+  removeTree,
   renameDurably,
   TEMPORARY_PREFIX,
   temporaryPath,
@@ -58,6 +59,21 @@ describe("directories", () => {
     await renameDurably(join(dir, "from/tree"), join(dir, "to/tree"));
     expect(readFileSync(join(dir, "to/tree/deep/file"), "utf8")).toBe("x");
     expect(readdirSync(join(dir, "from"))).toEqual([]);
+  });
+});
+
+describe("a tree", () => {
+  it("is removed with all in it, and what links in it lead to is not", async () => {
+    for (const name of ["tree/lib/deep", "other"]) mkdirSync(join(dir, name), { recursive: true });
+    for (let index = 0; index < 40; index++) writeFileSync(join(dir, `tree/lib/${index}`), "");
+    writeFileSync(join(dir, "other/kept"), "");
+    symlinkSync("../other", join(dir, "tree/link"));
+    symlinkSync("other", join(dir, "link"));
+    await removeTree(join(dir, "tree"));
+    await removeTree(join(dir, "link"));
+    await removeTree(join(dir, "absent"));
+    expect(readdirSync(dir)).toEqual(["other"]);
+    expect(readdirSync(join(dir, "other"))).toEqual(["kept"]);
   });
 });
 
