@@ -16,6 +16,7 @@ import {
   readSync,
   renameSync,
   rmSync,
+  statfsSync,
   statSync,
   truncateSync,
   utimesSync,
@@ -31,6 +32,8 @@ import { type FunctionSpec, type Image, openEngine } from "../src/engine/index.j
 import { decodeRawManifest, decodeWorkingSet, encodeManifest, imageFiles, type RawManifest } from "../src/image/index.js";
 import { stageCode } from "../src/platform/code.js";
 import { lockDataDir } from "../src/platform/lock.js";
+import { received } from "../src/platform/testing.js";
+import { Uploads } from "../src/platform/uploads.js";
 import { ask, Bench, refusal, useBench } from "./support/bench.js";
 import { eventually } from "./support/wait.js";
 import { withInstance } from "./support/world.js";
@@ -510,7 +513,7 @@ describe("a disk that is full while code is unpacked", () => {
     ["the function's directory", "nr_inodes=1", "app.py", []],
     ["a directory of the package", "nr_inodes=3", "lib/deep/app.py", ["function"]],
   ])("where %s would be made, is told as that, and leaves nothing", async (_title, options, path, left) => {
-    const zip = zipSync({ [path]: new Uint8Array() });
+    const zip = await received(zipSync({ [path]: new Uint8Array() }));
     await onMount(`size=1m,${options}`, async (dir) => {
       const code = join(dir, "function", "code");
       const error = await refusal(stageCode(zip, code));
@@ -519,6 +522,21 @@ describe("a disk that is full while code is unpacked", () => {
       execFileSync("mount", ["-o", "remount,nr_inodes=100", dir]);
       await (await stageCode(zip, code)).publish();
       expect(existsSync(join(code, path))).toBe(true);
+    });
+  });
+});
+
+describe("a disk that is full while a package is received", () => {
+  it.each([
+    ["where its file would be made", "size=1m,nr_inodes=1", 10_000],
+    ["in the middle of it", "size=1m", 5_000_000],
+  ])("%s, is told as that, and leaves nothing", async (_title, options, bytes) => {
+    await onMount(options, async (dir) => {
+      const error = await refusal(new Uploads(dir).receive([Buffer.alloc(bytes)]));
+      expect(error.message).toMatch(/^The code package could not be received\. the disk is full\. Free some space/);
+      expect(readdirSync(dir)).toEqual([]);
+      const { bfree, blocks } = statfsSync(dir);
+      expect(bfree).toBe(blocks);
     });
   });
 });

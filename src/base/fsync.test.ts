@@ -10,6 +10,7 @@ import {
   removeTemporaries,
   removeTree,
   renameDurably,
+  syncFileSystem,
   TEMPORARY_PREFIX,
   temporaryPath,
   writeFileDurably,
@@ -59,6 +60,13 @@ describe("directories", () => {
     await renameDurably(join(dir, "from/tree"), join(dir, "to/tree"));
     expect(readFileSync(join(dir, "to/tree/deep/file"), "utf8")).toBe("x");
     expect(readdirSync(join(dir, "from"))).toEqual([]);
+  });
+});
+
+describe("a file system", () => {
+  it("is flushed whole, and one that is not there is an error", async () => {
+    await syncFileSystem(dir);
+    await expect(syncFileSystem(join(dir, "absent"))).rejects.toThrow("No such file or directory");
   });
 });
 

@@ -3,9 +3,13 @@
  * it names, and the directory entry may be lost although the bytes are there. So: write under a temporary
  * name, fsync the file, rename, fsync the directory (rename(2), fsync(2) "Notes").
  */
+import { execFile } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { access, lstat, mkdir, open, readdir, rename, rm, rmdir, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { promisify } from "node:util";
+
+const run = promisify(execFile);
 
 /** What every temporary name begins with; a server that starts may remove whatever carries it. */
 export const TEMPORARY_PREFIX = ".tmp-";
@@ -36,6 +40,11 @@ export async function fsyncTree(path: string): Promise<void> {
     else if (entry.isFile()) await fsyncPath(child);
   }
   await fsyncPath(path);
+}
+
+/** Flushes all that the file system of `path` has to write, other programs' too: syncfs(2), which Node lacks, by coreutils' `sync`. */
+export async function syncFileSystem(path: string): Promise<void> {
+  await run("sync", ["--file-system", "--", path]);
 }
 
 /** Renames and flushes both directories concerned. The content must have been flushed before. */

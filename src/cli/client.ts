@@ -2,8 +2,10 @@
  * HTTP to the server. Plain `node:http` rather than fetch: a function may take 15 minutes, and fetch gives up on a
  * reply's headers after five. Errors of control routes come back as the ThawError that the server threw.
  */
-import { request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders } from "node:http";
+import { once } from "node:events";
+import { type ClientRequest, request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders } from "node:http";
 import { request as httpsRequest } from "node:https";
+import { setTimeout as pause } from "node:timers/promises";
 import { ERROR_CODES, type ErrorCode, errorText, ThawError } from "../base/errors.js";
 import { formatBytes, MIB } from "../base/units.js";
 import { Interrupted } from "./io.js";
@@ -27,6 +29,8 @@ export interface RequestParts {
   readonly query?: Readonly<Record<string, string | readonly string[] | undefined>>;
   readonly headers?: OutgoingHttpHeaders;
   readonly body?: Buffer;
+  /** A body that is too large for memory, as it comes. What it throws is thrown. */
+  readonly pieces?: AsyncIterable<Buffer>;
 }
 
 /** One server, one run of the CLI. */
@@ -105,23 +109,27 @@ export class Client {
     return Buffer.concat(chunks);
   }
 
-  #open(method: string, path: string, { query, headers, body }: RequestParts): Promise<IncomingMessage> {
+  #open(method: string, path: string, { query, headers, body, pieces }: RequestParts): Promise<IncomingMessage> {
     const url = new URL(this.#base.pathname.replace(/\/$/, "") + path, this.#base);
     for (const [name, value] of Object.entries(query ?? {})) {
       for (const one of Array.isArray(value) ? value : [value]) if (one !== undefined) url.searchParams.append(name, one);
     }
     const open = url.protocol === "https:" ? httpsRequest : httpRequest;
+    // What is refused without its body is refused before that is sent. And who keeps the connection hears why the rest of it is refused.
+    const length = body === undefined ? {} : { "content-length": body.length };
+    const framing = pieces === undefined ? length : { expect: "100-continue", connection: "keep-alive" };
     return new Promise((done, failed) => {
       const request = open(url, {
         method,
         // One command, one or two requests: nothing to keep alive, and no socket that delays the exit.
         agent: false,
         signal: this.#stop,
-        headers: { ...headers, ...(body === undefined ? {} : { "content-length": body.length }) },
+        headers: { ...headers, ...framing },
       });
       request.on("response", done);
       request.on("error", (error) => failed(this.#unreachable(error)));
-      request.end(body);
+      if (pieces === undefined) request.end(body);
+      else sendPieces(request, pieces).catch(failed);
     });
   }
 
@@ -142,6 +150,33 @@ export class Client {
       fix: "Start one with `thaw serve`, or name another with --url or THAW_URL",
       cause: error,
     });
+  }
+}
+
+/** How long a server, or a proxy before it, may take to ask for a body that it is offered. Some never do. */
+const ASKED_MS = 1_000;
+
+/** Sends a body until its end, or until there is a reply to what was sent: then nobody wants the rest. Throws what `body` throws. */
+async function sendPieces(request: ClientRequest, body: AsyncIterable<Buffer>): Promise<void> {
+  const over = new AbortController();
+  request.once("close", () => over.abort());
+  request.once("response", (response: IncomingMessage) => {
+    over.abort();
+    response.once("end", () => request.destroy());
+  });
+  const { signal } = over;
+  try {
+    request.flushHeaders();
+    await Promise.race([once(request, "continue", { signal }), pause(ASKED_MS, undefined, { signal })]);
+    for await (const piece of body) {
+      if (!request.write(piece)) await once(request, "drain", { signal });
+      if (signal.aborted) return;
+    }
+    request.end();
+  } catch (error) {
+    if (signal.aborted) return;
+    request.destroy();
+    throw error;
   }
 }
 

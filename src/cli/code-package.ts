@@ -1,32 +1,45 @@
 /**
- * Turns what `thaw deploy` was pointed at into a zip. The same files give the same bytes on every machine (sorted
- * names, one fixed time), so that an unchanged function is recognised by its hash.
+ * Turns what `thaw deploy` was pointed at into a zip. The same files give the same bytes (sorted names, one fixed time), so that an
+ * unchanged function is recognised by its hash. Files are looked at first, and read and packed while the zip is sent: it is never whole in memory.
  *
  * Symbolic links are replaced by what they point to, as long as that is inside the folder. One that leads outside is an
  * error: following it would upload files that nobody named, leaving it out would deploy a function with a hole.
  */
-import { lstat, readdir, readFile, realpath, stat } from "node:fs/promises";
+import { createReadStream, type Dirent, type Stats, statSync } from "node:fs";
+import { readdir, realpath, stat } from "node:fs/promises";
 import { basename, join, relative, resolve, sep } from "node:path";
-import { type AsyncZippable, zip } from "fflate";
 import { errorText, ThawError } from "../base/errors.js";
 import { formatBytes } from "../base/units.js";
+import { type Measure, mostOf } from "../platform/largest.js";
 import { LIMITS } from "../platform/types.js";
 import { THAW_JSON } from "./thaw-json.js";
+import { type FileToPack, zipFiles } from "./zip-writer.js";
 
 const SKIPPED = new Set([".git", ".DS_Store"]);
-// The oldest time a zip can hold. Local, because that is how zip stores it and fflate reads it.
-const FIXED_TIME = new Date(1980, 0, 1);
 
 /** A package ready to be sent. */
 export interface CodePackage {
-  readonly zip: Buffer;
-  readonly fileCount: number;
+  /** Of its files; of a finished zip, its own. */
+  readonly bytes: number;
+  /** The zip, in pieces. `onRead` is told of each piece of what it has {@link bytes} of. CODE_INVALID when a file cannot be read. */
+  zip(onRead?: (bytes: number) => void): AsyncIterable<Buffer>;
   /** File names inside the package; empty when a finished zip was given. */
   readonly names: ReadonlySet<string>;
 }
 
+/** What a package may have. */
+export interface PackageLimits {
+  readonly unpackedBytes: number;
+  readonly packedBytes: number;
+  readonly packageEntries: number;
+}
+
 /** Packs a folder without the files `left`, or takes a finished `.zip`. CODE_INVALID says what is wrong with it. */
-export async function packCode(path: string, left: readonly (string | undefined)[] = []): Promise<CodePackage> {
+export async function packCode(
+  path: string,
+  left: readonly (string | undefined)[] = [],
+  limits: PackageLimits = LIMITS,
+): Promise<CodePackage> {
   const found = await stat(path).catch((error: unknown) => {
     throw new ThawError("CODE_INVALID", {
       what: `${path} cannot be deployed`,
@@ -35,11 +48,8 @@ export async function packCode(path: string, left: readonly (string | undefined)
       cause: error,
     });
   });
-  if (found.isDirectory()) return packFolder(path, new Set([THAW_JSON, ...left]));
-  if (found.isFile() && path.endsWith(".zip")) {
-    checkZipSize(path, found.size);
-    return { zip: await readFile(path).catch((error: unknown) => unreadable(path, path, error)), fileCount: 0, names: new Set() };
-  }
+  if (found.isDirectory()) return packFolder(path, new Set([THAW_JSON, ...left]), limits);
+  if (found.isFile() && path.endsWith(".zip")) return finishedZip(path, found.size, limits);
   throw new ThawError("CODE_INVALID", {
     what: `${path} cannot be deployed`,
     why: "It is neither a folder nor a .zip file",
@@ -47,69 +57,84 @@ export async function packCode(path: string, left: readonly (string | undefined)
   });
 }
 
-async function packFolder(folder: string, left: ReadonlySet<string | undefined>): Promise<CodePackage> {
+function finishedZip(path: string, bytes: number, { packedBytes }: PackageLimits): CodePackage {
+  if (bytes > packedBytes) throw tooLarge(path, `it has ${formatBytes(bytes)}, the limit is ${formatBytes(packedBytes)}`);
+  async function* zip(onRead?: (bytes: number) => void): AsyncGenerator<Buffer> {
+    try {
+      for await (const piece of createReadStream(path) as AsyncIterable<Buffer>) {
+        onRead?.(piece.length);
+        yield piece;
+      }
+    } catch (error) {
+      unreadable(path, path, error);
+    }
+  }
+  return { bytes, zip, names: new Set() };
+}
+
+async function packFolder(folder: string, left: ReadonlySet<string | undefined>, limits: PackageLimits): Promise<CodePackage> {
   const root = await realpath(folder);
-  const entries: AsyncZippable = {};
+  const files: FileToPack[] = [];
   let bytes = 0;
-  let fileCount = 0;
   let folderCount = 0;
 
   /** Counts folders too: each is walked by every way that links make to it, and twenty with two ways to the next are a million. */
-  function checkCount(): void {
-    if (fileCount + folderCount > LIMITS.packageEntries)
-      throw tooLarge(folder, `it has more than ${LIMITS.packageEntries} files and folders, those that links lead to included`);
-  }
+  const count = (): number => files.length + folderCount;
+  /** Of up to twice as many it can be told what they are. */
+  const isEndless = (): boolean => count() > 2 * limits.packageEntries;
 
   /** Adds what `directory` holds; `ancestors` are real paths above it, by which a link to an ancestor is recognised. */
   async function walk(directory: string, ancestors: readonly string[]): Promise<void> {
     folderCount++;
-    checkCount();
-    const names = await readdir(directory).catch((error: unknown) => unreadable(root, relative(root, directory) || ".", error));
+    const entries = await readdir(directory, { withFileTypes: true }).catch((error: unknown) =>
+      unreadable(root, relative(root, directory) || ".", error),
+    );
     const above = [...ancestors, await realpath(directory)];
-    for (const name of names.sort()) {
-      const path = join(directory, name);
+    entries.sort((a, b) => (a.name < b.name ? -1 : 1));
+    for (const entry of entries) {
+      if (isEndless()) return;
+      const path = join(directory, entry.name);
       const inside = relative(root, path).split(sep).join("/");
-      if (SKIPPED.has(name) || left.has(inside)) continue;
-      const link = await lstat(path).catch((error: unknown) => unreadable(root, inside, error));
-      const target = link.isSymbolicLink() ? await followed(root, path, inside) : path;
-      const info = await stat(target).catch((error: unknown) => unreadable(root, inside, error));
-      if (info.isDirectory()) {
-        const real = await realpath(target);
-        if (!above.includes(real)) await walk(path, above);
-      } else if (info.isFile()) {
-        // The library takes it for the prototype of what it packs, and would leave the file out without a word.
-        if (inside === "__proto__")
-          throw new ThawError("CODE_INVALID", {
-            what: `${root} cannot be deployed`,
-            why: '"__proto__" cannot be the name of a file',
-            fix: "Rename it",
-          });
-        bytes += info.size;
-        if (bytes > LIMITS.unpackedBytes)
-          throw tooLarge(folder, `its files are larger than ${formatBytes(LIMITS.unpackedBytes)}`);
-        fileCount++;
-        checkCount();
-        // Upper half of the attributes: the Unix mode. Read permission for all: the function is not the owner.
-        const mode = 0o100444 | (info.mode & 0o111 ? 0o111 : 0);
-        const data = await readFile(target).catch((error: unknown) => unreadable(root, inside, error));
-        entries[inside] = [new Uint8Array(data), { attrs: mode << 16, os: 3 }];
-      }
+      if (!SKIPPED.has(entry.name) && !left.has(inside)) await add(path, inside, entry, above);
+    }
+  }
+
+  /** At once: there is nothing else to do, and a promise for each of 60,000 files takes seconds. */
+  function look(path: string, inside: string): Stats {
+    try {
+      return statSync(path);
+    } catch (error) {
+      return unreadable(root, inside, error);
+    }
+  }
+
+  async function add(path: string, inside: string, entry: Dirent, above: readonly string[]): Promise<void> {
+    const target = entry.isSymbolicLink() ? await followed(root, path, inside) : path;
+    const info = look(target, inside);
+    if (info.isDirectory()) {
+      if (!entry.isSymbolicLink() || !above.includes(await realpath(target))) await walk(path, above);
+    } else if (info.isFile()) {
+      bytes += info.size;
+      files.push({ path: inside, from: target, bytes: info.size, isExecutable: (info.mode & 0o111) !== 0 });
     }
   }
 
   await walk(root, []);
-  if (fileCount === 0) {
-    throw new ThawError("CODE_INVALID", { what: `${folder} cannot be deployed`, why: "It holds no files" });
+  const most = (measure: Measure): Promise<string> => mostOf(files, measure);
+  if (count() > limits.packageEntries) {
+    const many = isEndless() ? `more than ${2 * limits.packageEntries}` : count();
+    const why = `it has ${many} files and folders, those that links lead to included, the limit is ${limits.packageEntries}`;
+    throw tooLarge(folder, why + (await most("files")));
   }
-  const packed = await new Promise<Uint8Array>((done, failed) => {
-    // Level 3: the server is near, and the package is unpacked once.
-    zip(entries, { level: 3, mtime: FIXED_TIME }, (error, data) => (error ? failed(error) : done(data)));
-  });
-  checkZipSize(folder, packed.byteLength);
+  if (bytes > limits.unpackedBytes) {
+    const why = `its files have ${formatBytes(bytes)}, the limit is ${formatBytes(limits.unpackedBytes)}`;
+    throw tooLarge(folder, why + (await most("bytes")));
+  }
+  if (files.length === 0) throw new ThawError("CODE_INVALID", { what: `${folder} cannot be deployed`, why: "It holds no files" });
   return {
-    zip: Buffer.from(packed.buffer, packed.byteOffset, packed.byteLength),
-    fileCount,
-    names: new Set(Object.keys(entries)),
+    bytes,
+    zip: (onRead = () => undefined) => zipFiles(files, onRead, ({ path }, error) => unreadable(root, path, error)),
+    names: new Set(files.map(({ path }) => path)),
   };
 }
 
@@ -133,11 +158,6 @@ async function followed(root: string, path: string, inside: string): Promise<str
     why: `${inside} is a symbolic link that leads ${leads}`,
     fix: target === undefined ? "Remove the link, or bring back what it led to" : "Replace the link by the files themselves",
   });
-}
-
-function checkZipSize(path: string, bytes: number): void {
-  if (bytes > LIMITS.packedBytes)
-    throw tooLarge(path, `packed it has ${formatBytes(bytes)}, the limit is ${formatBytes(LIMITS.packedBytes)}`);
 }
 
 function tooLarge(path: string, why: string): ThawError {

@@ -18,6 +18,8 @@ export interface CliOptions {
   readonly stop?: AbortController;
   readonly machine?: MachineReport;
   readonly openEngine?: OpenEngine;
+  /** Whether stderr is a terminal; default: no. */
+  readonly interactive?: boolean;
   /** Called with everything printed to stdout so far, after each piece. */
   readonly onOut?: (out: string) => void;
 }
@@ -57,7 +59,7 @@ export async function runCli(args: readonly string[], options: CliOptions = {}):
       env: { ...(options.url === undefined ? {} : { THAW_URL: options.url }), ...options.env },
       cwd: options.cwd ?? "/nonexistent",
       stop: (options.stop ?? new AbortController()).signal,
-      interactive: false,
+      interactive: options.interactive ?? false,
     },
   };
   const code = await run(args, context);

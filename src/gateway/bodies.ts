@@ -7,10 +7,11 @@ import { totalmem } from "node:os";
 import { finished } from "node:stream";
 import { ThawError } from "../base/errors.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
+import { cutShort } from "./upload.js";
 
 /** What every body may hold, whatever others do: requests of this size are always read. */
 const SMALL_BYTES = 64 * KIB;
-/** What larger ones may hold together, on a machine of that much memory: ten packages at least. */
+/** What larger ones may hold together, on a machine of that much memory: 85 payloads at least. */
 const largeBytesMax = (machineBytes: number): number => Math.max(512 * MIB, machineBytes / 16);
 
 const NOTHING = Buffer.alloc(0);
@@ -79,8 +80,4 @@ function tooMuch(bytesMax: number): ThawError {
     why: `the server holds ${formatBytes(bytesMax)} of bodies that others have sent, which is the limit`,
     fix: "Try again later, or send less: a body of 64 KiB is always read",
   });
-}
-
-function cutShort(cause: Error): ThawError {
-  return new ThawError("INVALID_ARGUMENT", { what: "The request cannot be read", why: "It ended before its body did", cause });
 }

@@ -28,8 +28,10 @@ import {
   type Platform,
   type WarmUp,
 } from "../platform/types.js";
+import { packageTooLarge } from "../platform/uploads.js";
 import { DEPLOY_BYTES_MAX, readDeployBody } from "./deploy-body.js";
 import { deployQuery, heatQuery, logsQuery, readQuery, readyQuery } from "./query.js";
+import { readUpload, UPLOAD_MS } from "./upload.js";
 
 /** Where these routes stand. */
 export const CONTROL_PREFIX = "/thaw/v1";
@@ -90,21 +92,38 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
     return { ...shown, warmUp: { ...rest, eventCount: events.length } };
   };
 
-  const deploy = async ({ params, query, headers, body }: FastifyRequest<Named>, update: boolean): Promise<FunctionView> => {
+  const asked = ({ params: { name }, query, method }: FastifyRequest<Named>): Omit<DeployRequest, "zip"> => {
     const { memory, timeout, tmp, ...rest } = readQuery(deployQuery, query);
-    const { name } = params;
-    const parts = await readDeployBody(headers["content-type"], body);
-    const request: DeployRequest = { ...rest, ...parts, name, memoryMb: memory, timeoutMs: timeout, tmpMb: tmp, update };
-    const info = await platform.deploy(request);
-    lastStarts.delete(name);
-    return view(info);
+    return { ...rest, name, memoryMb: memory, timeoutMs: timeout, tmpMb: tmp, update: method === "PUT" };
   };
-
-  app.post<Named>("/functions/:name", { bodyLimit: DEPLOY_BYTES_MAX }, async (request, reply) => {
-    const info = await deploy(request, false);
-    return reply.code(201).send(info);
+  const deploy = async (request: FastifyRequest<Named>): Promise<FunctionView> => {
+    const { name } = request.params;
+    const body = readUpload(request.raw, { bytes: DEPLOY_BYTES_MAX, ...UPLOAD_MS }, packageTooLarge);
+    const parts = await readDeployBody(request.headers["content-type"], body, (source) => platform.receive(source));
+    try {
+      const info = await platform.deploy({ ...asked(request), ...parts });
+      lastStarts.delete(name);
+      return view(info);
+    } finally {
+      await parts.zip.close();
+    }
+  };
+  app.register((scope, _options, done) => {
+    // The body stays where it is: it is read as it comes.
+    scope.removeAllContentTypeParsers();
+    scope.addContentTypeParser("*", (_request, _body, parsed) => parsed(null));
+    const options = {
+      bodyLimit: DEPLOY_BYTES_MAX,
+      // What can be refused without the package is refused before it is sent, to who asks whether to send it.
+      onRequest: async (request: FastifyRequest<Named>): Promise<void> => platform.checkDeploy(asked(request)),
+    };
+    scope.post<Named>("/functions/:name", options, async (request, reply) => {
+      const info = await deploy(request);
+      return reply.code(201).send(info);
+    });
+    scope.put<Named>("/functions/:name", options, deploy);
+    done();
   });
-  app.put<Named>("/functions/:name", { bodyLimit: DEPLOY_BYTES_MAX }, (request) => deploy(request, true));
   app.get("/functions", async () => {
     await platform.measure();
     return { functions: platform.list().map(view) };

@@ -1,6 +1,16 @@
-import { describe, expect, it } from "vitest";
-import { LIMITS } from "../platform/types.js";
-import { DEPLOY_BYTES_MAX, readDeployBody, WARM_UP_BYTES_MAX } from "./deploy-body.js";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { WarmUp } from "../platform/types.js";
+import { Uploads } from "../platform/uploads.js";
+import { readDeployBody, WARM_UP_BYTES_MAX } from "./deploy-body.js";
+
+let dir: string;
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), "thaw-body-"));
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
 
 const ZIP = Buffer.from("PK\r\n--not really a zip\0\xff", "latin1");
 
@@ -12,13 +22,25 @@ async function form(parts: readonly (readonly [string, string | Buffer])[]): Pro
   return [response.headers.get("content-type") ?? "", Buffer.from(await response.arrayBuffer())];
 }
 
+/** Reads `body`, which comes in pieces of `pieceBytes`, and the package that is found in it. */
+async function read(type: string | undefined, body: Buffer, pieceBytes = 64): Promise<{ zip: Buffer; warmUp?: WarmUp }> {
+  async function* pieces(): AsyncGenerator<Buffer> {
+    for (let at = 0; at < body.length; at += pieceBytes) yield body.subarray(at, at + pieceBytes);
+  }
+  const uploads = new Uploads(dir);
+  const { zip, ...rest } = await readDeployBody(type, pieces(), (source) => uploads.receive(source));
+  const bytes = await zip.read(0, zip.bytes);
+  await zip.close();
+  return { zip: bytes, ...rest };
+}
+
 describe("the body of a deploy", () => {
   it.each(["application/zip", "application/octet-stream", undefined])("of type %s is the zip, byte for byte", async (type) => {
-    expect(await readDeployBody(type, ZIP)).toEqual({ zip: ZIP });
+    expect(await read(type, ZIP)).toEqual({ zip: ZIP });
   });
 
   it("may be missing: then the package is empty, for the platform to refuse", async () => {
-    expect((await readDeployBody(undefined, undefined)).zip).toHaveLength(0);
+    expect((await read(undefined, Buffer.alloc(0))).zip).toHaveLength(0);
   });
 
   it("is a form with the zip and the warm-up events, both as they were sent", async () => {
@@ -28,24 +50,27 @@ describe("the body of a deploy", () => {
         ["code", ZIP],
         ["warmUp", JSON.stringify(warmUp)],
       ]);
-      expect(await readDeployBody(...body)).toEqual({ zip: ZIP, warmUp });
+      expect(await read(...body)).toEqual({ zip: ZIP, warmUp });
     }
     const list = await form([
       ["warmUp", Buffer.from(JSON.stringify(events))],
       ["code", ZIP],
     ]);
-    expect(await readDeployBody(...list)).toEqual({ zip: ZIP, warmUp: { events } });
-    expect(await readDeployBody(...(await form([["code", ZIP]])))).toEqual({ zip: ZIP });
+    expect(await read(...list)).toEqual({ zip: ZIP, warmUp: { events } });
+    expect(await read(...(await form([["code", ZIP]])))).toEqual({ zip: ZIP });
   });
 
-  it("may be a full package with as many events as allowed", async () => {
-    const parts = [
-      ["code", Buffer.alloc(LIMITS.packedBytes)],
-      ["warmUp", JSON.stringify(["x".repeat(WARM_UP_BYTES_MAX - 4)])],
-    ] as const;
-    const [type, body] = await form(parts);
-    expect(body.length).toBeLessThanOrEqual(DEPLOY_BYTES_MAX);
-    expect((await readDeployBody(type, body)).zip).toHaveLength(LIMITS.packedBytes);
+  it("is the same in whatever pieces it comes, and with what forms have around their parts", async () => {
+    const [type, body] = await form([
+      ["code", ZIP],
+      ["warmUp", "[1]"],
+    ]);
+    for (let pieceBytes = 1; pieceBytes <= body.length; pieceBytes++)
+      expect(await read(type, body, pieceBytes), `${pieceBytes} at once`).toEqual({ zip: ZIP, warmUp: { events: [1] } });
+    const around = Buffer.concat([Buffer.from("for who reads no forms\r\n"), body, Buffer.from("and an end")]);
+    expect((await read(type, around)).zip).toEqual(ZIP);
+    expect((await read(type, body.subarray(0, body.lastIndexOf("--") + 2))).zip).toEqual(ZIP);
+    expect((await read(type.replace(/boundary=(.*)$/, 'charset=utf-8; boundary="$1"'), body)).zip).toEqual(ZIP);
   });
 
   it.each([
@@ -113,11 +138,11 @@ describe("the body of a deploy", () => {
         ["code", ZIP],
         ["warmUp", JSON.stringify(["x".repeat(WARM_UP_BYTES_MAX)])],
       ],
-      /they have 1 MiB, and the limit is 1 MiB\. Give a JSON list/,
+      /they have more than 1 MiB, which is the limit\. Give a JSON list/,
     ],
   ] as [[string, string | Buffer][], RegExp][])("is refused with the parts of case %#", async (parts, sentence) => {
     const body = await form(parts);
-    const refused = readDeployBody(...body);
+    const refused = read(...body);
     await expect(refused).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     await expect(refused).rejects.toThrow(sentence);
   });
@@ -128,10 +153,10 @@ describe("the body of a deploy", () => {
       ["warmUp", "[1]"],
     ]);
     for (const at of [0, 10, 60, 150, body.length - 150, body.length - 10]) {
-      await expect(readDeployBody(type, body.subarray(0, at)), `cut at ${at}`).rejects.toMatchObject({
+      await expect(read(type, body.subarray(0, at)), `cut at ${at}`).rejects.toMatchObject({
         code: "INVALID_ARGUMENT",
       });
     }
-    await expect(readDeployBody("multipart/form-data", body)).rejects.toThrow(/The form cannot be used/);
+    await expect(read("multipart/form-data", body)).rejects.toThrow(/The form cannot be used/);
   });
 });

@@ -11,7 +11,8 @@ import Fastify, { type FastifyInstance, type FastifyPluginCallback, type Fastify
 import { assert, isThawError, ThawError } from "../base/errors.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
-import { LIMITS, type Platform } from "../platform/types.js";
+import type { Platform } from "../platform/types.js";
+import { packageTooLarge } from "../platform/uploads.js";
 import { Bodies } from "./bodies.js";
 import { addControlRoutes, CONTROL_PREFIX, type LastStart, metricsOf } from "./control.js";
 import { DEPLOY_BYTES_MAX } from "./deploy-body.js";
@@ -20,6 +21,7 @@ import { isLoopback, refuseForeignPages } from "./guard.js";
 import { addInvokeRoute } from "./invoke.js";
 import { EXPOSITION_TYPE, exposition } from "./prometheus.js";
 import { type ReadingLimits, refuseOnSocket, refuseUnreadable } from "./unreadable.js";
+import { isUploading, UPLOAD_MS } from "./upload.js";
 
 /** How long a client may take to send its headers, and all of a request. The reply may take as long as the function. */
 const HEADERS_TIMEOUT_MS = 10_000;
@@ -126,7 +128,10 @@ export function buildGateway(
     genReqId: () => randomUUID(),
     // Of an address that no route was looked up for: no hook runs, and no error handler.
     frameworkErrors: (error, request, reply) => void sendError(addressError(error), request, reply),
-    clientErrorHandler: (error, socket) => afterReply(socket, () => refuseUnreadable(error, socket, READING_LIMITS)),
+    clientErrorHandler: (error, socket) => {
+      if (error.code === "ERR_HTTP_REQUEST_TIMEOUT" && isUploading(socket)) return;
+      afterReply(socket, () => refuseUnreadable(error, socket, READING_LIMITS));
+    },
     routerOptions: { maxParamLength: PARAMETER_CHARACTERS_MAX },
     http: {
       headersTimeout: HEADERS_TIMEOUT_MS,
@@ -191,8 +196,14 @@ export function buildGateway(
   });
   app.setErrorHandler(async (thrown, request, reply) => {
     const error = fromFastify(thrown);
-    const unread = exceptionOf(error) === "RequestTooLargeException" || isThawError(error, "RESOURCE_EXHAUSTED");
-    if (unread && !unasked.has(request.raw)) await drain(request.raw);
+    const isUpload = request.routeOptions.bodyLimit === DEPLOY_BYTES_MAX && !request.raw.complete;
+    const unread = isUpload || exceptionOf(error) === "RequestTooLargeException" || isThawError(error, "RESOURCE_EXHAUSTED");
+    if (unread && !unasked.has(request.raw)) {
+      // To read what is left of a package may take minutes: who goes on with the connection has the reply first.
+      if (isUpload && request.headers.connection !== "close")
+        void drain(request.raw, UPLOAD_MS.pauseMs).then(() => endUnread(request.raw));
+      else await drain(request.raw, DRAIN_MS_MAX);
+    }
     // A refusal by a server that stops is in order: whoever watches the log should hear of what is not.
     if (exceptionOf(error) === "ServiceException" && !isThawError(error, "SHUTTING_DOWN"))
       log.error({ err: error, method: request.method, path: request.url }, "request failed");
@@ -329,10 +340,10 @@ function fromFastify(error: unknown): unknown {
  * Reads what the client still sends, and forgets it. A reply to somebody who is writing is lost: the connection is closed behind it,
  * and bytes that nobody read turn that into a reset.
  */
-function drain(body: IncomingMessage): Promise<void> {
+function drain(body: IncomingMessage, ms: number): Promise<void> {
   return new Promise((resolve) => {
     let bytes = 0;
-    const timer = setTimeout(resolve, DRAIN_MS_MAX);
+    const timer = setTimeout(resolve, ms);
     body.on("data", (chunk: Buffer) => {
       bytes += chunk.length;
       if (bytes > DRAIN_BYTES_MAX) resolve();
@@ -344,12 +355,16 @@ function drain(body: IncomingMessage): Promise<void> {
   });
 }
 
+function endUnread(body: IncomingMessage): void {
+  if (!body.complete) body.destroy();
+}
+
 function tooLarge(limit: number): ThawError {
-  const isPackage = limit === DEPLOY_BYTES_MAX;
+  if (limit === DEPLOY_BYTES_MAX) return packageTooLarge();
   return new ThawError("PAYLOAD_TOO_LARGE", {
-    what: isPackage ? "The code package is too large" : "The request's payload is too large",
-    why: `The limit is ${formatBytes(isPackage ? LIMITS.packedBytes : limit)}`,
-    fix: isPackage ? "Leave out what the function does not need at run time" : "Pass a reference to the data instead of the data",
+    what: "The request's payload is too large",
+    why: `The limit is ${formatBytes(limit)}`,
+    fix: "Pass a reference to the data instead of the data",
   });
 }
 

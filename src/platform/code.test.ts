@@ -1,13 +1,16 @@
+import { randomBytes } from "node:crypto";
 import { chmod, lstat, mkdtemp, readdir, readFile, readlink, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
+import { strToU8, zipSync } from "fflate";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { isThawError } from "../base/errors.js";
-import { hashCode, mendModes, stageCode } from "./code.js";
-import { EXECUTABLE, LINK, zipOf } from "./testing.js";
+import { MIB } from "../base/units.js";
+import { mendModes, stageCode } from "./code.js";
+import { EXECUTABLE, LINK, received, zipOf } from "./testing.js";
 import { LIMITS } from "./types.js";
-import { readEntryBytes, readZip } from "./zip.js";
+import { readContent, readZip, type ZipLimits } from "./zip.js";
 
 let dir: string;
 beforeEach(async () => {
@@ -19,9 +22,14 @@ afterEach(async () => {
 
 const unpack = async (zip: Uint8Array): Promise<string> => {
   const final = join(dir, "functions", "hello", "abc");
-  const staged = await stageCode(zip, final);
-  await staged.publish();
-  await staged.discard();
+  const file = await received(zip);
+  try {
+    const staged = await stageCode(file, final);
+    await staged.publish();
+    await staged.discard();
+  } finally {
+    await file.close();
+  }
   return final;
 };
 
@@ -69,11 +77,6 @@ describe("a code package is refused", () => {
     ],
     ["with a name that is too long", () => zipOf({ ["n".repeat(300)]: "x" }), "is too long. Use names of at most 255 bytes"],
     [
-      "beyond the packed limit",
-      () => new Uint8Array(LIMITS.packedBytes + 1),
-      "it has 50 MiB, and the limit is 50 MiB. Leave out what the function does not need",
-    ],
-    [
       "when it says that it unpacks to more than the limit",
       () => patched(zipOf(), (view, at, central) => central && view.setUint32(at + 24, LIMITS.unpackedBytes + 1, true)),
       "it unpacks to more than 250 MiB, which is the limit",
@@ -109,18 +112,48 @@ describe("a code package is refused", () => {
     });
   }
 
-  it("with too many entries, naming both numbers", () => {
-    const files = Object.fromEntries(Array.from({ length: LIMITS.packageEntries + 1 }, (_, index) => [`f${index}`, ""]));
-    expect(() => readZip(zipOf(files))).toThrow("it has 20001 entries, and the limit is 20000. Bundle the code into fewer files");
+  const list = async (zip: Uint8Array, limits?: ZipLimits) => {
+    const file = await received(zip);
+    return readZip(file, limits).finally(() => file.close());
+  };
+  const some = { unpackedBytes: 10_000, packageEntries: 100 };
+
+  it("with too many entries, naming both numbers and where most of them are", async () => {
+    const names = [...Array(90).keys()].map((index) => `node_modules/many/lib/f${index}`);
+    const others = [...Array(30).keys()].map((index) => `node_modules/some/f${index}`);
+    const files = Object.fromEntries(["node_modules/many/package.json", ...names, ...others].map((name) => [name, ""]));
+    await expect(list(zipOf(files), some)).rejects.toThrow(
+      "it has 121 entries, and the limit is 100. Most is in node_modules/many (91 files), node_modules/some (30 files). Leave out what",
+    );
+    const more = Object.fromEntries(Array.from({ length: 201 }, (_, index) => [`f${index}`, ""]));
+    await expect(list(zipOf(more), some)).rejects.toThrow("it has 201 entries, and the limit is 100. Leave out what");
   });
 
-  it("with few entries in more directories than there may be entries", () => {
-    const files = Object.fromEntries(Array.from({ length: 50 }, (_, index) => [`${index}/${"d/".repeat(480)}f`, ""]));
-    expect(() => readZip(zipOf(files))).toThrow(
-      "it has more entries, with the directories in their paths, and the limit is 20000. Bundle the code into fewer files",
+  it("that unpacks to too much, naming where most of it is", async () => {
+    const files = { "index.js": "x", "lib/small.js": "y".repeat(1_000), "lib/large/data.json": "z".repeat(9_500) };
+    await expect(list(zipOf(files), some)).rejects.toThrow(
+      "it unpacks to more than 9.8 KiB, which is the limit. Most is in lib/large (9.3 KiB), lib/small.js (1000 B), index.js (1 B). Leave",
     );
-    const nested = Object.fromEntries(Array.from({ length: 50 }, (_, index) => [`${"d/".repeat(480)}${index}`, ""]));
-    expect(readZip(zipOf(nested))).toHaveLength(50);
+  });
+
+  it("with few entries in more directories than there may be entries", async () => {
+    const files = Object.fromEntries(Array.from({ length: 5 }, (_, index) => [`${index}/${"d/".repeat(30)}f`, ""]));
+    await expect(list(zipOf(files), some)).rejects.toThrow(
+      "it has more entries, with the directories in their paths, and the limit is 100. Most is in ",
+    );
+    const nested = Object.fromEntries(Array.from({ length: 50 }, (_, index) => [`${"d/".repeat(30)}${index}`, ""]));
+    expect(await list(zipOf(nested), some)).toHaveLength(50);
+  });
+
+  it("with a list of files that is larger than memory is given for, whatever it says of itself", async () => {
+    const end = Buffer.alloc(22);
+    end.writeUInt32LE(0x06054b50);
+    end.writeUInt16LE(1, 8);
+    end.writeUInt16LE(1, 10);
+    end.writeUInt32LE(40 * MIB, 12);
+    const holes = Buffer.alloc(40 * MIB);
+    await expect(list(Buffer.concat([holes, end]))).rejects.toThrow("the list of its files has 40 MiB, and the limit is 32 MiB");
+    await expect(list(end)).rejects.toThrow("its directory has another length than its end says");
   });
 
   it("whole, cut short at any byte or with any byte changed, or unpacks to the same files: it never crashes", async () => {
@@ -142,11 +175,22 @@ describe("a code package is refused", () => {
   });
 });
 
+async function contentOf(...[file, entry]: Parameters<typeof readContent>): Promise<Buffer> {
+  const pieces: Uint8Array[] = [];
+  for await (const piece of readContent(file, entry)) pieces.push(piece);
+  return Buffer.concat(pieces);
+}
+
 async function contents(zip: Uint8Array): Promise<Record<string, string>> {
   const files: Record<string, string> = {};
-  for (const entry of readZip(zip)) {
-    // An altered attribute may make a link of a file; its bytes are the same.
-    if (entry.kind !== "directory") files[entry.path] = Buffer.from(await readEntryBytes(entry)).toString();
+  const file = await received(zip);
+  try {
+    for (const entry of await readZip(file)) {
+      // An altered attribute may make a link of a file; its bytes are the same.
+      if (entry.kind !== "directory") files[entry.path] = (await contentOf(file, entry)).toString();
+    }
+  } finally {
+    await file.close();
   }
   return files;
 }
@@ -186,9 +230,71 @@ describe("a code package is unpacked", () => {
     expect([await mendModes(final), await mendModes(join(dir, "none"))]).toEqual([false, false]);
   });
 
-  it("to the hash that Lambda calls CodeSha256", async () => {
-    const hash = await hashCode(Buffer.from("abc"));
-    expect(hash.base64).toBe("ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
-    expect(hash.hex).toMatch(/^ba7816bf/);
+  it("in pieces where it is large, stored or deflated, whatever stands behind its name", async () => {
+    const large = randomBytes(1_500_000);
+    const text = "thaw ".repeat(400_000);
+    const extra = { 0x9999: new Uint8Array(1_000) };
+    const zip = zipSync({ stored: [large, { level: 0, extra }], noise: large, "a.txt": [strToU8(text), { extra }] });
+    const final = await unpack(zip);
+    expect((await readFile(join(final, "stored"))).equals(large)).toBe(true);
+    expect((await readFile(join(final, "noise"))).equals(large)).toBe(true);
+    expect(await readFile(join(final, "a.txt"), "utf8")).toBe(text);
+  });
+
+  it.each([
+    [
+      "inflates to more than it says",
+      (view: DataView, at: number) => view.setUint32(at + 24, 1_000_000, true),
+      "is larger than its header says",
+    ],
+    [
+      "inflates to less than it says",
+      (view: DataView, at: number) => view.setUint32(at + 24, 3_000_000, true),
+      "is damaged: its checksum is another",
+    ],
+    [
+      "has other bytes than its checksum",
+      (view: DataView, at: number) => view.setUint32(at + 16, 1, true),
+      "is damaged: its checksum is another",
+    ],
+    ["ends in the middle", (view: DataView, at: number) => view.setUint32(at + 20, 1_000, true), "is damaged"],
+  ])("or not at all when a large file %s", async (_, change, sentence) => {
+    const zip = zipOf({ "a.txt": "thaw ".repeat(400_000), "b.txt": "b".repeat(70_000) });
+    let first = true;
+    const bad = patched(zip, (view, at, central) => {
+      if (central && first) change(view, at);
+      if (central) first = false;
+    });
+    await expect(unpack(bad)).rejects.toThrow(`"a.txt" ${sentence}`);
+    expect(await readdir(join(dir, "functions", "hello"))).toEqual([]);
+  });
+
+  it("of more than 65,534 files, as other programs pack them", async () => {
+    const names = [...Array(66_000).keys()].map((index) => `f${index}`);
+    const zip = Buffer.from(zipSync(Object.fromEntries(names.map((name) => [name, new Uint8Array()])), { level: 0 }));
+    // What the library wrote of the count has too few bits; the second end record is appended as others do.
+    const end = zip.subarray(-22);
+    const at = end.readUInt32LE(16);
+    const bytes = end.readUInt32LE(12);
+    const end64 = Buffer.alloc(56);
+    end64.writeUInt32LE(0x06064b50);
+    end64.writeBigUInt64LE(44n, 4);
+    for (const [offset, value] of [
+      [24, 66_000],
+      [32, 66_000],
+      [40, bytes],
+      [48, at],
+    ] as const)
+      end64.writeBigUInt64LE(BigInt(value), offset);
+    const locator = Buffer.alloc(20);
+    locator.writeUInt32LE(0x07064b50);
+    locator.writeBigUInt64LE(BigInt(zip.length - 22), 8);
+    end.writeUInt16LE(0xffff, 8);
+    end.writeUInt16LE(0xffff, 10);
+    const file = await received(Buffer.concat([zip.subarray(0, -22), end64, locator, end]));
+    const entries = await readZip(file).finally(() => file.close());
+    expect([entries.length, entries.at(-1)?.path]).toEqual([66_000, "f65999"]);
+    const cut = await received(Buffer.concat([zip.subarray(0, -22), end64, end]));
+    await expect(readZip(cut).finally(() => cut.close())).rejects.toThrow("its directory has another length than its end says");
   });
 });

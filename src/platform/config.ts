@@ -100,7 +100,7 @@ const deployConfig = z.object({
 export type DeployConfig = z.output<typeof deployConfig>;
 
 /** Checks a request. INVALID_ARGUMENT with every objection. */
-export function checkConfig(request: DeployRequest): DeployConfig {
+export function checkConfig(request: Omit<DeployRequest, "zip">): DeployConfig {
   const given = Object.fromEntries(Object.entries(request).filter(([, value]) => value !== undefined));
   const parsed = deployConfig.safeParse(given);
   if (parsed.success) return parsed.data;

@@ -8,13 +8,14 @@
  * and removing one name happen one after the other; different names do not wait for each other.
  */
 import { randomUUID } from "node:crypto";
-import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
+import { removeTree } from "../base/fsync.js";
 import type { Logger } from "../base/log.js";
+import { Places } from "../base/places.js";
 import type { Engine, FunctionSpec } from "../engine/types.js";
-import { hashCode, type StagedCode, stageCode } from "./code.js";
+import { type StagedCode, stageCode } from "./code.js";
 import { checkConfig } from "./config.js";
 import { findEntry } from "./handler.js";
 import type { HeatPolicy } from "./heat-policy.js";
@@ -28,6 +29,7 @@ import { CounterSet } from "./metrics.js";
 import type { Store, StoredFunction, StoredVersion } from "./store.js";
 import { type DataLayout, removeIfEmpty } from "./sweep.js";
 import { type DeployRequest, LATEST } from "./types.js";
+import type { Uploads } from "./uploads.js";
 import { Version } from "./version.js";
 
 export interface FunctionsOptions {
@@ -39,6 +41,7 @@ export interface FunctionsOptions {
   readonly heatPolicy: HeatPolicy;
   readonly instances: Instances;
   readonly layout: DataLayout;
+  readonly uploads: Uploads;
   readonly counters: CounterSet;
   readonly drainMs: number;
   readonly log: Logger;
@@ -52,6 +55,9 @@ export class Functions {
   readonly #turns = new Map<string, Promise<unknown>>();
   /** Versions that were replaced and still have instances or files. `ended`: no instance and no image is left; it never rejects. */
   readonly #replaced = new Map<Version, { readonly ended: Promise<unknown>; readonly gone: Promise<void> }>();
+
+  /** One package has threads and disk busy; of two, one may wait for the disk. */
+  readonly #unpacking = new Places(2);
 
   constructor(options: FunctionsOptions) {
     this.#options = options;
@@ -99,20 +105,27 @@ export class Functions {
     return [...this.#byName.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
   }
 
+  /** Throws what {@link deploy} would for all but the package. */
+  checkDeploy(request: Omit<DeployRequest, "zip">): void {
+    checkConfig(request);
+    this.#refuseTwin(request);
+  }
+
   async deploy(request: DeployRequest): Promise<Version> {
     const config = checkConfig(request);
     this.#refuseTwin(request);
     return this.#inTurn(config.name, async () => {
       this.#refuseTwin(request);
-      const { engine, store, layout, images } = this.#options;
+      const { engine, store, layout, images, uploads } = this.#options;
       const before = this.#byName.get(config.name);
-      const hash = await hashCode(request.zip);
-      const codeDir = join(layout.functions, config.name, hash.hex);
+      const { zip: given } = request;
+      const zip = given instanceof Uint8Array ? await uploads.receive([given]) : given;
+      const codeDir = join(layout.functions, config.name, zip.hash.hex);
       const { name, runtime, handler, ...rest } = config;
       let staged: StagedCode | undefined;
       let stored: StoredVersion;
       try {
-        staged = await stageCode(request.zip, codeDir);
+        staged = await this.#unpacking.take(() => stageCode(zip, codeDir));
         const runtimes = engine.runtimes.map((known) => known.id);
         const entry = await findEntry(staged.dir, staged.files, { runtime, handler }, runtimes);
         await staged.publish();
@@ -122,15 +135,16 @@ export class Functions {
           revisionId: randomUUID(),
           modifiedMs: Date.now(),
           config: { ...rest, ...entry },
-          codeHex: hash.hex,
-          codeBytes: request.zip.byteLength,
+          codeHex: zip.hash.hex,
+          codeBytes: zip.bytes,
         };
         store.put(stored);
       } catch (error) {
         const used = [before, ...this.#replaced.keys()].some((version) => version?.spec.codeDir === codeDir);
-        if (!used) await rm(codeDir, { recursive: true, force: true });
+        if (!used) await removeTree(codeDir);
         throw error;
       } finally {
+        if (zip !== given) await zip.close();
         await staged?.discard();
         if (before === undefined) await removeIfEmpty(join(layout.functions, name));
       }
@@ -154,7 +168,7 @@ export class Functions {
       const replaced = [...this.#replaced.keys()].filter((old) => old.name === name);
       await Promise.all([version, ...replaced].map((old) => instances.retire(old, drainMs)));
       await Promise.all([this.#retireImages(version), ...replaced.map((old) => this.#replaced.get(old)?.ended)]);
-      await rm(join(layout.functions, name), { recursive: true, force: true });
+      await removeTree(join(layout.functions, name));
       await version.log.remove();
     });
   }
@@ -196,7 +210,7 @@ export class Functions {
     const { codeDir } = before.spec;
     const others = [this.#byName.get(before.name), ...this.#replaced.keys()];
     if (others.some((other) => other !== before && other?.spec.codeDir === codeDir)) return undefined;
-    return rm(codeDir, { recursive: true, force: true });
+    return removeTree(codeDir);
   }
 
   #version(stored: StoredVersion, before?: Version): Version {
@@ -224,7 +238,7 @@ export class Functions {
     return new Version(stored, spec, arn, log, own, heatPolicy);
   }
 
-  #refuseTwin(request: DeployRequest): void {
+  #refuseTwin(request: Omit<DeployRequest, "zip">): void {
     if (request.update === true || !this.#byName.has(request.name)) return;
     throw new ThawError("FUNCTION_EXISTS", {
       what: `Function "${request.name}" was not deployed`,

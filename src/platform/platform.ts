@@ -45,9 +45,12 @@ import type {
   InvokeRequest,
   LogEntry,
   Metrics,
+  PackageSource,
   Platform,
   PlatformOptions,
+  ReceivedPackage,
 } from "./types.js";
+import { Uploads } from "./uploads.js";
 import type { Version } from "./version.js";
 import { WarmUps } from "./warm-up.js";
 
@@ -132,6 +135,7 @@ class LocalPlatform implements Platform {
   readonly #learning: Learning;
   readonly #learned: Learned;
   readonly #instances: Instances;
+  readonly #uploads: Uploads;
   readonly #functions: Functions;
   readonly #budget: Budget;
   readonly #pressure: NodeJS.Timeout | undefined;
@@ -163,6 +167,8 @@ class LocalPlatform implements Platform {
       log,
     });
     this.#pressure = watchPressure(() => this.#instances.idle.press(), options.readPressure);
+    // Where the sweep of the next start finds what a crash left in the moment before it lost its name.
+    this.#uploads = new Uploads(layout.functions);
     this.#functions = new Functions({
       engine,
       store,
@@ -172,6 +178,7 @@ class LocalPlatform implements Platform {
       heatPolicy: options.heatPolicy ?? fixedPoints(),
       instances: this.#instances,
       layout,
+      uploads: this.#uploads,
       counters,
       drainMs,
       log,
@@ -180,6 +187,16 @@ class LocalPlatform implements Platform {
     engine.pool({ ...(generic === undefined ? {} : { generic }), ...(runtime === undefined ? {} : { runtime }) });
     for (const stored of opened.stored) this.#functions.resume(stored);
     this.#learned = new Learned({ store, versions: () => this.#functions.versions(), log });
+  }
+
+  async receive(source: PackageSource): Promise<ReceivedPackage> {
+    this.#refuseWhenClosing();
+    return this.#uploads.receive(source);
+  }
+
+  checkDeploy(request: Omit<DeployRequest, "zip">): void {
+    this.#refuseWhenClosing();
+    this.#functions.checkDeploy(request);
   }
 
   async deploy(request: DeployRequest): Promise<FunctionInfo> {

@@ -2,6 +2,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
+import type { ReceivedPackage } from "./types.js";
 
 /** Called when what a package was unpacked to has been tidied up, which takes as long as it has files, before the deploy goes on. */
 const tidied = vi.hoisted(() => ({ then: async (): Promise<void> => undefined }));
@@ -9,7 +10,7 @@ vi.mock("./code.js", async (original) => {
   const real = await original<typeof import("./code.js")>();
   return {
     ...real,
-    async stageCode(zip: Uint8Array, finalDir: string) {
+    async stageCode(zip: ReceivedPackage, finalDir: string) {
       const staged = await real.stageCode(zip, finalDir);
       const discard = async (): Promise<void> => {
         await staged.discard();

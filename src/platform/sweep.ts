@@ -14,7 +14,7 @@ import { DATABASE_FILE } from "./store.js";
 /** Directories of a platform's data. */
 export interface DataLayout {
   readonly root: string;
-  /** `<name>/<sha256 of the package>/` */
+  /** `<name>/<sha256 of the package>/`, and files of packages that are being received, which have no name. */
   readonly functions: string;
   /** `<name>.<random>/` */
   readonly images: string;
@@ -63,6 +63,7 @@ export async function refuseOthersFiles(layout: DataLayout): Promise<void> {
 }
 
 const TEMPORARY = TEMPORARY_PREFIX.replaceAll(".", "\\.");
+const IS_TEMPORARY = new RegExp(`^${TEMPORARY}`);
 const NAME = "[a-zA-Z0-9_-]{1,64}";
 const FUNCTION = new RegExp(`^${NAME}$`);
 const CODE = new RegExp(`^(?:${TEMPORARY}.*|[0-9a-f]{64})$`);
@@ -71,7 +72,7 @@ const LOG = new RegExp(`^(${NAME})\\.log(?:\\.1)?$`);
 
 /** Something that no thaw would have written; a log belongs to a function that has code. */
 async function foreignPath({ functions, images, logs }: DataLayout): Promise<string | undefined> {
-  const owners = await namesIn(functions);
+  const owners = (await namesIn(functions)).filter((name) => !IS_TEMPORARY.test(name));
   for (const owner of owners) {
     if (!FUNCTION.test(owner)) return join(functions, owner);
     const child = (await namesIn(join(functions, owner))).find((name) => !CODE.test(name));

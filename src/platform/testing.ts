@@ -7,6 +7,7 @@ import { FakeEngine, type FakeEngineOptions } from "../engine/fake.js";
 import type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 import { openPlatform } from "./platform.js";
 import type { Platform, PlatformOptions } from "./types.js";
+import { type ReceivedPackage, Uploads } from "./uploads.js";
 
 /** A running platform of a test. */
 export interface TestBed {
@@ -61,6 +62,9 @@ export function zipOf(files: Readonly<Record<string, string | [string, { os: num
   // Two packages of the same files are the same package, even if the clock of zip (2 s) went on between them.
   return zipSync(zippable, { mtime: new Date(1980, 0, 1) });
 }
+
+/** A package as it is when it has come whole. Its file has no name, and goes with the process that does not close it. */
+export const received = (zip: Uint8Array): Promise<ReceivedPackage> => new Uploads(tmpdir()).receive([zip]);
 
 /** Attributes of a symbolic link made on Unix. */
 export const LINK = { os: 3, attrs: (0o120777 << 16) >>> 0 };

@@ -21,11 +21,13 @@ import type { HeatPolicy } from "./heat-policy.js";
 import type { IdlePolicy } from "./policy.js";
 import type { PressureReader } from "./pressure.js";
 import type { InstanceInfo } from "./slot.js";
+import type { PackageSource, ReceivedPackage } from "./uploads.js";
 
 export type { HeatDecider, HeatPolicy, ImagePoint } from "./heat-policy.js";
 export type { IdleFacts } from "./idle-times.js";
 export type { IdlePolicy, IdleStep, IdleTimesOptions } from "./policy.js";
 export type { InstanceInfo } from "./slot.js";
+export type { PackageSource, ReceivedPackage } from "./uploads.js";
 
 /** The only version that this platform creates so far. */
 export const LATEST = "$LATEST";
@@ -33,9 +35,11 @@ export const LATEST = "$LATEST";
 /** Limits that users know, and that messages name. */
 export const LIMITS = {
   payloadBytes: 6 * 1024 * 1024,
-  packedBytes: 50 * 1024 * 1024,
   unpackedBytes: 250 * 1024 * 1024,
-  packageEntries: 20_000,
+  /** Whatever unpacks to as much as may be: packing may make files a little larger, and their names come twice. */
+  packedBytes: 300 * 1024 * 1024,
+  /** Files and directories. A large `node_modules` has 30,000 to 60,000. */
+  packageEntries: 100_000,
   environmentBytes: 4096,
   memoryMbMin: 128,
   memoryMbMax: 10_240,
@@ -100,8 +104,8 @@ export interface PlatformOptions {
 /** A function to deploy. */
 export interface DeployRequest {
   readonly name: string;
-  /** A zip package, at most {@link LIMITS}.packedBytes. */
-  readonly zip: Uint8Array;
+  /** A zip package, at most {@link LIMITS}.packedBytes: its bytes, or what {@link Platform.receive} gave, which whoever asked for it closes. */
+  readonly zip: Uint8Array | ReceivedPackage;
   /** One of the engine's runtimes; guessed from the files when absent. */
   readonly runtime?: string | undefined;
   /** `file.export`; guessed from the files when absent. */
@@ -371,6 +375,13 @@ export interface Metrics extends Counters {
 
 export interface Platform {
   readonly engine: Engine;
+  /**
+   * Takes a package that is too large for memory, as it comes, to deploy it then. PAYLOAD_TOO_LARGE; RESOURCE_EXHAUSTED when the disk is full or
+   * others hold too much; what `source` throws.
+   */
+  receive(source: PackageSource): Promise<ReceivedPackage>;
+  /** Throws what {@link deploy} would, for all but the package: before that is sent. */
+  checkDeploy(request: Omit<DeployRequest, "zip">): void;
   /** Durable when it resolves. The image is made afterwards, in the background: see {@link waitReady}. */
   deploy(request: DeployRequest): Promise<FunctionInfo>;
   /** Waits for running requests at most `drainMs`, then ends them; instances, images, code and logs are gone when it resolves. */

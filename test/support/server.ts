@@ -275,7 +275,10 @@ export class TestServer {
     return (await this.request("GET", "/thaw/v1/metrics")).json as MetricsView;
   }
 
-  cli(args: readonly string[], options: { cwd?: string; input?: string } = {}): Promise<CliRun> {
+  cli(
+    args: readonly string[],
+    options: { cwd?: string; input?: string; env?: Readonly<Record<string, string>> } = {},
+  ): Promise<CliRun> {
     return cli(args, { ...options, url: this.url });
   }
 }

@@ -67,13 +67,27 @@ export function jsonLine(value: unknown): string {
   return `${JSON.stringify(value)}\n`;
 }
 
-/** Says on a terminal what goes on while `work` does, and takes it back. */
-export async function withProgress<T>(io: Io, options: ClientOptions, says: string, work: () => Promise<T>): Promise<T> {
+/** Says on a terminal what goes on while `work` does, and takes it back. `work` may say something else. */
+export async function withProgress<T>(
+  io: Io,
+  options: ClientOptions,
+  says: string,
+  work: (say: (text: string) => void) => Promise<T>,
+): Promise<T> {
   const shown = io.interactive && options.json !== true;
-  if (shown) io.err(says);
+  let last = "";
+  const say = (text: string): void => {
+    if (!shown || text === last) return;
+    io.err(`${last === "" ? "" : CLEARED}${text}`);
+    last = text;
+  };
+  say(says);
   try {
-    return await work();
+    return await work(say);
   } finally {
-    if (shown) io.err("\r\u001b[K");
+    if (shown) io.err(CLEARED);
   }
 }
+
+/** Back to the beginning of the line, which is emptied. */
+const CLEARED = "\r\u001b[K";

@@ -2,6 +2,7 @@
  * `thaw deploy`: packs a folder, sends it, and with `--wait` returns when the function's first image is ready, with `--wait-hot` when
  * the warm-up is over.
  */
+import { randomUUID } from "node:crypto";
 import { stat } from "node:fs/promises";
 import { basename, resolve } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
@@ -11,7 +12,7 @@ import { formatBytes } from "../../base/units.js";
 import type { FunctionView } from "../../gateway/index.js";
 import type { ImageStatus, WarmUp } from "../../platform/types.js";
 import type { Client, RequestParts } from "../client.js";
-import { checkHandler, packCode } from "../code-package.js";
+import { type CodePackage, checkHandler, packCode } from "../code-package.js";
 import { Interrupted, type Io, printable } from "../io.js";
 import { notEmpty, seconds, setting, wholeNumber } from "../options.js";
 import { readThawJson, THAW_JSON, type ThawJson } from "../thaw-json.js";
@@ -82,20 +83,21 @@ async function deploy(io: Io, path: string, options: Options): Promise<void> {
   const warmUp = source === undefined ? named : await warmUpFrom(io, folder, source);
   if (options.waitHot === true && warmUp === undefined) throw nothingToWaitFor();
 
-  const about = await client.json<FunctionView>(options.update === true ? "PUT" : "POST", functionPath(name), "codeSha256", {
-    query: {
-      runtime: options.runtime ?? file.runtime,
-      handler,
-      memory: text(options.memory ?? file.memory),
-      timeout: text(options.timeout ?? file.timeout),
-      tmp: text(options.tmp ?? file.tmp),
-      maxInstances: text(options.maxInstances ?? file.maxInstances),
-      provisioned: text(options.provisioned ?? file.provisioned),
-      learn: learn === undefined ? undefined : learn ? "1" : "0",
-      env: Object.entries(env).map(([key, value]) => `${key}=${value}`),
-    },
-    ...(await deployBody(code.zip, warmUp)),
-  });
+  const query = {
+    runtime: options.runtime ?? file.runtime,
+    handler,
+    memory: text(options.memory ?? file.memory),
+    timeout: text(options.timeout ?? file.timeout),
+    tmp: text(options.tmp ?? file.tmp),
+    maxInstances: text(options.maxInstances ?? file.maxInstances),
+    provisioned: text(options.provisioned ?? file.provisioned),
+    learn: learn === undefined ? undefined : learn ? "1" : "0",
+    env: Object.entries(env).map(([key, value]) => `${key}=${value}`),
+  };
+  const method = options.update === true ? "PUT" : "POST";
+  const about = await withProgress(io, options, "sending its code …", (say) =>
+    client.json<FunctionView>(method, functionPath(name), "codeSha256", { query, ...deployBody(code, warmUp, say) }),
+  );
   if (options.json !== true) {
     const parts = [about.runtime, about.handler, `${about.memoryMb} MB`, `${formatBytes(about.codeBytes)} of code`];
     await io.out(`${printable(`${about.name} deployed: ${parts.join(", ")}`)}\n`);
@@ -109,14 +111,30 @@ async function deploy(io: Io, path: string, options: Options): Promise<void> {
 }
 
 /** The zip alone, or a form with it and the events. */
-async function deployBody(zip: Buffer, warmUp: WarmUp | undefined): Promise<Pick<RequestParts, "headers" | "body">> {
-  if (warmUp === undefined) return { headers: { "content-type": "application/zip" }, body: zip };
-  const form = new FormData();
-  form.set("code", new Blob([new Uint8Array(zip)], { type: "application/zip" }), "code.zip");
-  form.set("warmUp", JSON.stringify(warmUp));
-  const response = new Response(form);
-  const type = response.headers.get("content-type");
-  return { headers: type === null ? {} : { "content-type": type }, body: Buffer.from(await response.arrayBuffer()) };
+function deployBody(
+  code: CodePackage,
+  warmUp: WarmUp | undefined,
+  say: (text: string) => void,
+): Pick<RequestParts, "headers" | "pieces"> {
+  async function* zip(): AsyncGenerator<Buffer> {
+    let read = 0;
+    yield* code.zip((bytes) => {
+      read += bytes;
+      say(`sending ${formatBytes(code.bytes)} of code … ${Math.floor((100 * read) / Math.max(read, code.bytes))} %`);
+    });
+    say("unpacking its code …");
+  }
+  if (warmUp === undefined) return { headers: { "content-type": "application/zip" }, pieces: zip() };
+  const boundary = `thaw-${randomUUID()}`;
+  const part = (disposition: string): Buffer =>
+    Buffer.from(`\r\n--${boundary}\r\nContent-Disposition: form-data; ${disposition}\r\n\r\n`);
+  async function* form(): AsyncGenerator<Buffer> {
+    yield part('name="code"; filename="code.zip"');
+    yield* zip();
+    yield part('name="warmUp"');
+    yield Buffer.from(`${JSON.stringify(warmUp)}\r\n--${boundary}--\r\n`);
+  }
+  return { headers: { "content-type": `multipart/form-data; boundary=${boundary}` }, pieces: form() };
 }
 
 async function waitForImage(io: Io, client: Client, name: string, options: Options): Promise<ImageStatus> {
