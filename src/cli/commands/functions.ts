@@ -6,7 +6,7 @@ import type { HandReport, ImageState } from "../../platform/types.js";
 import { heatText } from "../heat-text.js";
 import { formatPairs, formatTable, type Io, printable } from "../io.js";
 import { wholeNumber } from "../options.js";
-import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine } from "./context.js";
+import { asClient, type ClientOptions, type Context, clientOf, functionPath, jsonLine, withProgress } from "./context.js";
 import { addHeatCommands } from "./heat.js";
 
 /** Adds the commands. */
@@ -152,7 +152,7 @@ async function printLog(io: Io, name: string, options: LogsOptions): Promise<voi
 }
 
 async function remove(io: Io, name: string, options: ClientOptions): Promise<void> {
-  await clientOf(io, options).done("DELETE", functionPath(name));
+  await withProgress(io, options, "removing it …", () => clientOf(io, options).done("DELETE", functionPath(name)));
   await io.out(options.json === true ? jsonLine({ removed: name }) : `${printable(name)} removed\n`);
 }
 
