@@ -230,6 +230,23 @@ describe("a code package is unpacked", () => {
     expect([await mendModes(final), await mendModes(join(dir, "none"))]).toEqual([false, false]);
   });
 
+  it("once: the same package is found where it was unpacked, and stays there", async () => {
+    const zip = zipOf({ "index.js": "1", "lib/a.js": "2" });
+    const final = await unpack(zip);
+    const { ino } = await stat(join(final, "index.js"));
+    const file = await received(zip);
+    const again = await stageCode(file, final);
+    await file.close();
+    expect([again.dir, again.files, await readdir(join(dir, "functions/hello"))]).toEqual([
+      final,
+      ["index.js", "lib/a.js"],
+      ["abc"],
+    ]);
+    await again.publish();
+    await again.discard();
+    expect((await stat(join(final, "index.js"))).ino).toBe(ino);
+  });
+
   it("in pieces where it is large, stored or deflated, whatever stands behind its name", async () => {
     const large = randomBytes(1_500_000);
     const text = "thaw ".repeat(400_000);

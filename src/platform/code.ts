@@ -36,12 +36,33 @@ export interface StagedCode {
   discard(): Promise<void>;
 }
 
-/** Unpacks `zip` beside `finalDir`. CODE_INVALID with a reason; RESOURCE_EXHAUSTED when the disk is full. */
+/**
+ * Unpacks `zip` beside `finalDir`; nothing, where the same package has been unpacked there: that directory is whole, because only whole ones get that name.
+ * CODE_INVALID with a reason; RESOURCE_EXHAUSTED when the disk is full.
+ */
 export async function stageCode(zip: ReceivedPackage, finalDir: string): Promise<StagedCode> {
   const entries = await readZip(zip);
-  const dir = temporaryPath(finalDir);
+  const files = entries.filter((entry) => entry.kind !== "directory").map((entry) => entry.path);
+  const isThere = await exists(finalDir);
+  const dir = isThere ? finalDir : temporaryPath(finalDir);
+  if (!isThere) await unpack(zip, entries, dir);
+  faultPoint("deploy-code-unpacked");
+  return {
+    dir,
+    files,
+    async publish() {
+      if (!isThere) await renameDurably(dir, finalDir);
+      faultPoint("deploy-code-renamed");
+    },
+    async discard() {
+      if (!isThere) await removeTree(dir);
+    },
+  };
+}
+
+async function unpack(zip: ReceivedPackage, entries: readonly ZipEntry[], dir: string): Promise<void> {
   try {
-    await mkdirDurably(dirname(finalDir));
+    await mkdirDurably(dirname(dir));
     await mkdir(dir);
     await writeEntries(zip, entries, dir);
     await chmod(dir, DIRECTORY_MODE);
@@ -50,19 +71,6 @@ export async function stageCode(zip: ReceivedPackage, finalDir: string): Promise
     await removeTree(dir);
     throw resourceError(error, "The code package could not be unpacked");
   }
-  faultPoint("deploy-code-unpacked");
-  return {
-    dir,
-    files: entries.filter((entry) => entry.kind !== "directory").map((entry) => entry.path),
-    async publish() {
-      // The same package again: its directory is whole, because only whole directories get that name.
-      if (!(await exists(finalDir))) await renameDurably(dir, finalDir);
-      faultPoint("deploy-code-renamed");
-    },
-    async discard() {
-      await removeTree(dir);
-    },
-  };
 }
 
 async function writeEntries(zip: ReceivedPackage, entries: readonly ZipEntry[], dir: string): Promise<void> {
