@@ -8,7 +8,6 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance, StartResult } from "../src/engine/index.js";
 import {
-  clipRuns,
   decodeManifest,
   decodeWorkingSet,
   type Facts,
@@ -17,6 +16,7 @@ import {
   type PageRun,
   prefetchRanges,
   runPages,
+  SortedRuns,
   storedPages,
   type WorkingSet,
 } from "../src/image/index.js";
@@ -115,7 +115,7 @@ function pagesOf(runs: readonly PageRun[]): Set<bigint> {
 function inArrays(facts: Facts, runs: readonly PageRun[]): PageRun[] {
   return facts.regions
     .filter((region) => region.kind !== "file" && storedPages(region) >= ARRAY_PAGES)
-    .flatMap((region) => clipRuns(runs, region.start, region.end));
+    .flatMap(({ start, end }) => new SortedRuns(runs).within(start, end));
 }
 
 /** So many faults outside its set a start that fits may have: a few dozen are noise, and so is a tenth of the set. How many there are depends on the interpreter. */
@@ -166,7 +166,7 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     const files = (set: WorkingSet): PageRun[] =>
       factsOf(image)
         .regions.filter(({ kind }) => kind === "file")
-        .flatMap((region) => clipRuns([...set.read, ...set.written], region.start, region.end));
+        .flatMap(({ start, end }) => new SortedRuns([...set.read, ...set.written]).within(start, end));
     expect(runPages(files(alone))).toBeGreaterThan(100);
     const ranges = prefetchRanges(factsOf(image), alone);
     expect(ranges.filter(({ file }) => file.startsWith("/")).length).toBeGreaterThan(5);

@@ -3,10 +3,10 @@
  * written, compiled and flushed while it runs again. The image appears by one rename, or not at all. A live freeze holds requests
  * back only for the stop (live-freeze.ts).
  */
+import { nextTurn } from "../base/turns.js";
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { setImmediate as nextTurn } from "node:timers/promises";
 import { nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
@@ -18,9 +18,9 @@ import {
   checkFacts,
   compileThaw,
   describeTmp,
-  factsSchema,
   findDatabases,
   imageFiles,
+  parseFacts,
   type RawManifest,
   writeManifest,
 } from "../image/index.js";
@@ -181,7 +181,7 @@ export async function freezeInstance(tools: FreezeTools, instance: LiveInstance,
     const { reply, heldMs, prepared, served } = extracted;
     // Between two steps of some milliseconds whoever waits for an answer gets it: the server does all of this beside its requests.
     await nextTurn();
-    const read = factsSchema.parse(told);
+    const read = await parseFacts(told);
     const { databases, notes } = await findDatabases(read, imageFiles(temporary).pages);
     const facts = { ...read, databases, notes: [...read.notes, ...notes] };
     const rawFacts = { ...told, databases: databases.map(({ at, fd }) => ({ at: hex(at), fd })), notes: facts.notes };

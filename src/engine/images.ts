@@ -2,14 +2,13 @@
  * Images that this server has open: programs compiled, pages open in the keeper, bytes verified. Nothing here is needed again to
  * bring an image back after a restart; the manifest is the truth.
  */
-import { setImmediate as nextTurn } from "node:timers/promises";
+import { nextTurn } from "../base/turns.js";
 import { monotonicNs } from "../base/clock.js";
 import { removeTemporaries } from "../base/fsync.js";
 import {
   BASE,
   basePath,
   bytesOnDisk,
-  clipRuns,
   compileEquip,
   compileFloor,
   compileMemory,
@@ -43,6 +42,7 @@ import {
   readsScattered,
   runPages,
   runtimeKey,
+  SortedRuns,
   type StoredImage,
   sparesFor,
   storedPages,
@@ -420,29 +420,37 @@ export class LoadedImage {
 
   /** The working set by who can be prefaulted with it: any husk of this runtime, or one that belongs to this image. */
   private split(): { runtime: PageRun[]; image: PageRun[] } {
-    const { read } = this.sets.set;
+    const read = new SortedRuns(this.sets.set.read);
     const inside = (files: boolean): PageRun[] =>
       this.facts.regions
         .filter(
           (region) => isRuntimeFile(region) === files && region.prot !== 0 && region.kind !== "stack" && region.kind !== "vdso",
         )
-        .flatMap((region) => joinRuns(clipRuns(read, region.start, region.end), READ_GAP_PAGES));
+        .flatMap(({ start, end }) => joinRuns(read.within(start, end), READ_GAP_PAGES));
     return {
       runtime: inside(true),
       image: inside(false),
     };
   }
 
-  /** Programs with the old working set in them are compiled anew, now and not when the next request waits for them. */
+  /** Programs with the old working set in them are of no use any more. */
   private setChanged(): void {
     this.ranges = undefined;
     this.copies = undefined;
     this.fileRanges = undefined;
-    if (this.closed) return;
-    this.programs.renew(dependsOnSet);
+    // What cannot be compiled now is told to the start that needs it.
+    if (!this.closed) this.renewPrograms().catch(() => undefined);
+  }
+
+  private async renewPrograms(): Promise<void> {
+    await this.programs.renew(dependsOnSet);
     // What recorded will be thawed by the set next.
-    for (const generic of [true, false])
+    for (const generic of [true, false]) {
+      await nextTurn();
+      if (this.closed) return;
       if (this.programs.has(`thaw:splice:${generic}:record`)) this.thawStep("splice", generic, undefined).labels();
+    }
+    this.prefetchRanges();
   }
 }
 

@@ -8,7 +8,7 @@
  * A husk with the runtime mapped takes a quarter off a start, and hardly any memory of its own: it maps files that are shared. So one is kept for whatever is
  * started from twice, without being asked for each image, and for the last few such sets: functions with native modules have their own.
  */
-import { setImmediate as nextTurn } from "node:timers/promises";
+import { nextTurn } from "../base/turns.js";
 import { nowMs, sleep } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";

@@ -1,4 +1,5 @@
 /** The programs of one image: each compiled, and handed to the keeper, when it is first asked for. */
+import { nextTurn } from "../base/turns.js";
 import type { Program } from "../image/index.js";
 import type { Keeper } from "./keeper.js";
 import type { PassedFd, StageRequest } from "./keeper-messages.js";
@@ -15,6 +16,7 @@ export interface Compiled {
 /** See above. Their names tell them apart. */
 export class Programs {
   readonly #programs = new Map<string, Compiled & { readonly compile: () => Program }>();
+  #closed = false;
 
   constructor(
     private readonly keeper: Keeper,
@@ -35,12 +37,16 @@ export class Programs {
     return this.#programs.has(name);
   }
 
-  /** Those that are outdated are compiled anew, now and not when the next request waits for them. */
-  renew(isOutdated: (name: string) => boolean): void {
-    for (const [name, { file, compile }] of [...this.#programs]) {
-      if (!isOutdated(name)) continue;
+  /** Those that are outdated are dropped now, and compiled anew in turns of their own, so that seldom a request has to wait for that. */
+  async renew(isOutdated: (name: string) => boolean): Promise<void> {
+    const outdated = [...this.#programs].filter(([name]) => isOutdated(name));
+    for (const [name, { file }] of outdated) {
       this.keeper.closeFile(file);
       this.#programs.delete(name);
+    }
+    for (const [name, { compile }] of outdated) {
+      await nextTurn();
+      if (this.#closed) return;
       this.get(name, compile);
     }
   }
@@ -60,6 +66,7 @@ export class Programs {
   }
 
   close(): void {
+    this.#closed = true;
     for (const { file } of this.#programs.values()) this.keeper.closeFile(file);
     this.#programs.clear();
   }

@@ -10,7 +10,6 @@
  */
 import {
   addRecording,
-  clipRuns,
   EMPTY_WORKING_SET,
   expectedFaults,
   type Facts,
@@ -25,6 +24,7 @@ import {
   type Region,
   runPages,
   SetMap,
+  SortedRuns,
   type WorkingSet,
   writeWorkingSet,
 } from "../image/index.js";
@@ -161,7 +161,7 @@ export class LiveWorkingSet {
   outsideOf(present: PresentRuns, ahead: boolean): number {
     this.#map ??= new SetMap(this.set);
     const regions = this.#ownRegions.filter((region) => region.prot !== 0 && !(ahead && isFile(region)));
-    const inside = (runs: readonly PageRun[]): PageRun[] => regions.flatMap((region) => clipRuns(runs, region.start, region.end));
+    const inside = (runs: readonly PageRun[]): PageRun[] => insideOf(regions, new SortedRuns(runs));
     return this.#map.outside({ written: inside(present.written), read: inside(present.read), huge: present.huge });
   }
 
@@ -213,15 +213,23 @@ export class LiveWorkingSet {
    * image forbids it (compiled code, which is made writable for a moment) cannot be copied ahead: it counts as touched.
    */
   #own(present: Recording): Recording {
-    const inside = (runs: readonly PageRun[], fits: (prot: number) => boolean): PageRun[] =>
-      this.#ownRegions.filter(({ prot }) => fits(prot)).flatMap((region) => clipRuns(runs, region.start, region.end));
+    const [written, read] = [new SortedRuns(present.written), new SortedRuns(present.read)];
+    const inside = (runs: SortedRuns, fits: (prot: number) => boolean): PageRun[] =>
+      insideOf(
+        this.#ownRegions.filter(({ prot }) => fits(prot)),
+        runs,
+      );
     return {
       ...present,
-      written: inside(present.written, (prot) => (prot & PROT_WRITE) !== 0),
+      written: inside(written, (prot) => (prot & PROT_WRITE) !== 0),
       read: [
-        ...inside(present.read, (prot) => prot !== 0),
-        ...inside(present.written, (prot) => prot !== 0 && (prot & PROT_WRITE) === 0),
+        ...inside(read, (prot) => prot !== 0),
+        ...inside(written, (prot) => prot !== 0 && (prot & PROT_WRITE) === 0),
       ],
     };
   }
+}
+
+function insideOf(regions: readonly Region[], runs: SortedRuns): PageRun[] {
+  return regions.flatMap(({ start, end }) => runs.within(start, end));
 }

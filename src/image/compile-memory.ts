@@ -122,7 +122,9 @@ function mapFiles(program: ProgramBuilder, regions: readonly Region[]): void {
   const byPath = new Map<string, Region[]>();
   for (const region of regions) {
     assert(region.path !== undefined, "file region without path");
-    byPath.set(region.path, [...(byPath.get(region.path) ?? []), region]);
+    const mapped = byPath.get(region.path);
+    if (mapped === undefined) byPath.set(region.path, [region]);
+    else mapped.push(region);
   }
   for (const [path, mapped] of byPath) {
     const identity = mapped[0]?.identity;

@@ -3,6 +3,7 @@
  * hexadecimal strings in JSON and bigint here.
  */
 import { z } from "../base/schema.js";
+import { inTurns } from "../base/turns.js";
 import { PAGE_BYTES } from "../base/units.js";
 import type { PageRun } from "./page-runs.js";
 
@@ -221,6 +222,31 @@ export type ThreadFacts = Facts["threads"][number];
 export type Descriptor = Facts["descriptors"][number];
 export type TmpEntry = Facts["tmp"][number];
 export type FileIdentity = z.output<typeof identity>;
+
+/** Checked in some milliseconds. */
+const REGIONS_AT_ONCE = 1000;
+const regionsSchema = z.array(region);
+
+/**
+ * The regions of facts that nobody has checked, checked in turns of the event loop: 32,000 take 0.2 s. Undefined where they are few, or one of them is not as it must
+ * be: {@link factsSchema} then checks all at once, and says what is wrong.
+ */
+export async function regionsInTurns(told: unknown): Promise<Region[] | undefined> {
+  const { regions } = Object(told) as { readonly regions?: unknown };
+  if (!Array.isArray(regions) || regions.length <= REGIONS_AT_ONCE) return undefined;
+  const checked: Region[] = [];
+  await inTurns(regions, REGIONS_AT_ONCE, (piece) => {
+    const { data = [] } = regionsSchema.safeParse(piece);
+    for (const one of data) checked.push(one);
+  });
+  return checked.length === regions.length ? checked : undefined;
+}
+
+/** Checks what the extractor told. Throws as {@link factsSchema} does. */
+export async function parseFacts(told: object): Promise<Facts> {
+  const regions = await regionsInTurns(told);
+  return regions === undefined ? factsSchema.parse(told) : { ...factsSchema.parse({ ...told, regions: [] }), regions };
+}
 
 /** Whether a region maps a file: of the interpreter, of a library, or of the function. */
 export function isFile({ kind }: Region): boolean {

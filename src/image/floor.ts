@@ -4,7 +4,7 @@
  */
 import { isMemory, mapRegion } from "./compile-memory.js";
 import type { Facts } from "./facts.js";
-import { clipRuns, type PageRun, pageAddresses } from "./page-runs.js";
+import { type PageRun, pageAddresses, SortedRuns } from "./page-runs.js";
 import { type Program, ProgramBuilder } from "./program.js";
 import type { WorkingSet } from "./working-set.js";
 
@@ -30,10 +30,11 @@ export function compileFloor(facts: Facts, set: WorkingSet): Floor {
   program.stamp(FLOOR_STAMPS.mapped);
   const writable = regions.filter(({ prot }) => (prot & 3) === 3);
   const readable = regions.filter(({ prot, runs }) => (prot & 1) === 1 && (runs?.length ?? 0) > 0);
-  const writes = pages(writable.flatMap((region) => clipRuns(set.written, region.start, region.end)));
+  const [written, read] = [new SortedRuns(set.written), new SortedRuns(set.read)];
+  const writes = pages(writable.flatMap((region) => written.within(region.start, region.end)));
   for (const address of writes) program.poke(address, 0n, 8);
   let reads = 0;
-  for (const address of blocks(readable.flatMap((region) => clipRuns(set.read, region.start, region.end)))) {
+  for (const address of blocks(readable.flatMap((region) => read.within(region.start, region.end)))) {
     if (writes.length + reads >= Math.min(set.faults, TOUCHES_MAX)) break;
     program.load("touch", address, { mayFail: true });
     reads++;

@@ -17,7 +17,7 @@ export {
 } from "./compile-memory.js";
 export { PARK_PASSES, trackTouches } from "./compile-recording.js";
 export { findDatabases } from "./databases.js";
-export { type Facts, type FileIdentity, factsSchema, isFile, type Region, storedPages } from "./facts.js";
+export { type Facts, type FileIdentity, isFile, parseFacts, type Region, storedPages } from "./facts.js";
 export { expectedFaults, type FaultModel, faultModel, type PresentRuns, SetMap } from "./fault-model.js";
 export { compileFloor, FLOOR_STAMPS } from "./floor.js";
 export { type ImageInspection, inspectImage } from "./inspect.js";

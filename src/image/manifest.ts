@@ -12,7 +12,7 @@ import { createHash } from "node:crypto";
 import { gunzipSync, gzipSync } from "node:zlib";
 import { errorText, ThawError } from "../base/errors.js";
 import { z } from "../base/schema.js";
-import { factsSchema } from "./facts.js";
+import { factsSchema, regionsInTurns } from "./facts.js";
 
 /** Bumped when an older reader could misunderstand a newer image. */
 export const IMAGE_VERSION = 5;
@@ -134,9 +134,23 @@ export function decodeRawManifest(bytes: Buffer, path: string): RawManifest {
   return value as RawManifest;
 }
 
-/** Checks and parses a manifest file; every member too. Errors as {@link decodeRawManifest}. */
-export function decodeManifest(bytes: Buffer, path: string): Manifest {
-  const parsed = manifestSchema.safeParse(decodeRawManifest(bytes, path));
+function checked(raw: unknown, path: string): Manifest {
+  const parsed = manifestSchema.safeParse(raw);
   if (!parsed.success) throw damaged(path, z.prettifyError(parsed.error));
   return parsed.data;
+}
+
+/** Checks and parses a manifest file; every member too. Errors as {@link decodeRawManifest}. */
+export function decodeManifest(bytes: Buffer, path: string): Manifest {
+  return checked(decodeRawManifest(bytes, path), path);
+}
+
+/** The same, of an image with many mappings in turns of the event loop. */
+export async function decodeManifestInTurns(bytes: Buffer, path: string): Promise<Manifest> {
+  const raw = decodeRawManifest(bytes, path);
+  const told: unknown = Object(raw).facts;
+  const regions = await regionsInTurns(told);
+  if (regions === undefined) return checked(raw, path);
+  const manifest = checked({ ...raw, facts: { ...Object(told), regions: [] } }, path);
+  return { ...manifest, facts: { ...manifest.facts, regions } };
 }

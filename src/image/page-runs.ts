@@ -51,16 +51,48 @@ export function joinRuns(runs: readonly PageRun[], gapPages: number): PageRun[] 
   return joined.map(({ start, end }) => runBetween(start, end));
 }
 
-/** Cuts runs to the part inside [start, end). */
-export function clipRuns(runs: readonly PageRun[], start: bigint, end: bigint): PageRun[] {
-  const clipped: PageRun[] = [];
-  for (const run of runs) {
-    const from = run.address > start ? run.address : start;
-    const runEnd = endOf(run);
-    const to = runEnd < end ? runEnd : end;
-    if (to > from) clipped.push(runBetween(from, to));
+/** The part of a run inside [start, end); undefined where it has none. */
+export function clipRun({ address, pages }: PageRun, start: bigint, end: bigint): PageRun | undefined {
+  const runEnd = address + addressOf(pages);
+  const from = address > start ? address : start;
+  const to = runEnd < end ? runEnd : end;
+  return to > from ? runBetween(from, to) : undefined;
+}
+
+/** The index of the first that ends behind `address`, of sorted ones that do not overlap; their number where there is none. */
+export function firstEndingAfter<T>(sorted: readonly T[], address: bigint, end: (one: T) => bigint): number {
+  let low = 0;
+  let high = sorted.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (end(sorted[middle] as T) > address) high = middle;
+    else low = middle + 1;
   }
-  return clipped;
+  return low;
+}
+
+/**
+ * Runs that do not overlap, to be asked for by address. An image may have 32,768 mappings and a set thousands of runs: to compare each with each would hold the
+ * event loop for seconds.
+ */
+export class SortedRuns {
+  readonly #runs: readonly PageRun[];
+
+  constructor(runs: readonly PageRun[]) {
+    const isSorted = runs.every(({ address }, index) => index === 0 || address >= (runs[index - 1] as PageRun).address);
+    this.#runs = isSorted ? runs : [...runs].sort((a, b) => (a.address < b.address ? -1 : 1));
+  }
+
+  /** Cut to the part inside [start, end), in order of address. */
+  within(start: bigint, end: bigint): PageRun[] {
+    const clipped: PageRun[] = [];
+    for (let index = firstEndingAfter(this.#runs, start, endOf); index < this.#runs.length; index++) {
+      const part = clipRun(this.#runs[index] as PageRun, start, end);
+      if (part === undefined) break;
+      clipped.push(part);
+    }
+    return clipped;
+  }
 }
 
 /** The pages of a run that its sorted parts leave. */

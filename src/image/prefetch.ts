@@ -6,7 +6,7 @@ import { PAGE_BYTES } from "../base/units.js";
 import { readPages } from "./compile-memory.js";
 import { type Facts, isFile, type Region, storedRuns } from "./facts.js";
 import { forecast } from "./likelihood.js";
-import { clipRuns, endOf, gapsIn, type PageRun, runPages } from "./page-runs.js";
+import { clipRun, endOf, firstEndingAfter, gapsIn, type PageRun, runPages, SortedRuns } from "./page-runs.js";
 import type { WorkingSet } from "./working-set.js";
 
 /** Pages of a range that nobody asked for cost less than another read: measured on a virtual disk (docs/design/working-set.md). */
@@ -39,7 +39,7 @@ export interface PageClasses {
 export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
   const counts = { image: 0, file: 0, zero: 0 };
   const space = new Stored();
-  for (const { run, region } of placed(facts, runs)) {
+  for (const { run, region } of placed(new Layout(facts), runs)) {
     if (isFile(region)) counts.file += run.pages;
     else {
       const stored = runPages(space.part(region, run));
@@ -58,18 +58,19 @@ export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
  */
 export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   const space = new Stored();
-  const often = placed(facts, set.readOften);
-  const early = ({ region }: { region: Region }): boolean => set.order === "address" && isCode(region);
+  const layout = new Layout(facts);
+  const often = placed(layout, set.readOften);
+  const early = ({ region }: Placed): boolean => set.order === "address" && isCode(region);
   const parts = [
-    // By the program itself.
+// By the program itself.
     placed(
-      facts,
+      layout,
       readPages(facts).flatMap(({ runs }) => runs),
     ),
     often.filter(early),
-    placed(facts, set.written),
+    placed(layout, set.written),
     often.filter((one) => !early(one)),
-    placed(facts, forecast(set).likely),
+    placed(layout, forecast(set).likely),
   ];
   return parts.flatMap((part) => {
     const ranges = part.flatMap(({ run, region }) => rangesOf(space, region, run));
@@ -85,63 +86,62 @@ function isCode(region: Region): boolean {
   return isFile(region) && (region.prot & PROT_EXEC) !== 0;
 }
 
+/** Mappings by address: those of overlays, and those that they may lie on. */
+class Layout {
+  readonly overlays: readonly Region[];
+  readonly plain: readonly Region[];
+
+  constructor(facts: Facts) {
+    const regions = facts.regions
+      .filter(({ kind }) => kind !== "vdso")
+      .sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0));
+    this.overlays = regions.filter(({ kind }) => kind === "overlay");
+    this.plain = regions.filter(({ kind }) => kind !== "overlay");
+  }
+}
+
+/** Part of a run, inside one mapping. */
+interface Placed {
+  readonly run: PageRun;
+  readonly region: Region;
+}
+
 /** Each run, cut where mappings begin and end. An overlay lies on its file. */
-function placed(facts: Facts, runs: readonly PageRun[]): { run: PageRun; region: Region }[] {
-  const regions = [...facts.regions]
-    .filter(({ kind }) => kind !== "vdso")
-    .sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0));
-  const overlays = regions.filter(({ kind }) => kind === "overlay");
-  const plain = regions.filter(({ kind }) => kind !== "overlay");
-  return runs.flatMap((run) => {
+function placed({ overlays, plain }: Layout, runs: readonly PageRun[]): Placed[] {
+  const parts: Placed[] = [];
+  for (const run of runs) {
     const over = cut(overlays, run);
-    const rest = gapsIn(
-      run,
-      over.map((part) => part.run),
-    );
-    const under = rest.flatMap((part) => cut(plain, part));
-    return [...over, ...under].map(({ run: part, span }) => ({ run: part, region: span }));
-  });
-}
-
-interface Span {
-  readonly start: bigint;
-  readonly end: bigint;
-}
-
-/** The parts of a run inside each of these, which are sorted and do not overlap. */
-function cut<T extends Span>(spans: readonly T[], run: PageRun): { run: PageRun; span: T }[] {
-  const parts: { run: PageRun; span: T }[] = [];
-  for (let index = firstEndingAfter(spans, run.address); index < spans.length; index++) {
-    const span = spans[index] as T;
-    if (span.start >= endOf(run)) break;
-    for (const part of clipRuns([run], span.start, span.end)) parts.push({ run: part, span });
+    parts.push(...over);
+    const rest = over.length === 0 ? [run] : gapsIn(run, over.map((part) => part.run));
+    for (const part of rest) parts.push(...cut(plain, part));
   }
   return parts;
 }
 
-function firstEndingAfter(spans: readonly Span[], address: bigint): number {
-  let low = 0;
-  let high = spans.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if ((spans[middle] as Span).end > address) high = middle;
-    else low = middle + 1;
+/** The parts of a run inside each of these, which are sorted and do not overlap. */
+function cut(regions: readonly Region[], run: PageRun): Placed[] {
+  const parts: Placed[] = [];
+  for (let index = firstEndingAfter(regions, run.address, ({ end }) => end); index < regions.length; index++) {
+    const region = regions[index] as Region;
+    const part = clipRun(run, region.start, region.end);
+    if (part === undefined) break;
+    parts.push({ run: part, region });
   }
-  return low;
+  return parts;
 }
 
 /** The stored runs of regions, listed once: a set has thousands of runs, and so has a region. */
 class Stored {
-  readonly #byRegion = new Map<Region, readonly Span[]>();
+  readonly #byRegion = new Map<Region, SortedRuns>();
 
   /** The part of a run that the page space holds. */
   part(region: Region, run: PageRun): PageRun[] {
-    let spans = this.#byRegion.get(region);
-    if (spans === undefined) {
-      spans = storedRuns(region).map((stored) => ({ start: stored.address, end: endOf(stored) }));
-      this.#byRegion.set(region, spans);
+    let stored = this.#byRegion.get(region);
+    if (stored === undefined) {
+      stored = new SortedRuns(storedRuns(region));
+      this.#byRegion.set(region, stored);
     }
-    return cut(spans, run).map((part) => part.run);
+    return stored.within(run.address, endOf(run));
   }
 }
 

@@ -8,7 +8,7 @@
  * program (0–63), parameters (64–71), results of earlier operations (80–255).
  */
 import { assert } from "../base/errors.js";
-import { ABI_CONSTANTS, HUSK_VERSION, structBytes, writeStruct } from "../linux/abi.js";
+import { ABI_CONSTANTS, fieldOffset, HUSK_VERSION, structBytes, writeStruct } from "../linux/abi.js";
 
 /** A value that is known only when the program runs. `plus` is added to it. */
 export interface Slot {
@@ -47,6 +47,19 @@ export interface CallOptions {
 /** Behind those of the descriptors. */
 const FIRST_RESULT_SLOT = ABI_CONSTANTS.HUSK_FDS_MAX;
 const DATA_AT = 64;
+const OP_BYTES = structBytes("program_op");
+const AT = {
+  kind: fieldOffset("program_op", "kind"),
+  slotMask: fieldOffset("program_op", "slot_mask"),
+  resultSlot: fieldOffset("program_op", "result_slot"),
+  flags: fieldOffset("program_op", "flags"),
+  nr: fieldOffset("program_op", "nr"),
+  expect: fieldOffset("program_op", "expect"),
+  args: fieldOffset("program_op", "args"),
+} as const;
+const WORD = 2 ** 32;
+/** What is added to a slot's value lies above its number. */
+const SLOT_VALUES = 256;
 
 /** The descriptor that came with the program at `index`. */
 export function passed(index: number): Slot {
@@ -181,9 +194,8 @@ export class ProgramBuilder {
 
   /** Lays the program out. */
   build(): Program {
-    const opBytes = structBytes("program_op");
     const opsAt = Math.ceil(this.dataBytes / 64) * 64;
-    const total = opsAt + this.operations.length * opBytes;
+    const total = opsAt + this.operations.length * OP_BYTES;
     assert(BigInt(total) <= ABI_CONSTANTS.HUSK_PROGRAM_BYTES_MAX, "program is too large");
     const bytes = Buffer.alloc(total);
     writeStruct(bytes, 0, "program_header", {
@@ -201,7 +213,8 @@ export class ProgramBuilder {
       chunk.copy(bytes, at);
       at += chunk.length;
     }
-    for (const [index, operation] of this.operations.entries()) this.write(bytes, opsAt + index * opBytes, operation);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, total);
+    for (const [index, operation] of this.operations.entries()) writeOperation(view, opsAt + index * OP_BYTES, operation);
     return { bytes, labels: this.operations.map((operation) => operation.label) };
   }
 
@@ -218,22 +231,30 @@ export class ProgramBuilder {
       label,
     });
   }
+}
 
-  private write(bytes: Buffer, at: number, operation: Operation): void {
-    let mask = 0;
-    const args = operation.args.map((argument, index) => {
-      if (typeof argument !== "object") return argument;
+/** At fixed offsets, and not by writeStruct, which takes ten times as long: an image of 32,000 mappings has a hundred thousand operations. */
+function writeOperation(view: DataView, at: number, { kind, nr, args, result, flags, expect }: Operation): void {
+  let mask = 0;
+  for (const [index, argument] of args.entries()) {
+    const to = at + AT.args + index * 8;
+    if (typeof argument === "bigint") view.setBigUint64(to, argument, true);
+    else if (typeof argument === "number") writeNumber(view, to, argument);
+    else {
       mask |= 1 << index;
-      return BigInt(argument.slot) | (BigInt(argument.plus ?? 0) << 8n);
-    });
-    writeStruct(bytes, at, "program_op", {
-      kind: operation.kind,
-      slot_mask: mask,
-      result_slot: operation.result,
-      flags: operation.flags,
-      nr: operation.nr,
-      expect: operation.expect,
-      args,
-    });
+      writeNumber(view, to, argument.slot + (argument.plus ?? 0) * SLOT_VALUES);
+    }
   }
+  view.setUint16(at + AT.kind, kind, true);
+  view.setUint16(at + AT.slotMask, mask, true);
+  view.setUint16(at + AT.resultSlot, result, true);
+  view.setUint16(at + AT.flags, flags, true);
+  view.setUint32(at + AT.nr, nr, true);
+  view.setUint32(at + AT.expect, expect, true);
+}
+
+/** 64 bits, of a negative one too. */
+function writeNumber(view: DataView, at: number, value: number): void {
+  view.setUint32(at, value, true);
+  view.setInt32(at + 4, Math.floor(value / WORD), true);
 }

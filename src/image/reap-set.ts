@@ -11,7 +11,7 @@ import { PAGE_BYTES } from "../base/units.js";
 import { ABI_CONSTANTS as ABI, structBytes, writeStruct } from "../linux/abi.js";
 import { isStored } from "./compile-paged.js";
 import { type Facts, type Region, storedRuns } from "./facts.js";
-import { addressOf, clipRuns, endOf, gapsIn, joinRuns, type PageRun, pageAt } from "./page-runs.js";
+import { addressOf, endOf, gapsIn, joinRuns, type PageRun, pageAt, SortedRuns } from "./page-runs.js";
 import { decodeSealed, encodeSealed } from "./sealed.js";
 
 /** One page that missed. */
@@ -99,19 +99,21 @@ export function accessesOf(payload: Buffer): Access[] {
 
 /** Where traced pages lie. Pages that the page space does not hold are zeros; pages of no region are left out. */
 export function installationOf(facts: Facts, accesses: readonly Access[]): Installation {
-  const touched = joinRuns(
-    accesses.map(({ address }) => ({ address, pages: 1 })),
-    0,
+  const touched = new SortedRuns(
+    joinRuns(
+      accesses.map(({ address }) => ({ address, pages: 1 })),
+      0,
+    ),
   );
   const copies: Placed[] = [];
   const zeros: PageRun[] = [];
   let bytes = 0;
   for (const region of facts.regions.filter(isStored)) {
-    const own = clipRuns(touched, region.start, region.end);
+    const own = touched.within(region.start, region.end);
     if (own.length === 0) continue;
-    const stored = storedRuns(region);
+    const stored = new SortedRuns(storedRuns(region));
     for (const run of own) {
-      const parts = stored.flatMap((one) => clipRuns([run], one.address, endOf(one)));
+      const parts = stored.within(run.address, endOf(run));
       for (const part of parts) {
         copies.push({ ...part, from: offsetOf(region, part.address), at: bytes });
         bytes += part.pages * PAGE_BYTES;

@@ -5,7 +5,7 @@
  */
 import { PROT_WRITE } from "../linux/syscalls.js";
 import { type Region, storedRuns } from "./facts.js";
-import { clipRuns, type PageRun, runPages } from "./page-runs.js";
+import { type PageRun, runPages, SortedRuns } from "./page-runs.js";
 import { RECORDINGS_MIN, type WorkingSet } from "./working-set.js";
 
 /** A copy that is made ahead takes 1.7 us off a start: so many are worth a start that is prefaulted. */
@@ -21,7 +21,7 @@ const PAGES_MAX = 16_384;
  */
 export function writtenAnywhere(regions: readonly Region[], set: WorkingSet): PageRun[] {
   if (set.recordings < RECORDINGS_MIN) return [];
-  const seldom = set.runs.filter(({ written }) => written > 0 && written * 2 <= set.recordings);
+  const seldom = byCount(set.runs.filter(({ written }) => written > 0 && written * 2 <= set.recordings));
   const chosen = regions
     .filter(
       ({ kind, prot, wipe }) =>
@@ -42,7 +42,18 @@ export function writtenAnywhere(regions: readonly Region[], set: WorkingSet): Pa
   });
 }
 
+/** What the same number of recordings saw written. */
+interface Written {
+  readonly times: number;
+  readonly runs: SortedRuns;
+}
+
+function byCount(runs: WorkingSet["runs"]): Written[] {
+  const counts = new Set(runs.map(({ written }) => written));
+  return [...counts].map((times) => ({ times, runs: new SortedRuns(runs.filter(({ written }) => written === times)) }));
+}
+
 /** By all recordings together. */
-function writesIn({ start, end }: Region, runs: WorkingSet["runs"]): number {
-  return runs.reduce((sum, run) => sum + runPages(clipRuns([run], start, end)) * run.written, 0);
+function writesIn({ start, end }: Region, written: readonly Written[]): number {
+  return written.reduce((sum, { times, runs }) => sum + runPages(runs.within(start, end)) * times, 0);
 }

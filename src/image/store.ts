@@ -8,7 +8,7 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { errorText, ThawError } from "../base/errors.js";
 import { writeFileDurably } from "../base/fsync.js";
-import { decodeManifest, encodeManifest, type Manifest, type RawManifest } from "./manifest.js";
+import { decodeManifestInTurns, encodeManifest, type Manifest, type RawManifest } from "./manifest.js";
 import { decodeWorkingSet, encodeWorkingSet, type WorkingSet } from "./working-set.js";
 
 /** Paths of an image's files. */
@@ -95,7 +95,7 @@ export async function readImage(dir: string): Promise<StoredImage> {
   } catch (error) {
     throw damaged(files.manifest, errorText(error), error);
   }
-  const manifest = decodeManifest(bytes, files.manifest);
+  const manifest = await decodeManifestInTurns(bytes, files.manifest);
   const contents = await readOptional(files.tmp);
   if (contents.length !== manifest.tmpBytes)
     throw damaged(files.tmp, `it holds ${contents.length} bytes where ${manifest.tmpBytes} were written`);

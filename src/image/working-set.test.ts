@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { addRecording, RECORDINGS_MAX } from "./merge.js";
-import { clipRuns, joinRuns, type PageRun, runPages } from "./page-runs.js";
+import { joinRuns, type PageRun, runPages, SortedRuns } from "./page-runs.js";
 import {
   type CountedRun,
   decodeWorkingSet,
@@ -124,11 +124,14 @@ describe("joined runs", () => {
   });
 });
 
-describe("clipped runs", () => {
-  it("hold exactly the pages inside, in the order of the runs", () => {
+describe("the runs inside a range", () => {
+  it("hold exactly the pages inside, by address, in whatever order all runs are", () => {
     fc.assert(
       fc.property(crowded, fc.bigInt({ min: 0n, max: 70n }), fc.bigInt({ min: 0n, max: 70n }), (runs, from, to) => {
-        const clipped = clipRuns(runs, from * PAGE, to * PAGE);
+        const disjoint = joinRuns(runs, 0);
+        const clipped = new SortedRuns(disjoint).within(from * PAGE, to * PAGE);
+        expect(new SortedRuns([...disjoint].reverse()).within(from * PAGE, to * PAGE)).toEqual(clipped);
+        expect([...clipped].sort((a, b) => Number(a.address - b.address))).toEqual(clipped);
         expect(pagesOf(clipped)).toEqual(new Set([...pagesOf(runs)].filter((page) => page >= from && page < to)));
         expect(clipped.every(({ pages }) => pages > 0)).toBe(true);
         expect(clipped.length).toBeLessThanOrEqual(runs.length);
@@ -136,11 +139,27 @@ describe("clipped runs", () => {
     );
   });
 
+  it("are found without a look at all the others", () => {
+    let looks = 0;
+    const runs = Array.from({ length: 10_000 }, (_, index) => ({
+      pages: 1,
+      get address() {
+        looks++;
+        return BigInt(index) * 2n * PAGE;
+      },
+    }));
+    const sorted = new SortedRuns(runs);
+    looks = 0;
+    expect(sorted.within(9_000n * PAGE, 9_005n * PAGE).map(({ address }) => address / PAGE)).toEqual([9_000n, 9_002n, 9_004n]);
+    expect(looks).toBeLessThan(100);
+  });
+
   it("of neighbouring ranges make up the whole", () => {
     fc.assert(
       fc.property(crowded, fc.bigInt({ min: 0n, max: 70n }), (runs, at) => {
-        const both = [...clipRuns(runs, 0n, at * PAGE), ...clipRuns(runs, at * PAGE, 1000n * PAGE)];
-        expect(runPages(both)).toBe(runPages(runs));
+        const sorted = new SortedRuns(joinRuns(runs, 0));
+        const both = [...sorted.within(0n, at * PAGE), ...sorted.within(at * PAGE, 1000n * PAGE)];
+        expect(runPages(both)).toBe(pagesOf(runs).size);
         expect(joinRuns(both, 0)).toEqual(joinRuns(runs, 0));
       }),
     );
