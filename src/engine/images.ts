@@ -443,6 +443,9 @@ export class LoadedImage {
   }
 
   private async renewPrograms(): Promise<void> {
+    await nextTurn();
+    if (this.closed) return;
+    this.prefetchRanges();
     await this.programs.renew(dependsOnSet);
     // What recorded will be thawed by the set next.
     for (const generic of [true, false]) {
@@ -450,7 +453,6 @@ export class LoadedImage {
       if (this.closed) return;
       if (this.programs.has(`thaw:splice:${generic}:record`)) this.thawStep("splice", generic, undefined).labels();
     }
-    this.prefetchRanges();
   }
 }
 

@@ -8,6 +8,7 @@
  * One start records at a time; those beside it use what is known (docs/design/working-set.md). A set that was rehearsed (rehearsal.ts) is stable, too, and
  * provisional: two starts that were scanned and fit confirm it, and one that does not fit has it recorded anew.
  */
+import { nextTurn } from "../base/turns.js";
 import {
   addRecording,
   EMPTY_WORKING_SET,
@@ -44,6 +45,8 @@ const SCANS_TRUSTED = 8;
 const SCAN_STARTS_TRUSTED = 64;
 /** A function whose pages change with every request would else be recorded all the time. */
 const BACKOFF_STARTS_MAX = 1024;
+/** Of more runs of pages, each step of merging takes some milliseconds. */
+const RUNS_AT_ONCE = 4096;
 /** So many scans confirm what was rehearsed. */
 const SCANS_CONFIRM = 2;
 
@@ -116,11 +119,14 @@ export class LiveWorkingSet {
   async add(present: Recording): Promise<void> {
     try {
       if (!this.wanting) return;
-      const merged = addRecording(this.#renewing ?? this.set, this.#own(present));
+      const own = this.#own(present);
+      if (runCount(own) > RUNS_AT_ONCE) await nextTurn();
+      const merged = addRecording(this.#renewing ?? this.set, own);
       if (this.#renewing !== undefined && merged.recordings < RECORDINGS_MIN) {
         this.#renewing = merged;
         return;
       }
+      if (runCount(own) > RUNS_AT_ONCE) await nextTurn();
       await writeWorkingSet(this.dir, merged);
       this.#renewing = undefined;
       this.set = merged;
@@ -228,6 +234,10 @@ export class LiveWorkingSet {
       ],
     };
   }
+}
+
+function runCount({ written, read }: Recording): number {
+  return written.length + read.length;
 }
 
 function insideOf(regions: readonly Region[], runs: SortedRuns): PageRun[] {

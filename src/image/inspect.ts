@@ -1,5 +1,6 @@
 /** What an image consists of, in plain data, for people who look at one. */
 import { stat } from "node:fs/promises";
+import { nextTurn } from "../base/turns.js";
 import { type Facts, isFile, storedPages } from "./facts.js";
 import { IMAGE_VERSION, type Manifest } from "./manifest.js";
 import { classify, type PageClasses, prefetchRanges } from "./prefetch.js";
@@ -69,15 +70,18 @@ export interface RecentStarts {
   readonly renewals: number;
 }
 
-function inspectWorkingSet(facts: Facts, set: WorkingSet, recent: RecentStarts): WorkingSetInspection {
+async function inspectWorkingSet(facts: Facts, set: WorkingSet, recent: RecentStarts): Promise<WorkingSetInspection> {
   const ranges = prefetchRanges(facts, set);
+  await nextTurn();
+  const written = classify(facts, set.written);
+  await nextTurn();
   const { recordings, stable, exact, order, faults } = set;
   return {
     recordings,
     stable,
     exact,
     order,
-    written: classify(facts, set.written),
+    written,
     read: classify(facts, set.read),
     ranges: ranges.length,
     rangeBytes: ranges.reduce((sum, { bytes }) => sum + bytes, 0),
@@ -97,6 +101,7 @@ export async function inspectImage(image: StoredImage, recent: RecentStarts): Pr
     const info = await stat(path).catch(() => undefined);
     if (info !== undefined) bytes[name] = info.blocks * 512;
   }
+  const seen = workingSet === undefined ? {} : { workingSet: await inspectWorkingSet(facts, workingSet, recent) };
   const shared = await stat(basePath(image.dir)).catch(() => undefined);
   const count = (base: boolean): number =>
     facts.regions.reduce((sum, region) => sum + ((region.kind === "base") === base ? storedPages(region) : 0), 0);
@@ -115,7 +120,7 @@ export async function inspectImage(image: StoredImage, recent: RecentStarts): Pr
     descriptors: describeDescriptors(facts),
     tmpFiles: facts.tmp.length,
     pages: { stored: count(false) },
-    ...(workingSet === undefined ? {} : { workingSet: inspectWorkingSet(facts, workingSet, recent) }),
+    ...seen,
     workingSetDamaged: image.workingSetDamaged,
     ...(manifest.base === undefined || shared === undefined
       ? {}

@@ -121,7 +121,7 @@ function placed({ overlays, plain }: Layout, runs: readonly PageRun[]): Placed[]
 /** The parts of a run inside each of these, which are sorted and do not overlap. */
 function cut(regions: readonly Region[], run: PageRun): Placed[] {
   const parts: Placed[] = [];
-  for (let index = firstEndingAfter(regions, run.address, ({ end }) => end); index < regions.length; index++) {
+  for (let index = firstEndingAfter(regions, run.address, ({ end }) => Number(end)); index < regions.length; index++) {
     const region = regions[index] as Region;
     const part = clipRun(run, region.start, region.end);
     if (part === undefined) break;
