@@ -24,8 +24,6 @@ export function endOf({ address, pages }: PageRun): bigint {
   return address + addressOf(pages);
 }
 
-const endNumber = ({ address, pages }: PageRun): number => Number(address) + pages * PAGE_BYTES;
-
 /** The pages from `start` up to `end`. */
 export function runBetween(start: bigint, end: bigint): PageRun {
   return { address: start, pages: pageAt(end - start) };
@@ -62,19 +60,36 @@ export function clipRun({ address, pages }: PageRun, start: bigint, end: bigint)
 }
 
 /**
- * The index of the first that ends behind `address`, of sorted ones that do not overlap; their number where there is none. Compared as numbers, which is done
- * hundred thousands of times and exact for pages: those have 52 bits.
+ * What lies in memory, by address; nothing overlaps. Compared as numbers, which costs no memory for each comparison, and is exact for addresses of pages. Who asks in
+ * order of address gets the answer from where the last one was.
  */
-export function firstEndingAfter<T>(sorted: readonly T[], address: bigint, end: (one: T) => number): number {
-  const behind = Number(address);
-  let low = 0;
-  let high = sorted.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (end(sorted[middle] as T) > behind) high = middle;
-    else low = middle + 1;
+export class ByAddress<T> {
+  #at = 0;
+
+  /** @param sorted by address */
+  constructor(
+    readonly sorted: readonly T[],
+    private readonly end: (one: T) => number,
+  ) {}
+
+  /** The index of the first that ends behind `address`; the number of all where there is none. */
+  firstEndingAfter(address: bigint): number {
+    const behind = Number(address);
+    if (this.#endsAfter(this.#at, behind) && !(this.#at > 0 && this.#endsAfter(this.#at - 1, behind))) return this.#at;
+    let low = 0;
+    let high = this.sorted.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#endsAfter(middle, behind)) high = middle;
+      else low = middle + 1;
+    }
+    this.#at = low;
+    return low;
   }
-  return low;
+
+  #endsAfter(index: number, address: number): boolean {
+    return index >= this.sorted.length || this.end(this.sorted[index] as T) > address;
+  }
 }
 
 /**
@@ -82,18 +97,20 @@ export function firstEndingAfter<T>(sorted: readonly T[], address: bigint, end: 
  * event loop for seconds.
  */
 export class SortedRuns {
-  readonly #runs: readonly PageRun[];
+  readonly #runs: ByAddress<PageRun>;
 
   constructor(runs: readonly PageRun[]) {
     const isSorted = runs.every(({ address }, index) => index === 0 || address >= (runs[index - 1] as PageRun).address);
-    this.#runs = isSorted ? runs : [...runs].sort((a, b) => (a.address < b.address ? -1 : 1));
+    const sorted = isSorted ? runs : [...runs].sort((a, b) => (a.address < b.address ? -1 : 1));
+    this.#runs = new ByAddress(sorted, ({ address, pages }) => Number(address) + pages * PAGE_BYTES);
   }
 
   /** Cut to the part inside [start, end), in order of address. */
   within(start: bigint, end: bigint): PageRun[] {
+    const { sorted } = this.#runs;
     const clipped: PageRun[] = [];
-    for (let index = firstEndingAfter(this.#runs, start, endNumber); index < this.#runs.length; index++) {
-      const part = clipRun(this.#runs[index] as PageRun, start, end);
+    for (let index = this.#runs.firstEndingAfter(start); index < sorted.length; index++) {
+      const part = clipRun(sorted[index] as PageRun, start, end);
       if (part === undefined) break;
       clipped.push(part);
     }

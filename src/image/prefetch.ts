@@ -6,7 +6,7 @@ import { PAGE_BYTES } from "../base/units.js";
 import { readPages } from "./compile-memory.js";
 import { type Facts, isFile, type Region, storedRuns } from "./facts.js";
 import { forecast } from "./likelihood.js";
-import { clipRun, endOf, firstEndingAfter, gapsIn, type PageRun, runPages, SortedRuns } from "./page-runs.js";
+import { ByAddress, clipRun, endOf, gapsIn, type PageRun, runPages, SortedRuns } from "./page-runs.js";
 import type { WorkingSet } from "./working-set.js";
 
 /** Pages of a range that nobody asked for cost less than another read: measured on a virtual disk (docs/design/working-set.md). */
@@ -88,15 +88,20 @@ function isCode(region: Region): boolean {
 
 /** Mappings by address: those of overlays, and those that they may lie on. */
 class Layout {
-  readonly overlays: readonly Region[];
-  readonly plain: readonly Region[];
+  readonly overlays: ByAddress<Region>;
+  readonly plain: ByAddress<Region>;
 
   constructor(facts: Facts) {
     const regions = facts.regions
       .filter(({ kind }) => kind !== "vdso")
       .sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0));
-    this.overlays = regions.filter(({ kind }) => kind === "overlay");
-    this.plain = regions.filter(({ kind }) => kind !== "overlay");
+    const some = (overlays: boolean): ByAddress<Region> =>
+      new ByAddress(
+        regions.filter(({ kind }) => (kind === "overlay") === overlays),
+        ({ end }) => Number(end),
+      );
+    this.overlays = some(true);
+    this.plain = some(false);
   }
 }
 
@@ -118,11 +123,12 @@ function placed({ overlays, plain }: Layout, runs: readonly PageRun[]): Placed[]
   return parts;
 }
 
-/** The parts of a run inside each of these, which are sorted and do not overlap. */
-function cut(regions: readonly Region[], run: PageRun): Placed[] {
+/** The parts of a run inside each of these. */
+function cut(regions: ByAddress<Region>, run: PageRun): Placed[] {
   const parts: Placed[] = [];
-  for (let index = firstEndingAfter(regions, run.address, ({ end }) => Number(end)); index < regions.length; index++) {
-    const region = regions[index] as Region;
+  const { sorted } = regions;
+  for (let index = regions.firstEndingAfter(run.address); index < sorted.length; index++) {
+    const region = sorted[index] as Region;
     const part = clipRun(run, region.start, region.end);
     if (part === undefined) break;
     parts.push({ run: part, region });
@@ -130,18 +136,24 @@ function cut(regions: readonly Region[], run: PageRun): Placed[] {
   return parts;
 }
 
-/** The stored runs of regions, listed once: a set has thousands of runs, and so has a region. */
+/** A region with no more runs is looked through as it is. */
+const FEW_NUMBERS = 16;
+
+/** The stored runs of regions, listed once: a set has thousands of runs, and so may a region have. */
 class Stored {
   readonly #byRegion = new Map<Region, SortedRuns>();
 
   /** The part of a run that the page space holds. */
   part(region: Region, run: PageRun): PageRun[] {
+    const { address } = run;
+    const end = endOf(run);
+    if ((region.runs?.length ?? 0) <= FEW_NUMBERS) return storedRuns(region).flatMap((one) => clipRun(one, address, end) ?? []);
     let stored = this.#byRegion.get(region);
     if (stored === undefined) {
       stored = new SortedRuns(storedRuns(region));
       this.#byRegion.set(region, stored);
     }
-    return stored.within(run.address, endOf(run));
+    return stored.within(address, end);
   }
 }
 

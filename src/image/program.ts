@@ -24,16 +24,6 @@ export interface Program {
   readonly labels: readonly string[];
 }
 
-interface Operation {
-  readonly kind: number;
-  readonly nr: number;
-  readonly args: readonly Argument[];
-  readonly result: number;
-  readonly flags: number;
-  readonly expect: number;
-  readonly label: string;
-}
-
 /** How one system call is treated. */
 export interface CallOptions {
   /** Where the result goes. */
@@ -58,6 +48,8 @@ const AT = {
   args: fieldOffset("program_op", "args"),
 } as const;
 const WORD = 2 ** 32;
+/** Room in a new program; doubled when it is full. */
+const OPS_FIRST = 256;
 /** What is added to a slot's value lies above its number. */
 const SLOT_VALUES = 256;
 
@@ -68,7 +60,10 @@ export function passed(index: number): Slot {
 
 /** Collects operations and data; {@link ProgramBuilder.build} lays them out. */
 export class ProgramBuilder {
-  private readonly operations: Operation[] = [];
+  private readonly labels: string[] = [];
+  /** Operations as the husk reads them, with room for more. */
+  private operations = Buffer.alloc(OPS_FIRST * OP_BYTES);
+  private view = viewOf(this.operations);
   private readonly chunks: Buffer[] = [];
   private dataBytes = DATA_AT;
   private keptFrom = 0;
@@ -195,13 +190,14 @@ export class ProgramBuilder {
   /** Lays the program out. */
   build(): Program {
     const opsAt = Math.ceil(this.dataBytes / 64) * 64;
-    const total = opsAt + this.operations.length * OP_BYTES;
+    const opBytes = this.labels.length * OP_BYTES;
+    const total = opsAt + opBytes;
     assert(BigInt(total) <= ABI_CONSTANTS.HUSK_PROGRAM_BYTES_MAX, "program is too large");
     const bytes = Buffer.alloc(total);
     writeStruct(bytes, 0, "program_header", {
       magic: ABI_CONSTANTS.PROGRAM_MAGIC,
       version: HUSK_VERSION,
-      op_count: this.operations.length,
+      op_count: this.labels.length,
       ops_at: opsAt,
       total_bytes: total,
       base: this.base,
@@ -213,51 +209,44 @@ export class ProgramBuilder {
       chunk.copy(bytes, at);
       at += chunk.length;
     }
-    const view = new DataView(bytes.buffer, bytes.byteOffset, total);
-    at = opsAt;
-    for (const operation of this.operations) {
-      writeOperation(view, at, operation);
-      at += OP_BYTES;
-    }
-    return { bytes, labels: this.operations.map((operation) => operation.label) };
+    this.operations.copy(bytes, opsAt, 0, opBytes);
+    return { bytes, labels: this.labels };
   }
 
+  /** At fixed offsets, and not by writeStruct, which takes ten times as long: an image of 32,000 mappings has a hundred thousand operations. */
   private push(kind: number, label: string, args: readonly Argument[], options: CallOptions = {}, nr = 0): void {
+    const at = this.labels.push(label) * OP_BYTES - OP_BYTES;
+    if (at === this.operations.length) {
+      this.operations = Buffer.concat([this.operations, Buffer.alloc(at)]);
+      this.view = viewOf(this.operations);
+    }
+    const { view } = this;
+    let mask = 0;
+    let to = at + AT.args;
+    let bit = 1;
+    for (const argument of args) {
+      if (typeof argument === "bigint") view.setBigUint64(to, argument, true);
+      else if (typeof argument === "number") writeNumber(view, to, argument);
+      else {
+        mask |= bit;
+        writeNumber(view, to, argument.slot + (argument.plus ?? 0) * SLOT_VALUES);
+      }
+      to += 8;
+      bit <<= 1;
+    }
     const flags =
       (options.mayFail ? ABI_CONSTANTS.OP_FLAG_MAY_FAIL : 0) | (options.expect === undefined ? 0 : ABI_CONSTANTS.OP_FLAG_EXPECT);
-    this.operations.push({
-      kind,
-      nr,
-      args,
-      flags,
-      expect: options.expect ?? 0,
-      result: options.result?.slot ?? ABI_CONSTANTS.NO_SLOT,
-      label,
-    });
+    view.setUint16(at + AT.kind, kind, true);
+    view.setUint16(at + AT.slotMask, mask, true);
+    view.setUint16(at + AT.resultSlot, options.result?.slot ?? ABI_CONSTANTS.NO_SLOT, true);
+    view.setUint16(at + AT.flags, flags, true);
+    view.setUint32(at + AT.nr, nr, true);
+    view.setUint32(at + AT.expect, options.expect ?? 0, true);
   }
 }
 
-/** At fixed offsets, and not by writeStruct, which takes ten times as long: an image of 32,000 mappings has a hundred thousand operations. */
-function writeOperation(view: DataView, at: number, { kind, nr, args, result, flags, expect }: Operation): void {
-  let mask = 0;
-  let to = at + AT.args;
-  let bit = 1;
-  for (const argument of args) {
-    if (typeof argument === "bigint") view.setBigUint64(to, argument, true);
-    else if (typeof argument === "number") writeNumber(view, to, argument);
-    else {
-      mask |= bit;
-      writeNumber(view, to, argument.slot + (argument.plus ?? 0) * SLOT_VALUES);
-    }
-    to += 8;
-    bit <<= 1;
-  }
-  view.setUint16(at + AT.kind, kind, true);
-  view.setUint16(at + AT.slotMask, mask, true);
-  view.setUint16(at + AT.resultSlot, result, true);
-  view.setUint16(at + AT.flags, flags, true);
-  view.setUint32(at + AT.nr, nr, true);
-  view.setUint32(at + AT.expect, expect, true);
+function viewOf({ buffer, byteOffset, length }: Buffer): DataView {
+  return new DataView(buffer, byteOffset, length);
 }
 
 /** 64 bits, of a negative one too. */
