@@ -1,8 +1,9 @@
 /**
- * The SQLite file itself: opened, its schema brought up to date, written in transactions, its failures put into words. WAL with
- * synchronous FULL, so a commit that returned is on disk.
+ * The SQLite file itself: opened, its schema brought up to date, written in transactions, its failures put into words. A log is written ahead, and a commit does not
+ * wait for the disk, which may be busy for a tenth of a second, in which the event loop would answer nobody: who needs it there waits for {@link flushDatabase}.
  */
 import { chmodSync } from "node:fs";
+import { open } from "node:fs/promises";
 import Database from "libsql";
 import { errorText, ThawError } from "../base/errors.js";
 
@@ -61,7 +62,7 @@ export function openDatabase(path: string): Database.Database {
   // Environments of functions may hold secrets.
   chmodSync(path, 0o600);
   database.pragma("journal_mode=WAL");
-  database.pragma("synchronous=FULL");
+  database.pragma("synchronous=NORMAL");
   database.pragma("foreign_keys=ON");
   refuseDamaged(database, path);
   migrate(database, path);
@@ -119,16 +120,37 @@ export function guarded<T>(what: string, operation: () => T): T {
   try {
     return operation();
   } catch (error) {
-    if (error instanceof ThawError) throw error;
-    const code = (error as { code?: string }).code;
-    const full = code === "SQLITE_FULL";
-    throw new ThawError(full ? "RESOURCE_EXHAUSTED" : "DATABASE_FAILED", {
-      what,
-      why: full ? "the disk is full" : errorText(error),
-      fix: full ? "Free some space in the data directory's file system and try again" : databaseFix(code),
-      cause: error,
-    });
+    throw databaseError(what, error);
   }
+}
+
+/**
+ * Resolves when all that was committed to the database at `path` is on disk, as with synchronous FULL, which flushes the same file. No lock is lost by closing it: SQLite has
+ * those of the database in other files. Errors as {@link guarded}.
+ */
+export async function flushDatabase(path: string, what: string): Promise<void> {
+  try {
+    const log = await open(`${path}-wal`, "r");
+    try {
+      await log.datasync();
+    } finally {
+      await log.close();
+    }
+  } catch (error) {
+    throw databaseError(what, error);
+  }
+}
+
+function databaseError(what: string, error: unknown): ThawError {
+  if (error instanceof ThawError) return error;
+  const { code } = error as { code?: string };
+  const full = code === "SQLITE_FULL" || code === "ENOSPC";
+  return new ThawError(full ? "RESOURCE_EXHAUSTED" : "DATABASE_FAILED", {
+    what,
+    why: full ? "the disk is full" : errorText(error),
+    fix: full ? "Free some space in the data directory's file system and try again" : databaseFix(code),
+    cause: error,
+  });
 }
 
 function databaseFix(code: string | undefined): string {

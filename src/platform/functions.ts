@@ -148,6 +148,7 @@ export class Functions {
         await staged?.discard();
         if (before === undefined) await removeIfEmpty(join(layout.functions, name));
       }
+      await store.flush();
       faultPoint("deploy-recorded");
       const version = this.#version(stored, before);
       this.#byName.set(name, version);
@@ -163,6 +164,7 @@ export class Functions {
       const version = this.find(name);
       const { store, instances, layout, drainMs } = this.#options;
       store.remove(name);
+      await store.flush();
       faultPoint("remove-recorded");
       this.#byName.delete(name);
       const replaced = [...this.#replaced.keys()].filter((old) => old.name === name);

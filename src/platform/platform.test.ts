@@ -2,10 +2,11 @@ import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { chmod, mkdir, rm, truncate, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import Database from "libsql";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { FakeEnd, FakeEngine } from "../engine/fake.js";
 import { openPlatform } from "./platform.js";
+import { Store } from "./store.js";
 import { openTestBed, type TestBed, until, zipOf } from "./testing.js";
 import { LIMITS } from "./types.js";
 
@@ -173,6 +174,56 @@ describe("a deploy is refused", () => {
     await expect(bed.platform.deploy({ name: "a", zip: zipOf(), runtime: "nodejs99.x" })).rejects.toThrow(
       'Runtime "nodejs99.x" is not available',
     );
+  });
+});
+
+/** Flushes of the database take until each is let go. */
+function holdFlushes(): { end: (error?: Error) => void; called: () => boolean } {
+  let end = (_error?: Error): void => undefined;
+  const held = new Promise<void>((resolve, reject) => {
+    end = (error) => (error === undefined ? resolve() : reject(error));
+  });
+  const spy = vi.spyOn(Store.prototype, "flush").mockImplementation(() => held);
+  onTestFinished(() => spy.mockRestore());
+  return { end, called: () => spy.mock.calls.length > 0 };
+}
+
+describe("the disk", () => {
+  it("has a deploy before it is acknowledged, and other functions answer meanwhile", async () => {
+    await deploy("b");
+    const { end, called } = holdFlushes();
+    let acknowledged = false;
+    const deploying = bed.platform.deploy({ name: "a", zip: zipOf() }).then(() => {
+      acknowledged = true;
+    });
+    await until(called);
+    expect((await bed.platform.invoke("b", "{}")).functionError).toBeUndefined();
+    expect(acknowledged).toBe(false);
+    end();
+    await deploying;
+    expect(bed.platform.get("a").name).toBe("a");
+  });
+
+  it("that does not take a deploy is told of, and it can be deployed again", async () => {
+    const { end, called } = holdFlushes();
+    const deploying = bed.platform.deploy({ name: "a", zip: zipOf() });
+    await until(called);
+    end(new Error("the disk is gone"));
+    await expect(deploying).rejects.toThrow("the disk is gone");
+    vi.restoreAllMocks();
+    await deploy("a");
+  });
+
+  it("has a removal before anything of the function is removed", async () => {
+    await deploy("a");
+    const { end, called } = holdFlushes();
+    const removing = bed.platform.remove("a");
+    await until(called);
+    expect(onDisk("functions")).toEqual(["a"]);
+    expect(onDisk("images")).toHaveLength(1);
+    end();
+    await removing;
+    expect(onDisk("functions")).toEqual([]);
   });
 });
 

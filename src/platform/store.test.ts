@@ -1,5 +1,5 @@
-import { existsSync } from "node:fs";
-import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { existsSync, readlinkSync } from "node:fs";
+import { type FileHandle, mkdtemp, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import Database from "libsql";
@@ -140,6 +140,44 @@ describe("the database", () => {
     store.putImage(version("a"), image("a.lost"));
     expect(store.putImage(version("a"), image("a.anew"))).toBe(true);
     expect(store.all().flatMap(({ images }) => images.map((stored) => stored.dir))).toEqual(["a.anew"]);
+  });
+
+  describe("is flushed", () => {
+    /** What is flushed from now on, by path, and how. */
+    async function watchFlushes(flush = async (): Promise<void> => undefined): Promise<string[]> {
+      const paths: string[] = [];
+      const file = await open(join(dir, "any"), "w");
+      const handles = Object.getPrototypeOf(file) as FileHandle;
+      await file.close();
+      const spy = vi.spyOn(handles, "datasync").mockImplementation(function (this: FileHandle) {
+        paths.push(readlinkSync(`/proc/self/fd/${this.fd}`));
+        return flush();
+      });
+      onTestFinished(() => spy.mockRestore());
+      return paths;
+    }
+
+    it("with the log that its transactions are in", async () => {
+      const store = Store.open(dir);
+      onTestFinished(() => store.close());
+      store.put(version("a"));
+      const flushed = await watchFlushes();
+      await store.flush();
+      expect(flushed).toEqual([join(dir, "thaw.db-wal")]);
+      expect((await stat(join(dir, "thaw.db-wal"))).size).toBeGreaterThan(4096);
+    });
+
+    it("or says that the disk did not take it", async () => {
+      const store = Store.open(dir);
+      onTestFinished(() => store.close());
+      store.put(version("a"));
+      await watchFlushes(() => Promise.reject(Object.assign(new Error("EIO: i/o error, fdatasync"), { code: "EIO" })));
+      const error = await store.flush().catch((caught: unknown) => caught);
+      expect(isThawError(error, "DATABASE_FAILED")).toBe(true);
+      expect(String(error)).toContain(
+        "The database could not be written to the disk. EIO: i/o error, fdatasync. Check that the data directory can be written and its disk is healthy",
+      );
+    });
   });
 
   it("gives back what was put, with its images in order, after it was opened again", () => {

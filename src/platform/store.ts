@@ -8,7 +8,7 @@ import { join } from "node:path";
 import type Database from "libsql";
 import type { Image } from "../engine/types.js";
 import { checkRow, IMAGE_ROW, parseColumn, VERSION_ROW } from "./damaged-rows.js";
-import { guarded, inTransaction, openDatabase } from "./database.js";
+import { flushDatabase, guarded, inTransaction, openDatabase } from "./database.js";
 import { Reserve } from "./reserve.js";
 import type { HeatStatus, ImageEntry, ImageState, WarmUp } from "./types.js";
 
@@ -109,14 +109,19 @@ interface Row {
   warm_up_reason: string | null;
 }
 
-/** The database. Every method is one transaction, durable when it returns unless it says otherwise; DATABASE_FAILED when it cannot be. */
+/**
+ * The database. Every method that writes is one transaction, which outlives the server when it returns, and the machine once {@link Store.flush} has resolved. Functions
+ * that come and go wait for that; an image or a state that is lost with the machine is made anew. DATABASE_FAILED when it cannot be.
+ */
 export class Store {
   readonly #database: Database.Database;
+  readonly #path: string;
   readonly #reserve: Reserve;
   #open = true;
 
-  private constructor(database: Database.Database, reserve: Reserve) {
+  private constructor(database: Database.Database, path: string, reserve: Reserve) {
     this.#database = database;
+    this.#path = path;
     this.#reserve = reserve;
     reserve.take();
   }
@@ -126,7 +131,7 @@ export class Store {
     const path = join(dataDir, DATABASE_FILE);
     return guarded(
       `The database ${path} could not be opened`,
-      () => new Store(openDatabase(path), new Reserve(join(dataDir, RESERVE_FILE))),
+      () => new Store(openDatabase(path), path, new Reserve(join(dataDir, RESERVE_FILE))),
     );
   }
 
@@ -233,26 +238,18 @@ export class Store {
     );
   }
 
-  /**
-   * Replaces what was learned. Rows of a revision that is not the current one any more are left out. The one thing that is not on
-   * disk when it returns: nobody shall wait for the disk because of it.
-   */
+  /** Replaces what was learned. Rows of a revision that is not the current one any more are left out. */
   putLearned(rows: readonly LearnedRow[]): void {
     guarded("What was learned of functions could not be recorded", () => {
-      this.#database.pragma("synchronous=NORMAL");
-      try {
-        inTransaction(this.#database, () => {
-          const put = this.#database.prepare(
-            `INSERT OR REPLACE INTO learned (function_name, what, revision_id, state)
-             SELECT function_name, ?, revision_id, ? FROM versions WHERE function_name = ? AND version = ? AND revision_id = ?`,
-          );
-          for (const { version, what, state } of rows) {
-            put.run(what, state, version.functionName, version.version, version.revisionId);
-          }
-        });
-      } finally {
-        this.#database.pragma("synchronous=FULL");
-      }
+      inTransaction(this.#database, () => {
+        const put = this.#database.prepare(
+          `INSERT OR REPLACE INTO learned (function_name, what, revision_id, state)
+           SELECT function_name, ?, revision_id, ? FROM versions WHERE function_name = ? AND version = ? AND revision_id = ?`,
+        );
+        for (const { version, what, state } of rows) {
+          put.run(what, state, version.functionName, version.version, version.revisionId);
+        }
+      });
     });
   }
 
@@ -273,6 +270,11 @@ export class Store {
         this.#database.prepare("DELETE FROM functions WHERE name = ?").run(functionName);
       });
     });
+  }
+
+  /** Resolves when all that was written is on disk. */
+  flush(): Promise<void> {
+    return flushDatabase(this.#path, "The database could not be written to the disk");
   }
 
   /** Idempotent. */
