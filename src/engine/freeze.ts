@@ -3,7 +3,7 @@
  * written, compiled and flushed while it runs again. The image appears by one rename, or not at all. A live freeze holds requests
  * back only for the stop (live-freeze.ts).
  */
-import { nextTurn } from "../base/turns.js";
+
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readFile, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
@@ -11,6 +11,7 @@ import { nowMs } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { faultPoint } from "../base/fault.js";
 import { fsyncTree, mkdirs, renameDurably, temporaryPath } from "../base/fsync.js";
+import { nextTurn } from "../base/turns.js";
 import { PAGE_BYTES } from "../base/units.js";
 import {
   basePath,

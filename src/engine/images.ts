@@ -2,9 +2,10 @@
  * Images that this server has open: programs compiled, pages open in the keeper, bytes verified. Nothing here is needed again to
  * bring an image back after a restart; the manifest is the truth.
  */
-import { nextTurn } from "../base/turns.js";
+
 import { monotonicNs } from "../base/clock.js";
 import { removeTemporaries } from "../base/fsync.js";
+import { nextTurn } from "../base/turns.js";
 import {
   BASE,
   basePath,

@@ -8,10 +8,11 @@
  * A husk with the runtime mapped takes a quarter off a start, and hardly any memory of its own: it maps files that are shared. So one is kept for whatever is
  * started from twice, without being asked for each image, and for the last few such sets: functions with native modules have their own.
  */
-import { nextTurn } from "../base/turns.js";
+
 import { nowMs, sleep } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { nextTurn } from "../base/turns.js";
 import type { Fingerprint } from "../linux/fingerprint.js";
 import { parkedKey } from "./choose-husk.js";
 import { NO_PIDS } from "./choose-pid.js";

@@ -206,6 +206,32 @@ describe("the working set of an open image", () => {
     expect(sets.outsideOf({ ...NOTHING, read: file }, true)).toBe(0);
   });
 
+  it("of thousands of mappings looks for what is present in each, and not at all of it for each", async () => {
+    const count = 2_000;
+    const start = (index: number): bigint => ANON + BigInt(index) * 8192n;
+    const hex = (address: bigint): string => `0x${address.toString(16)}`;
+    const regions = Array.from({ length: count }, (_, index) => ({
+      kind: "anon" as const,
+      start: hex(start(index)),
+      end: hex(start(index) + 4096n),
+      prot: 3,
+    }));
+    let looks = 0;
+    const present = Array.from({ length: count }, (_, index) => ({
+      pages: 1,
+      get address() {
+        looks++;
+        return start(index);
+      },
+    }));
+    const sets = new LiveWorkingSet(dir, parsedFacts({ regions }), undefined, () => undefined);
+    await sets.add({ written: present, read: [], faults: count, exact: true });
+    expect(sets.set.runs).toHaveLength(count);
+    expect(sets.outsideOf({ written: [], read: [...present], huge: [] }, false)).toBe(0);
+    // Each with each would be four million, twice.
+    expect(looks).toBeLessThan(100 * count);
+  });
+
   it("knows nothing before the first recording", () => {
     const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => undefined);
     expect(sets.bound({ minor: 500, major: 0 }, "generic")).toBeUndefined();

@@ -228,10 +228,7 @@ export class LiveWorkingSet {
     return {
       ...present,
       written: inside(written, (prot) => (prot & PROT_WRITE) !== 0),
-      read: [
-        ...inside(read, (prot) => prot !== 0),
-        ...inside(written, (prot) => prot !== 0 && (prot & PROT_WRITE) === 0),
-      ],
+      read: [...inside(read, (prot) => prot !== 0), ...inside(written, (prot) => prot !== 0 && (prot & PROT_WRITE) === 0)],
     };
   }
 }

@@ -4,8 +4,8 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { isThawError, type ThawError } from "../base/errors.js";
 import { factsSchema } from "./facts.js";
-import { decodeManifest, encodeManifest, IMAGE_VERSION } from "./manifest.js";
-import { manifestArbitrary, sampleManifest } from "./testing.js";
+import { decodeManifest, decodeManifestInTurns, encodeManifest, IMAGE_VERSION } from "./manifest.js";
+import { manifestArbitrary, sampleFacts, sampleManifest } from "./testing.js";
 
 const PATH = "/images/x/manifest";
 
@@ -124,5 +124,49 @@ describe("a manifest", () => {
     if (main === undefined) throw new Error("no thread");
     manifest.facts.threads[0] = { ...main, ...change };
     expect(refusalOf(encodeManifest(manifest)).why).toContain("threads");
+  });
+});
+
+describe("the manifest of a process with thousands of mappings", () => {
+  type Regions = ReturnType<typeof sampleFacts>["regions"];
+
+  function manifestOf(change: (regions: Regions) => void = () => undefined): Buffer {
+    const regions: Regions = Array.from({ length: 2_500 }, (_, index) => ({
+      kind: "anon",
+      start: `0x${(0x7f0000000000 + index * 8192).toString(16)}`,
+      end: `0x${(0x7f0000001000 + index * 8192).toString(16)}`,
+      prot: index % 2,
+    }));
+    change(regions);
+    return encodeManifest(sampleManifest({ facts: sampleFacts({ regions }) }));
+  }
+
+  it("is read as that of any other, while others have their turn", async () => {
+    const bytes = manifestOf();
+    let turns = 0;
+    let reading = true;
+    const count = (): void => {
+      turns++;
+      if (reading) setImmediate(count);
+    };
+    setImmediate(count);
+    const manifest = await decodeManifestInTurns(bytes, PATH);
+    reading = false;
+    expect(turns).toBeGreaterThanOrEqual(3);
+    expect(manifest).toEqual(decodeManifest(bytes, PATH));
+  });
+
+  it("is refused with the same words, where the mapping is that is wrong", async () => {
+    const bytes = manifestOf((regions) => {
+      regions[2_100] = { ...regions[2_100], end: "nowhere" } as Regions[number];
+    });
+    const refused = refusalOf(bytes);
+    expect(refused.why).toContain("facts.regions[2100].end");
+    const inTurns = await decodeManifestInTurns(bytes, PATH).catch((error: unknown) => error);
+    expect(inTurns).toEqual(refused);
+  });
+
+  it.each(["null", "[]", "1", '{"facts":null}', '{"facts":{"regions":7}}'])("is refused where it holds only %s", async (json) => {
+    await expect(decodeManifestInTurns(withHeader(json), PATH)).rejects.toThrow(refusalOf(withHeader(json)).message);
   });
 });

@@ -62,7 +62,7 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
   const often = placed(layout, set.readOften);
   const early = ({ region }: Placed): boolean => set.order === "address" && isCode(region);
   const parts = [
-// By the program itself.
+    // By the program itself.
     placed(
       layout,
       readPages(facts).flatMap(({ runs }) => runs),
@@ -117,7 +117,13 @@ function placed({ overlays, plain }: Layout, runs: readonly PageRun[]): Placed[]
   for (const run of runs) {
     const over = cut(overlays, run);
     parts.push(...over);
-    const rest = over.length === 0 ? [run] : gapsIn(run, over.map((part) => part.run));
+    const rest =
+      over.length === 0
+        ? [run]
+        : gapsIn(
+            run,
+            over.map((part) => part.run),
+          );
     for (const part of rest) parts.push(...cut(plain, part));
   }
   return parts;

@@ -37,7 +37,7 @@ describe("a program", () => {
   it("holds every piece of data where it said, aligned, apart from all others and before the operations", () => {
     const piece = fc.record({ bytes: fc.uint8Array({ maxLength: 100 }), alignment: fc.constantFrom(1, 8, 16, 64) });
     fc.assert(
-      fc.property(fc.array(piece, { maxLength: 30 }), fc.nat({ max: 20 }), (pieces, operations) => {
+      fc.property(fc.array(piece, { maxLength: 30 }), fc.nat({ max: 700 }), (pieces, operations) => {
         const builder = new ProgramBuilder();
         const places = pieces.map(({ bytes, alignment }) => builder.data(bytes, alignment));
         for (let index = 0; index < operations; index++) builder.stamp(1);
@@ -75,7 +75,7 @@ describe("a program", () => {
   it("encodes numbers as they are, negative ones as 64 bits, and slots with what is added to them", () => {
     const argument: fc.Arbitrary<Argument> = fc.oneof(
       fc.bigInt({ min: -(2n ** 63n), max: 2n ** 64n - 1n }),
-      fc.integer(),
+      fc.maxSafeInteger(),
       fc.record({ slot: fc.nat({ max: 255 }), plus: fc.nat() }),
       fc.nat({ max: 63 }).map(passed),
     );

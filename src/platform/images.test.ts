@@ -1,6 +1,6 @@
 import { readdirSync } from "node:fs";
 import { chmod, rm, stat, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import Database from "libsql";
 import { afterEach, describe, expect, it } from "vitest";
 import { ThawError } from "../base/errors.js";
@@ -277,6 +277,33 @@ describe("an image that cannot be used", () => {
 });
 
 describe("after a restart", () => {
+  it("images are opened one after the other, and first the one that a request waits for", async () => {
+    bed = await openTestBed();
+    for (const name of ["a", "b", "c", "d"]) {
+      await deploy(name);
+      await bed.platform.waitReady(name);
+    }
+    bed = await bed.restart();
+    const open = bed.engine.openImage.bind(bed.engine);
+    const opened: string[] = [];
+    let opening = 0;
+    let mostAtOnce = 0;
+    bed.engine.openImage = async (dir, quietly) => {
+      if (quietly === true) return open(dir, quietly);
+      opened.push(basename(dir).slice(0, 1));
+      mostAtOnce = Math.max(mostAtOnce, ++opening);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      opening--;
+      return open(dir);
+    };
+    await until(() => opened.length === 1);
+    await bed.platform.invoke("d", "");
+    await until(() => opened.length === 4);
+    expect(opened).toEqual(["a", "d", "b", "c"]);
+    // The one of the request, beside the one that was being opened.
+    expect(mostAtOnce).toBe(2);
+  });
+
   it("functions and images are found again", async () => {
     bed = await openTestBed();
     const deployed = await bed.platform.deploy({ name: "a", zip: zipOf(), memoryMb: 256, env: { KEY: "v" } });

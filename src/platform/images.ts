@@ -12,11 +12,13 @@
  *
  * The instance that is frozen takes no place of those that requests compete for.
  */
+
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { sleep } from "../base/clock.js";
 import { errorText, isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { nextTurn } from "../base/turns.js";
 import { GIB } from "../base/units.js";
 import type { Engine, Image, Instance, PrepareOptions } from "../engine/types.js";
 import { isOfTheMoment } from "./image-faults.js";
@@ -76,6 +78,9 @@ export class Images {
   #preparedBytes = 0;
   readonly #closing = new AbortController();
   #preparing: Promise<void> = Promise.resolve();
+  /** Versions whose images a former server made, until those are open. */
+  readonly #toOpen = new Map<Version, () => Promise<void>>();
+  #opening: Promise<void> = Promise.resolve();
   /** Whose image it is at the moment: an instance of its own may run for that. */
   #prepared: { readonly version: Version; readonly stop: AbortController; readonly done: Promise<void> } | undefined;
   readonly #parks: boolean;
@@ -111,8 +116,20 @@ export class Images {
       this.#ready(version);
     else {
       this.#opened++;
-      version.image.opening = this.#open(version, unknown);
+      let opening: Promise<void> | undefined;
+      const open = (): Promise<void> => {
+        opening ??= this.#open(version, unknown);
+        return opening;
+      };
+      this.#toOpen.set(version, open);
+      // One after the other: to check one takes some milliseconds, and dozens at once would hold up whoever comes meanwhile.
+      this.#opening = this.#opening.then(nextTurn).then(open);
     }
+  }
+
+  /** Resolves when it is known what a former server left of a version, which is looked at now if that has not begun; undefined when it is. */
+  opened(version: Version): Promise<void> | undefined {
+    return this.#toOpen.get(version)?.();
   }
 
   /** Records what became of a version's warm-up events. */
@@ -184,7 +201,7 @@ export class Images {
   async retire(version: Version): Promise<void> {
     this.#cancel(version);
     for (const waiting of this.#takeWaiting(version)) waiting.reject(gone(version));
-    await version.image.opening;
+    await this.opened(version);
     if (this.#current?.version === version) {
       await this.#current.instance?.dispose().catch(() => undefined);
       while (this.#current?.version === version) await new Promise((resolve) => setTimeout(resolve, 5));
@@ -214,6 +231,7 @@ export class Images {
     }
     await this.#current?.instance?.dispose().catch(() => undefined);
     await this.#working;
+    await this.#opening;
     await this.#preparing;
     await this.#options.pools.settled();
   }
@@ -345,6 +363,7 @@ export class Images {
       this.#note(version, what, error);
     };
     try {
+      if (this.#abandoned(version)) return;
       for (const { dir, source, createdMs, generation } of unknown) {
         try {
           version.generations.add({ image: await engine.openImage(join(imagesDir, dir)), source, createdMs });
@@ -371,7 +390,7 @@ export class Images {
     } catch (error) {
       this.#failed(version, error);
     } finally {
-      version.image.opening = undefined;
+      this.#toOpen.delete(version);
     }
   }
 

@@ -3,9 +3,10 @@
  * Written once a minute, of functions of which there is news, and when the server stops; a crash costs what the last minute taught. Nothing
  * depends on it but decisions: what cannot be read or written is told in the server's log, and learned anew.
  */
-import { nextTurn } from "../base/turns.js";
+
 import { errorText } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
+import { nextTurn } from "../base/turns.js";
 import type { LearnedRow, Store, StoredLearned } from "./store.js";
 import type { Version } from "./version.js";
 

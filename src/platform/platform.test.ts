@@ -197,7 +197,7 @@ describe("the disk", () => {
       acknowledged = true;
     });
     await until(called);
-    expect((await bed.platform.invoke("b", "{}")).functionError).toBeUndefined();
+    expect((await bed.platform.invoke("b", "{}")).result.functionError).toBeUndefined();
     expect(acknowledged).toBe(false);
     end();
     await deploying;

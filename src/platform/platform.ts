@@ -393,10 +393,10 @@ class LocalPlatform implements Platform {
   }
 
   metrics(): Metrics {
-    const functions = Object.fromEntries(this.#functions.all().map((version) => [version.name, version.counters.snapshot()]));
-    const hibernatedBytes = this.#functions
-      .all()
-      .reduce((sum, { slots }) => sum + [...slots.all].reduce((bytes, slot) => bytes + slot.hibernatedBytes, 0), 0);
+    const versions = this.#functions.all();
+    const functions = Object.fromEntries(versions.map((version) => [version.name, version.counters.snapshot()]));
+    let hibernatedBytes = 0;
+    for (const { slots } of versions) for (const slot of slots.all) hibernatedBytes += slot.hibernatedBytes;
     const { limited, limitBytes, usedBytes } = this.#budget;
     const memory = { residentBytes: usedBytes, hibernatedBytes, ...(limited ? { budgetBytes: limitBytes } : {}) };
     const startMs = this.#counters.startMs();

@@ -60,7 +60,7 @@ export class Starts implements Starter {
 
   async prepare(version: Version, prefer: Preference | undefined): Promise<number> {
     // What a former server left must be looked at before a boot is the only way.
-    await version.image.opening;
+    await this.images.opened(version);
     if (prefer === undefined || prefer.kind === "boot" || version.image.state === "ready") return 0;
     const began = performance.now();
     if (version.image.state === "pending") {

@@ -16,8 +16,6 @@ export interface ImageSlot {
   state: ImageState;
   reason: string | undefined;
   attempts: number;
-  /** Set while the images that a former server wrote are being opened. */
-  opening: Promise<void> | undefined;
   /** Why the last image is there no more; starts meanwhile carry it as their fallback. */
   lost: string | undefined;
   /** What who waits for the image is told at once: it failed for good, or there is no room for it. */
@@ -51,7 +49,6 @@ export class Version {
     state: "pending",
     reason: undefined,
     attempts: 0,
-    opening: undefined,
     lost: undefined,
     error: undefined,
   };
