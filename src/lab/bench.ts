@@ -25,6 +25,7 @@ import { memoryShare } from "./sections/memory-share.js";
 import { memorySpike } from "./sections/memory-spike.js";
 import { memoryWarm } from "./sections/memory-warm.js";
 import { soak } from "./sections/soak.js";
+import { stalls } from "./sections/stalls.js";
 import { starts } from "./sections/starts.js";
 import { sustained } from "./sections/sustained.js";
 import { warm } from "./sections/warm.js";
@@ -47,6 +48,7 @@ const SECTIONS: readonly Section[] = [
   memorySpike,
   heatFirst,
   heatPolicy,
+  stalls,
   soak,
 ];
 /** Names for several sections at once. */
