@@ -73,7 +73,8 @@ export function prefetchRanges(facts: Facts, set: WorkingSet): FileRange[] {
     placed(layout, forecast(set).likely),
   ];
   return parts.flatMap((part) => {
-    const ranges = part.flatMap(({ run, region }) => rangesOf(space, region, run));
+    const ranges: FileRange[] = [];
+    for (const { run, region } of part) addRanges(ranges, space, region, run);
     if (set.order === "address") ranges.sort(byPlace);
     return joinRanges(ranges, ({ file }) => (set.packed === true && file === PAGES ? 0 : GAP_BYTES));
   });
@@ -115,23 +116,16 @@ interface Placed {
 function placed({ overlays, plain }: Layout, runs: readonly PageRun[]): Placed[] {
   const parts: Placed[] = [];
   for (const run of runs) {
-    const over = cut(overlays, run);
-    parts.push(...over);
-    const rest =
-      over.length === 0
-        ? [run]
-        : gapsIn(
-            run,
-            over.map((part) => part.run),
-          );
-    for (const part of rest) parts.push(...cut(plain, part));
+    const before = parts.length;
+    cut(overlays, run, parts);
+    const over = parts.slice(before).map((part) => part.run);
+    for (const rest of gapsIn(run, over)) cut(plain, rest, parts);
   }
   return parts;
 }
 
-/** The parts of a run inside each of these. */
-function cut(regions: ByAddress<Region>, run: PageRun): Placed[] {
-  const parts: Placed[] = [];
+/** Adds the parts of a run inside each of these. */
+function cut(regions: ByAddress<Region>, run: PageRun, parts: Placed[]): void {
   const { sorted } = regions;
   for (let index = regions.firstEndingAfter(run.address); index < sorted.length; index++) {
     const region = sorted[index] as Region;
@@ -139,7 +133,6 @@ function cut(regions: ByAddress<Region>, run: PageRun): Placed[] {
     if (part === undefined) break;
     parts.push({ run: part, region });
   }
-  return parts;
 }
 
 /** A region with no more runs is looked through as it is. */
@@ -163,14 +156,12 @@ class Stored {
   }
 }
 
-function rangesOf(space: Stored, region: Region, run: PageRun): FileRange[] {
-  const range = (file: string, base: bigint, { address, pages }: PageRun): FileRange => ({
-    file,
-    offset: base + (address - region.start),
-    bytes: pages * PAGE_BYTES,
-  });
-  if (isFile(region)) return [range(region.path ?? "", region.offset ?? 0n, run)];
-  return space.part(region, run).map((part) => range(region.kind === "base" ? BASE : PAGES, region.slot ?? 0n, part));
+function addRanges(ranges: FileRange[], space: Stored, region: Region, run: PageRun): void {
+  const add = (file: string, base: bigint, { address, pages }: PageRun): void => {
+    ranges.push({ file, offset: base + (address - region.start), bytes: pages * PAGE_BYTES });
+  };
+  if (isFile(region)) add(region.path ?? "", region.offset ?? 0n, run);
+  else for (const part of space.part(region, run)) add(region.kind === "base" ? BASE : PAGES, region.slot ?? 0n, part);
 }
 
 function byPlace(a: FileRange, b: FileRange): number {

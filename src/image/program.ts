@@ -48,8 +48,7 @@ const AT = {
   args: fieldOffset("program_op", "args"),
 } as const;
 const WORD = 2 ** 32;
-/** Room in a new program; doubled when it is full. */
-const OPS_FIRST = 256;
+const OPS_AT_ONCE = 256;
 /** What is added to a slot's value lies above its number. */
 const SLOT_VALUES = 256;
 
@@ -61,9 +60,9 @@ export function passed(index: number): Slot {
 /** Collects operations and data; {@link ProgramBuilder.build} lays them out. */
 export class ProgramBuilder {
   private readonly labels: string[] = [];
-  /** Operations as the husk reads them, with room for more. */
-  private operations = Buffer.alloc(OPS_FIRST * OP_BYTES);
-  private view = viewOf(this.operations);
+  /** Operations as the husk reads them, in pieces of {@link OPS_AT_ONCE}, the last with room for more. */
+  private readonly operations: Buffer[] = [];
+  private view = new DataView(new ArrayBuffer(0));
   private readonly chunks: Buffer[] = [];
   private dataBytes = DATA_AT;
   private keptFrom = 0;
@@ -190,8 +189,7 @@ export class ProgramBuilder {
   /** Lays the program out. */
   build(): Program {
     const opsAt = Math.ceil(this.dataBytes / 64) * 64;
-    const opBytes = this.labels.length * OP_BYTES;
-    const total = opsAt + opBytes;
+    const total = opsAt + this.labels.length * OP_BYTES;
     assert(BigInt(total) <= ABI_CONSTANTS.HUSK_PROGRAM_BYTES_MAX, "program is too large");
     const bytes = Buffer.alloc(total);
     writeStruct(bytes, 0, "program_header", {
@@ -209,16 +207,18 @@ export class ProgramBuilder {
       chunk.copy(bytes, at);
       at += chunk.length;
     }
-    this.operations.copy(bytes, opsAt, 0, opBytes);
+    for (const [index, operations] of this.operations.entries()) operations.copy(bytes, opsAt + index * operations.length);
     return { bytes, labels: this.labels };
   }
 
   /** At fixed offsets, and not by writeStruct, which takes ten times as long: an image of 32,000 mappings has a hundred thousand operations. */
   private push(kind: number, label: string, args: readonly Argument[], options: CallOptions = {}, nr = 0): void {
-    const at = this.labels.push(label) * OP_BYTES - OP_BYTES;
-    if (at === this.operations.length) {
-      this.operations = Buffer.concat([this.operations, Buffer.alloc(at)]);
-      this.view = viewOf(this.operations);
+    const at = (this.labels.length % OPS_AT_ONCE) * OP_BYTES;
+    this.labels.push(label);
+    if (at === 0) {
+      const more = Buffer.alloc(OPS_AT_ONCE * OP_BYTES);
+      this.operations.push(more);
+      this.view = new DataView(more.buffer, more.byteOffset, more.length);
     }
     const { view } = this;
     let mask = 0;
@@ -243,10 +243,6 @@ export class ProgramBuilder {
     view.setUint32(at + AT.nr, nr, true);
     view.setUint32(at + AT.expect, options.expect ?? 0, true);
   }
-}
-
-function viewOf({ buffer, byteOffset, length }: Buffer): DataView {
-  return new DataView(buffer, byteOffset, length);
 }
 
 /** 64 bits, of a negative one too. */
