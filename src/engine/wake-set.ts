@@ -14,6 +14,7 @@
  *     read ahead                            as recorded ░░░░  what it will write next, which would be a read from disk for each page
  */
 import { PAGE_BYTES } from "../base/units.js";
+import { ByAddress } from "../image/index.js";
 import { encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
 import type { MappedFiles } from "./mapped-files.js";
 import type { Touches } from "./wake-watch.js";
@@ -189,11 +190,14 @@ function keptOf(written: readonly Range[]): Range[] {
   return kept.sort((a, b) => a.offset - b.offset);
 }
 
-/** What lies behind each range that reaches beyond the end of one before, or that ends where an earlier front still begins. */
+/** Of lists in order, and disjoint: what lies behind each range that reaches beyond the end of one before, or that ends where an earlier front still begins. */
 function frontsOf(before: readonly Range[], earlier: readonly Range[], now: readonly Range[]): Range[] {
+  const ends = new ByAddress(before, (one) => one.end);
+  const fronts = new Map(earlier.map((front) => [front.offset, front]));
   return now.flatMap(({ offset, end }) => {
-    const old = before.find((one) => one.end >= offset && one.end < end);
-    if (old === undefined) return earlier.find((front) => front.offset === end) ?? [];
+    // The first that ends where this one begins, or behind.
+    const old = before[ends.firstEndingAfter(offset - 1)];
+    if (old === undefined || old.end >= end) return fronts.get(end) ?? [];
     const bytes = Math.min(FRONT_BYTES_MAX, Math.max(FRONT_BYTES, end - old.end));
     return [{ offset: end, end: end + bytes }];
   });

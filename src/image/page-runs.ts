@@ -73,7 +73,7 @@ export class ByAddress<T> {
   ) {}
 
   /** The index of the first that ends behind `address`; the number of all where there is none. */
-  firstEndingAfter(address: bigint): number {
+  firstEndingAfter(address: bigint | number): number {
     const behind = Number(address);
     if (this.#endsAfter(this.#at, behind) && !(this.#at > 0 && this.#endsAfter(this.#at - 1, behind))) return this.#at;
     let low = 0;
