@@ -38,7 +38,7 @@ export function addInvokeRoute(app: FastifyInstance, platform: Platform, onOutco
     const asked = { ...optionsFrom(headers), qualifier, requestId };
     const type = headers["x-amz-invocation-type"] ?? "RequestResponse";
     if (type === "DryRun") {
-      platform.check(name, payload, asked);
+      await platform.check(name, payload, asked);
       return reply.code(204).send();
     }
     if (type !== "RequestResponse") throw unknownType(type);

@@ -15,7 +15,7 @@ export async function heatByHand(heating: Heating, version: Version, request: He
     const why = `the number of requests is ${String(requests)}, and it must be a whole number from 1 to ${LIMITS.heatRequestsMax}`;
     throw invalid(version, why, "Use --requests 1000");
   }
-  const events = eventsOf(version, request);
+  const events = await eventsOf(version, request);
   originOf(version, request);
   try {
     return await heating.add(version, () => heat(heating, version, originOf(version, request), events, requests));
@@ -54,8 +54,8 @@ async function heat(heating: Heating, version: Version, origin: Image, events: E
   return { image, requests, firstMs: times[0] ?? 0, lastMs: last[Math.floor(last.length / 2)] ?? 0 };
 }
 
-function eventsOf(version: Version, { payload }: HeatRequest): Events {
-  if (payload !== undefined) return sameEvent(checkPayload(payload));
+async function eventsOf(version: Version, { payload }: HeatRequest): Promise<Events> {
+  if (payload !== undefined) return sameEvent(await checkPayload(payload));
   const { warmUp } = version.stored.config;
   return warmUp === undefined ? sameEvent("{}") : declaredEvents(warmUp.events);
 }

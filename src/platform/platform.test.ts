@@ -52,9 +52,9 @@ describe("a request is refused", () => {
       expect((error as Error).message).toMatch(
         /^The payload is not valid JSON\. .+\. Send a JSON value, such as \{"name":"world"\}$/,
       );
-      expect(() => bed.platform.check("a", payload)).toThrow("The payload is not valid JSON");
+      await expect(bed.platform.check("a", payload)).rejects.toThrow("The payload is not valid JSON");
     }
-    expect(() => bed.platform.check("a", Buffer.from("\ufeff{}"))).toThrow("it begins with a byte order mark (U+FEFF)");
+    await expect(bed.platform.check("a", Buffer.from("\ufeff{}"))).rejects.toThrow("it begins with a byte order mark (U+FEFF)");
     expect(bed.engine.live.size).toBe(0);
   });
 
@@ -68,6 +68,30 @@ describe("a request is refused", () => {
     await bed.platform.invoke("a", "");
     await expect(bed.platform.invoke("a", "", { traceId: clientContext })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     expect((await bed.platform.invoke("a", "", { clientContext: clientContext.slice(0, 30_000) })).start.kind).toBe("reuse");
+  });
+
+  it("with a large payload that is not JSON, with the place, before an instance is started; others are answered meanwhile", async () => {
+    await deploy();
+    const many = `[${"1,".repeat(500_000)}1]`;
+    for (const [payload, why] of [
+      [`${many}]`, 'no JSON text goes on with its byte 1000003 ("]")'],
+      [many.slice(0, -1), "it ends, after 1000002 bytes, in the middle of a value"],
+      [`\ufeff${many}`, "it begins with a byte order mark (U+FEFF), which cannot be seen"],
+      [`["é${many}`, "it ends, after 1000007 bytes, in the middle of a value"],
+    ] as const) {
+      const error = await bed.platform.invoke("a", Buffer.from(payload)).catch((caught: unknown) => caught);
+      expect(isThawError(error, "INVALID_PAYLOAD")).toBe(true);
+      expect(String(error)).toContain(`The payload is not valid JSON. ${why}. Send a JSON value`);
+    }
+    expect(bed.engine.live.size).toBe(0);
+    const order: string[] = [];
+    const large = bed.platform.invoke("a", many).then(({ result }) => {
+      order.push("large");
+      return result;
+    });
+    await bed.platform.invoke("a", "{}").then(() => order.push("small"));
+    expect((await large).functionError).toBeUndefined();
+    expect(order).toEqual(["small", "large"]);
   });
 
   it("with a payload beyond 6 MB, naming both sizes", async () => {

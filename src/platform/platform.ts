@@ -258,18 +258,23 @@ class LocalPlatform implements Platform {
     return this.waitReady(name, timeoutMs === undefined ? {} : { timeoutMs: Math.max(0, timeoutMs - waitedMs) });
   }
 
-  check(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): void {
+  async check(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): Promise<void> {
     this.#refuseWhenClosing();
     this.#functions.find(name, request.qualifier);
-    checkPayload(payload);
     checkContext(request);
+    await checkPayload(payload);
   }
 
   async invoke(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): Promise<InvokeOutcome> {
     this.#refuseWhenClosing();
     let version = this.#functions.find(name, request.qualifier);
-    const body = checkPayload(payload);
     checkContext(request);
+    let body = checkPayload(payload);
+    if (body instanceof Promise) {
+      body = await body;
+      this.#refuseWhenClosing();
+      version = this.#functions.find(name, request.qualifier);
+    }
     const requestId = request.requestId ?? randomUUID();
     this.#instances.arrived(version);
     let lease = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;

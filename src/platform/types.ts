@@ -414,7 +414,7 @@ export interface Platform {
   /** An empty payload means `{}`. A function error is a result, not an exception. */
   invoke(name: string, payload: Buffer | string, request?: InvokeRequest): Promise<InvokeOutcome>;
   /** What DryRun checks: that the function exists, and the request could be sent. */
-  check(name: string, payload: Buffer | string, request?: InvokeRequest): void;
+  check(name: string, payload: Buffer | string, request?: InvokeRequest): Promise<void>;
   /** The last lines of the function's log, at most `bytes` (default 64 KiB), whole lines. */
   logs(name: string, options?: { readonly bytes?: number | undefined }): Promise<string>;
   /** Entries as they come; ends when aborted, when the function is removed, or when the platform closes. */
