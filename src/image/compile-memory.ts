@@ -21,7 +21,7 @@ import {
 } from "../linux/syscalls.js";
 import { type Facts, type FileIdentity, isFile, type Region, storedRuns } from "./facts.js";
 import { register } from "./frame.js";
-import { clipRuns, type PageRun, pageAddresses } from "./page-runs.js";
+import { type PageRun, pageAddresses, SortedRuns } from "./page-runs.js";
 import { type Program, ProgramBuilder, passed, type Slot } from "./program.js";
 import { waitsForRequest } from "./run-ahead.js";
 
@@ -92,7 +92,7 @@ export function readPages({ regions, threads: [main] }: Facts): { region: Region
   const from = lowest - (lowest % BigInt(PAGE_BYTES));
   return regions.filter(isRead).map((region) => {
     const isMain = region.kind === "stack" && region.start <= from && from < region.end;
-    return { region, runs: clipRuns(storedRuns(region), isMain ? from : region.start, region.end) };
+    return { region, runs: new SortedRuns(storedRuns(region)).within(isMain ? from : region.start, region.end) };
   });
 }
 
