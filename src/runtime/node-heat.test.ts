@@ -274,7 +274,7 @@ describe("a request", () => {
     const ran = (await invoke(runtime)) as string[];
     const own = ran.filter((name) => /^node:(?!inspector)|runtime\/node\//.test(name));
     expect(own.length).toBeGreaterThan(15);
-    expect(own.length, own.join("\n")).toBeLessThanOrEqual(54);
+    expect(own.length, own.join("\n")).toBeLessThanOrEqual(57);
   });
 
   it("makes no shape of an object anew, the first of a clone: V8 forgets those that a collection finds without objects", async () => {
