@@ -44,7 +44,7 @@ export async function fsyncTree(path: string): Promise<void> {
 
 /** Flushes all that the file system of `path` has to write, other programs' too: syncfs(2), which Node lacks, by coreutils' `sync`. */
 export async function syncFileSystem(path: string): Promise<void> {
-  await run("sync", ["--file-system", "--", path]);
+  await run("sync", ["-f", "--", path]);
 }
 
 /** Renames and flushes both directories concerned. The content must have been flushed before. */
