@@ -284,25 +284,45 @@ describe("after a restart", () => {
       await bed.platform.waitReady(name);
     }
     bed = await bed.restart();
+    const opens = watchOpens();
+    await until(() => opens.begun.length === 1);
+    await bed.platform.invoke("d", "");
+    await until(() => opens.begun.length === 4);
+    expect(opens.begun).toEqual(["a", "d", "b", "c"]);
+    // The one of the request, beside the one that was being opened.
+    expect(opens.mostAtOnce).toBe(2);
+  });
+
+  it("a stop waits for the image that is being opened, and opens no other", async () => {
+    bed = await openTestBed();
+    for (const name of ["a", "b"]) {
+      await deploy(name);
+      await bed.platform.waitReady(name);
+    }
+    bed = await bed.restart();
+    const opens = watchOpens();
+    await until(() => opens.begun.length === 1);
+    await bed.platform.close();
+    expect(opens.atOnce).toBe(0);
+    expect(opens.begun).toEqual(["a"]);
+    bed = await bed.restart();
+    expect((await bed.platform.invoke("a", "")).start.kind).toBe("thaw");
+  });
+
+  /** Opening an image takes 20 ms from now on. Its function's name is a letter. */
+  function watchOpens(): { begun: string[]; atOnce: number; mostAtOnce: number } {
     const open = bed.engine.openImage.bind(bed.engine);
-    const opened: string[] = [];
-    let opening = 0;
-    let mostAtOnce = 0;
+    const seen = { begun: [] as string[], atOnce: 0, mostAtOnce: 0 };
     bed.engine.openImage = async (dir, quietly) => {
       if (quietly === true) return open(dir, quietly);
-      opened.push(basename(dir).slice(0, 1));
-      mostAtOnce = Math.max(mostAtOnce, ++opening);
+      seen.begun.push(basename(dir).slice(0, 1));
+      seen.mostAtOnce = Math.max(seen.mostAtOnce, ++seen.atOnce);
       await new Promise((resolve) => setTimeout(resolve, 20));
-      opening--;
+      seen.atOnce--;
       return open(dir);
     };
-    await until(() => opened.length === 1);
-    await bed.platform.invoke("d", "");
-    await until(() => opened.length === 4);
-    expect(opened).toEqual(["a", "d", "b", "c"]);
-    // The one of the request, beside the one that was being opened.
-    expect(mostAtOnce).toBe(2);
-  });
+    return seen;
+  }
 
   it("functions and images are found again", async () => {
     bed = await openTestBed();
