@@ -354,8 +354,8 @@ export class LocalEngine implements Engine, InstanceOwner {
     return (await this.recorder.scan(instance)).counts;
   }
 
-  firstAnswer(instance: LiveInstance): Promise<void> | undefined {
-    return both(this.recorder.firstAnswer(instance), this.reap.firstAnswer(instance));
+  firstAnswer(instance: LiveInstance, event: Buffer | string): Promise<void> | undefined {
+    return both(this.recorder.firstAnswer(instance, event), this.reap.firstAnswer(instance));
   }
 
   hibernation(instance: LiveInstance): Hibernation {

@@ -62,8 +62,8 @@ export interface InstanceOwner {
   freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image>;
   pages(instance: LiveInstance): Promise<PageCounts>;
   hibernation(instance: LiveInstance): Hibernation;
-  /** Called once after the first answer; a second request waits for the promise. */
-  firstAnswer(instance: LiveInstance): Promise<void> | undefined;
+  /** Called once after the first answer, which was to `event`; a second request waits for the promise. */
+  firstAnswer(instance: LiveInstance, event: Buffer | string): Promise<void> | undefined;
   /** Called before a freeze or a hibernation: what has not been recorded by then is not recorded. */
   abandonRecording(instance: LiveInstance): void;
   ended(instance: LiveInstance): void;
@@ -78,6 +78,7 @@ interface Waiting {
 }
 
 interface Running extends UnansweredRequest {
+  readonly payload: Buffer | string;
   readonly resolve: (result: InvokeResult) => void;
   readonly reject: (error: Error) => void;
   readonly timer: NodeJS.Timeout;
@@ -218,6 +219,7 @@ export class LiveInstance implements Instance, InstanceListener {
       const header = invokeHeader(this.spec, options, { requestId, deadlineMs, thaw: this.announce, resumed: this.resumed });
       const frame = encodeFrame(header, payload);
       this.running = {
+        payload,
         requestId,
         beganMs,
         resolve,
@@ -391,7 +393,7 @@ export class LiveInstance implements Instance, InstanceListener {
       this.served++;
       this.hibernation?.answered();
       const fatal = header.last === true;
-      if (this.served === 1 && !fatal) this.recordFirst();
+      if (this.served === 1 && !fatal) this.recordFirst(running.payload);
       this.gate.idle();
       const totalMs = nowMs() - running.beganMs;
       const result: InvokeResult = {
@@ -430,17 +432,17 @@ export class LiveInstance implements Instance, InstanceListener {
     this.owner.abandonRecording(this);
   }
 
-  private recordFirst(): void {
+  private recordFirst(event: Buffer | string): void {
     const follow = this.starting.takeFollow();
     if (follow !== undefined) {
       this.beforeNext(() => {
         follow();
         // Nothing is recorded of such a start, so nothing has to wait.
-        void this.owner.firstAnswer(this);
+        void this.owner.firstAnswer(this, event);
       });
       return;
     }
-    const recording = this.owner.firstAnswer(this);
+    const recording = this.owner.firstAnswer(this, event);
     if (recording === undefined) return;
     this.gate.shutUntil(recording);
   }

@@ -3,6 +3,7 @@
  * answer a scan of the process tells exactly which pages were written and which only read (working-set.md). The next request
  * waits the few milliseconds that this takes. All other starts only have their faults counted, after the answer.
  */
+import { crc32 } from "node:zlib";
 import { isThawError, ThawError } from "../base/errors.js";
 import type { Logger } from "../base/log.js";
 import { imageFiles, type PageRun } from "../image/index.js";
@@ -31,6 +32,15 @@ export interface PresentPages {
 interface Followed {
   readonly loaded: LoadedImage;
   readonly recording: Tracking | undefined;
+}
+
+/** Of a long event no more is looked at, and its length. */
+const EVENT_BYTES = 65_536;
+
+/** Tells events apart, and nothing of what they say. */
+function digestOf(event: Buffer | string): number {
+  const bytes = typeof event === "string" ? Buffer.from(event) : event;
+  return crc32(bytes.subarray(0, EVENT_BYTES), bytes.length);
 }
 
 function runsOf(value: unknown): PageRun[] {
@@ -106,15 +116,15 @@ export class Recorder {
   }
 
   /** A promise while the next request must wait: the scan would see what it touches. */
-  firstAnswer(instance: LiveInstance): Promise<void> | undefined {
+  firstAnswer(instance: LiveInstance, event: Buffer | string): Promise<void> | undefined {
     const followed = this.#followed.get(instance);
     if (followed === undefined) return undefined;
     this.#followed.delete(instance);
     const { loaded, recording } = followed;
-    if (recording !== undefined) return this.#record(instance, loaded, recording);
+    if (recording !== undefined) return this.#record(instance, loaded, recording, event);
     if (instance.husk.tracked) this.keeper.closeUffd(instance.id);
     // The answer goes out first. Whoever ends the instance at once waits for the count, which takes 20 us.
-    instance.beforeNext(() => this.#count(instance, loaded));
+    instance.beforeNext(() => this.#count(instance, loaded, event));
     return undefined;
   }
 
@@ -134,7 +144,7 @@ export class Recorder {
     instance.starting.counted(undefined);
   }
 
-  #count(instance: LiveInstance, loaded: LoadedImage): void {
+  #count(instance: LiveInstance, loaded: LoadedImage, event: Buffer | string): void {
     const faults = faultsOf(instance);
     const { sets } = loaded;
     // The set's model of faults is one of the kernel's own paging, with its fault-around and read-ahead.
@@ -146,7 +156,7 @@ export class Recorder {
       return;
     }
     const tell = (outside: number): void => {
-      sets.note(outside);
+      sets.note(outside, digestOf(event));
       instance.start = { ...instance.start, faultsOutside: outside };
       instance.starting.counted(faults);
     };
@@ -163,7 +173,7 @@ export class Recorder {
     );
   }
 
-  async #record(instance: LiveInstance, loaded: LoadedImage, how: Tracking): Promise<void> {
+  async #record(instance: LiveInstance, loaded: LoadedImage, how: Tracking, request: Buffer | string): Promise<void> {
     const faults = faultsOf(instance);
     if (faults !== undefined) instance.start = { ...instance.start, faults };
     instance.starting.counted(faults);
@@ -176,7 +186,16 @@ export class Recorder {
       else {
         const exact = how.device !== undefined;
         const { husk, rehearsed } = instance;
-        await loaded.sets.add({ written, read, faults: faults.minor + faults.major, exact, parked: husk.tracked, rehearsed });
+        const event = rehearsed ? undefined : digestOf(request);
+        await loaded.sets.add({
+          written,
+          read,
+          faults: faults.minor + faults.major,
+          exact,
+          parked: husk.tracked,
+          rehearsed,
+          event,
+        });
         this.#failing = false;
       }
     } catch (error) {

@@ -190,6 +190,80 @@ describe("the working set of an open image", () => {
     });
   });
 
+  describe("of one event alone", () => {
+    /** Pages 0 to 3 for every event, and two of its own. */
+    const recorded = (event: number): Recording => ({
+      ...recording(0, 4),
+      written: [...pages(0, 4), ...pages(4 + 2 * event, 2)],
+      event,
+    });
+    async function record(sets: LiveWorkingSet, events: readonly number[]): Promise<void> {
+      for (const event of events) {
+        expect(sets.claim()).toBe(true);
+        await sets.add(recorded(event));
+      }
+    }
+    async function ofOne(): Promise<LiveWorkingSet> {
+      const sets = new LiveWorkingSet(dir, parsedFacts(), undefined, () => undefined);
+      await record(sets, [1, 1]);
+      expect(sets.set).toMatchObject({ stable: true, event: 1 });
+      expect(readWorkingSet().event).toBe(1);
+      return sets;
+    }
+    /** Starts with these events that all fit. */
+    function starts(sets: LiveWorkingSet, ...events: number[]): boolean {
+      for (const event of events) sets.note(0, event);
+      return sets.wanting;
+    }
+
+    it("copies what that event alone needs, until half of the last eight starts had others, of which each has one vote", async () => {
+      const sets = await ofOne();
+      expect(sets.set.written).toEqual([...pages(0, 4), ...pages(6, 2)]);
+      expect(starts(sets, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1)).toBe(false);
+      expect(starts(sets, 2, 3)).toBe(false);
+      expect(starts(sets, 4)).toBe(false);
+      expect(starts(sets, 4)).toBe(true);
+      expect(sets.renewals).toBe(1);
+      await record(sets, [2, 2, 2, 3]);
+      expect(sets.set).toMatchObject({ recordings: 2, stable: false });
+      expect(sets.set.written).toEqual(pages(0, 4));
+      await record(sets, [3, 4, 5]);
+      // The fourth repetition counts: events seem not to vary any more.
+      await record(sets, [5]);
+      expect(sets.set).toMatchObject({ recordings: 5, stable: true });
+      expect(sets.set.event).toBeUndefined();
+      expect(sets.set.written).toEqual(pages(0, 4));
+      expect(starts(sets, ...Array.from({ length: 100 }, (_, index) => index))).toBe(false);
+    });
+
+    it("is recorded of another event alone when no more come, and less and less often", async () => {
+      const sets = await ofOne();
+      const waits: number[] = [];
+      for (let event = 2; event < 5; event++) {
+        let count = 1;
+        while (!starts(sets, event)) count++;
+        waits.push(count);
+        await record(sets, [event, event, event, event, event]);
+        expect(sets.set).toMatchObject({ recordings: 2, stable: true, event });
+      }
+      expect(waits).toEqual([4, 16, 32]);
+    });
+
+    it("is told so by what was stored", async () => {
+      await ofOne();
+      const sets = new LiveWorkingSet(dir, parsedFacts(), readWorkingSet(), () => undefined);
+      expect(starts(sets, 2, 2, 2, 2)).toBe(true);
+    });
+
+    it("stays as it is where events are not known", async () => {
+      const sets = await stable();
+      expect(starts(sets, 1, 2, 3, 4, 5, 6, 7, 8)).toBe(false);
+      const one = await ofOne();
+      for (let count = 0; count < 8; count++) one.note(0);
+      expect(one.wanting).toBe(false);
+    });
+  });
+
   it("counts what is present outside: pages written, 64 KiB read, 2 MiB in one piece", async () => {
     const sets = await stable();
     expect(sets.outsideOf(NOTHING, false)).toBe(0);

@@ -7,6 +7,9 @@
  *
  * One start records at a time; those beside it use what is known (docs/design/working-set.md). A set that was rehearsed (rehearsal.ts) is stable, too, and
  * provisional: two starts that were scanned and fit confirm it, and one that does not fit has it recorded anew.
+ *
+ * A set of one event alone, recorded again and again, has pages in it that other events do not need, which no count of faults tells. It goes stale when half of the
+ * last starts had others; of those each is recorded once.
  */
 import { nextTurn } from "../base/turns.js";
 import {
@@ -49,6 +52,8 @@ const BACKOFF_STARTS_MAX = 1024;
 const RUNS_AT_ONCE = 4096;
 /** So many scans confirm what was rehearsed. */
 const SCANS_CONFIRM = 2;
+/** Where events vary, so many recordings of events that were recorded already are left out. Beyond, they do not vary any more. */
+const REPEATS_MAX = 3;
 
 /** See above. */
 export class LiveWorkingSet {
@@ -60,6 +65,12 @@ export class LiveWorkingSet {
   #renewing: WorkingSet | undefined;
   #claimed = false;
   #outside: number[] = [];
+  /** Of the same starts: whether the event was another one than that of all recordings. */
+  #others: boolean[] = [];
+  /** Of the recordings of the set that is in the making. */
+  #events: number[] = [];
+  #varied = false;
+  #repeats = 0;
   #untilScan = 0;
   #scansFit = 0;
   #startsSinceRenewal = 0;
@@ -74,6 +85,7 @@ export class LiveWorkingSet {
     private readonly changed: () => void,
   ) {
     this.set = stored ?? EMPTY_WORKING_SET;
+    if (stored?.event !== undefined) this.#events.push(stored.event);
     this.#model = faultModel(this.set);
     this.#ownRegions = facts.regions.filter((region) => region.kind !== "vdso" && region.kind !== "overlay" && !isRead(region));
   }
@@ -118,7 +130,7 @@ export class LiveWorkingSet {
   /** Merges what a start recorded and stores it. Rejects when it cannot be written; the next start records again. */
   async add(present: Recording): Promise<void> {
     try {
-      if (!this.wanting) return;
+      if (!this.wanting || this.#repeated(present.event)) return;
       const own = this.#own(present);
       if (runCount(own) > RUNS_AT_ONCE) await nextTurn();
       const merged = addRecording(this.#renewing ?? this.set, own);
@@ -133,6 +145,7 @@ export class LiveWorkingSet {
       this.#model = faultModel(merged);
       this.#map = undefined;
       this.#outside = [];
+      this.#others = [];
       this.#scansFit = 0;
       this.#untilScan = 0;
       this.changed();
@@ -171,9 +184,11 @@ export class LiveWorkingSet {
     return this.#map.outside({ written: inside(present.written), read: inside(present.read), huge: present.huge });
   }
 
-  /** Takes note of a start's faults outside the set. When too many starts have too many, the next ones record. */
-  note(outside: number): void {
+  /** Takes note of a start's faults outside the set, and of its event. When too many starts have too many, or other events, the next ones record. */
+  note(outside: number, event?: number): void {
     this.#outside = [...this.#outside.slice(1 - RECENT_STARTS), outside];
+    const { event: same } = this.set;
+    this.#others = [...this.#others.slice(1 - RECENT_STARTS), same !== undefined && event !== undefined && event !== same];
     if (!this.#fits(outside)) {
       this.#scansFit = 0;
       this.#untilScan = 0;
@@ -186,6 +201,9 @@ export class LiveWorkingSet {
     this.#startsSinceRenewal++;
     if (this.wanting || !this.#stale()) return;
     this.#renewing = EMPTY_WORKING_SET;
+    this.#events = [];
+    this.#repeats = 0;
+    this.#varied = this.#othersOften;
     // It was expected of a set without the function's own code.
     if (this.set.rehearsed === true) return;
     this.#renewals++;
@@ -211,7 +229,22 @@ export class LiveWorkingSet {
     const misfits = this.#outside.filter((outside) => !this.#fits(outside)).length;
     if (this.set.rehearsed === true) return misfits > 0;
     const patient = this.#renewals === 0 || this.#startsSinceRenewal >= this.#renewAfterStarts;
-    return misfits * 2 >= RECENT_STARTS && patient;
+    return (misfits * 2 >= RECENT_STARTS || this.#othersOften) && patient;
+  }
+
+  get #othersOften(): boolean {
+    return this.#others.filter(Boolean).length * 2 >= RECENT_STARTS;
+  }
+
+  /** Whether an event was recorded that is known already, among others: it would have more than one vote about what all need. */
+  #repeated(event: number | undefined): boolean {
+    if (event === undefined) return false;
+    const known = this.#events.includes(event);
+    if (!known) {
+      this.#varied ||= this.#events.length > 0;
+      this.#events.push(event);
+    }
+    return known && this.#varied && this.#repeats++ < REPEATS_MAX;
   }
 
   /**

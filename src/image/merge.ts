@@ -24,6 +24,8 @@ export interface Recording {
   readonly parked?: boolean;
   /** Without the function's own code. */
   readonly rehearsed?: boolean;
+  /** Tells its event from others; undefined where the function did not see it. */
+  readonly event?: number | undefined;
 }
 
 /** Page faults of a husk up to the resume, beside those of the image: stacks, programs, page tables of its own. Measured: 190 to 220. */
@@ -44,6 +46,7 @@ export function addRecording(set: WorkingSet, recording: Recording): WorkingSet 
     overhead: overheadOf(recording),
     runs: sumRuns([...set.runs, ...once(recording.written, 1), ...once(recording.read, 0)]),
     ...(set.rehearsed === true || recording.rehearsed === true ? { rehearsed: true } : {}),
+    event: set.recordings === 0 || set.event === recording.event ? recording.event : undefined,
   });
   if (recordings < RECORDINGS_MIN) return merged;
   const all = runPages(merged.runs);

@@ -39,6 +39,8 @@ export interface WorkingSetFacts {
   readonly packed?: boolean | undefined;
   /** The function's own code did not run in one of the recordings or more (engine/rehearsal.ts): what that touches is unknown. */
   readonly rehearsed?: boolean | undefined;
+  /** Digest of the event of all recordings, when that was one and the same: what others do not need was written each time, too. */
+  readonly event?: number | undefined;
 }
 
 /** As stored, and what is made of it. */
@@ -105,11 +107,12 @@ const bodySchema = z.object({
   runs: z.array(z.int()),
   packed: z.boolean().optional(),
   rehearsed: z.boolean().optional(),
+  event: z.int().nonnegative().optional(),
 });
 
 /** The bytes of a working-set file. */
 export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
-  const { recordings, stable, exact, order, faults, overhead, packed, rehearsed } = set;
+  const { recordings, stable, exact, order, faults, overhead, packed, rehearsed, event } = set;
   const runs: number[] = [];
   let end = 0;
   for (const run of set.runs) {
@@ -117,7 +120,8 @@ export function encodeWorkingSet(set: WorkingSetFacts): Buffer {
     runs.push(page - end, run.pages, run.written, run.read);
     end = page + run.pages;
   }
-  return encodeSealed(FILE_NAME, FILE_VERSION, { recordings, stable, exact, order, faults, overhead, runs, packed, rehearsed });
+  const body = { recordings, stable, exact, order, faults, overhead, runs, packed, rehearsed, event };
+  return encodeSealed(FILE_NAME, FILE_VERSION, body);
 }
 
 /** Parses a working-set file; undefined when it is damaged in any way or of another version (it is then recorded anew). */
