@@ -71,6 +71,8 @@ export async function withHeatImages<T>(
   const steady = await engine.boot(specOf(workload, engine.runtimes));
   try {
     const load = keep(await steady.freeze({ then: "continue" }));
+    // Before it is thawed for heating: those starts have the same event first, and a set of one event is not what the other images have.
+    await recordWorkingSet(engine, workload, load);
     const curve = await bounded(steady, 0, HOT);
     const byHeat = new Map<Heat, Image>([[0, load]]);
     await withThawed(engine, load, async (instance) => {
@@ -89,7 +91,8 @@ export async function withHeatImages<T>(
       });
       third = keep(expectHeat(next, point, index + 1));
     }
-    for (const image of [...byHeat.values(), ...(third === undefined ? [] : [third])]) {
+    const heated = [...byHeat.values(), ...(third === undefined ? [] : [third])].filter((image) => image !== load);
+    for (const image of heated) {
       progress(`${workload.name}: recording the working set of ${image.heat} requests, generation ${image.generation}`);
       await recordWorkingSet(engine, workload, image);
     }
