@@ -57,6 +57,8 @@ interface Event {
   readonly array: number;
   readonly read: number;
   readonly write: number;
+  /** Tells it from others that touch the same. */
+  readonly id?: number;
 }
 
 const world = useWorld();
@@ -87,9 +89,9 @@ async function start(image: Image, event: Event): Promise<StartResult> {
   });
 }
 
-async function recordUntilStable(image: Image, event: Event): Promise<number> {
+async function recordUntilStable(image: Image, event: Event, varied = false): Promise<number> {
   for (let starts = 1; ; starts++) {
-    expect((await start(image, event)).recording).toBe(true);
+    expect((await start(image, varied ? { ...event, id: starts } : event)).recording).toBe(true);
     if ((await world.engine.inspect(image)).workingSet?.stable === true) return starts;
     expect(starts).toBeLessThan(5);
   }
@@ -124,6 +126,8 @@ const faultsThatFit = (image: Image): number => Math.max(64, runPages(setOf(imag
 const QUIET: Event = { array: 0, read: 0, write: 0 };
 const READ = 600;
 const WRITE = 250;
+/** Fewer than may lie outside a set that fits. */
+const OWN = 40;
 
 describe.each(LANGUAGES)("the working set of a %s function", (language) => {
   it("has the pages that it touches and no others, those that it writes apart, and is stable after a few recordings", async () => {
@@ -194,7 +198,7 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     // Reads alone may cost next to nothing: where the page cache holds 2 MiB in one piece, one fault maps them all.
     const before: Event = { array: 0, read: READ, write: 2 * WRITE };
     const after: Event = { array: 4, read: READ, write: 2 * WRITE };
-    await recordUntilStable(image, before);
+    await recordUntilStable(image, before, true);
     const few = faultsThatFit(image);
     expect(few).toBeLessThan(2 * WRITE);
     for (let index = 0; index < 9; index++) expect((await start(image, before)).faultsOutside).toBeLessThanOrEqual(few);
@@ -216,6 +220,27 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
       expect(fitting.faultsOutside).toBeLessThanOrEqual(faultsThatFit(image));
     }
     expect((await world.engine.inspect(image)).workingSet).toMatchObject({ renewals: 1, stable: true, recordings: more });
+    await world.engine.removeImage(image);
+  });
+
+  it("that was recorded with one event alone has no page of its own any more, once starts have others", async () => {
+    const image = await imageOf(language, QUIET);
+    // No count of faults tells: each event writes less elsewhere than a set may lack.
+    const writing = (array: number): Event => ({ array, read: 0, write: OWN });
+    await recordUntilStable(image, writing(0));
+    const narrow = await start(image, writing(0));
+    for (let index = 0; index < 4; index++) {
+      const { recording, prefetchedPages, faultsOutside } = await start(image, writing(1 + index));
+      expect([recording, prefetchedPages]).toEqual([undefined, narrow.prefetchedPages]);
+      expect(faultsOutside).toBeLessThanOrEqual(faultsThatFit(image));
+    }
+    let recorded = 0;
+    while ((await start(image, writing(recorded % ARRAYS))).recording === true) expect(++recorded).toBeLessThanOrEqual(8);
+    expect(recorded).toBeGreaterThanOrEqual(2);
+    const wide = await start(image, writing(0));
+    expect(wide.recording).toBeUndefined();
+    expect(wide.prefetchedPages).toBeLessThan(narrow.prefetchedPages - OWN / 2);
+    expect((await world.engine.inspect(image)).workingSet).toMatchObject({ renewals: 1, stable: true });
     await world.engine.removeImage(image);
   });
 });

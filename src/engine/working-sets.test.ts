@@ -243,10 +243,17 @@ describe("the working set of an open image", () => {
         let count = 1;
         while (!starts(sets, event)) count++;
         waits.push(count);
-        await record(sets, [event, event, event, event, event]);
+        await record(sets, [event, event]);
         expect(sets.set).toMatchObject({ recordings: 2, stable: true, event });
       }
       expect(waits).toEqual([4, 16, 32]);
+    });
+
+    it("is recorded of the same event again where others came, and then no more", async () => {
+      const sets = await ofOne();
+      expect(starts(sets, 2, 3, 4, 5)).toBe(true);
+      await record(sets, [1, 1, 1, 1, 1]);
+      expect(sets.set).toMatchObject({ recordings: 2, stable: true, event: 1 });
     });
 
     it("is told so by what was stored", async () => {

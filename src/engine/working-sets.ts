@@ -9,7 +9,7 @@
  * provisional: two starts that were scanned and fit confirm it, and one that does not fit has it recorded anew.
  *
  * A set of one event alone, recorded again and again, has pages in it that other events do not need, which no count of faults tells. It goes stale when half of the
- * last starts had others; of those each is recorded once.
+ * last starts had others; where those vary, each is recorded once.
  */
 import { nextTurn } from "../base/turns.js";
 import {
@@ -65,9 +65,9 @@ export class LiveWorkingSet {
   #renewing: WorkingSet | undefined;
   #claimed = false;
   #outside: number[] = [];
-  /** Of the same starts: whether the event was another one than that of all recordings. */
-  #others: boolean[] = [];
-  /** Of the recordings of the set that is in the making. */
+  /** Their events, as digests; undefined where the event is the one of all recordings, or not known. */
+  #others: (number | undefined)[] = [];
+  /** Events of the recordings of the set that is in the making. */
   #events: number[] = [];
   #varied = false;
   #repeats = 0;
@@ -187,8 +187,8 @@ export class LiveWorkingSet {
   /** Takes note of a start's faults outside the set, and of its event. When too many starts have too many, or other events, the next ones record. */
   note(outside: number, event?: number): void {
     this.#outside = [...this.#outside.slice(1 - RECENT_STARTS), outside];
-    const { event: same } = this.set;
-    this.#others = [...this.#others.slice(1 - RECENT_STARTS), same !== undefined && event !== undefined && event !== same];
+    const other = this.set.event === undefined || event === this.set.event ? undefined : event;
+    this.#others = [...this.#others.slice(1 - RECENT_STARTS), other];
     if (!this.#fits(outside)) {
       this.#scansFit = 0;
       this.#untilScan = 0;
@@ -203,7 +203,7 @@ export class LiveWorkingSet {
     this.#renewing = EMPTY_WORKING_SET;
     this.#events = [];
     this.#repeats = 0;
-    this.#varied = this.#othersOften;
+    this.#varied = new Set(this.#knownOthers).size > 1;
     // It was expected of a set without the function's own code.
     if (this.set.rehearsed === true) return;
     this.#renewals++;
@@ -229,11 +229,11 @@ export class LiveWorkingSet {
     const misfits = this.#outside.filter((outside) => !this.#fits(outside)).length;
     if (this.set.rehearsed === true) return misfits > 0;
     const patient = this.#renewals === 0 || this.#startsSinceRenewal >= this.#renewAfterStarts;
-    return (misfits * 2 >= RECENT_STARTS || this.#othersOften) && patient;
+    return (misfits * 2 >= RECENT_STARTS || this.#knownOthers.length * 2 >= RECENT_STARTS) && patient;
   }
 
-  get #othersOften(): boolean {
-    return this.#others.filter(Boolean).length * 2 >= RECENT_STARTS;
+  get #knownOthers(): number[] {
+    return this.#others.filter((event) => event !== undefined);
   }
 
   /** Whether an event was recorded that is known already, among others: it would have more than one vote about what all need. */
