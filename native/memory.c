@@ -308,6 +308,8 @@ void dump_copy(struct dump *dump, const struct target *target, struct ahead *ahe
 {
 	char path[96];
 	dump->vma_count = ahead ? ahead_vmas(ahead, &dump->vmas) : read_vmas(target->pid, &dump->vmas, VMAS_REFUSING);
+	if (ahead)
+		settle_descriptors(target->pid, dump->vmas, dump->vma_count);
 	snprintf(path, sizeof path, "/proc/%d/pagemap", target->pid);
 	int pagemap = open(path, O_RDONLY | O_CLOEXEC);
 	snprintf(path, sizeof path, "/proc/%d/mem", target->pid);

@@ -47,6 +47,8 @@ char *read_maps(pid_t pid);
 enum vma_flags { VMAS_PLAIN, VMAS_FLAGS, VMAS_REFUSING, VMAS_REFUSING_OTHERS };
 /* Of COMMON memory, and FILE_SHARED of files that do not last: makes it BACKED where a clone has the file, refuses what it could not have. */
 void settle_shared(pid_t pid, struct vma *vmas, size_t count);
+/* By which descriptors a clone maps what is BACKED: of a process that stands still. What was found while it ran may be another file by now. */
+void settle_descriptors(pid_t pid, struct vma *vmas, size_t count);
 /* Reads every mapping outside the husk's zone. */
 size_t read_vmas(pid_t pid, struct vma **list, enum vma_flags flags);
 /* Whether the mappings that were read beside the text `then` of /proc/PID/maps are those of the text `maps`. What is read of a process that runs

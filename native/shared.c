@@ -110,6 +110,21 @@ static bool nameless(const struct vma *vma)
 	return deleted(vma) && (starts_with(vma->path, "/dev/zero") || starts_with(vma->path, "/dev/shm/") || starts_with(vma->path, "/memfd:"));
 }
 
+/* Whether no link is left of a file in /tmp: one of two may have been removed. */
+static bool removed(pid_t pid, const struct vma *vma)
+{
+	char path[96];
+	struct stat is;
+	snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, vma->start, vma->end);
+	return deleted(vma) && starts_with(vma->path, "/tmp/") && stat(path, &is) == 0 && is.st_nlink == 0;
+}
+
+/* Of a file that lies in /tmp: a clone opens its own by that. */
+static bool has_name(const struct vma *vma)
+{
+	return starts_with(vma->path, "/tmp/") && !deleted(vma);
+}
+
 /* Whether the file lasts as long as the process alone: a clone has its own. */
 static bool is_own(const struct vma *vma)
 {
@@ -127,13 +142,10 @@ void settle_shared(pid_t pid, struct vma *vmas, size_t count)
 			continue;
 		if (!opened)
 			opened_count = read_opened(pid, &opened);
-		vma->fd = descriptor_for(pid, opened, opened_count, vma);
-		if (starts_with(vma->path, "/tmp/") && !deleted(vma)) {
-			vma->fd = -1;
+		bool named = has_name(vma);
+		vma->fd = named ? -1 : descriptor_for(pid, opened, opened_count, vma);
+		if (named || (is_own(vma) && vma->fd >= 0))
 			vma->kind = BACKED;
-		} else if (is_own(vma) && vma->fd >= 0) {
-			vma->kind = BACKED;
-		}
 		if (vma->kind != COMMON)
 			continue;
 		const char *why = NULL;
@@ -142,13 +154,29 @@ void settle_shared(pid_t pid, struct vma *vmas, size_t count)
 			why = "which it maps twice";
 		else if (has_descriptor(opened, opened_count, vma))
 			why = "which none of its descriptors lets a clone map to write";
-		else if (!nameless(vma))
+		else if (!nameless(vma) && !removed(pid, vma))
 			why = "which others can open, or have open";
 		else if (bytes > COMMON_BYTES_MAX)
 			why = "more than 16 MiB of it";
 		if (why)
 			refuse("it maps shared, writable memory (%s, %" PRIu64 " KiB), %s", vma->path[0] ? vma->path : "anonymous",
 			       (vma->end - vma->start) / 1024, why);
+	}
+	free(opened);
+}
+
+void settle_descriptors(pid_t pid, struct vma *vmas, size_t count)
+{
+	struct opened *opened = NULL;
+	size_t opened_count = 0;
+	for (struct vma *vma = vmas; vma < vmas + count; vma++) {
+		if (vma->kind != BACKED || has_name(vma))
+			continue;
+		if (!opened)
+			opened_count = read_opened(pid, &opened);
+		vma->fd = descriptor_for(pid, opened, opened_count, vma);
+		if (vma->fd < 0)
+			put_off("it has closed or sealed %s, which it maps, while its memory was copied", vma->path);
 	}
 	free(opened);
 }

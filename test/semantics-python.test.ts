@@ -307,6 +307,7 @@ describe("threads", () => {
       ]),
     ),
     closed: ["closed", `${text}d`],
+    lost: `lost. ${text}`,
     processes: [42, [1.5, 3.5]],
   });
 
@@ -334,6 +335,18 @@ describe("threads", () => {
       expect(await call(clone, "mapped.look", "after")).toEqual(mapped("after"));
     });
     expect(await call(one, "mapped.look", "going")).toEqual(mapped("going"));
+    await one.dispose();
+  });
+
+  it("share them with the file that they map, also where a hook closes the descriptor that was found while they served", async () => {
+    const one = await world.boot("python");
+    const first = await call(one, "mapped.hold_and_close");
+    // Of memory that two freezes have tidied up the list of mappings stays as it is.
+    for (let freezes = 0; freezes < 2; freezes++) await world.engine.removeImage(await one.freeze({ live: true }));
+    const image = await one.freeze({ live: true });
+    await world.thawed(image, async (clone) => {
+      expect(await call(clone, "mapped.look_closed")).toEqual(["first", "again", "other", first]);
+    });
     await one.dispose();
   });
 

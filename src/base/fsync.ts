@@ -42,9 +42,14 @@ export async function fsyncTree(path: string): Promise<void> {
   await fsyncPath(path);
 }
 
-/** Flushes all that the file system of `path` has to write, other programs' too: syncfs(2), which Node lacks, by coreutils' `sync`. */
+/** As {@link fsyncTree} for very many files: flushes all that the file system of `path` has to write, other programs' too. syncfs(2), which Node lacks, by coreutils' `sync`, where that is. */
 export async function syncFileSystem(path: string): Promise<void> {
-  await run("sync", ["-f", "--", path]);
+  try {
+    await run("sync", ["-f", "--", path]);
+  } catch (error) {
+    if ((error as { code?: unknown }).code !== "ENOENT") throw error;
+    await fsyncTree(path);
+  }
 }
 
 /** Renames and flushes both directories concerned. The content must have been flushed before. */

@@ -76,7 +76,8 @@ async function packFolder(folder: string, left: ReadonlySet<string | undefined>,
   const root = await realpath(folder);
   const files: FileToPack[] = [];
   let bytes = 0;
-  let folderCount = 0;
+  /** Without the one that is packed. */
+  let folderCount = -1;
 
   /** Counts folders too: each is walked by every way that links make to it, and twenty with two ways to the next are a million. */
   const count = (): number => files.length + folderCount;

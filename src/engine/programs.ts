@@ -37,7 +37,7 @@ export class Programs {
     return this.#programs.has(name);
   }
 
-  /** Those that are outdated are dropped now, and compiled anew in turns of their own, so that seldom a request has to wait for that. */
+  /** Those that are outdated are dropped, and compiled anew in turns of their own, so that seldom a request has to wait for that. */
   async renew(isOutdated: (name: string) => boolean): Promise<void> {
     const outdated = [...this.#programs].filter(([name]) => isOutdated(name));
     for (const [name, { file }] of outdated) {

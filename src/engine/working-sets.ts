@@ -55,12 +55,14 @@ const SCANS_CONFIRM = 2;
 /** Where events vary, so many recordings of events that were recorded already are left out. Beyond, they do not vary any more. */
 const REPEATS_MAX = 3;
 
+const NOT_OWN: readonly Region["kind"][] = ["vdso", "overlay", "backed"];
+
 /** See above. */
 export class LiveWorkingSet {
   set: WorkingSet;
   #model: FaultModel;
   #map: SetMap | undefined;
-  /** Overlays lie on their file, and would count twice. */
+  /** Overlays lie on their file, and would count twice; what is shared with a file of the clone's own cannot be made ahead. */
   readonly #ownRegions: readonly Region[];
   #renewing: WorkingSet | undefined;
   #claimed = false;
@@ -87,7 +89,7 @@ export class LiveWorkingSet {
     this.set = stored ?? EMPTY_WORKING_SET;
     if (stored?.event !== undefined) this.#events.push(stored.event);
     this.#model = faultModel(this.set);
-    this.#ownRegions = facts.regions.filter((region) => region.kind !== "vdso" && region.kind !== "overlay" && !isRead(region));
+    this.#ownRegions = facts.regions.filter((region) => !NOT_OWN.includes(region.kind) && !isRead(region));
   }
 
   /** Whether enough was recorded to copy by. */

@@ -200,8 +200,7 @@ export function buildGateway(
     const unread = isUpload || exceptionOf(error) === "RequestTooLargeException" || isThawError(error, "RESOURCE_EXHAUSTED");
     if (unread && !unasked.has(request.raw)) {
       // To read what is left of a package may take minutes: who goes on with the connection has the reply first.
-      if (isUpload && request.headers.connection !== "close")
-        void drain(request.raw, UPLOAD_MS.pauseMs).then(() => endUnread(request.raw));
+      if (isUpload && reply.raw.shouldKeepAlive) void drain(request.raw, UPLOAD_MS.pauseMs).then(() => endUnread(request.raw));
       else await drain(request.raw, DRAIN_MS_MAX);
     }
     // A refusal by a server that stops is in order: whoever watches the log should hear of what is not.

@@ -2,16 +2,14 @@
  * Shared memory of a file that each clone has of its own: in `/tmp` by its name, or by a descriptor of it (a memfd, a file that was removed). The
  * clone's file has the bytes; what is written through the mapping is in the file, and the other way round, as before the freeze.
  */
-import { AT_FDCWD, MAP_FIXED, MAP_SHARED, O_CLOEXEC, O_RDWR, PROT_WRITE, SYS } from "../linux/syscalls.js";
+import { AT_FDCWD, MAP_FIXED, MAP_SHARED, O_CLOEXEC, O_RDWR, SYS } from "../linux/syscalls.js";
 import type { Region } from "./facts.js";
 import type { Argument, ProgramBuilder } from "./program.js";
 
-/** What may become writable is mapped so, as the kernel asks for it then. */
+/** Through a descriptor that may write where the mapping may: then it may become writable later, whatever it is now. */
 function map(program: ProgramBuilder, region: Region, label: string, fd: Argument): void {
-  const [start, bytes] = [region.start, region.end - region.start];
-  const prot = region.prot | (region.writes === 1 ? PROT_WRITE : 0);
-  program.call(label, SYS.mmap, [start, bytes, prot, MAP_SHARED | MAP_FIXED, fd, region.offset ?? 0n]);
-  if (prot !== region.prot) program.call(`${label}: protect`, SYS.mprotect, [start, bytes, region.prot]);
+  const bytes = region.end - region.start;
+  program.call(label, SYS.mmap, [region.start, bytes, region.prot, MAP_SHARED | MAP_FIXED, fd, region.offset ?? 0n]);
 }
 
 /** Of files that have a name: behind the contents of /tmp, and before locks, which the process would lose when it closes the file. */

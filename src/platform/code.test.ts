@@ -286,6 +286,12 @@ describe("a code package is unpacked", () => {
     expect(await readdir(join(dir, "functions", "hello"))).toEqual([]);
   });
 
+  it("of 65,535 files, which some programs pack without a second end record", async () => {
+    const names = [...Array(65_535).keys()].map((index) => `f${index}`);
+    const file = await received(zipSync(Object.fromEntries(names.map((name) => [name, new Uint8Array()])), { level: 0 }));
+    expect(await readZip(file).finally(() => file.close())).toHaveLength(65_535);
+  });
+
   it("of more than 65,534 files, as other programs pack them", async () => {
     const names = [...Array(66_000).keys()].map((index) => `f${index}`);
     const zip = Buffer.from(zipSync(Object.fromEntries(names.map((name) => [name, new Uint8Array()])), { level: 0 }));

@@ -86,6 +86,14 @@ async function writeEntries(zip: ReceivedPackage, entries: readonly ZipEntry[], 
   const files = entries.filter((entry) => entry.kind === "file");
   let next = 0;
   const writer = async (): Promise<void> => {
+    try {
+      await writeOn();
+    } finally {
+      // What the others have begun they write; nothing more where one failed.
+      next = files.length;
+    }
+  };
+  const writeOn = async (): Promise<void> => {
     for (let entry = files[next++]; entry !== undefined; entry = files[next++]) {
       const mode = entry.executable ? EXECUTABLE_MODE : FILE_MODE;
       const file = await open(join(dir, entry.path), "wx", mode);

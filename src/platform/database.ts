@@ -1,9 +1,9 @@
 /**
  * The SQLite file itself: opened, its schema brought up to date, written in transactions, its failures put into words. A log is written ahead, and a commit does not
- * wait for the disk, which may be busy for a tenth of a second, in which the event loop would answer nobody: who needs it there waits for {@link flushDatabase}.
+ * wait for the disk, which may be busy for a tenth of a second, in which the event loop would answer nobody: who needs it there waits for {@link WriteAheadLog.flush}.
  */
 import { chmodSync } from "node:fs";
-import { open } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import Database from "libsql";
 import { errorText, ThawError } from "../base/errors.js";
 
@@ -124,20 +124,30 @@ export function guarded<T>(what: string, operation: () => T): T {
   }
 }
 
-/**
- * Resolves when all that was committed to the database at `path` is on disk, as with synchronous FULL, which flushes the same file. No lock is lost by closing it: SQLite has
- * those of the database in other files. Errors as {@link guarded}.
- */
-export async function flushDatabase(path: string, what: string): Promise<void> {
-  try {
-    const log = await open(`${path}-wal`, "r");
+/** The log that is written ahead of a database, as a file to be flushed. It is there from the database's opening to its closing. */
+export class WriteAheadLog {
+  readonly #path: string;
+  /** Kept open: a deploy that is committed must not fail for want of a descriptor. */
+  #file: Promise<FileHandle> | undefined;
+
+  /** @param path the database's */
+  constructor(path: string) {
+    this.#path = `${path}-wal`;
+  }
+
+  /** Resolves when all that was committed is on disk, as with synchronous FULL, which flushes the same file. Errors as {@link guarded}. */
+  async flush(): Promise<void> {
     try {
-      await log.datasync();
-    } finally {
-      await log.close();
+      this.#file ??= open(this.#path, "r");
+      await (await this.#file).datasync();
+    } catch (error) {
+      throw databaseError("What was changed just now is in force, but the disk may not have it", error);
     }
-  } catch (error) {
-    throw databaseError(what, error);
+  }
+
+  /** No lock is lost: SQLite has those of the database in other files. */
+  async close(): Promise<void> {
+    await this.#file?.then((file) => file.close()).catch(() => undefined);
   }
 }
 

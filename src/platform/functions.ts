@@ -1,11 +1,13 @@
 /**
  * The registry: which functions there are, and the order of steps in which they come and go.
  *
- *     deploy: check ─▶ unpack (temporary) ─▶ flush ─▶ rename ─▶ commit ─▶ acknowledged ─▶ image, in the background
- *     remove: commit ─▶ drain ─▶ instances ─▶ image ─▶ code, logs ─▶ acknowledged
+ *     deploy: check ─▶ unpack (temporary) ─▶ flush ─▶ rename ─▶ commit ─▶ image, in the background
+ *                                                                   └──▶ flush ─▶ acknowledged ─▶ code that was replaced goes
+ *     remove: commit ─▶ flush ─▶ drain ─▶ instances ─▶ image ─▶ code, logs ─▶ acknowledged
  *
- * The commit is the moment that counts. Whatever a crash leaves on either side of it is swept by the next start. Deploying
- * and removing one name happen one after the other; different names do not wait for each other.
+ * The commit is the moment that counts: from then on the function is what the database says. Whatever a crash leaves on either side of it is swept by the next
+ * start, and nothing is removed that a commit needs which the disk may still lack. Deploying and removing one name happen one after the other; different names do
+ * not wait for each other.
  */
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
@@ -58,6 +60,7 @@ export class Functions {
 
   /** One package has threads and disk busy; of two, one may wait for the disk. */
   readonly #unpacking = new Places(2);
+  #stopping = false;
 
   constructor(options: FunctionsOptions) {
     this.#options = options;
@@ -115,6 +118,7 @@ export class Functions {
     const config = checkConfig(request);
     this.#refuseTwin(request);
     return this.#inTurn(config.name, async () => {
+      this.#refuseWhenStopping(config.name);
       this.#refuseTwin(request);
       const { engine, store, layout, images, uploads } = this.#options;
       const before = this.#byName.get(config.name);
@@ -125,7 +129,10 @@ export class Functions {
       let staged: StagedCode | undefined;
       let stored: StoredVersion;
       try {
-        staged = await this.#unpacking.take(() => stageCode(zip, codeDir));
+        staged = await this.#unpacking.take(async () => {
+          this.#refuseWhenStopping(name);
+          return stageCode(zip, codeDir);
+        });
         const runtimes = engine.runtimes.map((known) => known.id);
         const entry = await findEntry(staged.dir, staged.files, { runtime, handler }, runtimes);
         await staged.publish();
@@ -148,12 +155,13 @@ export class Functions {
         await staged?.discard();
         if (before === undefined) await removeIfEmpty(join(layout.functions, name));
       }
-      await store.flush();
-      faultPoint("deploy-recorded");
+      const flushed = store.flush();
       const version = this.#version(stored, before);
       this.#byName.set(name, version);
-      if (before !== undefined) this.#replace(before);
+      if (before !== undefined) this.#replace(before, flushed);
       images.begin(version);
+      await flushed;
+      faultPoint("deploy-recorded");
       return version;
     });
   }
@@ -175,14 +183,19 @@ export class Functions {
     });
   }
 
+  /** Deploys that have not begun to unpack are refused from now on. */
+  stop(): void {
+    this.#stopping = true;
+  }
+
   /** Waits for deploys and removals under way, then writes the logs out. */
   async close(): Promise<void> {
     await Promise.allSettled([...this.#turns.values(), ...[...this.#replaced.values()].map(({ gone }) => gone)]);
     await Promise.all([...this.#byName.values()].map((version) => version.log.close()));
   }
 
-  /** Ends a version that another one replaced: its requests are answered first, then its image and code go. */
-  #replace(before: Version): void {
+  /** Ends a version that another one replaced: its requests are answered first, then its image goes, and its code once the disk has the commit: until then a crash brings it back. */
+  #replace(before: Version, flushed: Promise<void>): void {
     const { instances, log } = this.#options;
     // Every request ends by its own timeout; the rest is for an instance that is still starting.
     const drainMs = before.stored.config.timeoutMs + this.#options.drainMs;
@@ -193,7 +206,7 @@ export class Functions {
       .then(() => this.#retireImages(before))
       .catch(failed);
     // In turn: what is about to be deployed may be this very code, which is at its place already.
-    const gone = ended
+    const gone = Promise.all([ended, flushed])
       .then(() => this.#inTurn(before.name, async () => this.#removeCode(before)))
       .catch(failed)
       .finally(() => this.#replaced.delete(before));
@@ -238,6 +251,15 @@ export class Functions {
       if (!again) logger.error({ err: error, function: name }, "a function's log could not be written");
     });
     return new Version(stored, spec, arn, log, own, heatPolicy);
+  }
+
+  #refuseWhenStopping(name: string): void {
+    if (!this.#stopping) return;
+    throw new ThawError("SHUTTING_DOWN", {
+      what: `Function "${name}" was not deployed`,
+      why: "the server is stopping",
+      fix: "Try again when it has been started again",
+    });
   }
 
   #refuseTwin(request: Omit<DeployRequest, "zip">): void {

@@ -363,6 +363,8 @@ export class Images {
       this.#note(version, what, error);
     };
     try {
+      // Removed before it was looked at: nobody else knows of its images.
+      if (version.retired) for (const { dir } of unknown) this.#discard(dir);
       if (this.#abandoned(version)) return;
       for (const { dir, source, createdMs, generation } of unknown) {
         try {

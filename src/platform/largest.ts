@@ -1,5 +1,5 @@
 /** What makes a package large, so that who is told that it is too large knows where to begin. */
-import { setImmediate as turn } from "node:timers/promises";
+import { nextTurn } from "../base/turns.js";
 import { formatBytes } from "../base/units.js";
 
 /** A file of a package. */
@@ -34,7 +34,7 @@ interface Part {
 export async function mostOf(files: readonly Sized[], measure: Measure): Promise<string> {
   const root = part("", true);
   for (const [index, { path, bytes }] of files.entries()) {
-    if (index % SLICE === 0) await turn();
+    if (index % SLICE === 0) await nextTurn();
     const size = measure === "bytes" ? bytes : 1;
     root.size += size;
     let at = root;

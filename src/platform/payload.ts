@@ -44,7 +44,7 @@ export function checkPayload(payload: Buffer | string): Buffer | string | Promis
 }
 
 async function checkLarge(payload: Buffer | string): Promise<Buffer | string> {
-  const bytes = Buffer.from(payload);
+  const bytes = typeof payload === "string" ? Buffer.from(payload) : payload;
   const json = new JsonCheck();
   for (let from = 0; from < bytes.length; from += AT_ONCE_BYTES) {
     await nextTurn();
@@ -52,7 +52,7 @@ async function checkLarge(payload: Buffer | string): Promise<Buffer | string> {
     if (bytes.subarray(0, BYTE_ORDER_MARK.length).equals(BYTE_ORDER_MARK)) throw invalid(MARKED);
     throw invalid(`no JSON text goes on with its byte ${json.bytes} (${JSON.stringify(characterAt(bytes, json.bytes))})`);
   }
-  if (!json.whole) throw invalid(`it ends, after ${bytes.length} bytes, in the middle of a value`);
+  if (!json.whole) throw invalid(`it ends, after ${bytes.length} bytes, before its value does`);
   return payload;
 }
 

@@ -75,9 +75,9 @@ describe("a request is refused", () => {
     const many = `[${"1,".repeat(500_000)}1]`;
     for (const [payload, why] of [
       [`${many}]`, 'no JSON text goes on with its byte 1000003 ("]")'],
-      [many.slice(0, -1), "it ends, after 1000002 bytes, in the middle of a value"],
+      [many.slice(0, -1), "it ends, after 1000002 bytes, before its value does"],
       [`\ufeff${many}`, "it begins with a byte order mark (U+FEFF), which cannot be seen"],
-      [`["é${many}`, "it ends, after 1000007 bytes, in the middle of a value"],
+      [`["é${many}`, "it ends, after 1000007 bytes, before its value does"],
     ] as const) {
       const error = await bed.platform.invoke("a", Buffer.from(payload)).catch((caught: unknown) => caught);
       expect(isThawError(error, "INVALID_PAYLOAD")).toBe(true);
@@ -228,14 +228,35 @@ describe("the disk", () => {
     expect(bed.platform.get("a").name).toBe("a");
   });
 
-  it("that does not take a deploy is told of, and it can be deployed again", async () => {
+  it("that does not take a deploy is told of, which is in force all the same, as it is after a restart", async () => {
     const { end, called } = holdFlushes();
     const deploying = bed.platform.deploy({ name: "a", zip: zipOf() });
     await until(called);
     end(new Error("the disk is gone"));
     await expect(deploying).rejects.toThrow("the disk is gone");
     vi.restoreAllMocks();
+    const answered = async () => JSON.parse((await bed.platform.invoke("a", '{"name":"x"}')).result.payload.toString());
+    const answer = await answered();
+    await expect(
+      bed.platform.deploy({ name: "a", zip: zipOf(), runtime: "none" as "nodejs20.x", update: true }),
+    ).rejects.toThrow();
+    bed = await bed.restart();
+    expect(await answered()).toEqual(answer);
+    await deploy("a", { update: true });
+  });
+
+  it("has a deploy before the code that it replaces is removed", async () => {
     await deploy("a");
+    const before = onDisk("functions/a");
+    const { end, called } = holdFlushes();
+    const deploying = bed.platform.deploy({ name: "a", zip: zipOf({ "index.mjs": "export const handler = 1" }), update: true });
+    await until(called);
+    await until(() => onDisk("images").length === 0 || bed.engine.calls.includes("removeImage a"));
+    expect(onDisk("functions/a")).toEqual(expect.arrayContaining(before));
+    end();
+    await deploying;
+    await until(() => onDisk("functions/a").length === 1);
+    expect(onDisk("functions/a")).not.toEqual(before);
   });
 
   it("has a removal before anything of the function is removed", async () => {

@@ -93,7 +93,7 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
     await mendCode(layout, stored, log);
     return new LocalPlatform(options, { layout, store, lock, stored });
   } catch (error) {
-    store?.close();
+    await store?.close();
     lock?.release();
     throw resourceError(error, `The data directory ${dataDir} could not be opened`);
   }
@@ -415,13 +415,14 @@ class LocalPlatform implements Platform {
 
   async #close(): Promise<void> {
     clearInterval(this.#pressure);
+    this.#functions.stop();
     this.#warmUps.close();
     await Promise.all([this.#heating.close(), this.#images.close()]);
     await this.#instances.close(this.#drainMs);
     await this.#learning.close();
     await this.#functions.close();
     await this.#learned.close();
-    this.#store.close();
+    await this.#store.close();
     this.#lock.release();
   }
 

@@ -60,7 +60,7 @@ describe("a database is refused", () => {
   it("when pages in the middle of it are damaged", async () => {
     const store = Store.open(dir);
     for (let count = 0; count < 100; count++) store.put(version(`f${count}`));
-    store.close();
+    await store.close();
     const path = join(dir, "thaw.db");
     const database = new Database(path);
     database.pragma("wal_checkpoint(TRUNCATE)");
@@ -83,11 +83,11 @@ describe("a database is refused", () => {
     ["images", "dir", "a/b", "dir"],
     ["images", "summary", "[1]", "summary"],
     ["images", "source", "X", "source"],
-  ])("when a function's row makes no sense: %s.%s is %s", (table, column, value, told) => {
+  ])("when a function's row makes no sense: %s.%s is %s", async (table, column, value, told) => {
     const store = Store.open(dir);
     store.put(version("a"));
     store.putImage(version("a"), image("a.0"));
-    store.close();
+    await store.close();
     const database = new Database(join(dir, "thaw.db"));
     database.prepare(`UPDATE ${table} SET ${column} = ?`).run(value);
     database.close();
@@ -98,8 +98,8 @@ describe("a database is refused", () => {
     );
   });
 
-  it("when a newer thaw wrote it", () => {
-    Store.open(dir).close();
+  it("when a newer thaw wrote it", async () => {
+    await Store.open(dir).close();
     const database = new Database(join(dir, "thaw.db"));
     database.pragma("user_version = 99");
     database.close();
@@ -175,12 +175,12 @@ describe("the database", () => {
       const error = await store.flush().catch((caught: unknown) => caught);
       expect(isThawError(error, "DATABASE_FAILED")).toBe(true);
       expect(String(error)).toContain(
-        "The database could not be written to the disk. EIO: i/o error, fdatasync. Check that the data directory can be written and its disk is healthy",
+        "What was changed just now is in force, but the disk may not have it. EIO: i/o error, fdatasync. Check that the data directory can be written and its disk is healthy",
       );
     });
   });
 
-  it("gives back what was put, with its images in order, after it was opened again", () => {
+  it("gives back what was put, with its images in order, after it was opened again", async () => {
     const store = Store.open(dir);
     store.put(version("b"));
     store.put(version("a"));
@@ -192,7 +192,7 @@ describe("the database", () => {
       code: { functions: 2, tiers: { interpreted: 1, optimised: 1 } },
     };
     expect(store.putImage(version("a"), { ...image("a.1", 1), summary }, { state: "running" })).toBe(true);
-    store.close();
+    await store.close();
     const again = Store.open(dir);
     expect(again.all()).toEqual([
       {
@@ -203,10 +203,10 @@ describe("the database", () => {
       },
       { version: version("b"), state: { state: "pending", reason: undefined, warmUp: undefined }, images: [], learned: [] },
     ]);
-    again.close();
+    await again.close();
   });
 
-  it("remembers how the warm-up ended, and forgets single images", () => {
+  it("remembers how the warm-up ended, and forgets single images", async () => {
     const store = Store.open(dir);
     store.put(version("a"));
     store.putImage(version("a"), image("a.0"));
@@ -216,10 +216,10 @@ describe("the database", () => {
     store.removeImage("a.0");
     store.removeImage("a.0");
     expect(store.all()).toMatchObject([{ state: { state: "ready", warmUp }, images: [{ dir: "a.1", generation: 1 }] }]);
-    store.close();
+    await store.close();
   });
 
-  it("keeps what was learned of a function, and of its images only for their revision", () => {
+  it("keeps what was learned of a function, and of its images only for their revision", async () => {
     const store = Store.open(dir);
     const learned = (name: string) => store.all().find((known) => known.version.functionName === name)?.learned;
     store.put(version("a"));
@@ -241,10 +241,10 @@ describe("the database", () => {
     store.remove("a");
     store.put(version("a"));
     expect(learned("a")).toEqual([]);
-    store.close();
+    await store.close();
   });
 
-  it("forgets the images when a version is replaced, and does not take those of the one before", () => {
+  it("forgets the images when a version is replaced, and does not take those of the one before", async () => {
     const store = Store.open(dir);
     store.put(version("a"));
     store.putImage(version("a"), image("a.0"));
@@ -253,11 +253,11 @@ describe("the database", () => {
     expect(store.putImage(version("a", "r1"), image("a.1"))).toBe(false);
     expect(store.putState(version("a", "r1"), { state: "refused" })).toBe(false);
     expect(store.all()).toMatchObject([{ state: { state: "pending" }, images: [] }]);
-    store.close();
+    await store.close();
   });
 
-  it("takes over the single image of a version that an older thaw recorded: it is generation 0 then", () => {
-    Store.open(dir).close();
+  it("takes over the single image of a version that an older thaw recorded: it is generation 0 then", async () => {
+    await Store.open(dir).close();
     const old = new Database(join(dir, "thaw.db"));
     old.exec(`DROP TABLE learned; DROP TABLE images; DROP TABLE versions; DROP TABLE functions; PRAGMA user_version = 0;
       CREATE TABLE functions (name TEXT PRIMARY KEY NOT NULL, created_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -285,20 +285,20 @@ describe("the database", () => {
       ["oldest", "ready", [{ ...taken, dir: "oldest.0" }]],
       ["without", "refused", []],
     ]);
-    store.close();
+    await store.close();
   });
 
-  it("forgets all of a function that was removed", () => {
+  it("forgets all of a function that was removed", async () => {
     const store = Store.open(dir);
     store.put(version("a"));
     store.remove("a");
     store.remove("a");
     expect(store.all()).toEqual([]);
-    store.close();
+    await store.close();
   });
 
   it("is readable by the server alone, because environments hold secrets", async () => {
-    Store.open(dir).close();
+    await Store.open(dir).close();
     expect((await stat(join(dir, "thaw.db"))).mode & 0o777).toBe(0o600);
   });
 });

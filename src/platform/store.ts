@@ -8,7 +8,7 @@ import { join } from "node:path";
 import type Database from "libsql";
 import type { Image } from "../engine/types.js";
 import { checkRow, IMAGE_ROW, parseColumn, VERSION_ROW } from "./damaged-rows.js";
-import { flushDatabase, guarded, inTransaction, openDatabase } from "./database.js";
+import { guarded, inTransaction, openDatabase, WriteAheadLog } from "./database.js";
 import { Reserve } from "./reserve.js";
 import type { HeatStatus, ImageEntry, ImageState, WarmUp } from "./types.js";
 
@@ -115,13 +115,13 @@ interface Row {
  */
 export class Store {
   readonly #database: Database.Database;
-  readonly #path: string;
+  readonly #log: WriteAheadLog;
   readonly #reserve: Reserve;
   #open = true;
 
-  private constructor(database: Database.Database, path: string, reserve: Reserve) {
+  private constructor(database: Database.Database, log: WriteAheadLog, reserve: Reserve) {
     this.#database = database;
-    this.#path = path;
+    this.#log = log;
     this.#reserve = reserve;
     reserve.take();
   }
@@ -131,7 +131,7 @@ export class Store {
     const path = join(dataDir, DATABASE_FILE);
     return guarded(
       `The database ${path} could not be opened`,
-      () => new Store(openDatabase(path), path, new Reserve(join(dataDir, RESERVE_FILE))),
+      () => new Store(openDatabase(path), new WriteAheadLog(path), new Reserve(join(dataDir, RESERVE_FILE))),
     );
   }
 
@@ -274,14 +274,15 @@ export class Store {
 
   /** Resolves when all that was written is on disk. */
   flush(): Promise<void> {
-    return flushDatabase(this.#path, "The database could not be written to the disk");
+    return this.#log.flush();
   }
 
   /** Idempotent. */
-  close(): void {
+  async close(): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
     this.#database.close();
+    await this.#log.close();
   }
 
   /**

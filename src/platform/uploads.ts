@@ -44,7 +44,7 @@ export interface UploadLimits {
   readonly allBytes: number;
 }
 
-/** A dozen packages of the largest kind: nobody who sends fills the disk. */
+/** A dozen packages of the largest kind: who sends fills no disk that has more room than that. */
 const DEFAULT_LIMITS: UploadLimits = { packageBytes: LIMITS.packedBytes, allBytes: 12 * LIMITS.packedBytes };
 
 /** All that are being received, or were and are not closed. */

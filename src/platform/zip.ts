@@ -10,9 +10,9 @@
  * The directory is in memory, of contents 256 KiB at once. What takes long is done in slices, between which others have the event loop.
  */
 import { pipeline, Readable } from "node:stream";
-import { setImmediate as turn } from "node:timers/promises";
 import { crc32, createInflateRaw, inflateRawSync } from "node:zlib";
 import { type ErrorParts, ThawError } from "../base/errors.js";
+import { nextTurn } from "../base/turns.js";
 import { formatBytes, KIB, MIB } from "../base/units.js";
 import { type Measure, mostOf } from "./largest.js";
 import { LIMITS } from "./types.js";
@@ -91,7 +91,7 @@ export async function readZip(zip: ReceivedPackage, limits: ZipLimits = LIMITS):
   let at = 0;
   let total = 0;
   for (let index = 0; index < count; index++) {
-    if (index % SLICE === 0) await turn();
+    if (index % SLICE === 0) await nextTurn();
     const [entry, next] = readEntry(directory, directoryAt, at, index);
     at = next;
     total += entry.unpackedBytes;
@@ -190,18 +190,23 @@ async function findEnd(zip: ReceivedPackage): Promise<End> {
     const found = { at: end.readUInt32LE(16), bytes: end.readUInt32LE(12), count: end.readUInt16LE(10) };
     const isBehind = (end: End): boolean => end.at + end.bytes <= tailAt + at;
     const whole = end.readUInt16LE(8) === found.count;
-    const whichever =
-      found.count === 0xffff || found.at === 0xffffffff ? await findEnd64(zip, tail.subarray(0, at)) : whole && found;
+    const locator = locatorBefore(tail, at);
+    const isLarge = locator !== undefined && (found.count === 0xffff || found.at === 0xffffffff);
+    const whichever = isLarge ? await findEnd64(zip, locator) : whole && found;
     if (whichever && isBehind(whichever)) return whichever;
     throw invalidPackage("its directory has another length than its end says", { fix: "Pack it again" });
   }
   throw invalidPackage("it is not a zip file, or was cut short", { fix: "Send the bytes of a zip file" });
 }
 
-/** The second end record, to which what is `before` the first leads. */
-async function findEnd64(zip: ReceivedPackage, before: Buffer): Promise<End | undefined> {
-  const locator = before.subarray(-LOCATOR_BYTES);
-  if (locator.length < LOCATOR_BYTES || locator.readUInt32LE(0) !== LOCATOR_SIGNATURE) return undefined;
+/** What leads to a second end record; 65,535 entries, exactly, may do without. */
+function locatorBefore(tail: Buffer, end: number): Buffer | undefined {
+  const locator = tail.subarray(Math.max(0, end - LOCATOR_BYTES), end);
+  return locator.length === LOCATOR_BYTES && locator.readUInt32LE(0) === LOCATOR_SIGNATURE ? locator : undefined;
+}
+
+/** The second end record. */
+async function findEnd64(zip: ReceivedPackage, locator: Buffer): Promise<End | undefined> {
   const end = await zip.read(Number(locator.readBigUInt64LE(8)), END64_BYTES);
   if (end.length < END64_BYTES || end.readUInt32LE(0) !== END64_SIGNATURE) return undefined;
   const [here, count, bytes, at] = [24, 32, 40, 48].map((offset) => Number(end.readBigUInt64LE(offset))) as [
@@ -295,7 +300,7 @@ async function refuseFilesUnderFiles(
 ): Promise<void> {
   const named = new Set<string>();
   for (const [index, { path }] of entries.entries()) {
-    if (index % SLICE === 0) await turn();
+    if (index % SLICE === 0) await nextTurn();
     for (let slash = path.indexOf("/"); slash !== -1; slash = path.indexOf("/", slash + 1)) {
       const parent = path.slice(0, slash);
       const kind = seen.get(parent)?.kind;

@@ -120,7 +120,7 @@ function deployBody(
     let read = 0;
     yield* code.zip((bytes) => {
       read += bytes;
-      say(`sending ${formatBytes(code.bytes)} of code … ${Math.floor((100 * read) / Math.max(read, code.bytes))} %`);
+      say(`sending ${formatBytes(code.bytes)} of code … ${Math.floor((100 * read) / Math.max(read, code.bytes, 1))} %`);
     });
     say("unpacking its code …");
   }

@@ -39,6 +39,7 @@ const { env } = process;
 const exit = process.exit.bind(process);
 const now = performance.now.bind(performance);
 const resourceUsage = process.resourceUsage.bind(process);
+const WeakReference = WeakRef;
 
 const STREAMING = Symbol.for("aws.lambda.runtime.handler.streaming");
 /** Lambda's limit on a reply: 6 MiB and a little. */
@@ -70,10 +71,13 @@ let rehearsal = false;
 let rehearsed;
 let rehearsedAnswer;
 /**
- * What the last request brought and what it got, if they are small. Their shapes, too, would have to be made anew: so the collections before a freeze find them in
- * use, and behind these they are garbage.
+ * What the last request brought and what it got, if they are small and nothing has collected them yet: what hangs on them may be large. Their shapes, too, would have
+ * to be made anew: so the collections before a freeze find them in use, and behind these they are garbage.
  */
-const last = { event: undefined, value: undefined };
+const last = { event: undefined, value: undefined, inUse: undefined };
+let noting = false;
+const weakly = (value, length) =>
+  length <= SMALL_LENGTH_MAX && typeof value === "object" && value !== null ? new WeakReference(value) : undefined;
 /** While the handler is being loaded, errors that belong to nobody are errors of loading. */
 let loading = true;
 
@@ -151,7 +155,7 @@ function succeed(request, value) {
     fail(request, runtimeError("MarshalError", `Unable to stringify response body: ${textOf(error)}`, error));
     return;
   }
-  if (!rehearsing) last.value = body.length <= SMALL_LENGTH_MAX ? value : undefined;
+  if (noting) last.value = weakly(value, body.length);
   // A character is at most three bytes in UTF-8, so short texts need not be measured.
   if (body.length * 3 > REPLY_BYTES_MAX && Buffer.byteLength(body) > REPLY_BYTES_MAX) {
     failTooLarge(request, Buffer.byteLength(body));
@@ -201,7 +205,9 @@ function call(request, header) {
     fail(request, runtimeError("UnmarshalError", `Unable to parse event: ${textOf(error)}`, error));
     return;
   }
-  if (!rehearsing) last.event = header.text.length <= SMALL_LENGTH_MAX ? event : undefined;
+  // Not of a clone's first request: it would pay for it.
+  noting = !rehearsing && header.thaw === undefined;
+  if (noting) last.event = weakly(event, header.text.length);
   const finish = (error, value) => {
     warnCallback();
     if (decide(request)) settle(request, error, value);
@@ -303,8 +309,7 @@ function invoke(header) {
 
 /** Tells the server, and back into the read at once. */
 function prepared(startedAt, told) {
-  last.event = undefined;
-  last.value = undefined;
+  last.inUse = undefined;
   send({ type: "prepared", hygieneMs: now() - startedAt, ...told }, "");
   serve();
 }
@@ -312,9 +317,11 @@ function prepared(startedAt, told) {
 function prepare({ collect: collects = true, heat: measures = false, seeds: tells = false }) {
   if (rehearsing) return;
   const startedAt = now();
+  last.inUse = [last.event?.deref(), last.value?.deref()];
   const refuse = (error) => {
     if (onIdle === null) return;
     onIdle = null;
+    last.inUse = undefined;
     send({ type: "prepareError" }, stringify(describe(error)));
     setImmediate(serve);
   };

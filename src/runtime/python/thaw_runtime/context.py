@@ -5,13 +5,18 @@ import sys
 import time
 from json import loads
 
+_log_group_name = None
+_log_stream_name = None
+
 
 class CognitoIdentity:
     """Always empty: there is no Cognito here."""
 
-    __slots__ = ()
-    cognito_identity_id = None
-    cognito_identity_pool_id = None
+    __slots__ = ("cognito_identity_id", "cognito_identity_pool_id")
+
+    def __init__(self):
+        self.cognito_identity_id = None
+        self.cognito_identity_pool_id = None
 
 
 class Client:
@@ -48,19 +53,16 @@ def _client_context(value):
 class LambdaContext:
     """What a handler may know about its request."""
 
-    log_group_name = None
-    log_stream_name = None
-    client_context = None
-    identity = CognitoIdentity()
-
     def __init__(self, header):
         self.aws_request_id = header["requestId"]
         self.function_name = header.get("functionName")
         self.function_version = header.get("functionVersion")
         self.invoked_function_arn = header.get("invokedArn")
         self.memory_limit_in_mb = str(header.get("memoryMb"))
-        if "clientContext" in header:
-            self.client_context = _client_context(header["clientContext"])
+        self.log_group_name = _log_group_name
+        self.log_stream_name = _log_stream_name
+        self.client_context = _client_context(header["clientContext"]) if "clientContext" in header else None
+        self.identity = CognitoIdentity()
         self._deadline_ms = header["deadlineMs"]
 
     def get_remaining_time_in_millis(self):
@@ -78,5 +80,6 @@ class LambdaContext:
 
 def read_environment():
     """Once, before the function's code can change it: its members are slow to look at."""
-    LambdaContext.log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
-    LambdaContext.log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
+    global _log_group_name, _log_stream_name
+    _log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
+    _log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")

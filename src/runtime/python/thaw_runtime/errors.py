@@ -33,14 +33,14 @@ def describe(exception, request_id=None):
     if isinstance(exception, RuntimeFault):
         error_type, trace = exception.error_type, exception.trace
     else:
-        error_type = type(exception).__name__
+        error_type = str(type(exception).__name__)
         try:
             trace = frames(exception)
         except Exception as failure:  # a traceback that cannot be formatted must not hide the error
             trace = [f"the stack trace cannot be shown: {type(failure).__name__}\n"]
     try:
         message = str(exception)
-    except Exception:
+    except BaseException:  # SystemExit, too: it is no answer
         message = "the exception's text cannot be shown"
     error = {"errorMessage": message, "errorType": error_type, "stackTrace": trace}
     if request_id is not None:

@@ -12,8 +12,9 @@ from json.encoder import JSONEncoder, c_make_encoder, encode_basestring
 
 from .errors import RuntimeFault
 
-#: A Decimal with more digits before its point is no number that anybody can read.
-_DECIMAL_DIGITS_MAX = 400
+#: In place of a decimal until all is written: the encoder knows no number that is written otherwise than it writes it. Behind it, its number.
+_DECIMAL = '"thaw:decimal:5f1c09d2a7e84b63:'
+_decimals = []
 _scan = JSONDecoder().scan_once
 _join = "".join
 #: Ids of the containers that what is written lies in: what contains itself is refused.
@@ -31,13 +32,15 @@ def parse(data):
 
 
 def _beyond(value):
-    """What Lambda's own runtime can write and ``json`` cannot: decimals are numbers (DynamoDB returns nothing else), bytes are text."""
+    """What Lambda's own runtime can write and ``json`` cannot: decimals are numbers, with each of their digits (DynamoDB returns nothing else), bytes are text."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     decimal = sys.modules.get("decimal")  # nobody has a Decimal who did not load it
     if decimal is not None and isinstance(value, decimal.Decimal):
-        whole = value.is_finite() and value.adjusted() < _DECIMAL_DIGITS_MAX and value == value.to_integral_value()
-        return int(value) if whole else float(value)
+        if not value.is_finite():
+            return float(value)
+        _decimals.append(str(value))
+        return f"{_DECIMAL[1:]}{len(_decimals) - 1}"
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
@@ -52,18 +55,31 @@ def _pieces():
 _pieces = _pieces()
 
 
+def _with_decimals(text):
+    first, *rest = text.split(_DECIMAL)
+    pieces = [first]
+    for part in rest:
+        index, _, behind = part.partition('"')
+        pieces += _decimals[int(index)], behind
+    return _join(pieces)
+
+
 def encode(value):
     """JSON, UTF-8. NaN and infinities are refused: they are not JSON."""
     try:
         text = _join(_pieces(value, 0))
+        try:
+            return (_with_decimals(text) if _decimals else text).encode()
+        except UnicodeEncodeError:
+            # Half a surrogate pair: only an escape can say it.
+            _decimals.clear()
+            return _with_decimals(JSONEncoder(allow_nan=False, default=_beyond).encode(value)).encode()
     except BaseException:
         _within.clear()
         raise
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        # Half a surrogate pair: only an escape can say it.
-        return JSONEncoder(allow_nan=False, default=_beyond).encode(value).encode()
+    finally:
+        if _decimals:
+            _decimals.clear()
 
 
 def marshal(value):

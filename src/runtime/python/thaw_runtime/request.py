@@ -115,7 +115,7 @@ def serve(function, header, body):
     try:
         try:
             event = parse(body) if body else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RuntimeFault("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from None
         told = LambdaContext(header)
         started = perf_counter()
