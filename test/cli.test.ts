@@ -49,8 +49,12 @@ describe("with a server", () => {
     expect(first.code).toBe(0);
     expect(JSON.parse(first.out)).toEqual({ message: "Hello, world!", requestId: expect.stringMatching(/^[0-9a-f-]{36}$/) });
     expect(first.out.endsWith("}\n")).toBe(true);
-    expect(first.err).toMatch(/^thaw \(splice\), started in [\d.]+ m?s, answered in [\d.]+ ms\n$/);
-    expect((await server.cli(["invoke", "hello"])).err).toMatch(/^reuse, answered in [\d.]+ ms\n$/);
+    expect(first.err).toMatch(
+      /^thaw \(splice\), started in [\d.]+ [um]s, answered in [\d.]+ ms \([\d.]+ ms with this command's connection\)\n$/,
+    );
+    expect((await server.cli(["invoke", "hello"])).err).toMatch(
+      /^reuse, answered in [\d.]+ [um]s \([\d.]+ ms with this command's connection\)\n$/,
+    );
 
     const listed = await server.cli(["ls"]);
     expect(listed.out).toMatch(
@@ -90,6 +94,7 @@ describe("with a server", () => {
       payload: { message: "Hello, Ö!", ticket: expect.stringMatching(/^[0-9a-f]{16}$/) },
       executedVersion: "$LATEST",
       start: { kind: "thaw", loader: "splice", generation: 0, us: expect.any(Number) },
+      serverUs: expect.any(Number),
       totalUs: expect.any(Number),
       log: expect.stringContaining("greeting Ö\n"),
       trace: {

@@ -46,7 +46,9 @@ describe("a function's life by hand", () => {
     };
     const invoked = await thaw(["invoke", "hello", "--payload", '{"name":"world"}']);
     expect(invoked).toMatchObject({ code: 0, out: '{"hello":"world"}\n' });
-    expect(invoked.err).toMatch(/^thaw \(splice\), started in 1\.8 ms, answered in .*\n$/);
+    expect(invoked.err).toMatch(
+      /^thaw \(splice\), started in 1\.8 ms, answered in [\d.]+ [um]s \([\d.]+ ms with this command's connection\)\n$/,
+    );
 
     const listed = await thaw(["ls"]);
     expect(listed.out.split("\n")).toEqual([

@@ -39,6 +39,7 @@ describe("a successful invocation", () => {
     expect(reply.headers["x-amz-executed-version"]).toBe("$LATEST");
     expect(reply.headers["x-amzn-requestid"]).toMatch(/^[0-9a-f]{8}-[0-9a-f-]{27}$/);
     expect(reply.headers["x-thaw-start"]).toBe("kind=thaw;loader=splice;generation=0;heat=0;us=1800");
+    expect(reply.headers["server-timing"]).toMatch(/^total;dur=\d+\.\d{3}$/);
     expect(reply.headers).not.toHaveProperty("x-amz-function-error");
     expect(reply.headers).not.toHaveProperty("x-amz-log-result");
     expect(reply.headers).not.toHaveProperty("x-thaw-trace");

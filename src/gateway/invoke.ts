@@ -55,6 +55,8 @@ function sendOutcome(reply: FastifyReply, outcome: InvokeOutcome, options: Invok
     "content-type": "application/json",
     "x-amz-executed-version": outcome.executedVersion,
     "x-thaw-start": startHeader(outcome.start),
+    // As browsers and proxies read it (W3C Server Timing): what a client's own connection takes is not in it.
+    "server-timing": `total;dur=${result.totalMs.toFixed(3)}`,
   });
   if (result.functionError !== undefined) reply.header("x-amz-function-error", result.functionError);
   if (result.platformError !== undefined) reply.header("x-thaw-platform-error", result.platformError);

@@ -26,6 +26,9 @@ interface InvokeJson {
   readonly executedVersion: string;
   /** Parts of X-Thaw-Start, numbers as numbers. */
   readonly start: Readonly<Record<string, string | number>>;
+  /** From the request in the server's hand to the response in its hand; absent where it does not say. */
+  readonly serverUs?: number;
+  /** From before the connection was made until the reply was here. */
   readonly totalUs: number;
   readonly log?: string;
   readonly trace?: unknown;
@@ -102,6 +105,7 @@ function describe({ headers, body }: Reply, totalUs: number): InvokeJson {
     return typeof value === "string" ? value : undefined;
   };
   const functionError = text("x-amz-function-error");
+  const serverMs = /^total;dur=(\d+(?:\.\d+)?)$/.exec(text("server-timing") ?? "")?.[1];
   const platformError = text("x-thaw-platform-error");
   const log = text("x-amz-log-result");
   const trace = text("x-thaw-trace");
@@ -112,6 +116,7 @@ function describe({ headers, body }: Reply, totalUs: number): InvokeJson {
     requestId: text("x-amzn-requestid") ?? "",
     executedVersion: text("x-amz-executed-version") ?? "",
     start: parseStartHeader(text("x-thaw-start") ?? ""),
+    ...(serverMs === undefined ? {} : { serverUs: Math.round(Number(serverMs) * 1000) }),
     totalUs,
     ...(log === undefined ? {} : { log: Buffer.from(log, "base64").toString() }),
     ...(trace === undefined ? {} : { trace: JSON.parse(trace) as unknown }),
@@ -137,7 +142,9 @@ async function printForPeople(io: Io, body: Buffer, about: InvokeJson): Promise<
     ...(typeof generation === "number" && generation > 0 ? [`generation ${generation}`] : []),
     ...(typeof us === "number" && us > 0 ? [`started in ${formatUs(us)}`] : []),
     ...(typeof wait === "number" ? [`waited ${formatUs(wait)}`] : []),
-    `answered in ${formatUs(about.totalUs)}`,
+    about.serverUs === undefined
+      ? `answered in ${formatUs(about.totalUs)}`
+      : `answered in ${formatUs(about.serverUs)} (${formatUs(about.totalUs)} with this command's connection)`,
   ];
   io.err(`${printable(how.join(", "))}\n`);
   if (fallback !== undefined) io.err(`not as intended: ${printable(String(fallback))}\n`);
