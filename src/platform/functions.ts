@@ -1,8 +1,7 @@
 /**
  * The registry: which functions there are, and the order of steps in which they come and go.
  *
- *     deploy: check ─▶ unpack (temporary) ─▶ flush ─▶ rename ─▶ commit ─▶ image, in the background
- *                                                                   └──▶ flush ─▶ acknowledged ─▶ code that was replaced goes
+ *     deploy: check ─▶ unpack (temporary) ─▶ flush ─▶ rename ─▶ commit ─▶ flush ─▶ acknowledged ─▶ image, in the background; replaced code goes
  *     remove: commit ─▶ flush ─▶ drain ─▶ instances ─▶ image ─▶ code, logs ─▶ acknowledged
  *
  * The commit is the moment that counts: from then on the function is what the database says. Whatever a crash leaves on either side of it is swept by the next
@@ -159,9 +158,12 @@ export class Functions {
       const version = this.#version(stored, before);
       this.#byName.set(name, version);
       if (before !== undefined) this.#replace(before, flushed);
-      images.begin(version);
-      await flushed;
-      faultPoint("deploy-recorded");
+      try {
+        await flushed;
+        faultPoint("deploy-recorded");
+      } finally {
+        images.begin(version);
+      }
       return version;
     });
   }
