@@ -73,12 +73,13 @@ describe("packages together", () => {
   it("are refused beyond what they may hold, until one is closed", async () => {
     const uploads = new Uploads(dir, { packageBytes: 1_000_000, allBytes: 2_000_000 });
     const full = (): Promise<ReceivedPackage> => uploads.receive(pieces(Buffer.alloc(250_000), 4));
-    const [first] = await Promise.all([full(), full()]);
+    const [first, second] = await Promise.all([full(), full()]);
     await expect(uploads.receive([Buffer.from("x")])).rejects.toMatchObject({
       code: "RESOURCE_EXHAUSTED",
       why: "the server holds 1.9 MiB of packages that are being deployed, which is the limit",
     });
     await first.close();
     await (await full()).close();
+    await second.close();
   });
 });
