@@ -86,14 +86,6 @@ async function writeEntries(zip: ReceivedPackage, entries: readonly ZipEntry[], 
   const files = entries.filter((entry) => entry.kind === "file");
   let next = 0;
   const writer = async (): Promise<void> => {
-    try {
-      await writeOn();
-    } finally {
-      // What the others have begun they write; nothing more where one failed.
-      next = files.length;
-    }
-  };
-  const writeOn = async (): Promise<void> => {
     for (let entry = files[next++]; entry !== undefined; entry = files[next++]) {
       const mode = entry.executable ? EXECUTABLE_MODE : FILE_MODE;
       const file = await open(join(dir, entry.path), "wx", mode);
@@ -105,7 +97,12 @@ async function writeEntries(zip: ReceivedPackage, entries: readonly ZipEntry[], 
       }
     }
   };
-  const results = await Promise.allSettled(Array.from({ length: WRITERS }, writer));
+  /** What the others have begun they write, and nothing more. */
+  const failed = (error: unknown): never => {
+    next = files.length;
+    throw error;
+  };
+  const results = await Promise.allSettled(Array.from({ length: WRITERS }, () => writer().catch(failed)));
   for (const result of results) if (result.status === "rejected") throw result.reason;
 
   if (isMasked) for (const path of directories) await chmod(join(dir, path), DIRECTORY_MODE);

@@ -6,6 +6,7 @@ import { chmodSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import Database from "libsql";
 import { errorText, ThawError } from "../base/errors.js";
+import { resourceError } from "./resources.js";
 
 /** Each entry brings the schema from its index to the next version. Never edit one that was released. */
 const MIGRATIONS: readonly string[] = [
@@ -127,7 +128,7 @@ export function guarded<T>(what: string, operation: () => T): T {
 /** The log that is written ahead of a database, as a file to be flushed. It is there from the database's opening to its closing. */
 export class WriteAheadLog {
   readonly #path: string;
-  /** Kept open: a deploy that is committed must not fail for want of a descriptor. */
+  /** Kept open: deploys that are committed shall not fail for want of a descriptor. */
   #file: Promise<FileHandle> | undefined;
 
   /** @param path the database's */
@@ -139,7 +140,11 @@ export class WriteAheadLog {
   async flush(): Promise<void> {
     try {
       this.#file ??= open(this.#path, "r");
-      await (await this.#file).datasync();
+      const file = await this.#file.catch((error: unknown) => {
+        this.#file = undefined;
+        throw error;
+      });
+      await file.datasync();
     } catch (error) {
       throw databaseError("What was changed just now is in force, but the disk may not have it", error);
     }
@@ -152,9 +157,10 @@ export class WriteAheadLog {
 }
 
 function databaseError(what: string, error: unknown): ThawError {
-  if (error instanceof ThawError) return error;
+  const known = resourceError(error, what);
+  if (known instanceof ThawError) return known;
   const { code } = error as { code?: string };
-  const full = code === "SQLITE_FULL" || code === "ENOSPC";
+  const full = code === "SQLITE_FULL";
   return new ThawError(full ? "RESOURCE_EXHAUSTED" : "DATABASE_FAILED", {
     what,
     why: full ? "the disk is full" : errorText(error),

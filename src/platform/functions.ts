@@ -27,6 +27,7 @@ import { recall } from "./learned.js";
 import type { Learning } from "./learning.js";
 import { FunctionLog } from "./logs.js";
 import { CounterSet } from "./metrics.js";
+import { serverStops } from "./stopping.js";
 import type { Store, StoredFunction, StoredVersion } from "./store.js";
 import { type DataLayout, removeIfEmpty } from "./sweep.js";
 import { type DeployRequest, LATEST } from "./types.js";
@@ -256,12 +257,7 @@ export class Functions {
   }
 
   #refuseWhenStopping(name: string): void {
-    if (!this.#stopping) return;
-    throw new ThawError("SHUTTING_DOWN", {
-      what: `Function "${name}" was not deployed`,
-      why: "the server is stopping",
-      fix: "Try again when it has been started again",
-    });
+    if (this.#stopping) throw serverStops(`Function "${name}" was not deployed`);
   }
 
   #refuseTwin(request: Omit<DeployRequest, "zip">): void {

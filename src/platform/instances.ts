@@ -26,6 +26,7 @@ import { wholeLines } from "./logs.js";
 import type { IdlePolicy } from "./policy.js";
 import { newSlot, type Slot } from "./slot.js";
 import { type Attempt, startOf } from "./starts.js";
+import { serverStops } from "./stopping.js";
 import type { InstanceCounts, Preference } from "./types.js";
 import type { Version } from "./version.js";
 import { disappoint, giveToWaiter, type Waiter, waitFor } from "./waiters.js";
@@ -405,13 +406,7 @@ export class Instances {
   }
 }
 
-function stopping(version: Version): ThawError {
-  return new ThawError("SHUTTING_DOWN", {
-    what: `Function "${version.name}" was not started`,
-    why: "the server is stopping",
-    fix: "Try again when it has been started again",
-  });
-}
+const stopping = ({ name }: Version): ThawError => serverStops(`Function "${name}" was not started`);
 
 /** The next turn of the event loop: whoever's request made an instance superfluous has his answer on the way before processes and memory are ended. */
 function afterAnswer(): Promise<void> {

@@ -245,6 +245,20 @@ describe("the disk", () => {
     await deploy("a", { update: true });
   });
 
+  it("is waited for by a server that stops, which unpacks no deploy any more that waits for its turn", async () => {
+    const { end, called } = holdFlushes();
+    const first = bed.platform.deploy({ name: "a", zip: zipOf() });
+    await until(called);
+    const second = bed.platform.deploy({ name: "a", zip: zipOf({ "index.mjs": "export const handler = 1" }), update: true });
+    const told = expect(second).rejects.toMatchObject({ code: "SHUTTING_DOWN", what: 'Function "a" was not deployed' });
+    const closed = bed.platform.close();
+    end();
+    expect((await first).name).toBe("a");
+    await told;
+    await closed;
+    expect(onDisk("functions/a")).toHaveLength(1);
+  });
+
   it("has a deploy before the code that it replaces is removed", async () => {
     await deploy("a");
     const before = onDisk("functions/a");

@@ -30,6 +30,7 @@ import { Pools } from "./pools.js";
 import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
+import { serverStops } from "./stopping.js";
 import { Store, type StoredFunction } from "./store.js";
 import { type DataLayout, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
 import type {
@@ -457,11 +458,6 @@ class LocalPlatform implements Platform {
   }
 
   #refuseWhenClosing(): void {
-    if (this.#closing === undefined) return;
-    throw new ThawError("SHUTTING_DOWN", {
-      what: "The request was not accepted",
-      why: "the server is stopping",
-      fix: "Try again when it has been started again",
-    });
+    if (this.#closing !== undefined) throw serverStops("The request was not accepted");
   }
 }

@@ -167,6 +167,16 @@ describe("the database", () => {
       expect((await stat(join(dir, "thaw.db-wal"))).size).toBeGreaterThan(4096);
     });
 
+    it("also after its log could not be opened", async () => {
+      const store = Store.open(dir);
+      onTestFinished(() => store.close());
+      store.put(version("a"));
+      await rm(join(dir, "thaw.db-wal"));
+      expect(isThawError(await store.flush().catch((caught: unknown) => caught), "DATABASE_FAILED")).toBe(true);
+      await writeFile(join(dir, "thaw.db-wal"), "");
+      await store.flush();
+    });
+
     it("or says that the disk did not take it", async () => {
       const store = Store.open(dir);
       onTestFinished(() => store.close());
