@@ -148,7 +148,8 @@ describe("a package that is sent", () => {
     }
     const deadline = performance.now() + 5_000;
     while ((await openFiles()) > before && performance.now() < deadline) await pause(20);
-    expect([await openFiles(), await readdir(codeDir()), test.platform.list()]).toEqual([before, [], []]);
+    expect(await openFiles(), "fewer where an earlier test's connection ended meanwhile").toBeLessThanOrEqual(before);
+    expect([await readdir(codeDir()), test.platform.list()]).toEqual([[], []]);
   });
 
   it.each([
@@ -171,6 +172,24 @@ describe("a package that is sent", () => {
     expect(JSON.parse(text).error.code).toBe(code);
     request.destroy();
   });
+
+  it.each(["close", "Close", "keep-alive, close"])(
+    "and refused is told so to who sends all of it and reads then (Connection: %s)",
+    async (connection) => {
+      await test.platform.deploy({ name: "hello", zip: testZip() });
+      const bytes = 20_000_000;
+      const socket = connect(Number(new URL(gateway.url).port), "127.0.0.1");
+      socket.write(
+        `POST /thaw/v1/functions/hello HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${bytes}\r\nConnection: ${connection}\r\n\r\n`,
+      );
+      await new Promise<void>((resolve, reject) => {
+        socket.on("error", reject).write(Buffer.alloc(bytes), () => resolve());
+      });
+      let text = "";
+      for await (const piece of socket) text += piece;
+      expect(text).toMatch(/^HTTP\/1\.1 409 /);
+    },
+  );
 
   it("and refused in the middle is told so at once to who keeps the connection, though the rest of it never comes", async () => {
     const type = "multipart/form-data; boundary=b";
