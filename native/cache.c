@@ -4,7 +4,7 @@
  *
  *   extractor resident FILE…    pages of each file that are in the page cache
  *   extractor evict FILE…       the same, after writing back and dropping what can be dropped
- *   extractor fetch FILE…       the same, after reading all that holds data
+ *   extractor fetch FILE…       the same, after reading all that holds data, and how many were lacking in all
  *   extractor bandwidth FILE    drops the file, reads it once with O_DIRECT; drops it again, reads it once through the cache
  *
  * Theory of operation. POSIX_FADV_DONTNEED drops neither dirty pages nor pages that some process maps, and says nothing about
@@ -107,21 +107,27 @@ static void fetch(int fd, const char *path)
 
 int resident_files(int count, char **paths, enum cache_change change)
 {
-	uint64_t *pages = calloc((size_t)count, sizeof *pages);
+	uint64_t *pages = calloc((size_t)count, sizeof *pages), lacked = 0;
 	if (!pages)
 		die("no memory for %d files", count);
 	for (int i = 0; i < count; i++) {
 		int fd = open_file(paths[i], 0);
+		uint64_t before = change == CACHE_FETCH ? resident_pages(fd, paths[i]) : 0;
 		if (change == CACHE_EVICT)
 			drop(fd, paths[i]);
 		else if (change == CACHE_FETCH)
 			fetch(fd, paths[i]);
 		pages[i] = resident_pages(fd, paths[i]);
+		if (pages[i] > before)
+			lacked += pages[i] - before;
 		close(fd);
 	}
 	for (int i = 0; i < count; i++)
 		printf("%s%" PRIu64, i ? "," : "{\"ok\":true,\"pages\":[", pages[i]);
-	printf("]}\n");
+	printf("]");
+	if (change == CACHE_FETCH)
+		printf(",\"lacked\":%" PRIu64, lacked);
+	printf("}\n");
 	free(pages);
 	return 0;
 }

@@ -5,6 +5,7 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Image, Instance, StartResult } from "../src/engine/index.js";
 import {
@@ -20,6 +21,8 @@ import {
   storedPages,
   type WorkingSet,
 } from "../src/image/index.js";
+import { evictPatiently } from "../src/lab/cold-start.js";
+import { residentPages } from "../src/lab/page-cache.js";
 import { ROOT, useServers } from "./support/server.js";
 import { LANGUAGES, type Language, useWorld } from "./support/world.js";
 
@@ -241,6 +244,29 @@ describe.each(LANGUAGES)("the working set of a %s function", (language) => {
     expect(wide.recording).toBeUndefined();
     expect(wide.prefetchedPages).toBeLessThan(narrow.prefetchedPages - OWN / 2);
     expect((await world.engine.inspect(image)).workingSet).toMatchObject({ renewals: 1, stable: true });
+    await world.engine.removeImage(image);
+  });
+});
+
+describe.each(LANGUAGES)("a %s function that reads other pages with each request", (language) => {
+  it("has its image read in order before it starts, where the disk has to bring that, and not where memory has it", async () => {
+    const image = await imageOf(language, QUIET);
+    const reading = (array: number): Event => ({ array, read: ARRAY_PAGES / 2, write: 0 });
+    for (let recorded = 0; (await start(image, reading(recorded))).recording === true; recorded++)
+      expect(recorded).toBeLessThan(ARRAYS - 1);
+    const { pages } = imageFiles(image.dir);
+    const stored = factsOf(image).regions.reduce((sum, region) => sum + storedPages(region), 0);
+    expect((await start(image, reading(ARRAYS - 1))).coldPages).toBe(0);
+    await evictPatiently([pages]);
+    // What was there a moment ago is not asked for.
+    await sleep(1_100);
+    // All who come meanwhile wait for the same reading.
+    const [cold, other] = await Promise.all([start(image, reading(ARRAYS - 1)), start(image, reading(ARRAYS - 2))]);
+    expect([cold.phases[0]?.name, other.phases[0]?.name]).toEqual(["read", "read"]);
+    expect(cold.coldPages).toBeGreaterThan(stored * 0.8);
+    expect((await residentPages([pages]))[0]).toBeGreaterThanOrEqual(stored);
+    const warm = await start(image, reading(ARRAYS - 1));
+    expect([warm.coldPages, warm.faults?.major]).toEqual([0, 0]);
     await world.engine.removeImage(image);
   });
 });

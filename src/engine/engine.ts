@@ -122,7 +122,7 @@ export class LocalEngine implements Engine, InstanceOwner {
       (dir, known) => this.load(dir, known?.spec.codeDir),
       (loaded) => this.unload(loaded),
     );
-    this.prefetcher = new Prefetcher(keeper, paths.runtimeDir, this.log);
+    this.prefetcher = new Prefetcher(keeper, paths.extractor, paths.runtimeDir, this.log);
     this.reap = new ReapStarts(keeper, this.log);
     this.packer = new Packer(keeper, paths.extractor, this.log);
     const base = compileBase();

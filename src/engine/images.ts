@@ -40,11 +40,12 @@ import {
   type Region,
   readImage,
   readNothingAround,
-  readsScattered,
+  readsMost,
   runPages,
   runtimeKey,
   SortedRuns,
   type StoredImage,
+  samplePages,
   sparesFor,
   storedPages,
   THAW_PASSES,
@@ -67,6 +68,8 @@ import { LiveWorkingSet } from "./working-sets.js";
 /** Runs of read pages closer than this are mapped by one call: file pages cost nothing but their table entries. */
 const READ_GAP_PAGES = 16;
 const NS_PER_MS = 1_000_000n;
+/** Each that is not there is read alone, and more would be in the way of who reads all in order. */
+const SAMPLES = 16;
 
 /** How a start records what it touches. */
 export interface Tracking {
@@ -95,6 +98,8 @@ export class LoadedImage {
   private copies: readonly PageRun[] | undefined;
   private shared: SharedBase | undefined;
   private fileRanges: readonly FileRange[] | undefined;
+  private sampled: readonly FileRange[] | undefined;
+  private most: boolean | undefined;
 
   private constructor(
     private readonly keeper: Keeper,
@@ -381,7 +386,7 @@ export class LoadedImage {
 
   /** In which mappings a page that `splice` did not ask for ahead is read alone: image/compile-advice.ts. */
   private readsAlone(): (region: Region) => boolean {
-    return readsScattered(this.facts, this.sets.set) ? isFile : isMapped;
+    return this.sets.set.rehearsed === true || this.readsMost ? isFile : isMapped;
   }
 
   /** How many pages are copied ahead of the function in such a start, for who wants to know later. */
@@ -409,6 +414,18 @@ export class LoadedImage {
   prefetchFileRanges(): readonly FileRange[] {
     this.fileRanges ??= this.prefetchRanges().filter(({ file }) => file !== PAGES && file !== BASE);
     return this.fileRanges;
+  }
+
+  /** Some of its stored pages, by which it can be told whether the page cache has most of them. */
+  samples(): readonly FileRange[] {
+    this.sampled ??= samplePages(this.facts, SAMPLES);
+    return this.sampled;
+  }
+
+  /** Whether starts read so much of the page space beside the set that it is best read whole (image/compile-advice.ts). */
+  get readsMost(): boolean {
+    this.most ??= readsMost(this.facts, this.sets.set);
+    return this.most;
   }
 
   close(): void {
@@ -439,6 +456,7 @@ export class LoadedImage {
     this.ranges = undefined;
     this.copies = undefined;
     this.fileRanges = undefined;
+    this.most = undefined;
     // What cannot be compiled now is told to the start that needs it.
     if (!this.closed) this.renewPrograms().catch(() => undefined);
   }

@@ -15,7 +15,7 @@ describe("the phases of a start", () => {
   it("go from the beginning to the last stamp, each from the end of the one before", () => {
     const { us, phases } = phasesOf(
       1_000_000n,
-      0n,
+      { husk: 0n },
       ["thaw"],
       [stamped(1_050_000, { files: 1_150_000, regions: 1_450_000, stack: 1_460_000, threads: 1_500_000 })],
     );
@@ -29,10 +29,12 @@ describe("the phases of a start", () => {
     ]);
   });
 
-  it("begin with the husk when it was made on the path, and count it", () => {
-    const { us, phases } = phasesOf(1_000_000n, 400_000n, ["thaw"], [stamped(1_410_000, { threads: 1_500_000 })]);
-    expect(us).toBe(500);
+  it("begin with what the server did before: the image's pages were read, and the husk was made on the path", () => {
+    const ahead = { read: 300_000n, husk: 400_000n };
+    const { us, phases } = phasesOf(1_000_000n, ahead, ["thaw"], [stamped(1_710_000, { threads: 1_800_000 })]);
+    expect(us).toBe(800);
     expect(phases).toEqual([
+      { name: "read", us: 300 },
       { name: "husk", us: 400 },
       { name: "send", us: 10 },
       { name: "threads", us: 90 },
@@ -40,7 +42,7 @@ describe("the phases of a start", () => {
   });
 
   it("give what a stage did behind its last stamp to the stage, until the next one arrives", () => {
-    const { phases } = phasesOf(0n, 0n, ["time", "resume"], [stamped(10_000), stamped(60_000, { descriptors: 70_000 })]);
+    const { phases } = phasesOf(0n, {}, ["time", "resume"], [stamped(10_000), stamped(60_000, { descriptors: 70_000 })]);
     expect(phases).toEqual([
       { name: "send", us: 10 },
       { name: "time", us: 50 },
@@ -51,7 +53,7 @@ describe("the phases of a start", () => {
   it("of the same name are added up, and those without length left out", () => {
     const { us, phases } = phasesOf(
       0n,
-      0n,
+      {},
       ["a", "b"],
       [stamped(0, { tmp: 10_000, descriptors: 10_000 }), stamped(10_000, { tmp: 25_000 })],
     );
@@ -60,13 +62,13 @@ describe("the phases of a start", () => {
   });
 
   it("are never negative, even when a husk waited with its work done long before the request", () => {
-    const { us, phases } = phasesOf(1_000_000n, 0n, ["resume"], [stamped(900_000, { descriptors: 950_000 })]);
+    const { us, phases } = phasesOf(1_000_000n, {}, ["resume"], [stamped(900_000, { descriptors: 950_000 })]);
     expect([us, phases]).toEqual([0, []]);
   });
 
   it("of a start without stages, or without stamps, are none", () => {
-    expect(phasesOf(5n, 0n, [], [])).toEqual({ us: 0, phases: [] });
-    expect(phasesOf(5n, 0n, ["a"], [])).toEqual({ us: 0, phases: [] });
+    expect(phasesOf(5n, {}, [], [])).toEqual({ us: 0, phases: [] });
+    expect(phasesOf(5n, {}, ["a"], [])).toEqual({ us: 0, phases: [] });
   });
 
   it("add up to the whole", () => {
@@ -86,7 +88,7 @@ describe("the phases of a start", () => {
         });
         const { us, phases } = phasesOf(
           BigInt(began),
-          BigInt(madeNs),
+          { husk: BigInt(madeNs) },
           stages.map((_, index) => `stage ${index}`),
           stamps,
         );

@@ -6,23 +6,24 @@ const NAMES = Object.entries(STAMPS) as [keyof typeof STAMPS, number][];
 
 /**
  * @param began when the start began, CLOCK_MONOTONIC nanoseconds
- * @param madeNs of which making a husk took this long
+ * @param ahead what the server did first, nanoseconds each
  * @param stages names of the stages, with the stamps that each reported
  */
 export function phasesOf(
   began: bigint,
-  madeNs: bigint,
+  ahead: Readonly<Record<string, bigint>>,
   stages: readonly string[],
   stamps: readonly (readonly number[])[],
 ): { us: number; phases: Phase[] } {
   const origin = Number(began);
-  const phases: Phase[] = madeNs > 0n ? [{ name: "husk", us: Number(madeNs) / 1000 }] : [];
-  let last = origin + Number(madeNs);
+  const phases: Phase[] = [];
+  let last = origin;
   const mark = (name: string, at: number): void => {
     if (at <= 0) return;
     phases.push({ name, us: Math.max(0, at - last) / 1000 });
     last = Math.max(last, at);
   };
+  for (const [name, ns] of Object.entries(ahead)) mark(name, last + Number(ns));
   for (const index of stages.keys()) {
     const own = stamps[index] ?? [];
     // The arrival of a stage is the end of the one before.

@@ -2,15 +2,19 @@
  * What a start will need from disk is asked for in the turn in which its stages are queued, and nothing waits for it. The pages lie
  * in the page spaces of the image and its base, and in files of the interpreter and the function, which are opened once, after a look at their
  * identity that is not on the path of a start: the first start of an image on a cold machine asks for them a moment later.
+ *
+ * An exception is an image whose starts read most of the page space, each other parts of it: no set can name them. Its faults would read all of it, piece by piece
+ * and in no order. So it is read in order first, by another process, in half the time, and the start waits for that.
  */
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { nowMs } from "../base/clock.js";
 import type { Logger } from "../base/log.js";
-import { BASE, type FileIdentity, type FileRange, isRuntimeFile, PAGES } from "../image/index.js";
+import { BASE, type FileIdentity, type FileRange, imageFiles, isRuntimeFile, PAGES } from "../image/index.js";
 import type { LoadedImage } from "./images.js";
 import type { Keeper } from "./keeper.js";
 import { allPrefetched, encodePrefetch, type PrefetchRange } from "./keeper-messages.js";
+import { parseReply } from "./native.js";
 
 const TASK_ROOT = "/var/task/";
 const RUNTIME_ROOT = "/var/runtime/";
@@ -58,9 +62,12 @@ export class Prefetcher {
   readonly #shared: OpenFiles = new Map();
   readonly #own = new WeakMap<LoadedImage, OpenFiles>();
   readonly #prepared = new WeakMap<readonly FileRange[], Prepared>();
+  /** Page spaces that are being read, for all starts that wait for it. */
+  readonly #reading = new Map<LoadedImage, Promise<number>>();
 
   constructor(
     private readonly keeper: Keeper,
+    private readonly extractor: string,
     private readonly runtimeDir: string,
     private readonly log: Logger,
   ) {}
@@ -83,6 +90,19 @@ export class Prefetcher {
     });
   }
 
+  /**
+   * The same for an image whose starts {@link LoadedImage.readsMost}, where most of it has left the page cache: resolves when all of its page space was read, with how many
+   * pages of that were lacking. Undefined where memory has it, or nobody can say: then it is for {@link start}. What could not be read comes by faults, or fails there.
+   */
+  async startWhole(loaded: LoadedImage): Promise<number | undefined> {
+    const samples = loaded.samples();
+    const lacking = (await this.start(loaded, samples)) ?? 0;
+    if (lacking * 2 <= samples.length) return undefined;
+    const files = this.start(loaded, loaded.prefetchFileRanges()) ?? 0;
+    const parts = await Promise.all([this.#readWhole(loaded), files]);
+    return parts.some((part) => part < 0) ? -1 : parts[0] + parts[1];
+  }
+
   /** Whether all that the image's working set needs was in the page cache a moment ago. */
   foundCached(loaded: LoadedImage): boolean {
     const prepared = this.#prepared.get(loaded.prefetchRanges());
@@ -102,6 +122,28 @@ export class Prefetcher {
         if (file !== undefined) this.keeper.closeFile(file);
       });
     this.#own.delete(loaded);
+  }
+
+  /** Resolves with how many pages the page cache lacked, -1 when nobody can say. */
+  #readWhole(loaded: LoadedImage): Promise<number> {
+    const under = this.#reading.get(loaded);
+    if (under !== undefined) return under;
+    const { pages } = imageFiles(loaded.image.dir);
+    const reading = this.keeper.helper([this.extractor, "fetch", pages]).then(
+      ({ stdout }) => {
+        const reply = parseReply(stdout);
+        if (reply.ok) return Number(reply.lacked);
+        this.log.warn(
+          { image: loaded.image.id, why: reply.why },
+          "an image could not be read ahead: its start waits for its pages one by one",
+        );
+        return -1;
+      },
+      // The keeper ended, which everybody is told.
+      () => -1,
+    );
+    this.#reading.set(loaded, reading);
+    return reading.finally(() => this.#reading.delete(loaded));
   }
 
   #preparedFor(loaded: LoadedImage, ranges: readonly FileRange[]): Prepared {

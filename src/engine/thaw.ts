@@ -63,7 +63,9 @@ interface Plan {
   readonly steps: readonly StageStep[];
   /** All that it needs from disk was in the page cache a moment ago. */
   readonly cached: boolean;
-  /** Without the time in which a husk was made for it. */
+  /** For an image that is read whole, where it has to come from disk: how long that took, and how many pages were lacking; undefined where memory had it. */
+  readonly whole: { readonly ns: bigint; readonly cold: number | undefined } | undefined;
+  /** Without the wait for a husk from a pool. */
   readonly beganNs: bigint;
   /** How long the pages were looked at first; undefined when they were not. */
   readonly verifyUs: number | undefined;
@@ -123,6 +125,10 @@ export class Thaws {
     const verifying = lookFirst ? loaded.verify() : undefined;
     if (verifying !== undefined) await verifying.catch((error: unknown) => this.tools.bases.found(error, loaded.baseId));
     const paged = isPaged(loader) ? await reap.prepare(loaded, loader, recorder.userfaultfd) : undefined;
+    const cached = loader === "splice" && prefetcher.foundCached(loaded);
+    // A parked husk has the memory behind it.
+    const isWhole = loader === "splice" && !cached && options.husk !== "parked" && loaded.readsMost;
+    const whole = isWhole ? await this.#readWhole(loaded) : undefined;
     const { id: template } = await templates.get(loaded.image.spec.runtime);
     const chosen = await chooseHusk(husks, loaded, { template, here: fingerprint, loader, options });
     faultPoint("thaw-husk-taken");
@@ -132,7 +138,7 @@ export class Thaws {
       throw notOpen(image);
     }
     const recording = recorder.begin(loaded, loader, chosen);
-    const beganNs = monotonicNs() - chosen.madeNs;
+    const beganNs = monotonicNs() - chosen.madeNs - (whole?.ns ?? 0n);
     return {
       loaded,
       image,
@@ -142,10 +148,17 @@ export class Thaws {
       recording,
       paged,
       steps: this.#remainingSteps(loaded, loader, chosen.husk, recording),
-      cached: loader === "splice" && prefetcher.foundCached(loaded),
+      cached,
+      whole,
       beganNs,
       verifyUs: verifying === undefined ? undefined : usBetween(asked, beganNs),
     };
+  }
+
+  async #readWhole(loaded: LoadedImage): Promise<Plan["whole"]> {
+    const from = monotonicNs();
+    const cold = await this.tools.prefetcher.startWhole(loaded);
+    return { ns: monotonicNs() - from, cold };
   }
 
   /** What the disk has to bring, and who fills the memory, is told before the stages. */
@@ -153,7 +166,8 @@ export class Thaws {
     const { loaded, options, chosen, recording, paged, steps } = plan;
     const { keeper, reap, prefetcher } = this.tools;
     if (paged !== undefined) reap.begin(chosen.husk, loaded, paged);
-    const cold = asksAtOnce(plan) ? prefetcher.start(loaded) : undefined;
+    const asked = plan.whole?.cold;
+    const cold = asked !== undefined ? Promise.resolve(asked) : asksAtOnce(plan) ? prefetcher.start(loaded) : undefined;
     const outcome = new Outcome<Stamps[]>();
     const quiet = options.early === true && recording === undefined && paged === undefined;
     beginStages(keeper, chosen.husk, steps, quiet, outcome.tell);
@@ -213,14 +227,14 @@ export class Thaws {
   }
 
   #startsWith(plan: Plan, instance: LiveInstance, { outcome }: Sent): void {
-    const { loaded, loader, chosen, recording, paged, steps, beganNs, verifyUs } = plan;
+    const { loaded, loader, chosen, recording, paged, steps, beganNs, verifyUs, whole } = plan;
     const copied = loaded.copiedPages(loader, chosen.husk, recording);
     const verified = verifyUs === undefined ? [] : [{ name: "verify", us: verifyUs }];
     const names = steps.map((step) => step.name);
     instance.startsWith((told) =>
       outcome.hear((error, stamps = []) => {
         instance.starting.completedBy(() => {
-          const { us, phases } = phasesOf(beganNs, chosen.madeNs, names, stamps);
+          const { us, phases } = phasesOf(beganNs, { read: whole?.ns ?? 0n, husk: chosen.madeNs }, names, stamps);
           const own = { us, phases: [...verified, ...phases] };
           // What the pager installs it tells itself.
           return paged === undefined ? { ...own, prefetchedPages: copied() } : own;

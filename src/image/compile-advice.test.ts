@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { isMapped, readNothingAround, readsScattered } from "./compile-advice.js";
+import { isMapped, readNothingAround, readsMost, readsScattered } from "./compile-advice.js";
 import { isFile, storedPages } from "./facts.js";
 import { ProgramBuilder } from "./program.js";
 import { parsedFacts } from "./testing.js";
@@ -23,12 +23,23 @@ describe("mappings in which nothing is read around a page", () => {
 
 describe("a function whose pages change with each request", () => {
   const stored = facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
-  const missing = (pages: number) =>
-    workingSet({ ...EMPTY_WORKING_SET, recordings: 2, runs: [{ address: 0n, pages, written: 0, read: 1 }] });
+  const once = (address: bigint, pages: number) =>
+    workingSet({ ...EMPTY_WORKING_SET, recordings: 2, runs: [{ address, pages, written: 0, read: 1 }] });
+  const HEAP = 0x500000n;
 
-  it("is read around when that brings its pages sooner than one by one", () => {
+  it("is read whole when that brings its pages sooner than one by one", () => {
     expect(stored).toBeGreaterThan(0);
-    expect(readsScattered(facts, missing(stored))).toBe(true);
-    expect(readsScattered(facts, EMPTY_WORKING_SET)).toBe(false);
+    expect(readsMost(facts, once(HEAP, stored))).toBe(true);
+    expect(readsMost(facts, EMPTY_WORKING_SET)).toBe(false);
+    expect(readsScattered(facts, once(HEAP, stored))).toBe(true);
+  });
+
+  it("is not taken for one where recordings disagree about files of the interpreter, or memory that holds nothing", () => {
+    for (const address of [0x400000n, 0x7f0000000000n]) expect(readsScattered(facts, once(address, 1))).toBe(false);
+  });
+
+  it("may be one where all that is known was rehearsed: it is read around, and not whole", () => {
+    const rehearsed = { ...EMPTY_WORKING_SET, recordings: 2, rehearsed: true };
+    expect([readsScattered(facts, rehearsed), readsMost(facts, rehearsed)]).toEqual([true, false]);
   });
 });

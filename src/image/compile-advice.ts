@@ -7,6 +7,7 @@ import { MADV_RANDOM, SYS } from "../linux/syscalls.js";
 import { isStored } from "./compile-paged.js";
 import { type Facts, isFile, type Region, storedPages } from "./facts.js";
 import { forecast } from "./likelihood.js";
+import { classifier } from "./prefetch.js";
 import type { ProgramBuilder } from "./program.js";
 import { spansOf } from "./spans.js";
 import type { WorkingSet } from "./working-set.js";
@@ -28,11 +29,19 @@ export function isMapped(region: Region): boolean {
 
 /**
  * Whether so much of the page space will be read beside the working set that large reads around each page bring it sooner than one read for
- * each: so it is for a function that touches thousands of other pages with each request. How much a function's own code touches that was only
- * rehearsed nobody knows.
+ * each. How much a function's own code touches that was only rehearsed nobody knows.
  */
 export function readsScattered(facts: Facts, set: WorkingSet): boolean {
-  if (set.rehearsed === true) return true;
+  return set.rehearsed === true || readsMost(facts, set);
+}
+
+/**
+ * Whether it is known to be so: a function that touches thousands of other pages with each request. To read all of the page space in order takes less than
+ * its misses one by one. What recordings disagree about in files of the interpreter says nothing about the page space.
+ */
+export function readsMost(facts: Facts, set: WorkingSet): boolean {
+  if (set.rehearsed === true) return false;
   const stored = facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
-  return forecast(set).misses * PAGES_PER_MISS > stored;
+  const classify = classifier(facts);
+  return forecast(set, (runs) => classify(runs).image).misses * PAGES_PER_MISS > stored;
 }

@@ -31,7 +31,7 @@ export {
 } from "./manifest.js";
 export * from "./merge.js";
 export * from "./page-runs.js";
-export { BASE, type FileRange, PAGES, packedRanges, prefetchRanges } from "./prefetch.js";
+export { BASE, type FileRange, PAGES, packedRanges, prefetchRanges, samplePages } from "./prefetch.js";
 export { type Program, type ProgramBuilder, passed } from "./program.js";
 export * from "./reap-set.js";
 export { mayResumeAhead } from "./run-ahead.js";

@@ -3,7 +3,7 @@
  * frequencies of species and the estimation of population parameters", Biometrika 40, 1953). Of the pages that r of n recordings saw,
  * f(r) in number, the next start touches (r + 1) f(r + 1) / n; so f(1) / n are pages that nobody saw.
  */
-import { runPages } from "./page-runs.js";
+import { type PageRun, runPages } from "./page-runs.js";
 import type { CountedRun, WorkingSet } from "./working-set.js";
 
 /**
@@ -20,14 +20,14 @@ export interface Forecast {
   readonly misses: number;
 }
 
-/** See above. */
-export function forecast({ recordings, runs }: WorkingSet): Forecast {
+/** See above. @param count how many pages of runs count as misses; all of them by default */
+export function forecast({ recordings, runs }: WorkingSet, count: (runs: readonly PageRun[]) => number = runPages): Forecast {
   if (recordings === 0) return { likely: [], misses: 0 };
   const seenBy = ({ written, read }: CountedRun): number => written + read;
-  const pages = Array.from({ length: recordings + 2 }, (_, seen) => runPages(runs.filter((run) => seenBy(run) === seen)));
-  const touchedNext = (seen: number): number => ((seen + 1) * (pages[seen + 1] ?? 0)) / recordings;
-  const worthReading = (seen: number): boolean => touchedNext(seen) >= (pages[seen] ?? 0) * WORTH_READING;
-  let misses = touchedNext(0);
-  for (let seen = 1; seen * 2 <= recordings; seen++) if (!worthReading(seen)) misses += touchedNext(seen);
+  const classes = Array.from({ length: recordings + 2 }, (_, seen) => runs.filter((run) => seenBy(run) === seen));
+  const touchedNext = (seen: number, pages = runPages): number => ((seen + 1) * pages(classes[seen + 1] ?? [])) / recordings;
+  const worthReading = (seen: number): boolean => touchedNext(seen) >= runPages(classes[seen] ?? []) * WORTH_READING;
+  let misses = touchedNext(0, count);
+  for (let seen = 1; seen * 2 <= recordings; seen++) if (!worthReading(seen)) misses += touchedNext(seen, count);
   return { likely: runs.filter((run) => seenBy(run) * 2 <= recordings && worthReading(seenBy(run))), misses };
 }

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { expectedFaults, faultModel } from "./fault-model.js";
-import { classify, packedRanges, prefetchRanges } from "./prefetch.js";
+import { classify, packedRanges, prefetchRanges, samplePages } from "./prefetch.js";
 import { parsedFacts } from "./testing.js";
 import { type CountedRun, EMPTY_WORKING_SET, type WorkingSet, workingSet } from "./working-set.js";
 
@@ -137,5 +137,16 @@ describe("the faults that a set accounts for", () => {
 
   it("are in the overhead where the recording was not exact", () => {
     expect(expectedFaults(faultModel({ ...set, exact: false }), false, false)).toBe(50 + 5);
+  });
+});
+
+describe("samples of a page space", () => {
+  it("are stored pages, evenly spread, and all of them where there are few", () => {
+    const all = [0n, 0x10000000n, 0x10001000n, 0x10005000n, 0x20001000n];
+    const offsets = (count: number): bigint[] => samplePages(facts, count).map(({ offset }) => offset);
+    expect(offsets(100)).toEqual(all);
+    expect(offsets(5)).toEqual(all);
+    expect(offsets(2)).toEqual([0x10000000n, 0x20001000n]);
+    expect(samplePages(facts, 1)).toEqual([{ file: "pages", offset: 0x10001000n, bytes: 4096 }]);
   });
 });

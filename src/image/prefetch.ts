@@ -4,7 +4,7 @@
  */
 import { PAGE_BYTES } from "../base/units.js";
 import { readPages } from "./compile-memory.js";
-import { type Facts, isFile, type Region, storedRuns } from "./facts.js";
+import { type Facts, isFile, type Region, storedPages, storedRuns } from "./facts.js";
 import { forecast } from "./likelihood.js";
 import { ByAddress, clipRun, endOf, gapsIn, type PageRun, runPages, SortedRuns } from "./page-runs.js";
 import type { WorkingSet } from "./working-set.js";
@@ -37,17 +37,25 @@ export interface PageClasses {
 
 /** Pages by class. */
 export function classify(facts: Facts, runs: readonly PageRun[]): PageClasses {
-  const counts = { image: 0, file: 0, zero: 0 };
+  return classifier(facts)(runs);
+}
+
+/** The same for several lists of runs. */
+export function classifier(facts: Facts): (runs: readonly PageRun[]) => PageClasses {
   const space = new Stored();
-  for (const { run, region } of placed(new Layout(facts), runs)) {
-    if (isFile(region)) counts.file += run.pages;
-    else {
-      const stored = runPages(space.part(region, run));
-      counts.image += stored;
-      counts.zero += run.pages - stored;
+  const layout = new Layout(facts);
+  return (runs) => {
+    const counts = { image: 0, file: 0, zero: 0 };
+    for (const { run, region } of placed(layout, runs)) {
+      if (isFile(region)) counts.file += run.pages;
+      else {
+        const stored = runPages(space.part(region, run));
+        counts.image += stored;
+        counts.zero += run.pages - stored;
+      }
     }
-  }
-  return counts;
+    return counts;
+  };
 }
 
 /**
@@ -167,6 +175,22 @@ function addRanges(ranges: FileRange[], space: Stored, region: Region, run: Page
 function byPlace(a: FileRange, b: FileRange): number {
   if (a.file !== b.file) return a.file < b.file ? -1 : 1;
   return a.offset < b.offset ? -1 : a.offset > b.offset ? 1 : 0;
+}
+
+/** So many of the stored pages, evenly spread, one range each; all of them where there are fewer. */
+export function samplePages(facts: Facts, count: number): FileRange[] {
+  const own = facts.regions.filter(({ kind }) => kind !== "base");
+  const step = Math.max(1, Math.ceil(own.reduce((sum, region) => sum + storedPages(region), 0) / count));
+  const samples: FileRange[] = [];
+  let next = Math.floor(step / 2);
+  for (const region of own)
+    for (const { address, pages } of storedRuns(region)) {
+      const offset = (region.slot ?? 0n) + (address - region.start);
+      for (; next < pages; next += step)
+        samples.push({ file: PAGES, offset: offset + BigInt(next * PAGE_BYTES), bytes: PAGE_BYTES });
+      next -= pages;
+    }
+  return samples;
 }
 
 /** What packing moves, in the order in which starts will read it; see engine/packing.ts. */

@@ -159,8 +159,8 @@ function readCommandLine(args: readonly string[]): { sections: readonly Section[
   };
 }
 
-function names(text: string): readonly string[] {
-  return text.split(",");
+function names(text: string, before: readonly string[] = []): readonly string[] {
+  return [...before, ...text.split(",")];
 }
 
 function wholeRounds(text: string): number {
