@@ -41,7 +41,7 @@ static uint32_t number;				/* of the pager: instances say which one they depend 
 static unsigned dependents;
 static struct former *formers;
 static struct table known;			/* files that the pager has */
-static struct { uint32_t tag, instance; uint64_t ordered_ns; } prefetching[ORDERS_MAX];	/* in order: that is how they are answered */
+static struct { uint32_t tag, instance; bool awaited; uint64_t ordered_ns; } prefetching[ORDERS_MAX];	/* in order: that is how they are answered */
 static unsigned prefetch_first, prefetch_count, holds;
 static uint64_t started_ns;
 static unsigned short_lives;
@@ -155,6 +155,7 @@ void paging_prefetch(const struct message *head, const uint8_t *payload) {
 	if (result < 0) return frame_failed(MSG_PREFETCH, head->id, head->reserved, -result, "the pager does not take a prefetch of %u ranges: %s", count, strerror(-result));
 	unsigned last = (prefetch_first + prefetch_count++) % ORDERS_MAX;
 	prefetching[last].tag = head->reserved;
+	prefetching[last].awaited = (head->flags & PREFETCH_AWAITED) != 0;
 	prefetching[last].instance = waits != NULL ? waits->id : 0;
 	if (waits == NULL) return;
 	prefetching[last].ordered_ns = now_ns();
@@ -287,7 +288,10 @@ static bool take_answer(void) {
 	if (count == -EAGAIN) return false;
 	if (count != (ssize_t)sizeof answer || answer.kind == PAGER_LOST) return lost(), false;
 	if (answer.kind == PAGER_TRACE) return told_trace(&answer, fd), true;
-	if (answer.kind == PAGER_PREFETCH && prefetch_count > 0) frame_unhurried(MSG_PREFETCHED, 0, prefetch_take(), &answer.prefetched, sizeof answer.prefetched);
+	if (answer.kind == PAGER_PREFETCH && prefetch_count > 0) {
+		bool awaited = prefetching[prefetch_first].awaited;
+		(awaited ? frame_put : frame_unhurried)(MSG_PREFETCHED, 0, prefetch_take(), &answer.prefetched, sizeof answer.prefetched);
+	}
 	if (answer.kind == PAGER_INSTALLED) frame_put(MSG_PAGED, answer.id, 0, &answer.report, sizeof answer.report);
 	if (answer.kind == PAGER_FAILED) {
 		struct instance *it = table_get(&instances, answer.id);

@@ -120,12 +120,12 @@ describe("an instance whose code is asked for", () => {
   it("is sent nothing until the disk was asked, or for a while, and then all of it in order", async () => {
     await withStopped(async (one, keeper, file, pager) => {
       const began = performance.now();
-      const asked = keeper.prefetchEncoded(ranges(file), idOf(one));
+      const asked = keeper.prefetchEncoded(ranges(file), { ahead: idOf(one) });
       expect(await call(one, "counter.next")).toBe(1);
       expect(performance.now() - began).toBeGreaterThan(HELD_MS_MIN);
       process.kill(pager, "SIGCONT");
       expect((await asked).pages).toBe(PAGES / 10);
-      const again = keeper.prefetchEncoded(ranges(await keeper.openFile(coldFile("other"))), idOf(one));
+      const again = keeper.prefetchEncoded(ranges(await keeper.openFile(coldFile("other"))), { ahead: idOf(one) });
       expect(await call(one, "counter.next")).toBe(2);
       expect((await again).pages).toBe(PAGES / 10);
     });
@@ -133,7 +133,7 @@ describe("an instance whose code is asked for", () => {
 
   it("goes on when the pager ends", async () => {
     await withStopped(async (one, keeper, file, pager) => {
-      const asked = keeper.prefetchEncoded(ranges(file), idOf(one));
+      const asked = keeper.prefetchEncoded(ranges(file), { ahead: idOf(one) });
       const answer = call(one, "counter.next");
       await taken(keeper);
       process.kill(pager, "SIGKILL");
@@ -144,10 +144,13 @@ describe("an instance whose code is asked for", () => {
 
   it("does not wait for a pager that hangs", async () => {
     await withStopped(async (one, keeper, file, pager) => {
-      const asked = [keeper.prefetchEncoded(ranges(file), idOf(one)), keeper.prefetchEncoded(ranges(file), idOf(one))];
+      const asked = [
+        keeper.prefetchEncoded(ranges(file), { ahead: idOf(one) }),
+        keeper.prefetchEncoded(ranges(file), { ahead: idOf(one) }),
+      ];
       expect(await Promise.race([call(one, "counter.next"), sleep(30_000)])).toBe(1);
       // Those of the second request are in the same queue, behind what the pager has not done yet.
-      asked.push(keeper.prefetchEncoded(ranges(file), idOf(one)));
+      asked.push(keeper.prefetchEncoded(ranges(file), { ahead: idOf(one) }));
       expect(await Promise.race([call(one, "counter.next"), sleep(30_000)])).toBe(2);
       process.kill(pager, "SIGCONT");
       expect((await Promise.all(asked)).map(({ pages }) => pages)).toEqual([PAGES / 10, 0, 0]);
@@ -164,7 +167,7 @@ describe("an instance whose code is asked for", () => {
     };
     await withStopped(cold);
     const warm = async (one: Instance, keeper: Keeper, file: number, pager: number) => {
-      expect(await keeper.prefetchEncoded(ranges(file), idOf(one))).toEqual({ us: 0, pages: 0 });
+      expect(await keeper.prefetchEncoded(ranges(file), { ahead: idOf(one) })).toEqual({ us: 0, pages: 0 });
       expect(await call(one, "counter.next")).toBe(1);
       process.kill(pager, "SIGCONT");
     };

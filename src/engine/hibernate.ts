@@ -302,7 +302,10 @@ export class Hibernation {
       waitUs: 0,
       prefetchedPages: pages,
     });
-    const reading = [tools.keeper.prefetchEncoded(ofFiles, requested ? instance.id : 0), tools.keeper.prefetchEncoded(ofOwn)];
+    const reading = [
+      tools.keeper.prefetchEncoded(ofFiles, { ahead: requested ? instance.id : 0 }),
+      tools.keeper.prefetchEncoded(ofOwn),
+    ];
     // They seemed to be cached, and were not all.
     if (requested && ofFiles.length > 0)
       setTimeout(() => instance.busy && instance.alive && void tools.keeper.prefetchEncoded(ofFiles), LATE_MS);

@@ -234,12 +234,15 @@ export class Keeper {
   }
 
   /**
-   * The same, for ranges that are asked for again and again. @param ahead an instance that will need it: nothing is read where all
-   * seems to be in the page cache; else nothing is sent to that instance until the disk was asked
+   * The same, for ranges that are asked for again and again. `ahead`: of an instance that will need it: nothing is read where all
+   * seems to be in the page cache; else nothing is sent to that instance until the disk was asked. `awaited`: the answer comes at once, and not with the next message of any kind
    */
-  async prefetchEncoded(payloads: readonly Buffer[], ahead = 0): Promise<Prefetched> {
+  async prefetchEncoded(
+    payloads: readonly Buffer[],
+    { ahead = 0, awaited = false }: { readonly ahead?: number; readonly awaited?: boolean } = {},
+  ): Promise<Prefetched> {
     const parts = payloads.map((payload) =>
-      this.#ask("prefetch", ABI.MSG_PREFETCH, ahead, [payload]).then(
+      this.#ask("prefetch", ABI.MSG_PREFETCH, ahead, [payload], awaited ? ABI.PREFETCH_AWAITED : 0).then(
         ({ payload: answer }) => decodePrefetched(answer),
         (): Prefetched => ({ us: 0, pages: -1 }),
       ),

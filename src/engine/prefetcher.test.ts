@@ -14,7 +14,9 @@ function scene(lacking: number) {
   const readings: ((reply: string) => void)[] = [];
   const warned: object[] = [];
   const keeper = {
-    async prefetchEncoded(payloads: readonly Buffer[]) {
+    async prefetchEncoded(payloads: readonly Buffer[], { awaited }: { awaited: boolean }) {
+      // The files' ranges are asked for beside the reading; nobody waits for those.
+      expect(awaited).toBe(payloads.length > 0);
       return { us: 1, pages: payloads.length === 0 ? 0 : lacking };
     },
     prefetch: async () => ({ us: 1, pages: 0 }),

@@ -74,13 +74,13 @@ export class Prefetcher {
 
   /**
    * Starts reading what the image's working set needs. Resolves with how many of the pages the page cache did not have (-1: nobody
-   * can say), undefined while no set is known. Never rejects. @param ranges of that image, the same array each time
+   * can say), undefined while no set is known. Never rejects. @param ranges of that image, the same array each time. @param awaited the start waits for the answer
    */
-  start(loaded: LoadedImage, ranges = loaded.prefetchRanges()): Promise<number> | undefined {
+  start(loaded: LoadedImage, ranges = loaded.prefetchRanges(), awaited = false): Promise<number> | undefined {
     if (ranges.length === 0) return undefined;
     const known = this.#preparedFor(loaded, ranges);
     const askedMs = nowMs();
-    const now = this.keeper.prefetchEncoded(known.payloads);
+    const now = this.keeper.prefetchEncoded(known.payloads, { awaited });
     const complete = known.later === undefined;
     const later = known.later?.then((rest) => this.keeper.prefetch(rest));
     return Promise.all([now, later ?? []]).then((parts) => {
@@ -96,7 +96,7 @@ export class Prefetcher {
    */
   async startWhole(loaded: LoadedImage): Promise<number | undefined> {
     const samples = loaded.samples();
-    const lacking = (await this.start(loaded, samples)) ?? 0;
+    const lacking = (await this.start(loaded, samples, true)) ?? 0;
     if (lacking * 2 <= samples.length) return undefined;
     const files = this.start(loaded, loaded.prefetchFileRanges()) ?? 0;
     const parts = await Promise.all([this.#readWhole(loaded), files]);

@@ -113,6 +113,8 @@ export const ABI_CONSTANTS = {
 
   /** In `flags` of a stage: nobody waits for its report, which is told with the first bytes that the function sends, or with its end. */
   STAGE_QUIET: 1,
+  /** In `flags` of a PREFETCH: somebody waits for the answer. */
+  PREFETCH_AWAITED: 1,
 
   FILE_READ: 0,
   FILE_PATH: 1,
