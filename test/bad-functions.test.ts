@@ -206,7 +206,7 @@ describe("a function that cannot be loaded is refused with the reason", () => {
     const error = await refusal(bench.engine.boot(spec()));
     expect(error.code).toBe("INIT_FAILED");
     expect(error.why).toContain("the function was killed at its memory limit of 128 MB");
-    expect(error.details.code).toBe("OUT_OF_MEMORY");
+    expect(error.details).toMatchObject({ code: "OUT_OF_MEMORY", type: "Runtime.OutOfMemory" });
   });
 });
 
@@ -782,7 +782,7 @@ describe("what does not end is bounded", () => {
     expect(bench.engine).toMatchObject({ graceMs: 30_000 });
     const engine = await openEngine({ dataDir: join(bench.root, "patience"), graceMs: 8_000 });
     try {
-      const load = refusal(engine.boot(bench.node("while (true);")));
+      const load = refusal(engine.boot(bench.node("console.log('about to hang'); while (true);")));
       const hooks = [
         frozen(engine, hooked("() => { for (;;); }"), {}),
         frozen(engine, hooked("() => new Promise(() => setInterval(() => {}, 1000))"), {}),
@@ -793,6 +793,7 @@ describe("what does not end is bounded", () => {
         "INIT_FAILED",
         'function "test-node" did not finish loading. it took longer than 8 s. do less at load',
       ]);
+      expect(error.details).toEqual({ code: "TIMEOUT", type: "Sandbox.Timedout", logs: "about to hang\n" });
       for (const hook of hooks)
         expect(await hook).toEqual(["FREEZE_REFUSED", "its before-snapshot hooks took longer than 8 s, and it was ended"]);
     } finally {

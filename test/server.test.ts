@@ -357,6 +357,29 @@ def handler(event, context):
     expect(reply.start.kind).toBe("boot");
   });
 
+  it("says so also of one that reports nothing, with Lambda's name for it, and has in the log what it printed", async () => {
+    await server.deploy("quits", { "index.js": "console.log('looking'); process.exit(3); exports.handler = () => 1;" });
+    await server.request("GET", "/thaw/v1/functions/quits/ready?timeout=30");
+    const log = async (): Promise<string> => (await server.request("GET", "/thaw/v1/functions/quits/logs")).text;
+    expect(await log()).toMatch(/looking\n[\s\S]*no image could be made.*exit status 3/);
+    const reply = await server.invoke("quits", {}, { "x-amz-log-type": "Tail" });
+    const why = `RequestId: ${reply.headers.get("x-amzn-requestid")} Error: function "quits" failed while it was loaded. Runtime exited with error: exit status 3`;
+    expect(reply.json).toMatchObject({ errorType: "Runtime.ExitError", errorMessage: expect.stringContaining(why) });
+    expect(reply.headers.get("x-thaw-platform-error")).toBe("INIT_FAILED");
+    const tail = Buffer.from(reply.headers.get("x-amz-log-result") ?? "", "base64").toString();
+    expect(tail).toContain(`looking\n${reply.json.errorMessage}\nEND`);
+  });
+
+  it("tells a function by which name it was called", async () => {
+    await server.deploy("named", { "index.js": "exports.handler = async (event, { invokedFunctionArn }) => invokedFunctionArn" });
+    const arn = "arn:aws:lambda:eu-west-1:123456789012:function:named";
+    const called = async (name: string, query = ""): Promise<unknown> =>
+      (await server.request("POST", `/2015-03-31/functions/${encodeURIComponent(name)}/invocations${query}`)).json;
+    expect(await called("named")).toBe("arn:aws:lambda:us-east-1:000000000000:function:named");
+    expect(await called("named", "?Qualifier=$LATEST")).toBe("arn:aws:lambda:us-east-1:000000000000:function:named:$LATEST");
+    expect([await called(arn), await called(`${arn}:$LATEST`)]).toEqual([arn, `${arn}:$LATEST`]);
+  });
+
   it("runs by boot what cannot be frozen, and says which and why", async () => {
     const files = { "index.js": "require('fs').watch('/tmp'); exports.handler = async () => 'watching';" };
     const status = await server.deployReady("watcher", files);

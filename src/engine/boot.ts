@@ -5,7 +5,7 @@ import { isThawError, ThawError } from "../base/errors.js";
 import { BOOT_FD_BASE, BOOT_PASSES, compileBoot } from "../image/index.js";
 import { launch } from "../runtime/launch.js";
 import type { LiveInstance } from "./instance.js";
-import { notTheReply } from "./instance-end.js";
+import { notTheReply, PLATFORM_ERRORS } from "./instance-end.js";
 import type { Keeper } from "./keeper.js";
 import type { PassedFd } from "./keeper-messages.js";
 import { usBetween } from "./parts.js";
@@ -51,6 +51,7 @@ export async function bootInstance(keeper: Keeper, instance: LiveInstance, templ
   }
 }
 
+/** `details`: `error`, as the runtime reported it; else `code` and `type`, ours and Lambda's names for what happened. Always `logs`. */
 function initFailed(instance: LiveInstance, why: string, details: Record<string, unknown>, cause?: unknown): ThawError {
   return new ThawError("INIT_FAILED", {
     what: `function "${instance.spec.name}" failed while it was loaded`,
@@ -86,12 +87,15 @@ function loadError(body: Buffer): LoadError {
 /** Resolves when the function is loaded. INIT_FAILED. */
 export async function ready(instance: LiveInstance): Promise<void> {
   const { graceMs } = instance.owner;
-  const late = new ThawError("INIT_FAILED", {
-    what: `function "${instance.spec.name}" did not finish loading`,
-    why: `it took longer than ${graceMs / 1000} s`,
-    fix: "do less at load",
-  });
-  const timer = setTimeout(() => instance.fail(late), graceMs);
+  const timer = setTimeout(() => {
+    const late = new ThawError("INIT_FAILED", {
+      what: `function "${instance.spec.name}" did not finish loading`,
+      why: `it took longer than ${graceMs / 1000} s`,
+      fix: "do less at load",
+      details: { code: "TIMEOUT", type: PLATFORM_ERRORS.TIMEOUT[1], logs: instance.takeLogs().toString("utf8") },
+    });
+    instance.fail(late);
+  }, graceMs);
   try {
     const { header, body } = await instance.expect("ready");
     if (header.type !== "initError") return;
@@ -105,7 +109,7 @@ export async function ready(instance: LiveInstance): Promise<void> {
       isThawError(error, "PROTOCOL_VIOLATION") ||
       isThawError(error, "RESPONSE_TOO_LARGE")
     ) {
-      throw initFailed(instance, error.message, { code: error.code }, error);
+      throw initFailed(instance, error.message, { code: error.code, type: PLATFORM_ERRORS[error.code]?.[1] }, error);
     }
     throw error;
   } finally {

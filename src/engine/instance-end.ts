@@ -37,13 +37,15 @@ export interface UnansweredRequest {
   readonly behindHooks?: boolean;
 }
 
-const PLATFORM_ERRORS = {
+/** By code of ours: what a result calls it, and Lambda's name for it. */
+export const PLATFORM_ERRORS = {
   TIMEOUT: ["TIMEOUT", "Sandbox.Timedout"],
   OUT_OF_MEMORY: ["OUT_OF_MEMORY", "Runtime.OutOfMemory"],
   PROTOCOL_VIOLATION: ["PROTOCOL_VIOLATION", "Runtime.ProtocolViolation"],
   RESPONSE_TOO_LARGE: ["RESPONSE_TOO_LARGE", "Function.ResponseSizeTooLarge"],
   INSTANCE_EXITED: ["INSTANCE_EXITED", "Runtime.ExitError"],
 } as const as Readonly<Record<string, readonly [NonNullable<InvokeResult["platformError"]>, string]>> & {
+  readonly TIMEOUT: readonly ["TIMEOUT", "Sandbox.Timedout"];
   readonly INSTANCE_EXITED: readonly ["INSTANCE_EXITED", "Runtime.ExitError"];
 };
 

@@ -16,12 +16,30 @@ describe("the function in an invoke path", () => {
     ["arn:aws-us-gov:lambda:us-gov-west-1:123456789012:function:a_b-c:3", "a_b-c", "3"],
     ["arn:aws:lambda:local:000000000000:function:hello", "hello", "$LATEST"],
   ])("%s is function %s, qualifier %s", (reference, name, qualifier) => {
-    expect(parseFunctionRef(reference)).toEqual({ name, qualifier });
+    expect(parseFunctionRef(reference)).toMatchObject({ name, qualifier });
   });
 
   it("takes the qualifier from the query", () => {
-    expect(parseFunctionRef("hello", "live")).toEqual({ name: "hello", qualifier: "live" });
-    expect(parseFunctionRef("hello:live", "live")).toEqual({ name: "hello", qualifier: "live" });
+    expect(parseFunctionRef("hello", "live")).toMatchObject({ name: "hello", qualifier: "live" });
+    expect(parseFunctionRef("hello:live", "live")).toMatchObject({ name: "hello", qualifier: "live" });
+  });
+
+  it.each([
+    ["hello", undefined, undefined],
+    ["hello", "$LATEST", { qualifier: "$LATEST" }],
+    ["123456789012:function:hello:live", undefined, { qualifier: "live" }],
+    [
+      "arn:aws:lambda:eu-west-1:123456789012:function:hello",
+      undefined,
+      { arn: "arn:aws:lambda:eu-west-1:123456789012:function:hello" },
+    ],
+    [
+      "arn:aws:lambda:eu-west-1:123456789012:function:hello:live",
+      "live",
+      { arn: "arn:aws:lambda:eu-west-1:123456789012:function:hello", qualifier: "live" },
+    ],
+  ])("%s with qualifier %s tells the function what it was named by", (reference, query, invokedAs) => {
+    expect(parseFunctionRef(reference, query).invokedAs).toEqual(invokedAs);
   });
 
   it("refuses two qualifiers that differ, naming both", () => {

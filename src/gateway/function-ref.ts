@@ -9,6 +9,8 @@ import { LATEST } from "../platform/types.js";
 export interface FunctionRef {
   readonly name: string;
   readonly qualifier: string;
+  /** What the function is told to have been invoked by, where a whole ARN or a qualifier was given. */
+  readonly invokedAs?: { readonly arn?: string; readonly qualifier?: string };
 }
 
 // Lambda's own pattern, with capturing groups; the region is any word, so that "local" passes too.
@@ -25,7 +27,8 @@ export function parseFunctionRef(reference: string, query?: string): FunctionRef
       fix: "Use $LATEST, a version number, or letters, digits, - and _",
     });
   }
-  if (PLAIN.test(reference)) return { name: reference, qualifier: query ?? LATEST };
+  if (PLAIN.test(reference))
+    return { name: reference, qualifier: query ?? LATEST, ...(query === undefined ? {} : { invokedAs: { qualifier: query } }) };
   const found = REFERENCE.exec(reference);
   if (found?.[1] === undefined) {
     throw new ThawError("INVALID_ARGUMENT", {
@@ -40,7 +43,12 @@ export function parseFunctionRef(reference: string, query?: string): FunctionRef
       fix: "Give one of them only",
     });
   }
-  return { name: found[1], qualifier: query ?? found[2] ?? LATEST };
+  const given = query ?? found[2];
+  const arn = reference.startsWith("arn:")
+    ? reference.slice(0, found[2] === undefined ? undefined : -found[2].length - 1)
+    : undefined;
+  const invokedAs = { ...(arn === undefined ? {} : { arn }), ...(given === undefined ? {} : { qualifier: given }) };
+  return { name: found[1], qualifier: given ?? LATEST, ...(Object.keys(invokedAs).length === 0 ? {} : { invokedAs }) };
 }
 
 /** A value from outside, short enough and plain enough to be repeated in an error. */

@@ -32,10 +32,10 @@ export function addInvokeRoute(app: FastifyInstance, platform: Platform, onOutco
     const { headers, id: requestId } = request;
     const { Qualifier } = request.query;
     if (Array.isArray(Qualifier)) throw invalid("Qualifier", "it is given twice", "Give it once");
-    const { name, qualifier } = parseFunctionRef(request.params.reference, Qualifier);
+    const { name, qualifier, invokedAs } = parseFunctionRef(request.params.reference, Qualifier);
     const payload = payloadOf(request);
 
-    const asked = { ...optionsFrom(headers), qualifier, requestId };
+    const asked = { ...optionsFrom(headers), qualifier, invokedAs, requestId };
     const type = headers["x-amz-invocation-type"] ?? "RequestResponse";
     if (type === "DryRun") {
       await platform.check(name, payload, asked);

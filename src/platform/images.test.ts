@@ -31,7 +31,9 @@ describe("making an image fails", () => {
     expect(start.kind).toBe("boot");
     expect(result).toMatchObject({ functionError: "Unhandled", platformError: "INIT_FAILED", alive: false });
     expect(JSON.parse(result.payload.toString())).toEqual(details.error);
-    expect(await bed.platform.logs("a")).toMatch(/no image could be made.*no database[\s\S]*START[\s\S]*connecting\nEND/);
+    expect(await bed.platform.logs("a")).toMatch(
+      /connecting\n[\s\S]*no image could be made.*no database[\s\S]*START[\s\S]*connecting\nEND/,
+    );
     // Nothing keeps it from being loaded later.
     expect((await bed.platform.invoke("a", "")).result.functionError).toBeUndefined();
   });

@@ -23,6 +23,7 @@ import { GIB } from "../base/units.js";
 import type { Engine, Image, Instance, PrepareOptions } from "../engine/types.js";
 import { isOfTheMoment } from "./image-faults.js";
 import { wholeLines } from "./logs.js";
+import { printedAtLoad } from "./outcome.js";
 import type { Pools } from "./pools.js";
 import { declaredEvents } from "./replay.js";
 import { resourceError } from "./resources.js";
@@ -271,7 +272,11 @@ export class Images {
     const { engine, pools } = this.#options;
     version.image.attempts += 1;
     let image: Image;
-    job.instance = await engine.boot(version.spec, { base: true });
+    job.instance = await engine.boot(version.spec, { base: true }).catch((error: unknown) => {
+      const printed = printedAtLoad(error);
+      if (printed !== "" && !this.#abandoned(version)) version.log.append("", printed);
+      throw error;
+    });
     try {
       if (this.#abandoned(version)) return;
       image = await job.instance.freeze({ then: "end", dir: pools.newDir(version), generation: 0 });

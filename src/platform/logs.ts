@@ -37,9 +37,11 @@ export function wholeLines(printed: Buffer): string {
 /** The text of one request. */
 export function renderRequest(requestId: string, memoryMb: number, start: StartResult, result: InvokeResult): string {
   const output = wholeLines(result.logs) + endText(result);
-  const ms = result.totalMs;
+  const startMs = start.us / 1000;
+  // A boot is over before its request begins; of all other starts the request waits for the last part.
+  const ms = start.kind === "boot" ? result.totalMs : Math.max(result.handlerMs, result.totalMs - startMs);
   const begun =
-    start.kind === "reuse" ? "" : `\t${start.kind === "boot" ? "Init" : "Restore"} Duration: ${(start.us / 1000).toFixed(2)} ms`;
+    start.kind === "reuse" ? "" : `\t${start.kind === "boot" ? "Init" : "Restore"} Duration: ${startMs.toFixed(2)} ms`;
   const status =
     result.platformError === undefined ? "" : `\tStatus: ${result.platformError === "TIMEOUT" ? "timeout" : "error"}`;
   return (
@@ -49,12 +51,11 @@ export function renderRequest(requestId: string, memoryMb: number, start: StartR
   );
 }
 
-/** What the reply says of an end that nothing printed tells of. What the runtime reports of a failed load it has printed. */
+/** What the reply says of an end that nothing printed tells of. Of a failed load it is in the output (outcome.ts). */
 function endText({ platformError, payload }: InvokeResult): string {
-  if (platformError === undefined) return "";
-  const { errorType, errorMessage } = errorOf(payload);
-  const printed = platformError === "INIT_FAILED" && errorType !== platformError;
-  return typeof errorMessage !== "string" || printed ? "" : `${errorMessage}\n`;
+  if (platformError === undefined || platformError === "INIT_FAILED") return "";
+  const { errorMessage } = errorOf(payload);
+  return typeof errorMessage === "string" ? `${errorMessage}\n` : "";
 }
 
 /** Of an end that a function claims the reply may be anything. */

@@ -4,6 +4,7 @@
  */
 import { isThawError, type ThawError } from "../base/errors.js";
 import type { InvokeResult, StartResult } from "../engine/types.js";
+import { wholeLines } from "./logs.js";
 
 const FUNCTION_FAULTS = ["INIT_FAILED", "INSTANCE_EXITED", "OUT_OF_MEMORY", "TIMEOUT", "PROTOCOL_VIOLATION"] as const;
 type FunctionFault = (typeof FUNCTION_FAULTS)[number];
@@ -15,23 +16,27 @@ export function isFunctionFault(error: unknown): error is ThawError & { readonly
 
 /**
  * The answer to a request whose boot failed. The engine's error may carry `details.error` (the error object that the runtime
- * reported) and `details.logs` (what was printed while loading).
+ * reported, and printed), else `details.type` (Lambda's name for what happened), and `details.logs` (what was printed while loading).
  */
 export function bootFailure(
   error: ThawError & { readonly code: FunctionFault },
   us: number,
+  requestId: string,
 ): { result: InvokeResult; start: StartResult } {
   const reported = error.details["error"];
-  const printed = error.details["logs"];
-  const payload =
-    typeof reported === "object" && reported !== null ? reported : { errorType: error.code, errorMessage: error.message };
+  const unreported = {
+    errorType: error.details["type"] ?? error.code,
+    errorMessage: `RequestId: ${requestId} Error: ${error.message}`,
+  };
+  const isReported = typeof reported === "object" && reported !== null;
+  const payload = isReported ? reported : unreported;
   const ms = us / 1000;
   return {
     result: {
       payload: Buffer.from(JSON.stringify(payload)),
       functionError: "Unhandled",
       platformError: error.code,
-      logs: Buffer.from(typeof printed === "string" || Buffer.isBuffer(printed) ? printed : ""),
+      logs: Buffer.from(printedAtLoad(error) + (isReported ? "" : `${unreported.errorMessage}\n`)),
       handlerMs: 0,
       totalMs: ms,
       maxMemoryMb: 0,
@@ -39,4 +44,10 @@ export function bootFailure(
     },
     start: { kind: "boot", us: Math.round(us), phases: [], waitUs: 0, prefetchedPages: 0 },
   };
+}
+
+/** What a function printed before its load failed, its last line ended. */
+export function printedAtLoad(error: unknown): string {
+  const printed = isThawError(error, "INIT_FAILED") ? error.details["logs"] : undefined;
+  return typeof printed === "string" ? wholeLines(Buffer.from(printed)) : "";
 }

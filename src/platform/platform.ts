@@ -287,7 +287,7 @@ class LocalPlatform implements Platform {
         lease ??= await next();
       } catch (error) {
         if (!isFunctionFault(error)) throw error;
-        const { result, start } = bootFailure(error, (performance.now() - began) * 1000);
+        const { result, start } = bootFailure(error, (performance.now() - began) * 1000, requestId);
         return this.#finish(version, request, requestId, result, start);
       }
       if (lease === undefined) {
@@ -326,7 +326,7 @@ class LocalPlatform implements Platform {
     try {
       const result = await instance.invoke(body, {
         requestId,
-        invokedArn: version.arn,
+        invokedArn: invokedArn(version, request),
         ...(request.clientContext === undefined ? {} : { clientContext: request.clientContext }),
         ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
       });
@@ -460,4 +460,10 @@ class LocalPlatform implements Platform {
   #refuseWhenClosing(): void {
     if (this.#closing !== undefined) throw serverStops("The request was not accepted");
   }
+}
+
+/** What the function sees itself invoked by: as the caller named it, else as Lambda names it without a version. */
+function invokedArn({ arn }: Version, { invokedAs }: InvokeRequest): string {
+  if (invokedAs === undefined) return arn;
+  return `${invokedAs.arn ?? arn}${invokedAs.qualifier === undefined ? "" : `:${invokedAs.qualifier}`}`;
 }

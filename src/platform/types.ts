@@ -276,6 +276,8 @@ export interface Preference {
 /** How a request is served, beside its payload. */
 export interface InvokeRequest {
   readonly qualifier?: string | undefined;
+  /** What the caller named it by, for the function to see: a whole ARN, a qualifier. */
+  readonly invokedAs?: { readonly arn?: string; readonly qualifier?: string } | undefined;
   readonly prefer?: Preference | undefined;
   /** End the instance after the reply. */
   readonly dispose?: boolean | undefined;

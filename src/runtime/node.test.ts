@@ -309,6 +309,26 @@ describe("a Node handler", () => {
     expect(runtime.output.split("callback handlers are on the way out")).toHaveLength(2);
   });
 
+  it.each([
+    ["() => 'x'", "x"],
+    ["(event, context) => 0", 0],
+    ["(event, context) => setTimeout(() => context.succeed({ ok: 1 }), 5)", { ok: 1 }],
+    [
+      "(event, context) => require('http').createServer().listen(0, function () { this.close(() => context.done(null, 'closed')); })",
+      "closed",
+    ],
+  ])("that returns what is no promise has answered so when nothing else does: %s", async (source, answer) => {
+    const runtime = await ready(`exports.handler = ${source}`);
+    expect([await value(runtime), await value(runtime)]).toEqual([answer, answer]);
+  });
+
+  it("fails by context.fail though it has returned a value", async () => {
+    const runtime = await ready(
+      "exports.handler = (event, context) => { setTimeout(() => context.fail(new Error('later')), 5); return true; }",
+    );
+    expect(json(await runtime.invoke("{}"))).toMatchObject({ errorType: "Error", errorMessage: "later" });
+  });
+
   it("answers a callback once nothing is left to run, or at once when it says so", async () => {
     const source = (wait: boolean, ms: number) =>
       `let late = false; exports.handler = (e, c, callback) => { c.callbackWaitsForEmptyEventLoop = ${wait}; const was = late; setTimeout(() => { late = true; }, ${ms}); callback(null, was); };`;
@@ -372,6 +392,38 @@ describe("a Node handler", () => {
     expect(json(frame).errorType).toContain(errorType);
     expect(json(frame).errorMessage).toContain(message);
     expect(await value(runtime, { fine: true })).toBe("fine");
+  });
+
+  it("logs what an error has of its own, which the reply has not; and the reply's words where that cannot be written", async () => {
+    const runtime = await ready(`exports.handler = async ({ odd }) => {
+      const error = new Error("fetch failed", { cause: new TypeError("refused") });
+      error.code = "E1";
+      if (odd) error.self = error;
+      throw error;
+    }`);
+    const reply = json(await runtime.invoke("{}"));
+    expect(Object.keys(reply)).toEqual(["errorType", "errorMessage", "trace"]);
+    const logged = JSON.parse(runtime.output.split("Invoke Error\t")[1]?.split("\n")[0] ?? "");
+    expect(logged).toMatchObject({ ...reply, code: "E1", cause: { errorType: "TypeError", errorMessage: "refused" } });
+    const odd = json(await runtime.invoke('{"odd":true}'));
+    expect(JSON.parse(runtime.output.split("Invoke Error\t")[2]?.split("\n")[0] ?? "")).toEqual(odd);
+  });
+
+  it.each([
+    [
+      "Promise.reject({ name: 'Odd', message: 'looks like one', stack: 'Odd: looks like one' })",
+      { errorType: "Odd", errorMessage: "looks like one" },
+    ],
+    ["Promise.reject({ a: 1 })", { errorType: "object", errorMessage: '{"a":1}' }],
+  ])("that throws what looks like an error, or is an object, is told so: %s", async (source, error) => {
+    const runtime = await ready(`exports.handler = () => ${source}`);
+    expect(json(await runtime.invoke("{}"))).toMatchObject(error);
+  });
+
+  it("has console.fatal", async () => {
+    const runtime = await ready("exports.handler = async () => console.fatal('the %s', 'end')");
+    await runtime.invoke("{}");
+    expect(runtime.output).toContain("the end\n");
   });
 
   it("shows where an error came from", async () => {

@@ -133,6 +133,16 @@ describe.skipIf(PYTHON === undefined)("loading a Python handler", () => {
     }
   });
 
+  it("finds a handler in the function's own resource.py, a name that the runtime alone has use for", async () => {
+    try {
+      const runtime = start("resource.handler", { "resource.py": "def handler(e, c): return [__name__, c.tenant_id]" });
+      expect((await runtime.next()).header.type).toBe("ready");
+      expect(await value(runtime)).toEqual(["resource", null]);
+    } finally {
+      rmSync(join(root, "resource.py"), { force: true });
+    }
+  });
+
   it("ends with the code that the module chose", async () => {
     const runtime = start("quits.handler", { "quits.py": "import sys; sys.exit(7)" });
     await expect(runtime.next()).rejects.toThrow("the runtime ended (7)");
@@ -223,7 +233,7 @@ def handler(event, c):
       "def handler(e, c):\n    c.identity.cognito_identity_id = 'mine'\n    return [sorted(k for k in vars(c) if k[0] != '_'), c.identity.cognito_identity_id]",
     );
     const members =
-      "aws_request_id client_context function_name function_version identity invoked_function_arn log_group_name log_stream_name memory_limit_in_mb";
+      "aws_request_id client_context function_name function_version identity invoked_function_arn log_group_name log_stream_name memory_limit_in_mb tenant_id";
     expect(await value(runtime)).toEqual([members.split(" "), "mine"]);
   });
 

@@ -22,7 +22,7 @@ const spent = require("./spent.cjs");
 const unique = require("./unique.cjs");
 const renewal = require("./renewal.cjs");
 const { receive, send, logLine, ServerGone } = require("./channel.cjs");
-const { runtimeError, describe, textOf } = require("./errors.cjs");
+const { runtimeError, describe, inFull, textOf } = require("./errors.cjs");
 const { snapshot, runBefore, runAfter } = require("./hooks.cjs");
 const { Context, readEnvironment } = require("./context.cjs");
 const { loadHandler, loaded } = require("./handler.cjs");
@@ -136,7 +136,7 @@ function fail(request, thrown) {
   if (open !== request) return;
   const error = describe(thrown);
   const body = stringify(error);
-  if (!rehearsing) logLine(`ERROR\tRequestId: ${request.id}\tInvoke Error\t${body}`);
+  if (!rehearsing) logLine(`ERROR\tRequestId: ${request.id}\tInvoke Error\t${inFull(thrown, error)}`);
   answer(request, { type: "error" }, body);
 }
 
@@ -240,12 +240,12 @@ function call(request, header) {
         (value) => decide(request) && succeed(request, value),
         (error) => decide(request) && fail(request, error),
       );
-    } else if (handler.length < 3) {
-      // Without a value the answer comes by callback, by context.done, or is null once nothing is left to run.
-      if (result !== undefined && decide(request)) succeed(request, result);
-    } else {
-      warnCallback();
+      return;
     }
+    const returned = () => decide(request) && succeed(request, result);
+    if (handler.length >= 3) warnCallback();
+    // What it returns may be what an expression happened to give, such as a server: the callback, or context.done, says more, and may be yet to come.
+    else if (result !== undefined) request.onIdle = returned;
   } catch (error) {
     if (decide(request)) fail(request, error);
   }
@@ -431,13 +431,13 @@ async function rehearse() {
 }
 
 /** Errors that belong to no promise of the handler's: answered when a request is open, and the end in any case. */
-function die(error, inInit) {
+function die(error, inInit, thrown) {
   const body = stringify(error);
   if (inInit) {
-    logLine(`ERROR\tInit Error\t${body}`);
+    logLine(`ERROR\tInit Error\t${inFull(thrown, error)}`);
     send({ type: "initError" }, body);
   } else {
-    logLine(`ERROR\tRequestId: ${open?.id ?? "none"}\t${body}`);
+    logLine(`ERROR\tRequestId: ${open?.id ?? "none"}\t${inFull(thrown, error)}`);
     if (open !== null) answer(open, { type: "error", last: true }, body);
   }
   exit(1);
@@ -449,12 +449,13 @@ function boot() {
   blockingOutput("stdout");
   blockingOutput("stderr");
   installGlobals();
+  console.fatal = (...parts) => console.error(...parts);
   process.on("beforeExit", () => onIdle?.());
-  process.on("uncaughtException", (error) => die(describe(error), loading));
+  process.on("uncaughtException", (error) => die(describe(error), loading, error));
   process.on("unhandledRejection", (reason) => {
     const { errorType, errorMessage, trace } = describe(reason);
     const text = trace.length > 0 ? `${errorType}: ${errorMessage}` : errorMessage;
-    die({ errorType: "Runtime.UnhandledPromiseRejection", errorMessage: text, trace }, loading);
+    die({ errorType: "Runtime.UnhandledPromiseRejection", errorMessage: text, trace }, loading, reason);
   });
   if (env.THAW_BASE === undefined) {
     void loadFunction();
@@ -483,7 +484,7 @@ async function loadFunction() {
   try {
     handler = await loadHandler(env.LAMBDA_TASK_ROOT ?? process.cwd(), env._HANDLER ?? "");
   } catch (error) {
-    die(describe(error), true);
+    die(describe(error), true, error);
   }
   // A turn of the event loop first: a rejection that the module left behind belongs to loading.
   setImmediate(() => {

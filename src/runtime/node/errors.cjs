@@ -1,6 +1,8 @@
 "use strict";
 /* What was thrown, as the error object of Lambda: `{errorType, errorMessage, trace}`. Anything can be thrown. */
 
+const { stringify } = JSON;
+
 /** An error of the runtime's own, with Lambda's name for it. The trace is the cause's, when there is one. */
 function runtimeError(type, message, cause) {
   const error = new Error(message);
@@ -10,15 +12,21 @@ function runtimeError(type, message, cause) {
   return error;
 }
 
+/** Also what only looks like one: errors of other realms, and objects that libraries throw in their place. */
 function isError(value) {
-  return value instanceof Error || Object.prototype.toString.call(value) === "[object Error]";
+  if (value instanceof Error || Object.prototype.toString.call(value) === "[object Error]") return true;
+  return (
+    typeof value === "object" &&
+    value !== null &&
+    [value.name, value.message, value.stack].every((part) => typeof part === "string")
+  );
 }
 
 /** Text of any value; never throws. */
 function textOf(value) {
   try {
     if (typeof value === "object" && value !== null && !isError(value)) {
-      const json = JSON.stringify(value);
+      const json = stringify(value);
       if (typeof json === "string") return json;
     }
     return String(value);
@@ -47,4 +55,25 @@ function describe(thrown) {
   }
 }
 
-module.exports = { runtimeError, describe, textOf };
+/** More than that of an error is of no use to who reads a log, and may be whole sockets. */
+const OWN_CHARACTERS_MAX = 32_768;
+
+/** As JSON for the log: `told`, and what else a thrown error has of its own, such as `code`, `syscall` or the cause. Without that where it cannot be written. */
+function inFull(thrown, told) {
+  try {
+    if (isError(thrown)) {
+      const own = Object.fromEntries(Object.entries(thrown).filter(([name]) => !["name", "message", "stack"].includes(name)));
+      const cause = Object.hasOwn(thrown, "cause")
+        ? { cause: isError(thrown.cause) ? describe(thrown.cause) : thrown.cause }
+        : {};
+      const { trace, ...named } = told;
+      const text = stringify({ ...named, ...own, ...cause, trace });
+      if (text.length <= OWN_CHARACTERS_MAX) return text;
+    }
+  } catch {
+    // As the reply has it.
+  }
+  return stringify(told);
+}
+
+module.exports = { runtimeError, describe, inFull, textOf };

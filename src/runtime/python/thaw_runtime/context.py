@@ -63,6 +63,7 @@ class LambdaContext:
         self.log_stream_name = _log_stream_name
         self.client_context = _client_context(header["clientContext"]) if "clientContext" in header else None
         self.identity = CognitoIdentity()
+        self.tenant_id = None
         self._deadline_ms = header["deadlineMs"]
 
     def get_remaining_time_in_millis(self):

@@ -156,7 +156,7 @@ def _load():
     try:
         function = handler.load(os.environ.get("_HANDLER", ""))
     except Exception as exception:
-        error = describe(exception)
+        error = describe(exception, "")
         log_error(error)
         answer({"type": "initError"}, encode(error))
         os._exit(1)

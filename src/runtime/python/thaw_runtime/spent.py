@@ -6,10 +6,12 @@ of before the freeze. What ``time.clock_gettime`` tells is the kernel's.
 """
 
 import os
-import resource
+import sys
 import time
 
 from _thread import _local
+
+from .imports import when_imported
 
 
 class _Count:
@@ -57,9 +59,27 @@ def _instead(module, name, own):
     setattr(module, name, own)
 
 
+def _own_usage(resource):
+    getrusage = getattr(resource, "getrusage", None)
+    if type(getrusage) is not type(len):
+        return  # the function's own module of that name
+
+    def usage(who):
+        told = getrusage(who)
+        if who == resource.RUSAGE_SELF:
+            user, system = _usage
+        elif who == resource.RUSAGE_THREAD:
+            user, system = _own.user, _own.system
+        else:
+            return told
+        return type(told)((user.onward(told.ru_utime), system.onward(told.ru_stime), *told[2:]))
+
+    _instead(resource, "getrusage", usage)
+
+
 def install():
     """Once, before the user's code."""
-    process_ns, thread_ns, times, getrusage = time.process_time_ns, time.thread_time_ns, os.times, resource.getrusage
+    process_ns, thread_ns, times = time.process_time_ns, time.thread_time_ns, os.times
 
     def process_time_of_all():
         return _clock.onward(process_ns())
@@ -71,20 +91,12 @@ def install():
         user, system, *others = times()
         return os.times_result((_times[0].onward(user), _times[1].onward(system), *others))
 
-    def usage(who):
-        told = getrusage(who)
-        if who == resource.RUSAGE_SELF:
-            user, system = _usage
-        elif who == resource.RUSAGE_THREAD:
-            user, system = _own.user, _own.system
-        else:
-            return told
-        return resource.struct_rusage((user.onward(told.ru_utime), system.onward(told.ru_stime), *told[2:]))
-
     _instead(time, "process_time_ns", process_time_of_all)
     _instead(time, "process_time", lambda: process_time_of_all() / 1e9)
     _instead(time, "thread_time_ns", thread_time_of_own)
     _instead(time, "thread_time", lambda: thread_time_of_own() / 1e9)
     _instead(os, "times", times_of_all)
-    _instead(resource, "getrusage", usage)
+    # We have it by name. A function may have a file that is called so, and this must not be taken for it.
+    sys.modules.pop("resource", None)
+    when_imported("resource", _own_usage)
     os.register_at_fork(after_in_child=_begin_in_child)
