@@ -135,6 +135,11 @@ describe("a server", () => {
       expect(trace.pages.image + trace.pages.file).toBeGreaterThan(0);
       expect(trace.memory.privateBytes).toBeGreaterThan(100_000);
       expect(trace.totalMs).toBeGreaterThanOrEqual(trace.handlerMs);
+      for (const prefer of ["boot", "thaw;husk=fresh"]) {
+        const { start, headers } = await server.invoke(language, {}, { "x-thaw-prefer": `${prefer};dispose` });
+        const total = Number(/dur=([\d.]+)/.exec(headers.get("server-timing") ?? "")?.[1]);
+        expect(total, "the start is part of the whole").toBeGreaterThan(Number(start.us) / 1000);
+      }
       expect((await server.invoke(language)).headers.get("x-thaw-trace")).toBeNull();
     });
 

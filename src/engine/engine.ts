@@ -327,6 +327,18 @@ export class LocalEngine implements Engine, InstanceOwner {
     await removeTree(image.dir);
   }
 
+  parkWithin(allowance: () => number): void {
+    this.husks.parkWithin(allowance);
+  }
+
+  giveUpHusk(): boolean {
+    return this.husks.giveUp();
+  }
+
+  parkedFor(image: Image): number {
+    return this.husks.parkedFor(image.id);
+  }
+
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {
     this.parking.park(image, level, count, asked);
   }

@@ -1,5 +1,5 @@
 /** What tests tell the fake engine (fake.ts), and what it tells of images. */
-import type { FunctionSpec, Image, ImageInspection, InvokeResult } from "./types.js";
+import type { FunctionSpec, Image, ImageInspection, InstanceState, InvokeResult } from "./types.js";
 
 /** Operations that can be told to fail. `start`: that of an early thaw, told by its first `invoke`. */
 export type FakeOperation =
@@ -68,3 +68,10 @@ export function fakeInspection(image: Image): ImageInspection {
     workingSetDamaged: false,
   };
 }
+
+/** What instances take by state, unless a test says otherwise. */
+export const RESIDENT_BYTES: Record<Exclude<InstanceState, "deflating">, number> = {
+  warm: 1_228_800,
+  woken: 614_400,
+  hibernated: 61_440,
+};

@@ -16,6 +16,7 @@ import {
   type FakeHandler,
   type FakeOperation,
   fakeInspection,
+  RESIDENT_BYTES,
 } from "./fake-parts.js";
 import type {
   BootOptions,
@@ -60,11 +61,7 @@ export class FakeEngine implements Engine {
     wake: 0,
   };
   /** What {@link Instance.memory} tells of a warm, a woken and a hibernated instance. */
-  readonly residentBytes: Record<Exclude<InstanceState, "deflating">, number> = {
-    warm: 1_228_800,
-    woken: 614_400,
-    hibernated: 61_440,
-  };
+  readonly residentBytes = { ...RESIDENT_BYTES };
   /** Every operation in order, such as `boot hello`. */
   readonly calls: string[] = [];
   /** Functions whose images were prepared, and by which request their working set was recorded: in the background, so not among the calls. */
@@ -198,14 +195,21 @@ export class FakeEngine implements Engine {
   }
 
   park(image: Image, level: ParkedLevel, count: number, _loader?: Loader): void {
-    const levels = this.parked.get(image.dir) ?? new Map<HuskLevel, number>();
-    levels.set(level, count);
-    this.parked.set(image.dir, levels);
+    this.parked.set(image.dir, (this.parked.get(image.dir) ?? new Map<HuskLevel, number>()).set(level, count));
   }
 
-  pool(target: PoolTarget): void {
-    this.generic = target.generic ?? this.generic;
-    this.runtime = target.runtime ?? this.runtime;
+  parkWithin(_allowance: () => number): void {}
+
+  giveUpHusk(): boolean {
+    return [...this.parked.keys()].some((dir) => this.#takeParked(dir) !== undefined);
+  }
+
+  parkedFor({ dir }: Image): number {
+    return [...(this.parked.get(dir)?.values() ?? [])].reduce((sum, count) => sum + count, 0);
+  }
+
+  pool({ generic = this.generic, runtime = this.runtime }: PoolTarget): void {
+    Object.assign(this, { generic, runtime });
   }
 
   async poolsFull(_timeoutMs: number): Promise<void> {}
@@ -278,14 +282,10 @@ export class FakeEngine implements Engine {
   }
 
   #takeParked(dir: string): HuskLevel | undefined {
-    for (const level of ["prefaulted", "image"] as const) {
-      const count = this.parked.get(dir)?.get(level) ?? 0;
-      if (count > 0) {
-        this.parked.get(dir)?.set(level, count - 1);
-        return level;
-      }
-    }
-    return undefined;
+    const levels = this.parked.get(dir);
+    const level = (["prefaulted", "image"] as const).find((one) => (levels?.get(one) ?? 0) > 0);
+    if (level !== undefined) levels?.set(level, (levels.get(level) ?? 0) - 1);
+    return level;
   }
 
   #needFreezing(operation: string): void {

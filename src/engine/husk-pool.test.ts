@@ -93,3 +93,29 @@ it.each<[ErrorCode, number[]]>([
   expect(pool.take("runtime")).toBeDefined();
   pool.close();
 });
+
+it("husks that are parked for one image are made within an allowance, and can be given up", async () => {
+  const pool = new HuskPool(
+    fakeKeeper(async () => undefined),
+    step("base"),
+    {} as Logger,
+  );
+  const one = async (): Promise<number> => {
+    pool.target("generic", { ...spec("any"), level: "generic" });
+    await pool.full(20_000);
+    return pool.privateBytes;
+  };
+  const bytes = await one();
+  // They are this process, whose size changes by a little.
+  let allowed = 3.5;
+  pool.parkWithin(() => allowed * bytes);
+  pool.target("prefaulted:image:splice", { ...spec("parked"), level: "prefaulted", count: 9 });
+  await pool.full(20_000);
+  expect(pool.parkedFor("image")).toBe(3);
+  expect([pool.parkedFor("other"), pool.countByLevel()]).toEqual([0, { generic: 1, runtime: 0, image: 0, prefaulted: 3 }]);
+  expect([pool.giveUp(), pool.giveUp(), pool.giveUp(), pool.giveUp()]).toEqual([true, true, true, false]);
+  // Once there is room others are made.
+  allowed = 2.5;
+  await vi.waitFor(() => expect(pool.parkedFor("image")).toBe(2), { timeout: 10_000 });
+  pool.close();
+});

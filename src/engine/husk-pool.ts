@@ -49,6 +49,8 @@ interface PoolSpec {
 interface Pool {
   spec: PoolSpec;
   readonly ready: Husk[];
+  /** What its last husk took. */
+  bytes: number;
   making: number;
   failedUntil: number;
   lastingFailures: number;
@@ -72,6 +74,7 @@ export class HuskPool {
   private refillTimer: NodeJS.Timeout | undefined;
   private readonly quiet = new Quiet();
   private lastFailure: ThawError | undefined;
+  private allowance = (): number => Number.POSITIVE_INFINITY;
 
   constructor(
     private readonly keeper: Keeper,
@@ -96,9 +99,33 @@ export class HuskPool {
     return sum;
   }
 
+  /** Husks that are parked for one image are made as long as all of them take less than `allowance` says, in bytes; asked before each. */
+  parkWithin(allowance: () => number): void {
+    this.allowance = allowance;
+  }
+
+  /** How many are parked for that image. */
+  parkedFor(imageId: string): number {
+    let count = 0;
+    for (const [key, pool] of this.pools) if (isParked(pool) && key.split(":")[1] === imageId) count += pool.ready.length;
+    return count;
+  }
+
+  /** Lets one go that is parked for one image, of those of which most wait. False when there is none. */
+  giveUp(): boolean {
+    const parked = [...this.pools.values()].filter(isParked);
+    const fullest = parked.reduce<Pool | undefined>(
+      (most, pool) => (pool.ready.length > (most?.ready.length ?? 0) ? pool : most),
+      undefined,
+    );
+    const husk = fullest?.ready.pop();
+    this.drop(husk);
+    return husk !== undefined;
+  }
+
   /** Sets how many husks a pool keeps; surplus ones are let go. */
   target(key: string, spec: PoolSpec): void {
-    const pool = this.pools.get(key) ?? { spec, ready: [], making: 0, failedUntil: 0, lastingFailures: 0 };
+    const pool = this.pools.get(key) ?? { spec, ready: [], bytes: 0, making: 0, failedUntil: 0, lastingFailures: 0 };
     if (pool.lastingFailures > 0) this.later(pool);
     pool.lastingFailures = 0;
     pool.spec = spec;
@@ -130,6 +157,14 @@ export class HuskPool {
       this.refillTimer = undefined;
       this.refill();
     }, ms);
+  }
+
+  private hasRoom(pool: Pool): boolean {
+    if (!isParked(pool)) return true;
+    const parked = [...this.pools.values()].filter(isParked);
+    const taken = parked.flatMap(({ ready }) => ready).reduce((sum, { privateBytes }) => sum + privateBytes, 0);
+    const coming = parked.reduce((sum, { making, bytes }) => sum + making * bytes, pool.bytes);
+    return taken + coming < this.allowance();
   }
 
   /** Resolves when the pool has a husk, or after `ms`. */
@@ -213,7 +248,7 @@ export class HuskPool {
   async full(timeoutMs: number): Promise<void> {
     const end = Date.now() + timeoutMs;
     for (;;) {
-      const lacking = [...this.pools].filter(([, pool]) => pool.ready.length < pool.spec.count);
+      const lacking = [...this.pools].filter(([, pool]) => pool.ready.length < pool.spec.count && this.hasRoom(pool));
       if (lacking.length === 0) return;
       if (Date.now() >= end) {
         throw new ThawError("RESOURCE_EXHAUSTED", {
@@ -242,6 +277,7 @@ export class HuskPool {
     const rank = ([key, pool]: [string, Pool]): number => (awaited.has(key) ? -1 : pool.ready.length + pool.making);
     const lacking = [...this.pools]
       .filter(([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now)
+      .filter(([, pool]) => this.hasRoom(pool) || this.later(pool))
       .sort((a, b) => rank(a) - rank(b));
     if (lacking.length === 0) this.quiet.filled(nowMs());
     const waitMs = this.quiet.waitMs(nowMs());
@@ -261,6 +297,7 @@ export class HuskPool {
       if (this.closed || this.pools.get(key) !== pool || pool.spec !== spec || pool.ready.length >= spec.count) this.drop(husk);
       else {
         pool.lastingFailures = 0;
+        pool.bytes = husk.privateBytes;
         pool.ready.push(husk);
         void husk.gone().then(() => this.buried(pool, husk));
         const index = this.waiters.findIndex((waiter) => waiter.key === key);
@@ -294,11 +331,17 @@ export class HuskPool {
     this.later(pool);
   }
 
-  private later(pool: Pool, waitMs = RETRY_MS): void {
+  /** It is not filled before that time is over. */
+  private later(pool: Pool, waitMs = RETRY_MS): false {
     pool.failedUntil = Date.now() + waitMs;
     // A timer may fire a moment before its time by the other clock.
     setTimeout(() => this.refill(), waitMs + 2).unref();
+    return false;
   }
+}
+
+function isParked({ spec: { level } }: Pool): boolean {
+  return level === "image" || level === "prefaulted";
 }
 
 /** The pool of a template's generic husks. */

@@ -202,7 +202,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.announce = undefined;
   }
 
-  invoke(payload: Buffer | string, options: InvokeOptions = {}, beganMs = nowMs()): Promise<InvokeResult> {
+  invoke(payload: Buffer | string, options: InvokeOptions = {}, beganMs = options.beganMs ?? nowMs()): Promise<InvokeResult> {
     assert(this.running === undefined, "an instance serves one request at a time");
     this.runAfterAnswer();
     const { shut } = this.gate;

@@ -115,6 +115,8 @@ export interface InvokeOptions {
   readonly requestId?: string;
   /** Epoch milliseconds by which the instance must have answered; default now + spec.timeoutMs. */
   readonly deadlineMs?: number;
+  /** When the request came, by the clock of `nowMs`, for {@link InvokeResult.totalMs}; default now. */
+  readonly beganMs?: number;
   readonly invokedArn?: string;
   readonly clientContext?: string;
   readonly traceId?: string;
@@ -387,6 +389,12 @@ export interface Engine {
   removeImage(image: Image): Promise<void>;
   /** How many husks to keep ready for this image at a level; refilled in the background, where it is closed once it was opened. 0 drops them. */
   park(image: Image, level: ParkedLevel, count: number, loader?: Loader): void;
+  /** Bounds the private memory of all husks that are parked for one image each: more are made as long as they take less than `allowance` says, in bytes. */
+  parkWithin(allowance: () => number): void;
+  /** Ends a husk that waits for one image, of those of which most wait. False when there is none. */
+  giveUpHusk(): boolean;
+  /** How many husks wait for that image. */
+  parkedFor(image: Image): number;
   /** Husks kept ready for any image. */
   pool(target: PoolTarget): void;
   /** Resolves when every pool has as many husks as asked for, or rejects after `timeoutMs`. */

@@ -8,6 +8,9 @@ import type { Engine } from "../engine/types.js";
 import type { Slot } from "./slot.js";
 import type { Version } from "./version.js";
 
+/** Of the budget, what husks may take that are parked for one image each: the rest is for starts that find none. */
+const PARKED_PART = 0.75;
+
 /** See above. */
 export class Budget {
   #instancesBytes = 0;
@@ -16,7 +19,9 @@ export class Budget {
     private readonly engine: Engine,
     /** Infinity: none. */
     readonly limitBytes: number,
-  ) {}
+  ) {
+    if (this.limited) engine.parkWithin(() => this.limitBytes * PARKED_PART - this.#instancesBytes);
+  }
 
   get limited(): boolean {
     return this.limitBytes !== Number.POSITIVE_INFINITY;
@@ -34,6 +39,11 @@ export class Budget {
   /** Whether `bytes` more fit. The first instance always does: a limit that no function fits into would serve nobody. */
   fits(bytes: number): boolean {
     return !this.limited || this.#instancesBytes === 0 || this.usedBytes + bytes <= this.limitBytes;
+  }
+
+  /** Ends a husk that waits for a function. False when there is none. */
+  giveUpHusk(): boolean {
+    return this.engine.giveUpHusk();
   }
 
   get exceeded(): boolean {

@@ -334,7 +334,7 @@ export class IdleInstances {
       return true;
     }
     const longest = this.longestIdle();
-    if (longest === undefined || !this.remove(longest)) return this.#endings();
+    if (longest === undefined || !this.remove(longest)) return (await this.#endings()) || this.#options.budget.giveUpHusk();
     longest.version.counters.add("evictions");
     await end(longest);
     return true;

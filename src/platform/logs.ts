@@ -38,8 +38,7 @@ export function wholeLines(printed: Buffer): string {
 export function renderRequest(requestId: string, memoryMb: number, start: StartResult, result: InvokeResult): string {
   const output = wholeLines(result.logs) + endText(result);
   const startMs = start.us / 1000;
-  // A boot is over before its request begins; of all other starts the request waits for the last part.
-  const ms = start.kind === "boot" ? result.totalMs : Math.max(result.handlerMs, result.totalMs - startMs);
+  const ms = Math.max(result.handlerMs, result.totalMs - startMs - start.waitUs / 1000);
   const begun =
     start.kind === "reuse" ? "" : `\t${start.kind === "boot" ? "Init" : "Restore"} Duration: ${startMs.toFixed(2)} ms`;
   const status =

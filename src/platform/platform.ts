@@ -5,6 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { chmod } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { nowMs } from "../base/clock.js";
 import { isThawError, ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
@@ -211,11 +212,11 @@ class LocalPlatform implements Platform {
   }
 
   list(): FunctionInfo[] {
-    return this.#functions.all().map((version) => version.info());
+    return this.#functions.all().map((version) => this.#infoOf(version));
   }
 
   get(name: string, qualifier?: string): FunctionInfo {
-    return this.#functions.find(name, qualifier).info();
+    return this.#infoOf(this.#functions.find(name, qualifier));
   }
 
   async measure(name?: string): Promise<void> {
@@ -267,6 +268,7 @@ class LocalPlatform implements Platform {
   }
 
   async invoke(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): Promise<InvokeOutcome> {
+    const beganMs = nowMs();
     this.#refuseWhenClosing();
     let version = this.#functions.find(name, request.qualifier);
     checkContext(request);
@@ -298,7 +300,7 @@ class LocalPlatform implements Platform {
       const tried = lease;
       const { attempt } = tried;
       try {
-        return await this.#answer(version, request, requestId, body, tried);
+        return await this.#answer(version, request, { requestId, beganMs }, body, tried);
       } catch (error) {
         lease = undefined;
         if (attempt !== undefined && neverRan(tried)) next = () => this.#instances.startAgain(tried, attempt, error);
@@ -313,10 +315,11 @@ class LocalPlatform implements Platform {
   async #answer(
     version: Version,
     request: InvokeRequest,
-    requestId: string,
+    asked: { readonly requestId: string; readonly beganMs: number },
     body: Buffer | string,
     lease: Lease,
   ): Promise<InvokeOutcome> {
+    const { requestId } = asked;
     const { slot } = lease;
     const { instance } = slot;
     let dispose = true;
@@ -325,7 +328,7 @@ class LocalPlatform implements Platform {
     let traced: Pick<StartResult, "faults" | "faultsOutside"> | undefined;
     try {
       const result = await instance.invoke(body, {
-        requestId,
+        ...asked,
         invokedArn: invokedArn(version, request),
         ...(request.clientContext === undefined ? {} : { clientContext: request.clientContext }),
         ...(request.traceId === undefined ? {} : { traceId: request.traceId }),
@@ -454,6 +457,15 @@ class LocalPlatform implements Platform {
       start,
       ...(request.logTail === true ? { logTail: tailOf(text) } : {}),
       ...seen,
+    };
+  }
+
+  #infoOf(version: Version): FunctionInfo {
+    const { favourite } = version.generations;
+    if (version.provisioned === 0) return version.info();
+    return {
+      ...version.info(),
+      provisionedReady: favourite === undefined ? 0 : Math.min(version.provisioned, this.engine.parkedFor(favourite)),
     };
   }
 

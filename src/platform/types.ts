@@ -219,6 +219,8 @@ export interface FunctionInfo {
   readonly description: string;
   readonly maxInstances?: number;
   readonly provisioned?: number;
+  /** Of these, how many wait. */
+  readonly provisionedReady?: number;
   readonly warmUp?: WarmUp;
   readonly learn?: boolean;
   /** SHA-256 of the zip, base64 (Lambda's CodeSha256). */

@@ -60,7 +60,7 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
   if (options.json === true) return io.out(jsonLine(reply));
   if (reply.functions.length === 0) return io.out("No functions. Deploy one: thaw deploy FOLDER\n");
   const rows = reply.functions.map((info) => {
-    const { name, runtime, memoryMb, image, instances, counts, provisioned = 0, lastStart } = info;
+    const { name, runtime, memoryMb, image, instances, counts, provisioned = 0, provisionedReady = 0, lastStart } = info;
     return [
       name,
       runtime,
@@ -68,7 +68,7 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
       STATE_WORDS[image.state],
       image.image === undefined ? "-" : formatBytes(image.image.bytesOnDisk),
       heatText(info),
-      instanceText(instances, counts.starting, provisioned),
+      instanceText(instances, counts.starting, { wanted: provisioned, ready: provisionedReady }),
       sizeText(instances.map(({ residentBytes }) => residentBytes)),
       sizeText(instances.map(({ hibernatedBytes }) => hibernatedBytes)),
       lastStart === undefined ? "-" : `${lastStart.kind}${lastStart.us > 0 ? ` ${formatUs(lastStart.us)}` : ""}`,
@@ -85,12 +85,17 @@ async function list(io: Io, options: ClientOptions): Promise<void> {
 }
 
 /** `2 warm, 1 hibernated`, then what is kept ready beside them. */
-function instanceText(instances: FunctionView["instances"], starting: number, provisioned: number): string {
+function instanceText(
+  instances: FunctionView["instances"],
+  starting: number,
+  husks: { readonly wanted: number; readonly ready: number },
+): string {
   const states = new Map<string, number>();
   for (const { state } of instances) states.set(state, (states.get(state) ?? 0) + 1);
   if (starting > 0) states.set("starting", starting);
   const parts = [...states].map(([state, count]) => `${count} ${state}`);
-  if (provisioned > 0) parts.push(`${provisioned} provisioned`);
+  const { wanted, ready } = husks;
+  if (wanted > 0) parts.push(ready === wanted ? `${wanted} provisioned` : `${ready} of ${wanted} provisioned`);
   return parts.length === 0 ? "0" : parts.join(", ");
 }
 
