@@ -233,6 +233,7 @@ const deeds = {
   garbageLater: () => { setImmediate(() => fs.writeSync(3, Buffer.from([0xff, 0xfe, 0x00]))); return new Promise(() => setInterval(() => {}, 1000)); },
   foreign: () => { const h = Buffer.from(JSON.stringify({ type: "result", requestId: "another", handlerMs: 1, maxMemoryMb: 1 })); const p = Buffer.alloc(12); p.write("THAW"); p.writeUInt32LE(h.length, 4); fs.writeSync(3, Buffer.concat([p, h])); return new Promise(() => setInterval(() => {}, 1000)); },
   huge: () => { const p = Buffer.alloc(13); p.write("THAW"); p.writeUInt32LE(1, 4); p.writeUInt32LE(0x7fffffff, 8); fs.writeSync(3, p); return new Promise(() => setInterval(() => {}, 1000)); },
+  closeAndReturn: () => { fs.closeSync(3); return 1; },
   close: () => { fs.closeSync(3); return new Promise(() => setInterval(() => {}, 1000)); },
   flood: (event) => { const line = "x".repeat(1023) + "\\n"; for (let i = 0; i < event.kib; i++) fs.writeSync(1, line); return event.kib; },
   children: () => { for (let i = 0; i < 5; i++) spawn("/bin/sleep", ["1000"], { detached: true, stdio: "ignore" }).unref(); return "left"; },
@@ -263,6 +264,7 @@ def recursion(event):
     return down(0)
 def garbage(event): os.write(3, b"this is not a frame"); time.sleep(1000)
 def close(event): os.close(3); time.sleep(1000)
+def closeAndReturn(event): os.close(3)
 def flood(event):
     line = "x" * 1023
     for _ in range(event["kib"]): print(line)
@@ -408,6 +410,8 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
     ["python", "garbage", /"this is not a frame" came where a frame must begin/],
     ["node", "close", /the function closed its control descriptor \(3\)/],
     ["python", "close", /the function closed its control descriptor \(3\)/],
+    ["node", "closeAndReturn", /the function closed its control descriptor \(3\)/],
+    ["python", "closeAndReturn", /the function closed its control descriptor \(3\)/],
   ] as const)("of %s that abuses descriptor 3 (%s) is told so", async (language, deed, message) => {
     const result = await last(language, { do: deed }, { timeoutMs: 20_000 });
     const error = errorOf(result);

@@ -23,6 +23,8 @@ const FD = 3;
 const MAGIC = 0x57414854;
 const PREFIX_BYTES = 12;
 const HEADER_BYTES_MAX = 64 * 1024;
+/** Much longer than the server takes. */
+const CLOSED_MS = 10_000;
 
 const inbox = new Uint8Array(PREFIX_BYTES + HEADER_BYTES_MAX);
 const outbox = new Uint8Array(PREFIX_BYTES + HEADER_BYTES_MAX);
@@ -45,6 +47,15 @@ function pause() {
   Atomics.wait(clockless, 0, 0, 1);
 }
 
+/**
+ * The function has closed the descriptor, or put something else in its place. The server, which sees its end, tells it so after a second, and ends it: a process that
+ * ended by itself before would be told that it must not exit.
+ */
+function closedByFunction() {
+  Atomics.wait(clockless, 0, 0, CLOSED_MS);
+  throw new ServerGone("descriptor 3 was closed");
+}
+
 /** As much as there is, up to the end of `buffer`. */
 function readSome(buffer, offset) {
   for (;;) {
@@ -55,7 +66,8 @@ function readSome(buffer, offset) {
     } catch (error) {
       if (error.code === "EAGAIN") pause();
       else if (error.code === "ECONNRESET") throw new ServerGone("the server closed the control socket");
-      else throw error;
+      else if (error instanceof ServerGone) throw error;
+      else closedByFunction();
     }
   }
 }
@@ -68,6 +80,7 @@ function writeAll(fd, buffer, offset, end) {
       if (error.code === "EAGAIN") pause();
       else if (error.code === "EPIPE" || error.code === "ECONNRESET")
         throw new ServerGone("the server closed the control socket");
+      else if (fd === FD) closedByFunction();
       else throw error;
     }
   }

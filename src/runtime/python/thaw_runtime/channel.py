@@ -9,6 +9,7 @@ import sys
 
 # By name: the function may replace them in their modules.
 from os import readv, writev
+from time import sleep
 
 from .jsons import encode, parse
 
@@ -29,6 +30,10 @@ _filled = 0
 _out = FD
 
 
+#: Much longer than the server takes.
+_CLOSED_S = 10
+
+
 class ServerGone(Exception):
     """The server closed the control socket: there is nobody left to answer."""
 
@@ -39,6 +44,13 @@ def open_channel():
     os.set_inheritable(FD, False)
 
 
+def _closed_by_function():
+    """The function has closed the descriptor, or put something else in its place. The server, which sees its end, tells it so after a second,
+    and ends it: a process that ended by itself before would be told that it must not exit."""
+    sleep(_CLOSED_S)
+    raise ServerGone("descriptor 3 was closed") from None
+
+
 def _read_into(view):
     try:
         count = readv(FD, [view])
@@ -47,6 +59,8 @@ def _read_into(view):
         return 0
     except ConnectionError:
         count = 0
+    except OSError:
+        _closed_by_function()
     if count == 0:
         raise ServerGone("the server closed the control socket")
     return count
@@ -65,7 +79,7 @@ def receive():
     if filled == 0:
         try:
             filled = readv(FD, _all)  # the whole of an ordinary frame
-        except (BlockingIOError, ConnectionError):
+        except OSError:
             pass  # told below
     if filled < PREFIX_BYTES:
         filled = _fill(filled, PREFIX_BYTES)
@@ -123,6 +137,8 @@ def _write_all(data):
             os.set_blocking(FD, True)
         except ConnectionError:
             raise ServerGone("the server closed the control socket") from None
+        except OSError:
+            _closed_by_function()
 
 
 def send(header, body=b""):
@@ -132,7 +148,7 @@ def send(header, body=b""):
     body_bytes = _telling[2] = len(body)
     try:
         written = writev(_out, (_prefix, text, body))
-    except (BlockingIOError, ConnectionError):
+    except OSError:
         written = 0  # told below
     if written < PREFIX_BYTES + header_bytes + body_bytes:
         _write_all(memoryview(b"".join((_prefix, text, body)))[written:])
