@@ -105,10 +105,10 @@ describe("warm-up events", () => {
   });
 
   it.each([
-    ["throws", { fail: "no name" }, "request 2 (warm-up event 1) failed: TypeError: no name"],
-    ["hangs", { hang: true }, "request 2 (warm-up event 1) did not answer within 6 s"],
-    ["child", { child: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*child/],
-    ["listens", { listen: true }, /after request 10 \(warm-up event 1\) it cannot be frozen: .*listen/],
+    ["throws", { fail: "no name" }, "request 2 (warm-up event 2 of 2) failed: TypeError: no name"],
+    ["hangs", { hang: true }, "request 2 (warm-up event 2 of 2) did not answer within 6 s"],
+    ["child", { child: true }, /after request 10 \(warm-up event 2 of 2\) it cannot be frozen: .*child/],
+    ["listens", { listen: true }, /after request 10 \(warm-up event 2 of 2\) it cannot be frozen: .*listen/],
   ] as const)("that go wrong (%s) are named in the status; what was made before serves on", async (name, event, why) => {
     await deploy(name, { ...(name === "hangs" ? { timeoutMs: 6_000 } : {}), warmUp: { events: [{}, event], requests: 12 } });
     await settled(name);

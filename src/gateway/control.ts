@@ -155,10 +155,16 @@ export function addControlRoutes(app: FastifyInstance, { platform, lastStarts, c
     return { ...platform.get(params.name).image, ...(inspection === undefined ? {} : { inspection }) };
   });
   app.get<Named>("/functions/:name/images", async ({ params }): Promise<ImageEntry[]> => platform.images(params.name));
-  app.post<Named>("/functions/:name/heat", { bodyLimit: LIMITS.payloadBytes }, ({ params, query, body }): Promise<HeatReport> => {
-    const payload = body instanceof Buffer && body.length > 0 ? body : undefined;
-    return platform.heat(params.name, { ...readQuery(heatQuery, query), payload });
-  });
+  app.post<Named>(
+    "/functions/:name/heat",
+    { bodyLimit: LIMITS.payloadBytes },
+    ({ params, query, body }, reply): Promise<HeatReport> => {
+      const payload = body instanceof Buffer && body.length > 0 ? body : undefined;
+      const waits = new AbortController();
+      reply.raw.once("close", () => waits.abort());
+      return platform.heat(params.name, { ...readQuery(heatQuery, query), payload, signal: waits.signal });
+    },
+  );
 
   app.get<Named>("/functions/:name/logs", async ({ params, query }, reply) => {
     const { follow, bytes } = readQuery(logsQuery, query);

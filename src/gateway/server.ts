@@ -209,10 +209,11 @@ export function buildGateway(
     return sendError(error, request, reply);
   });
 
-  addInvokeRoute(app, platform, (name, { start }) => {
+  addInvokeRoute(app, platform, (name, { start, result }) => {
     const { kind, us, loader, generation } = start;
     const how = { ...(loader === undefined ? {} : { loader }), ...(generation === undefined ? {} : { generation }) };
-    lastStarts.set(name, { kind, us, ...how, atMs: Date.now() });
+    // Nothing was started where the function could not be loaded.
+    if (result.platformError !== "INIT_FAILED") lastStarts.set(name, { kind, us, ...how, atMs: Date.now() });
     answered += 1;
     if (answered === RUN_IN_REQUESTS) onRunIn?.();
   });

@@ -52,7 +52,7 @@ const warmUp = z.strictObject(
         let bytes = 0;
         for (const [index, event] of events.entries()) {
           const text = jsonOf(event);
-          if (text === undefined) context.addIssue(`warm-up event ${index} is not a JSON value`);
+          if (text === undefined) context.addIssue(`warm-up event ${index + 1} is not a JSON value`);
           else bytes += Buffer.byteLength(text);
         }
         if (bytes > EVENTS_BYTES_MAX)

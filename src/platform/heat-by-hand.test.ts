@@ -91,6 +91,21 @@ describe("heating by hand", () => {
     expect(seen).toEqual([1, 2, 1]);
   });
 
+  it("ends between two requests, without an image, when nobody waits for it any more; one whose turn had not come begins none", async () => {
+    await ready();
+    const left = new AbortController();
+    let served = 0;
+    bed.engine.handler = () => {
+      served += 1;
+      if (served === 3) left.abort();
+    };
+    const jobs = [3, 4].map((requests) => bed.platform.heat("a", { requests: 10 * requests, signal: left.signal }));
+    for (const job of jobs)
+      await expect(job).rejects.toMatchObject({ code: "WARM_UP_FAILED", message: expect.stringContaining("waits no more") });
+    expect([served, heats()]).toEqual([3, ["0: 0 deploy"]]);
+    await until(() => bed.engine.live.size === 0);
+  });
+
   it("is told of a request that fails, by its number; nothing that serves is touched", async () => {
     await ready();
     bed.engine.handler = (_event, { served }) => {

@@ -18,19 +18,30 @@ export async function heatByHand(heating: Heating, version: Version, request: He
   const events = await eventsOf(version, request);
   originOf(version, request);
   try {
-    return await heating.add(version, () => heat(heating, version, originOf(version, request), events, requests));
+    return await heating.add(version, () => heat(heating, version, originOf(version, request), events, request));
   } catch (error) {
     if (heating.wants(version)) version.counters.add("heatFailures");
     throw resourceError(error, `Function "${version.name}" was not heated`);
   }
 }
 
-async function heat(heating: Heating, version: Version, origin: Image, events: Events, requests: number): Promise<HeatReport> {
+async function heat(
+  heating: Heating,
+  version: Version,
+  origin: Image,
+  events: Events,
+  { requests, signal }: HeatRequest,
+): Promise<HeatReport> {
   const times: number[] = [];
   const endMs = replayEnd();
+  const goOn = (): void => {
+    if (signal?.aborted === true) throw failed(version, "whoever asked for it waits no more");
+  };
+  goOn();
   const made = await heating.privately(version, origin, async (instance) => {
     while (times.length < requests) {
       await heating.check(version);
+      goOn();
       if (performance.now() >= endMs) {
         throw failed(
           version,
@@ -39,6 +50,7 @@ async function heat(heating: Heating, version: Version, origin: Image, events: E
       }
       times.push(await replayOne(version, instance, origin, events, times.length));
     }
+    goOn();
     try {
       return await heating.publish(version, instance, "by-hand", "end", events);
     } catch (error) {

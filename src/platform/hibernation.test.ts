@@ -526,7 +526,7 @@ describe("provisioned concurrency", () => {
     await deploy("a", { update: true });
     await until(() => bed.engine.parked.size === 0);
     await expect(bed.platform.invoke("a", "", { prefer: { kind: "parked" } })).rejects.toThrow(
-      "this server parks no husks. Deploy it with --provisioned, or start the server with --park",
+      "this server parks no husks with this image in them. Deploy it with --provisioned, or start the server with --park image=N or --park prefaulted=N",
     );
   });
 

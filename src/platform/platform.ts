@@ -234,12 +234,16 @@ class LocalPlatform implements Platform {
   }
 
   async inspect(name: string, qualifier?: string): Promise<ImageInspection | undefined> {
-    const { generations } = this.#functions.find(name, qualifier);
+    const version = this.#functions.find(name, qualifier);
+    const { generations } = version;
     const image = generations.favourite;
     if (image === undefined) return undefined;
     const release = generations.use(image);
     try {
       return await this.engine.inspect(image);
+    } catch (error) {
+      if (isThawError(error, "IMAGE_DAMAGED")) this.#images.drop(version, image, error);
+      throw error;
     } finally {
       release();
     }

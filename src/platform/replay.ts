@@ -18,7 +18,7 @@ export function declaredEvents(events: readonly unknown[]): Events {
   const bodies = events.map((event) => JSON.stringify(event));
   return {
     body: (index) => bodies[index % bodies.length] ?? "{}",
-    name: (index) => `request ${index + 1} (warm-up event ${index % bodies.length})`,
+    name: (index) => `request ${index + 1} (warm-up event ${(index % bodies.length) + 1} of ${bodies.length})`,
   };
 }
 

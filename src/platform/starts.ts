@@ -168,8 +168,8 @@ export class Starts implements Starter {
     if (prefer.kind === "boot") return this.engine.boot(version.spec, prefer.husk === undefined ? {} : { husk: prefer.husk });
     const image = this.#demandedImage(version, prefer);
     if (prefer.kind === "parked" && !this.#parks && version.provisioned === 0) {
-      const fix = "Deploy it with --provisioned, or start the server with --park";
-      throw unavailable(version, prefer, "this server parks no husks", fix);
+      const fix = "Deploy it with --provisioned, or start the server with --park image=N or --park prefaulted=N";
+      throw unavailable(version, prefer, "this server parks no husks with this image in them", fix);
     }
     attempt.image = image;
     return this.#thaw(attempt, image, {

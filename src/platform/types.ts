@@ -175,6 +175,8 @@ export interface HeatRequest {
   readonly payload?: Buffer | string | undefined;
   /** Generation to begin from; default: the hottest. */
   readonly from?: number | undefined;
+  /** Aborted when nobody waits for it any more: it ends between two requests, and makes no image. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** What {@link Platform.heat} made. */

@@ -96,11 +96,11 @@ describe("warm-up events", () => {
     expect(status()).toEqual({
       state: "failed",
       reason:
-        'Function "a" could not be made hotter. request 3 (warm-up event 2) failed: TypeError: no name. The images that exist serve on. ' +
+        'Function "a" could not be made hotter. request 3 (warm-up event 3 of 3) failed: TypeError: no name. The images that exist serve on. ' +
         "See its log with `thaw logs`, correct the function or the events, and deploy it again",
     });
     expect(await bed.platform.logs("a")).toContain(
-      "thaw: warm-up: request 3 (warm-up event 2) failed: TypeError: no name\nthe third is empty\n",
+      "thaw: warm-up: request 3 (warm-up event 3 of 3) failed: TypeError: no name\nthe third is empty\n",
     );
     expect((await bed.platform.invoke("a", "1")).start).toMatchObject({ kind: "thaw", generation: 0 });
     await new Promise((resolve) => setTimeout(resolve, 30));
@@ -108,7 +108,7 @@ describe("warm-up events", () => {
     expect(bed.platform.metrics()).toMatchObject({ heatFreezes: 0, heatFailures: 1, invocations: 1 });
     bed = await bed.restart();
     await bed.platform.waitReady("a");
-    expect(status()).toMatchObject({ state: "failed", reason: expect.stringContaining("warm-up event 2") });
+    expect(status()).toMatchObject({ state: "failed", reason: expect.stringContaining("warm-up event 3") });
     expect(bed.engine.calls.filter((call) => call.startsWith("thaw"))).toEqual([]);
   });
 
@@ -119,7 +119,7 @@ describe("warm-up events", () => {
     };
     await deploy();
     await settled();
-    expect(status()?.reason).toContain("request 5 (warm-up event 1) failed: Error: enough");
+    expect(status()?.reason).toContain("request 5 (warm-up event 2 of 3) failed: Error: enough");
     expect(heats()).toEqual(["0: 0 deploy", "1: 1 warm-up"]);
   });
 
@@ -128,7 +128,7 @@ describe("warm-up events", () => {
     bed.engine.handler = () => new Promise(() => undefined);
     await deploy({ timeoutMs: 1_000 });
     await settled();
-    expect(status()?.reason).toContain("request 1 (warm-up event 0) did not answer within 1 s");
+    expect(status()?.reason).toContain("request 1 (warm-up event 1 of 3) did not answer within 1 s");
     expect(heats()).toEqual(["0: 0 deploy"]);
     await until(() => bed.engine.live.size === 0);
   });
@@ -143,7 +143,7 @@ describe("warm-up events", () => {
     };
     await deploy();
     await settled();
-    expect(status()?.reason).toContain(`request 1 (warm-up event 0) ${words}`);
+    expect(status()?.reason).toContain(`request 1 (warm-up event 1 of 3) ${words}`);
     expect(heats()).toEqual(["0: 0 deploy"]);
     expect((await bed.platform.invoke("a", "")).start.generation).toBe(0);
   });
@@ -156,7 +156,7 @@ describe("warm-up events", () => {
     };
     await deploy();
     await settled();
-    expect(status()?.reason).toContain("request 1 (warm-up event 0) ended the process");
+    expect(status()?.reason).toContain("request 1 (warm-up event 1 of 3) ended the process");
   });
 
   it("that leave what cannot be frozen are named, with what it is", async () => {
@@ -167,7 +167,7 @@ describe("warm-up events", () => {
     await deploy();
     await settled();
     expect(status()?.reason).toContain(
-      'after request 2 (warm-up event 1) it cannot be frozen: Function "a" could not be frozen. it has a child process (pid 7)',
+      'after request 2 (warm-up event 2 of 3) it cannot be frozen: Function "a" could not be frozen. it has a child process (pid 7)',
     );
     expect(heats()).toEqual(["0: 0 deploy"]);
     expect(imagesOnDisk()).toHaveLength(1);

@@ -251,6 +251,25 @@ describe("loading a Node handler", () => {
     expect(json(await runtime.next()).errorMessage).toBe(`SyntaxError: Unexpected token ';' (${root}/mistaken.js:2)`);
   });
 
+  it("names the line in ES modules, too, of which Node itself tells nobody: in the handler's and in one that it imports", async () => {
+    const mistaken = "const a = 1;\nconst b = 1 +;";
+    const own = start("wrong.handler", { "wrong.mjs": `export const handler = 1;\n${mistaken}` });
+    expect(json(await own.next()).errorMessage).toBe(`SyntaxError: Unexpected token ';' (${root}/wrong.mjs:3)`);
+    const other = start("imports.handler", {
+      "imports.mjs": "import fs from 'node:fs';\nexport { b } from './lib/between.mjs';",
+      "lib/between.mjs": "export * from '../faulty.mjs';",
+      "faulty.mjs": mistaken,
+    });
+    expect(json(await other.next()).errorMessage).toBe(`SyntaxError: Unexpected token ';' (${root}/faulty.mjs:2)`);
+  });
+
+  it("says of a missing module who requires it, and no file that nobody has", async () => {
+    const gone = json(await start("gone.handler", { "readme.txt": "" }).next());
+    expect(gone).toMatchObject({ errorType: "Runtime.ImportModuleError", errorMessage: "Error: Cannot find module 'gone'" });
+    const inner = json(await start("asks.handler", { "asks.js": "require('left-pad')" }).next());
+    expect(inner.errorMessage).toBe(`Error: Cannot find module 'left-pad'\nRequire stack:\n- ${root}/asks.js`);
+  });
+
   it("ends with the code that the module chose, and says nothing, when the module exits", async () => {
     const runtime = start("quits.handler", { "quits.js": "process.exit(7);" });
     await expect(runtime.next()).rejects.toThrow("the runtime ended (7)");

@@ -92,10 +92,51 @@ async function loadModule(root, directory, file) {
   return load(load.resolve(file, { paths: [root, path.join(root, directory)] }));
 }
 
-/** Where Node says that the mistake is: the line ahead of what it shows of the source. Empty for ESM, of which it tells nobody. */
+const PLACE = /^(file:\/\/)?\/.*:\d+$/;
+const CHECKED_MAX = 20;
+const CHECK_MS = 2_000;
+const IMPORTED = /\b(?:import|export)\b[^'"`;]*?['"](\.{1,2}\/[^'"]+)['"]/g;
+
+/** Where Node says that the mistake is: the line ahead of what it shows of the source. Undefined for ESM, of which it tells nobody. */
 function placeOf(error) {
   const [first = ""] = typeof error.stack === "string" ? error.stack.split("\n", 1) : [];
-  return /^(file:\/\/)?\/.*:\d+$/.test(first) ? ` (${first})` : "";
+  return PLACE.test(first) ? first : undefined;
+}
+
+/** Where it is in ESM: a Node of its own is asked for each module, from the handler's on along relative imports, until one does not like what it reads. */
+function placeInModules(target) {
+  const { spawnSync } = require("node:child_process");
+  const files = ["", ".js", ".mjs"]
+    .map((end) => `${target}${end}`)
+    .filter(isFile)
+    .slice(0, 1);
+  for (let index = 0; index < Math.min(files.length, CHECKED_MAX); index++) {
+    const file = files[index];
+    const { stderr } = spawnSync(process.execPath, ["--check", file], { encoding: "utf8", timeout: CHECK_MS });
+    const place = stderr?.split("\n").find((line) => PLACE.test(line));
+    if (place !== undefined) return place;
+    for (const [, name] of fs.readFileSync(file, "utf8").matchAll(IMPORTED)) {
+      const next = path.resolve(path.dirname(file), name);
+      if (!files.includes(next) && isFile(next)) files.push(next);
+    }
+  }
+  return undefined;
+}
+
+/** In brackets; empty where nobody knows. */
+function placeText(error, target) {
+  try {
+    const place = placeOf(error) ?? placeInModules(target);
+    return place === undefined ? "" : ` (${place.replace("file://", "")})`;
+  } catch {
+    return "";
+  }
+}
+
+/** Of a module that is not there, without the file that stands for the folder from which we require (Node calls it so; nobody has it). */
+function missingText(error) {
+  const text = textOf(error).replace(/\n- [^\n]*\/noop\.js(?=\n|$)/g, "");
+  return text.replace(/\nRequire stack:$/, "");
 }
 
 let last;
@@ -112,9 +153,14 @@ async function loadHandler(root, handlerName) {
   try {
     exports = await loadModule(root, directory, file);
   } catch (error) {
-    if (error instanceof SyntaxError) throw runtimeError("UserCodeSyntaxError", `${textOf(error)}${placeOf(error)}`, error);
+    if (error instanceof SyntaxError)
+      throw runtimeError(
+        "UserCodeSyntaxError",
+        `${textOf(error)}${placeText(error, path.resolve(root, directory, file))}`,
+        error,
+      );
     if (error?.code === "MODULE_NOT_FOUND" || error?.code === "ERR_MODULE_NOT_FOUND") {
-      throw runtimeError("ImportModuleError", textOf(error), error);
+      throw runtimeError("ImportModuleError", missingText(error), error);
     }
     throw error;
   }
