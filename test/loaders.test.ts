@@ -3,7 +3,8 @@ import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, truncateSyn
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
 import { type Image, type Instance, LOADERS, type Loader, type StartResult, type ThawOptions } from "../src/engine/index.js";
-import { imageFiles } from "../src/image/index.js";
+import { decodeManifest, decodeWorkingSet, imageFiles, PAGES, prefetchRanges } from "../src/image/index.js";
+import { residentPages } from "../src/lab/page-cache.js";
 import { flipBit } from "./support/damage.js";
 import { packed } from "./support/packing.js";
 import { forgetCached } from "./support/page-cache.js";
@@ -97,8 +98,24 @@ describe.each(LANGUAGES)("a %s function", (language) => {
     world.engine.park(image, "image", 0, "splice");
     await found();
     await sleep(1_100);
-    forgetCached(imageFiles(image.dir).pages);
-    expect(await start(looked)).toBeGreaterThan(50);
+    const { pages, manifest, workingSet } = imageFiles(image.dir);
+    const set = decodeWorkingSet(readFileSync(workingSet));
+    if (set === undefined) throw new Error("no working set was stored");
+    const { facts } = decodeManifest(readFileSync(manifest), image.dir);
+    const own = prefetchRanges(facts, set).filter(({ file }) => file === PAGES);
+    const wanted = own.reduce((sum, { bytes }) => sum + bytes, 0) / 4096;
+    expect(wanted).toBeGreaterThan(50);
+    forgetCached(pages);
+    // The husk itself reads the stack, and may be ahead of who asks. Neither less is read than the set, nor what lies around it.
+    let read = 0;
+    const asked = await start(async (clone) => {
+      await looked(clone);
+      await expect.poll(async () => (await residentPages([pages]))[0], { timeout: 30_000 }).toBeGreaterThanOrEqual(wanted);
+      read = (await residentPages([pages]))[0] ?? 0;
+    });
+    expect(asked).toBeGreaterThan(wanted * 0.9);
+    expect(asked).toBeLessThanOrEqual(wanted);
+    expect(read).toBeLessThan(wanted * 1.2);
     await found();
     await world.engine.removeImage(image);
   });
@@ -120,7 +137,8 @@ describe.each(LANGUAGES)("a %s function", (language) => {
       // The same request again; REAP counts 97 % of the faults gone. On a busy machine V8 collects garbage in one start and not in another.
       expect(Math.min(...outside)).toBeLessThan((first.faultsOutside ?? 0) * 0.1);
     }
-    expect((await started(image, "reap-lazy")).faultsOutside).toBeGreaterThan((first.faultsOutside ?? 0) * 0.9);
+    // A collection of garbage may be in the one and not in the other.
+    expect((await started(image, "reap-lazy")).faultsOutside).toBeGreaterThan((first.faultsOutside ?? 0) * 0.8);
     await world.engine.removeImage(image);
   });
 

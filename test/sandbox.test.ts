@@ -218,9 +218,50 @@ describe("a function's credentials", () => {
 
 describe("a function's view of files", () => {
   each("has nothing of the host but what its interpreter needs", async (python, node) => {
-    expect(await python.run("out = sorted(os.listdir('/'))")).toEqual(
-      expect.arrayContaining(["dev", "etc", "opt", "proc", "tmp", "usr", "var"]),
-    );
+    // By name, and whatever is mounted: what somebody adds to the root by mistake must show here.
+    for (const { run } of [python, node]) {
+      const isPython = run === python.run;
+      const names = async (path: string): Promise<unknown> =>
+        isPython ? run(`out = sorted(os.listdir('${path}'))`) : run(`return require('fs').readdirSync('${path}').sort()`);
+      expect([await names("/var"), await names("/run"), await names("/run/thaw")]).toEqual([
+        ["runtime", "task"],
+        ["thaw"],
+        ["husk", "shim.so"],
+      ]);
+      const top = (await names("/")) as string[];
+      const ours = [
+        "bin",
+        "dev",
+        "etc",
+        "lib",
+        "lib64",
+        "node_modules",
+        "opt",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "tmp",
+        "usr",
+        "var",
+      ];
+      const prefix = String(await run(isPython ? "import sys\nout = sys.base_prefix" : "return process.execPath"));
+      expect(top.filter((name) => !ours.includes(name) && !prefix.startsWith(`/${name}/`))).toEqual([]);
+      const info = String(
+        await run(
+          isPython
+            ? "out = read('/proc/self/mountinfo', 1 << 20)"
+            : "return require('fs').readFileSync('/proc/self/mountinfo', 'utf8')",
+        ),
+      );
+      const mounted = info
+        .trim()
+        .split("\n")
+        .map((line) => line.split(" ")[4] ?? "");
+      const known =
+        /^\/($|proc$|tmp$|dev\/\w+$|var\/(task|runtime)$|run\/thaw\/(husk|shim\.so)$|(usr\/)?lib(64|32|x32)?(\/|$)|usr\/share\/|etc\/ssl)/;
+      expect(mounted.filter((path) => !known.test(path) && !prefix.startsWith(path) && !path.startsWith(prefix))).toEqual([]);
+    }
     const secrets = [
       "/etc/shadow",
       "/home",

@@ -1,10 +1,11 @@
 import { randomBytes } from "node:crypto";
-import { chmod, lstat, mkdtemp, readdir, readFile, readlink, rm, stat } from "node:fs/promises";
+import { readlinkSync } from "node:fs";
+import { chmod, type FileHandle, lstat, mkdtemp, open, readdir, readFile, readlink, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import fc from "fast-check";
 import { strToU8, zipSync } from "fflate";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { isThawError } from "../base/errors.js";
 import { MIB } from "../base/units.js";
 import { mendModes, stageCode } from "./code.js";
@@ -320,4 +321,28 @@ describe("a code package is unpacked", () => {
     const cut = await received(Buffer.concat([zip.subarray(0, -22), end64, end]));
     await expect(readZip(cut).finally(() => cut.close())).rejects.toThrow("its directory has another length than its end says");
   });
+});
+
+it("unpacked code is flushed, files and directories, before it gets its name, and that behind it", async () => {
+  const any = await open(join(dir, "any"), "w");
+  const handles = Object.getPrototypeOf(any) as FileHandle;
+  await any.close();
+  const { sync } = handles;
+  const flushed: string[] = [];
+  const spy = vi.spyOn(handles, "sync").mockImplementation(function (this: FileHandle) {
+    flushed.push(readlinkSync(`/proc/self/fd/${this.fd}`));
+    return sync.call(this);
+  });
+  onTestFinished(() => spy.mockRestore());
+  const final = join(dir, "functions", "hello", "abc");
+  const file = await received(zipOf({ "index.mjs": "1", "lib/a.js": "2" }));
+  const staged = await stageCode(file, final);
+  const [temporary = ""] = await readdir(dirname(final));
+  const at = join(dirname(final), temporary);
+  const tree = [at, join(at, "index.mjs"), join(at, "lib"), join(at, "lib/a.js")];
+  expect(flushed.filter((path) => path.startsWith(at)).sort()).toEqual(tree);
+  flushed.length = 0;
+  await staged.publish();
+  expect(flushed).toEqual([dirname(final)]);
+  await file.close();
 });
