@@ -387,6 +387,8 @@ describe.each(["booted", "thawed"] as const)("a handler (%s)", (way) => {
     expect(error.errorType).toBe("Sandbox.Timedout");
     expect(error.errorMessage).toMatch(/^\d{4}-\d\d-\d\dT[\d:.]+Z \S+ Task timed out after 1\.50 seconds$/);
     expect(result.platformError).toBe("TIMEOUT");
+    expect(result.totalMs).toBeGreaterThan(1_490);
+    expect(result.totalMs, "killed then, and not some seconds later").toBeLessThan(4_500);
   });
 
   it.each([

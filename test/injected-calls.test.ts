@@ -140,7 +140,9 @@ describe("what is run on a function's behalf while it is hibernated", () => {
         await step(one, "close");
         // Mostly it has other memory or none after the first, which is its own doing.
         for (let round = 0; round < 5 && one.alive; round++) {
+          const began = performance.now();
           const error = await one.hibernate().catch(told);
+          expect(performance.now() - began, "half a minute, and what ending it takes").toBeLessThan(45_000);
           endless ||= String(error).includes("it does not end what is run on its behalf");
           if (one.alive) await step(one, "look").catch(told);
         }

@@ -129,8 +129,8 @@ async function extractorBefore(isOver: () => boolean): Promise<Living | undefine
   }
 }
 
-/** Requests one after the other until `until` is settled; their answers in order. */
-async function serveDuring(instance: Instance, done: Promise<unknown>): Promise<unknown[]> {
+/** Requests one after the other until `done` is settled; their answers in order, and the longest that one took. */
+async function serveDuring(instance: Instance, done: Promise<unknown>): Promise<{ answers: unknown[]; longestMs: number }> {
   let over = false;
   const settled = done.then(
     () => undefined,
@@ -140,9 +140,14 @@ async function serveDuring(instance: Instance, done: Promise<unknown>): Promise<
     over = true;
   });
   const answers: unknown[] = [];
-  while (!over) answers.push(await ask(instance));
+  let longestMs = 0;
+  while (!over) {
+    const began = performance.now();
+    answers.push(await ask(instance));
+    longestMs = Math.max(longestMs, performance.now() - began);
+  }
   await settled;
-  return answers;
+  return { answers, longestMs };
 }
 
 describe.each(["node", "python"] as const)("a live %s instance", (language) => {
@@ -157,12 +162,18 @@ describe.each(["node", "python"] as const)("a live %s instance", (language) => {
       };
       const images: Image[] = [];
       let last = note(await ask(instance));
+      const parts: number[] = [];
       for (let round = 0; round < 4; round++) {
+        const began = performance.now();
         const freezing = instance.freeze({ live: true });
-        for (const answer of await serveDuring(instance, freezing)) expect(note(answer)).toBe(++last);
+        const { answers, longestMs } = await serveDuring(instance, freezing);
+        for (const answer of answers) expect(note(answer)).toBe(++last);
         images.push(await freezing);
+        parts.push(longestMs / (performance.now() - began));
         expect(traces(instance)).toEqual([]);
       }
+      // Answered while it is frozen, and not when that is over: no request waits for most of a freeze.
+      expect(Math.min(...parts)).toBeLessThan(0.5);
       for (let more = 0; more < 3; more++) expect(note(await ask(instance))).toBe(++last);
       let heat = 0;
       for (const image of images) {

@@ -131,6 +131,8 @@ describe("a server", () => {
       expect(trace.start.phases.length).toBeGreaterThan(3);
       for (const { name, us } of trace.start.phases)
         expect({ name, us }).toEqual({ name: expect.any(String), us: expect.any(Number) });
+      const told = trace.start.phases.reduce((sum: number, { us }: { us: number }) => sum + us, 0);
+      expect(told, "all of them: they add up to the start").toBeGreaterThan(trace.start.us * 0.95);
       expect(trace.pages.written).toBeGreaterThan(0);
       expect(trace.pages.image + trace.pages.file).toBeGreaterThan(0);
       expect(trace.memory.privateBytes).toBeGreaterThan(100_000);

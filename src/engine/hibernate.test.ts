@@ -25,4 +25,17 @@ describe("a wake", () => {
     expect(instance.start).toMatchObject({ kind: "wake", prefetchedPages: 6 });
     expect(instance.start.phases).toContainEqual({ name: "prefetch", us: 40 });
   });
+
+  it("for a request has that wait until the disk was asked for its code; one ahead of requests has nobody wait", () => {
+    const asked: unknown[] = [];
+    const keeper = { prefetchEncoded: (_ranges: unknown, options?: unknown) => new Promise(() => asked.push(options)) };
+    const start: StartResult = { kind: "boot", us: 1, phases: [], waitUs: 0, prefetchedPages: 0 };
+    const instance = { id: 7, start, alive: true, busy: false, hostPid: process.pid };
+    const hibernation = new Hibernation({ keeper } as unknown as HibernateTools, instance as unknown as LiveInstance);
+    hibernation.state = "hibernated";
+    expect(hibernation.requested()).toBeDefined();
+    hibernation.state = "hibernated";
+    void hibernation.wake();
+    expect(asked).toEqual([{ ahead: 7 }, undefined, { ahead: 0 }, undefined]);
+  });
 });
