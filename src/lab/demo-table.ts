@@ -27,6 +27,7 @@ export function demoTable(results: readonly DemoResult[], runs: number, machine:
     ],
     rows: results.flatMap(rowsOf),
     notes: [
+      "Phases, pages and memory: medians of three more starts of each kind, which look at themselves and are not timed.",
       "written, image, file: resident pages after the reply, by source (4 KiB each): private to the instance, shared with its image, shared with program files.",
     ],
   };

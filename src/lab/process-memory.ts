@@ -36,7 +36,7 @@ export function processMemory(pid: number): ProcessMemory {
   };
 }
 
-/** What its memory cgroup is charged, bytes: everything, the kernel's part, and the page cache that it touched first. */
+/** What its memory cgroup is charged, bytes: everything, the kernel's part, and the page cache of files on disk that it touched first: what lies in a tmpfs is its memory. */
 export interface CgroupMemory {
   readonly total: number;
   readonly kernel: number;
@@ -53,12 +53,12 @@ export function cgroupMemory(pid: number): CgroupMemory {
     return {
       total: number(dir, "memory.usage_in_bytes"),
       kernel: number(dir, "memory.kmem.usage_in_bytes"),
-      cache: stat("cache"),
+      cache: stat("cache") - stat("shmem"),
     };
   }
   const dir = join("/sys/fs/cgroup", lines[0]?.replace(/^0::/, "") ?? "");
   const stat = fieldsOf(readFileSync(join(dir, "memory.stat"), "utf8"));
-  return { total: number(dir, "memory.current"), kernel: stat("kernel"), cache: stat("file") };
+  return { total: number(dir, "memory.current"), kernel: stat("kernel"), cache: stat("file") - stat("shmem") };
 }
 
 function number(dir: string, name: string): number {
