@@ -239,7 +239,7 @@ describe("with a server", () => {
     [
       ["invoke", "payloads", "--prefer", "parked"],
       "PREFERENCE_UNAVAILABLE",
-      /^error: .*demands parked\n {2}why: this server parks no husks\n/,
+      /^error: .*demands parked\n {2}why: this server parks no husks with this image in them\n/,
     ],
     [
       ["deploy", HELLO, "--name", "payloads"],

@@ -575,6 +575,7 @@ def handler(event, context): return "on"`);
     "%s at any moment of being deflated, it ends at once, and nothing of it is left",
     async (how) => {
       const spec = bench.python(PYTHON);
+      const tookMs: number[] = [];
       for (let turn = 0; turn < 6; turn++) {
         const instance = await bench.engine.boot(spec);
         await step(instance, "works");
@@ -588,12 +589,16 @@ def handler(event, context): return "on"`);
         for (const late = Date.now() + 2_000; threadsHeld(pid) < 2 && Date.now() < late; ) await new Promise(setImmediate);
         const end = performance.now() + turn;
         while (performance.now() < end) {}
+        const from = performance.now();
         if (how === "killed") process.kill(pid, "SIGKILL");
         else void instance.dispose();
         expect(await Promise.race([ended, sleep(30_000, "nothing")])).toMatch(/exited with error: signal 9|was ended|disposed/);
+        tookMs.push(performance.now() - from);
         expect(["INSTANCE_EXITED", "done before"]).toContain(await told);
         await instance.dispose();
       }
+      // A machine that does other work may take longer over one of them.
+      expect(Math.min(...tookMs)).toBeLessThan(1_000);
       await eventually(() => expect(unnamed()).toEqual([]));
     },
   );

@@ -263,7 +263,7 @@ describe.each(LANGUAGES)("a %s function that reads other pages with each request
     // All who come meanwhile wait for the same reading.
     const [cold, other] = await Promise.all([start(image, reading(ARRAYS - 1)), start(image, reading(ARRAYS - 2))]);
     expect([cold.phases[0]?.name, other.phases[0]?.name]).toEqual(["read", "read"]);
-    expect(cold.coldPages).toBeGreaterThan(stored * 0.8);
+    expect(Math.max(cold.coldPages ?? 0, other.coldPages ?? 0)).toBeGreaterThan(stored * 0.8);
     expect((await residentPages([pages]))[0]).toBeGreaterThanOrEqual(stored);
     const warm = await start(image, reading(ARRAYS - 1));
     expect([warm.coldPages, warm.faults?.major]).toEqual([0, 0]);

@@ -94,11 +94,11 @@ describe("deploy with warm-up events", () => {
     expect(run.code).toBe(1);
     expect(run.out).toMatch(/\nhello is ready: .*\n$/);
     expect(run.err).toMatch(
-      /^error: The warm-up of hello failed\n {2}why: .*request 2 \(warm-up event 1\) failed: .*no such thing.*\n {2}fix: It serves from the image/,
+      /^error: The warm-up of hello failed\n {2}why: .*request 2 \(warm-up event 2 of 2\) failed: .*no such thing.*\n {2}fix: It serves from the image/,
     );
     const listed = (await thaw(["ls"])).out;
     expect(listed).toMatch(/^hello .* 1 \(warm-up failed\) /m);
-    expect(listed).toMatch(/\nhello: .*request 2 \(warm-up event 1\) failed: .*no such thing/);
+    expect(listed).toMatch(/\nhello: .*request 2 \(warm-up event 2 of 2\) failed: .*no such thing/);
     const machine = await thaw(["deploy", "hello", "--update", "--wait-hot", "--json"]);
     expect(JSON.parse(machine.err)).toMatchObject({ error: { code: "WARM_UP_FAILED" } });
   });

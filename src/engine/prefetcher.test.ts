@@ -10,14 +10,17 @@ const samples = Array.from({ length: 8 }, (_, index) => ({ file: PAGES, offset: 
 const files = [{ file: "/usr/bin/interpreter", offset: 0n, bytes: 4096 }];
 
 /** An image in a page cache that lacks so many of its samples; each reading of the whole waits until it is let go. */
-function scene(lacking: number) {
+function scene(first: number, then = first) {
+  let lacking = first;
   const readings: ((reply: string) => void)[] = [];
   const warned: object[] = [];
   const keeper = {
     async prefetchEncoded(payloads: readonly Buffer[], { awaited }: { awaited: boolean }) {
       // The files' ranges are asked for beside the reading; nobody waits for those.
       expect(awaited).toBe(payloads.length > 0);
-      return { us: 1, pages: payloads.length === 0 ? 0 : lacking };
+      const pages = payloads.length === 0 ? 0 : lacking;
+      if (awaited) lacking = then;
+      return { us: 1, pages };
     },
     prefetch: async () => ({ us: 1, pages: 0 }),
     helper: (argv: string[]) =>
@@ -52,6 +55,18 @@ describe("an image whose starts read most of it", () => {
     await turn();
     readings[1]?.('{"ok":true,"pages":[900],"lacked":0}');
     expect(await later).toBe(0);
+  });
+
+  it("is waited for, too, by who comes when half of it has been read", async () => {
+    const { prefetcher, loaded, readings } = scene(8, 2);
+    const starts = [prefetcher.startWhole(loaded)];
+    await turn();
+    starts.push(prefetcher.startWhole(loaded));
+    await turn();
+    expect(readings.length).toBe(1);
+    readings[0]?.('{"ok":true,"pages":[900],"lacked":800}');
+    expect(await Promise.all(starts)).toEqual([800, 800]);
+    expect(await prefetcher.startWhole(loaded)).toBeUndefined();
   });
 
   it("is left to its faults where half of it is there, and where nobody can say", async () => {

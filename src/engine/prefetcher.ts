@@ -97,7 +97,8 @@ export class Prefetcher {
   async startWhole(loaded: LoadedImage): Promise<number | undefined> {
     const samples = loaded.samples();
     const lacking = (await this.start(loaded, samples, true)) ?? 0;
-    if (lacking * 2 <= samples.length) return undefined;
+    // Who comes while it is read waits for the rest, too.
+    if (lacking * 2 <= samples.length && !this.#reading.has(loaded)) return undefined;
     const files = this.start(loaded, loaded.prefetchFileRanges()) ?? 0;
     const parts = await Promise.all([this.#readWhole(loaded), files]);
     return parts.some((part) => part < 0) ? -1 : parts[0] + parts[1];

@@ -63,6 +63,8 @@ interface Options {
   readonly json?: boolean;
   readonly rounds: number;
   readonly only?: readonly string[];
+  /** What was promised and not met, or not measured, makes the exit code non-zero, too. */
+  readonly strict?: boolean;
 }
 
 const progress = new Progress(process.stderr);
@@ -77,7 +79,7 @@ try {
   process.exitCode = error.exitCode === 0 ? 0 : 2;
 }
 
-async function bench(sections: readonly Section[], { json = false, ...how }: Options): Promise<number> {
+async function bench(sections: readonly Section[], { json = false, strict = false, ...how }: Options): Promise<number> {
   const root = mkdtempSync(join(scratchDir(), "thaw-bench-"));
   cleanup.add("removing the data directory", () => rmSync(root, { recursive: true, force: true }));
   const environment = await readEnvironment(root);
@@ -106,6 +108,7 @@ async function bench(sections: readonly Section[], { json = false, ...how }: Opt
     }
   }
   if (!json && checks.length > 0) process.stdout.write(renderTable(checksTable(checks), colour));
+  if (strict && checks.some(({ verdict }) => verdict !== "PASS")) failed = true;
   return failed ? 1 : 0;
 }
 
@@ -134,6 +137,7 @@ function readCommandLine(args: readonly string[]): { sections: readonly Section[
     .description("Measures every way of starting a function beside every other.")
     .argument("[sections...]", "sections to run; all when none is named")
     .option("--json", "one line of JSON for each result, with every sample, instead of tables")
+    .option("--strict", "exit with 1, too, where a promise was not met or could not be measured")
     .option("--rounds <n>", "samples of each way of starting", wholeRounds, ROUNDS)
     .option(
       "--only <names>",

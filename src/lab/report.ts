@@ -69,7 +69,8 @@ function verdict(value: number, relation: Check["relation"], bound: number): Ver
 export function checksTable(checks: readonly Check[]): Table {
   return {
     title: "Promised and measured",
-    subtitle: "Interval: 95 %, bootstrap. A verdict is about the measured value; only failed runs make the exit code non-zero.",
+    subtitle:
+      "Interval: 95 %, bootstrap. A verdict is about the measured value; without --strict only failed runs make the exit code non-zero.",
     columns: [
       { title: "workload" },
       { title: "what" },

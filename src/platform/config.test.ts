@@ -43,16 +43,16 @@ describe("a configuration is refused", () => {
       { warmUp: { events: ["x".repeat(600_000), "y".repeat(600_000)] } },
       "the warm-up events have 1200004 bytes, and the limit is 1048576",
     ],
-    ["with a warm-up event that is nothing", { warmUp: { events: [1, undefined] } }, "warm-up event 1 is not a JSON value"],
+    ["with a warm-up event that is nothing", { warmUp: { events: [1, undefined] } }, "warm-up event 2 is not a JSON value"],
     [
       "with a warm-up event that JSON has no word for",
       { warmUp: { events: [Number.NaN] } },
-      "warm-up event 0 is not a JSON value",
+      "warm-up event 1 is not a JSON value",
     ],
     [
       "with a warm-up event that loses a part",
       { warmUp: { events: [{ when: new Date(0) }] } },
-      "warm-up event 0 is not a JSON value",
+      "warm-up event 1 is not a JSON value",
     ],
     [
       "with no warm-up requests",

@@ -257,7 +257,7 @@ describe("loading a Node handler", () => {
     expect(json(await own.next()).errorMessage).toBe(`SyntaxError: Unexpected token ';' (${root}/wrong.mjs:3)`);
     const other = start("imports.handler", {
       "imports.mjs": "import fs from 'node:fs';\nexport { b } from './lib/between.mjs';",
-      "lib/between.mjs": "export * from '../faulty.mjs';",
+      "lib/between.mjs": `export * from ${JSON.stringify("../faulty.mjs")};`,
       "faulty.mjs": mistaken,
     });
     expect(json(await other.next()).errorMessage).toBe(`SyntaxError: Unexpected token ';' (${root}/faulty.mjs:2)`);
