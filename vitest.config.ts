@@ -3,7 +3,7 @@ import { defineConfig } from "vitest/config";
 
 /**
  * Two projects. `unit` stands beside the code (and the tests of documents and architecture): pure, on all processors.
- * `kernel` stands in test/: real processes, mounts and cgroups. Three files at a time (much of their time is waiting for limits and ends), each with an engine, a data directory and cgroups of its own; a
+ * `kernel` stands in test/: real processes, mounts and cgroups. Two files at a time, each with an engine, a data directory and cgroups of its own; a
  * test that looks at the whole machine looks only at what is its own. The run fails when anything of ours outlives it (test/setup/leftovers.ts).
  */
 export default defineConfig({
@@ -38,7 +38,7 @@ export default defineConfig({
           include: ["test/**/*.test.ts"],
           exclude: ["test/architecture.test.ts", "test/docs.test.ts", "test/build.test.ts", "test/setup/**"],
           globalSetup: ["test/setup/leftovers.ts"],
-          maxWorkers: 3,
+          maxWorkers: 2,
           testTimeout: 120_000,
           hookTimeout: 120_000,
           sequence: { groupOrder: 1 },

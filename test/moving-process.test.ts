@@ -52,11 +52,11 @@ describe("a process that is stopped", () => {
   it("loses nothing of mappings that come and go meanwhile", async () => {
     await withPython(async (one) => {
       await call(one, "moving.map_and_unmap");
-      for (let round = 0; round < 60; round++) {
+      for (let round = 0; round < 35; round++) {
         expect((await one.hibernate()).cancelled).toBe(false);
         expect(await call(one, "moving.lost")).toEqual([]);
       }
-      for (let round = 0; round < 40; round++) {
+      for (let round = 0; round < 22; round++) {
         const image: Image = await one.freeze({ then: "continue" });
         await world.thawed(image, async (clone) => {
           await pause(10);
@@ -71,7 +71,7 @@ describe("a process that is stopped", () => {
   it("is copied to one place though its heap grows while the kernel tells of it", async () => {
     await withPython(async (one) => {
       await call(one, "moving.grow_and_shrink");
-      for (let round = 0; round < 50; round++) {
+      for (let round = 0; round < 30; round++) {
         const image = await one.freeze({ then: "continue", hygiene: false });
         await world.engine.removeImage(image);
         expect(await one.hibernate()).toMatchObject({ cancelled: false });
@@ -152,8 +152,8 @@ describe("a process that is stopped", () => {
   it("may have threads that end while they are being stopped", async () => {
     await withPython(async (one) => {
       await call(one, "moving.make_threads");
-      for (let round = 0; round < 80; round++) expect((await one.hibernate()).cancelled, `round ${round}`).toBe(false);
-      for (let round = 0; round < 40; round++) await world.engine.removeImage(await one.freeze({ then: "continue" }));
+      for (let round = 0; round < 50; round++) expect((await one.hibernate()).cancelled, `round ${round}`).toBe(false);
+      for (let round = 0; round < 25; round++) await world.engine.removeImage(await one.freeze({ then: "continue" }));
       await call(one, "moving.end");
     });
   });

@@ -40,7 +40,7 @@ const FUNCTIONS: readonly RecordedLatencies[] = [
 
 /** Millions of decisions, on a machine that may do other things: not a bound on their time. */
 const MINUTES = { timeout: 300_000 };
-const OPTIONS = { seeds: 100, requests: 2_000 };
+const OPTIONS = { seeds: 60, requests: 2_000 };
 const SHORT = LIFETIMES.slice(0, 2);
 const broken = (results: readonly ReplayResult[]) =>
   results.filter(({ ratio }) => !(ratio.p95 <= 1.1)).map((result) => `${result.function}, ${result.lifetimes}`);
