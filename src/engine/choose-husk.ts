@@ -74,6 +74,6 @@ export async function chooseHusk(
 }
 
 /** The pool of husks with this image's memory in them. */
-export function parkedKey(loaded: LoadedImage, level: "image" | "prefaulted", loader: Loader): string {
+export function parkedKey(loaded: Pick<LoadedImage, "image">, level: "image" | "prefaulted", loader: Loader): string {
   return `${level}:${loaded.image.id}:${loader}`;
 }

@@ -336,7 +336,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   parkedFor(image: Image): number {
-    return this.husks.parkedFor(image.id);
+    return this.parking.readyFor(image);
   }
 
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {

@@ -111,11 +111,14 @@ it("husks that are parked for one image are made within an allowance, and can be
   pool.parkWithin(() => allowed * bytes);
   pool.target("prefaulted:image:splice", { ...spec("parked"), level: "prefaulted", count: 9 });
   await pool.full(20_000);
-  expect(pool.parkedFor("image")).toBe(3);
-  expect([pool.parkedFor("other"), pool.countByLevel()]).toEqual([0, { generic: 1, runtime: 0, image: 0, prefaulted: 3 }]);
+  expect(pool.readyCount("prefaulted:image:splice")).toBe(3);
+  expect([pool.readyCount("prefaulted:other:splice"), pool.countByLevel()]).toEqual([
+    0,
+    { generic: 1, runtime: 0, image: 0, prefaulted: 3 },
+  ]);
   expect([pool.giveUp(), pool.giveUp(), pool.giveUp(), pool.giveUp()]).toEqual([true, true, true, false]);
   // Once there is room others are made.
   allowed = 2.5;
-  await vi.waitFor(() => expect(pool.parkedFor("image")).toBe(2), { timeout: 10_000 });
+  await vi.waitFor(() => expect(pool.readyCount("prefaulted:image:splice")).toBe(2), { timeout: 10_000 });
   pool.close();
 });

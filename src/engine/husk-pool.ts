@@ -72,6 +72,7 @@ export class HuskPool {
   private us = 0;
   private closed = false;
   private refillTimer: NodeJS.Timeout | undefined;
+  private roomTimer: NodeJS.Timeout | undefined;
   private readonly quiet = new Quiet();
   private lastFailure: ThawError | undefined;
   private allowance = (): number => Number.POSITIVE_INFINITY;
@@ -104,11 +105,9 @@ export class HuskPool {
     this.allowance = allowance;
   }
 
-  /** How many are parked for that image. */
-  parkedFor(imageId: string): number {
-    let count = 0;
-    for (const [key, pool] of this.pools) if (isParked(pool) && key.split(":")[1] === imageId) count += pool.ready.length;
-    return count;
+  /** How many wait in that pool. */
+  readyCount(key: string): number {
+    return this.pools.get(key)?.ready.length ?? 0;
   }
 
   /** Lets one go that is parked for one image, of those of which most wait. False when there is none. */
@@ -159,12 +158,16 @@ export class HuskPool {
     }, ms);
   }
 
-  private hasRoom(pool: Pool): boolean {
-    if (!isParked(pool)) return true;
-    const parked = [...this.pools.values()].filter(isParked);
-    const taken = parked.flatMap(({ ready }) => ready).reduce((sum, { privateBytes }) => sum + privateBytes, 0);
-    const coming = parked.reduce((sum, { making, bytes }) => sum + making * bytes, pool.bytes);
-    return taken + coming < this.allowance();
+  /** Whether one more fits into the allowance; for any number of pools, of which there are as many as functions. */
+  private room(): (pool: Pool) => boolean {
+    let left = this.allowance();
+    if (left === Number.POSITIVE_INFINITY) return () => true;
+    for (const pool of this.pools.values()) {
+      if (!isParked(pool)) continue;
+      left -= pool.making * pool.bytes;
+      for (const { privateBytes } of pool.ready) left -= privateBytes;
+    }
+    return (pool) => !isParked(pool) || pool.bytes < left;
   }
 
   /** Resolves when the pool has a husk, or after `ms`. */
@@ -248,7 +251,8 @@ export class HuskPool {
   async full(timeoutMs: number): Promise<void> {
     const end = Date.now() + timeoutMs;
     for (;;) {
-      const lacking = [...this.pools].filter(([, pool]) => pool.ready.length < pool.spec.count && this.hasRoom(pool));
+      const hasRoom = this.room();
+      const lacking = [...this.pools].filter(([, pool]) => pool.ready.length < pool.spec.count && hasRoom(pool));
       if (lacking.length === 0) return;
       if (Date.now() >= end) {
         throw new ThawError("RESOURCE_EXHAUSTED", {
@@ -264,6 +268,7 @@ export class HuskPool {
   close(): void {
     this.closed = true;
     clearTimeout(this.refillTimer);
+    clearTimeout(this.roomTimer);
     for (const pool of this.pools.values()) for (const husk of pool.ready.splice(0)) this.drop(husk);
     this.pools.clear();
     for (const waiter of this.waiters.splice(0)) waiter.resolve();
@@ -275,10 +280,12 @@ export class HuskPool {
     // The emptiest pool first, and before it any that somebody waits for.
     const awaited = new Set(this.waiters.map(({ key }) => key));
     const rank = ([key, pool]: [string, Pool]): number => (awaited.has(key) ? -1 : pool.ready.length + pool.making);
-    const lacking = [...this.pools]
-      .filter(([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now)
-      .filter(([, pool]) => this.hasRoom(pool) || this.later(pool))
-      .sort((a, b) => rank(a) - rank(b));
+    const due = [...this.pools].filter(
+      ([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now,
+    );
+    const hasRoom = this.room();
+    const lacking = due.filter(([, pool]) => hasRoom(pool)).sort((a, b) => rank(a) - rank(b));
+    if (lacking.length < due.length) this.refillWhenRoom();
     if (lacking.length === 0) this.quiet.filled(nowMs());
     const waitMs = this.quiet.waitMs(nowMs());
     if (waitMs > 0 && lacking.some(([, pool]) => pool.ready.length > 0)) this.refillLater(waitMs);
@@ -331,12 +338,18 @@ export class HuskPool {
     this.later(pool);
   }
 
-  /** It is not filled before that time is over. */
-  private later(pool: Pool, waitMs = RETRY_MS): false {
+  /** What the allowance has no room for is tried again, by one timer for all. */
+  private refillWhenRoom(): void {
+    this.roomTimer ??= setTimeout(() => {
+      this.roomTimer = undefined;
+      this.refill();
+    }, RETRY_MS).unref();
+  }
+
+  private later(pool: Pool, waitMs = RETRY_MS): void {
     pool.failedUntil = Date.now() + waitMs;
     // A timer may fire a moment before its time by the other clock.
     setTimeout(() => this.refill(), waitMs + 2).unref();
-    return false;
   }
 }
 

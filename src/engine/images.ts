@@ -41,6 +41,7 @@ import {
   readImage,
   readNothingAround,
   readsMost,
+  readsScattered,
   runPages,
   runtimeKey,
   SortedRuns,
@@ -99,7 +100,6 @@ export class LoadedImage {
   private shared: SharedBase | undefined;
   private fileRanges: readonly FileRange[] | undefined;
   private sampled: readonly FileRange[] | undefined;
-  private most: boolean | undefined;
 
   private constructor(
     private readonly keeper: Keeper,
@@ -386,7 +386,7 @@ export class LoadedImage {
 
   /** In which mappings a page that `splice` did not ask for ahead is read alone: image/compile-advice.ts. */
   private readsAlone(): (region: Region) => boolean {
-    return this.sets.set.rehearsed === true || this.readsMost ? isFile : isMapped;
+    return readsScattered(this.facts, this.sets.set) ? isFile : isMapped;
   }
 
   /** How many pages are copied ahead of the function in such a start, for who wants to know later. */
@@ -424,8 +424,7 @@ export class LoadedImage {
 
   /** Whether starts read so much of the page space beside the set that it is best read whole (image/compile-advice.ts). */
   get readsMost(): boolean {
-    this.most ??= readsMost(this.facts, this.sets.set);
-    return this.most;
+    return readsMost(this.facts, this.sets.set);
   }
 
   close(): void {
@@ -456,7 +455,6 @@ export class LoadedImage {
     this.ranges = undefined;
     this.copies = undefined;
     this.fileRanges = undefined;
-    this.most = undefined;
     // What cannot be compiled now is told to the start that needs it.
     if (!this.closed) this.renewPrograms().catch(() => undefined);
   }

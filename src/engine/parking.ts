@@ -89,6 +89,12 @@ export class Parking {
       .finally(() => this.#opening.delete(parked));
   }
 
+  /** How many husks wait for that image alone. */
+  readyFor(image: Image): number {
+    const keys = LOADERS.flatMap((loader) => [parkedKey({ image }, "image", loader), parkedKey({ image }, "prefaulted", loader)]);
+    return keys.reduce((sum, key) => sum + this.tools.husks.readyCount(key), 0);
+  }
+
   /** Resolves when all that was asked for by now is parked. RESOURCE_EXHAUSTED after `timeoutMs`, or what opening an image fails with. */
   async full(timeoutMs: number): Promise<void> {
     const endMs = nowMs() + timeoutMs;

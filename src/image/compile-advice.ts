@@ -14,6 +14,8 @@ import type { WorkingSet } from "./working-set.js";
 
 /** One page alone takes as long as this many in order: 70 us, and 2 to 4 us each, on a virtual disk (docs/design/working-set.md). */
 const PAGES_PER_MISS = 32;
+/** What is known of sets, each of which is one image's: every start asks. */
+const most = new WeakMap<WorkingSet, boolean>();
 
 /** One page from disk for each fault that needs the disk, in all mappings of files that `which` names; they must be mapped by then. */
 export function readNothingAround(program: ProgramBuilder, facts: Facts, which: (region: Region) => boolean): void {
@@ -41,7 +43,11 @@ export function readsScattered(facts: Facts, set: WorkingSet): boolean {
  */
 export function readsMost(facts: Facts, set: WorkingSet): boolean {
   if (set.rehearsed === true) return false;
+  const known = most.get(set);
+  if (known !== undefined) return known;
   const stored = facts.regions.reduce((sum, region) => sum + storedPages(region), 0);
   const classify = classifier(facts);
-  return forecast(set, (runs) => classify(runs).image).misses * PAGES_PER_MISS > stored;
+  const is = forecast(set, (runs) => classify(runs).image).misses * PAGES_PER_MISS > stored;
+  most.set(set, is);
+  return is;
 }

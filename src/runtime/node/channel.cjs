@@ -48,12 +48,11 @@ function pause() {
 }
 
 /**
- * The function has closed the descriptor, or put something else in its place. The server, which sees its end, tells it so after a second, and ends it: a process that
- * ended by itself before would be told that it must not exit.
+ * Most likely the function has closed the descriptor, or put something else in its place. The server, which sees its end, tells it so after a second, and ends it: a
+ * process that ended by itself before would be told that it must not exit. Whatever else it was is thrown then.
  */
-function closedByFunction() {
+function awaitTheEnd() {
   Atomics.wait(clockless, 0, 0, CLOSED_MS);
-  throw new ServerGone("descriptor 3 was closed");
 }
 
 /** As much as there is, up to the end of `buffer`. */
@@ -66,8 +65,10 @@ function readSome(buffer, offset) {
     } catch (error) {
       if (error.code === "EAGAIN") pause();
       else if (error.code === "ECONNRESET") throw new ServerGone("the server closed the control socket");
-      else if (error instanceof ServerGone) throw error;
-      else closedByFunction();
+      else {
+        if (!(error instanceof ServerGone)) awaitTheEnd();
+        throw error;
+      }
     }
   }
 }
@@ -80,8 +81,10 @@ function writeAll(fd, buffer, offset, end) {
       if (error.code === "EAGAIN") pause();
       else if (error.code === "EPIPE" || error.code === "ECONNRESET")
         throw new ServerGone("the server closed the control socket");
-      else if (fd === FD) closedByFunction();
-      else throw error;
+      else {
+        if (fd === FD) awaitTheEnd();
+        throw error;
+      }
     }
   }
 }

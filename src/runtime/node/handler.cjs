@@ -93,8 +93,8 @@ async function loadModule(root, directory, file) {
 }
 
 const PLACE = /^(file:\/\/)?\/.*:\d+$/;
-const CHECKED_MAX = 20;
-const CHECK_MS = 2_000;
+/** For all modules together: loading as a whole is bounded, too. */
+const CHECK_MS = 5_000;
 const IMPORTED = /\b(?:import|export)\b[^'"`;]*?['"](\.{1,2}\/[^'"]+)['"]/g;
 
 /** Where Node says that the mistake is: the line ahead of what it shows of the source. Undefined for ESM, of which it tells nobody. */
@@ -110,9 +110,12 @@ function placeInModules(target) {
     .map((end) => `${target}${end}`)
     .filter(isFile)
     .slice(0, 1);
-  for (let index = 0; index < Math.min(files.length, CHECKED_MAX); index++) {
-    const file = files[index];
-    const { stderr } = spawnSync(process.execPath, ["--check", file], { encoding: "utf8", timeout: CHECK_MS });
+  const end = Date.now() + CHECK_MS;
+  // It grows as imports are found.
+  for (const file of files) {
+    const timeout = end - Date.now();
+    if (timeout <= 0) return undefined;
+    const { stderr } = spawnSync(process.execPath, ["--check", file], { encoding: "utf8", timeout });
     const place = stderr?.split("\n").find((line) => PLACE.test(line));
     if (place !== undefined) return place;
     for (const [, name] of fs.readFileSync(file, "utf8").matchAll(IMPORTED)) {

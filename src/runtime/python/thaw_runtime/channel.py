@@ -28,8 +28,6 @@ _telling = memoryview(_prefix).cast("I")
 _MAGIC = int.from_bytes(MAGIC, sys.byteorder)
 _filled = 0
 _out = FD
-
-
 #: Much longer than the server takes.
 _CLOSED_S = 10
 
@@ -44,11 +42,10 @@ def open_channel():
     os.set_inheritable(FD, False)
 
 
-def _closed_by_function():
-    """The function has closed the descriptor, or put something else in its place. The server, which sees its end, tells it so after a second,
-    and ends it: a process that ended by itself before would be told that it must not exit."""
+def _await_the_end():
+    """Most likely the function has closed the descriptor, or put something else in its place. The server, which sees its end, tells it so after
+    a second, and ends it: a process that ended by itself before would be told that it must not exit. Whatever else it was is raised then."""
     sleep(_CLOSED_S)
-    raise ServerGone("descriptor 3 was closed") from None
 
 
 def _read_into(view):
@@ -60,7 +57,8 @@ def _read_into(view):
     except ConnectionError:
         count = 0
     except OSError:
-        _closed_by_function()
+        _await_the_end()
+        raise
     if count == 0:
         raise ServerGone("the server closed the control socket")
     return count
@@ -138,7 +136,8 @@ def _write_all(data):
         except ConnectionError:
             raise ServerGone("the server closed the control socket") from None
         except OSError:
-            _closed_by_function()
+            _await_the_end()
+            raise
 
 
 def send(header, body=b""):
