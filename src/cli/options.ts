@@ -48,6 +48,16 @@ export function word<T extends string>(words: readonly T[]): (text: string) => T
   };
 }
 
+/** One of a few words, or a whole number up to `max`. */
+export function wordOrNumber<T extends string>(words: readonly T[], max: number): (text: string) => T | number {
+  return (text) => {
+    const found = words.find((known) => known === text);
+    if (found !== undefined) return found;
+    if (/^\d+$/.test(text) && Number(text) <= max) return Number(text);
+    throw new InvalidArgumentError(`It must be ${words.join(", ")}, or a whole number up to ${max}.`);
+  };
+}
+
 /** A repeatable `NAME=VALUE`; the last of a name wins. */
 export function setting(text: string, before: Readonly<Record<string, string>> = {}): Record<string, string> {
   const at = text.indexOf("=");

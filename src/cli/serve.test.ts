@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ThawError } from "../base/errors.js";
 import { FakeEngine } from "../engine/fake.js";
+import type { CpuLatencyWish } from "../linux/cpu-latency.js";
 import { type CliOptions, runCli } from "./testing.js";
 
 const BAD_MACHINE = {
@@ -44,6 +45,18 @@ async function serve(args: readonly string[], options: CliOptions = {}, during: 
 }
 
 describe("serve", () => {
+  it("tells the engine how deeply idle processors may sleep", async () => {
+    const told: (CpuLatencyWish | undefined)[] = [];
+    const openEngine: CliOptions["openEngine"] = async ({ cpuLatency }) => {
+      told.push(cpuLatency);
+      return new FakeEngine({ dir: cwd });
+    };
+    for (const args of [[], ["--cpu-latency", "off"], ["--cpu-latency", "20"]]) await serve(args, { openEngine });
+    expect(told).toEqual([undefined, "off", 20]);
+    const wrong = await runCli(["serve", "--cpu-latency", "-1"], { cwd });
+    expect([wrong.code, wrong.err]).toEqual([2, expect.stringContaining("It must be auto, off, or a whole number up to 10000.")]);
+  });
+
   it("says in one line where it listens, serves until a signal, and leaves nothing open", async () => {
     let seen = "";
     const run = await serve([], {}, async (url) => {
@@ -153,7 +166,7 @@ describe("serve where freezing cannot work", () => {
 
   it("runs with --boot-only, and says so", async () => {
     engine = new FakeEngine({ dir: cwd, canFreeze: false });
-    let bootOnly = false;
+    let bootOnly: boolean | undefined;
     const run = await serve(["--boot-only"], {
       machine: BAD_MACHINE,
       openEngine: async (options) => {

@@ -10,6 +10,7 @@ import { removeTree } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import { type CgroupParents, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
+import { CpuLatency, type CpuLatencyWish } from "../linux/cpu-latency.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
@@ -75,6 +76,8 @@ export interface EngineOptions {
    * second for each gigabyte of small objects. Default 30,000.
    */
   readonly graceMs?: number;
+  /** How deeply idle processors may sleep while somebody waits for an answer. Default `auto`. */
+  readonly cpuLatency?: CpuLatencyWish;
   /** Called once when the keeper ended by itself: every instance is gone, and this engine cannot make another. */
   readonly onLost?: (error: ThawError) => void;
 }
@@ -84,6 +87,7 @@ export class LocalEngine implements Engine, InstanceOwner {
   readonly runtimes: readonly RuntimeInfo[];
   readonly canFreeze: boolean;
   readonly graceMs: number;
+  readonly cpuLatency: CpuLatency;
   private readonly templates: Templates;
   private readonly bases: Bases;
   private readonly images: OpenImages;
@@ -115,6 +119,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.imagesDir = join(options.dataDir, "images");
     this.canFreeze = options.bootOnly !== true;
     this.graceMs = options.graceMs ?? GRACE_MS;
+    this.cpuLatency = new CpuLatency(options.cpuLatency);
     this.runtimes = interpreters.map((one) => ({ id: one.id, interpreter: one.path, version: one.version }));
     this.templates = new Templates(keeper, paths, interpreters, ({ id }) => this.parking.poolGeneric(id));
     this.bases = this.makeBases(options);
@@ -406,6 +411,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   private async closeNow(): Promise<void> {
     this.husks.close();
+    this.cpuLatency.close();
     for (const instance of this.instances) instance.fail(engineClosed());
     this.packer.close();
     await this.keeper.close();

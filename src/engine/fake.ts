@@ -1,12 +1,12 @@
 /**
- * An engine without processes: the same face as the real one (types.ts), deterministic, with failures on demand.
- * Images are small directories with one `manifest.json`, so that restarts, sweeps and damage can be tested. It holds to
- * what callers may rely on and fails loudly when they break it: a second request while one runs, use after dispose,
- * freezing a dead instance.
+ * An engine without processes: the same face as the real one (types.ts), deterministic, with failures on demand. Images are small
+ * directories with one `manifest.json`, so that restarts, sweeps and damage can be tested. It fails loudly when callers break what
+ * holds: a second request while one runs, use after dispose, freezing a dead instance.
  */
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { assert, ThawError } from "../base/errors.js";
+import { CpuLatency } from "../linux/cpu-latency.js";
 import { FakeHibernation } from "./fake-hibernation.js";
 import {
   type FakeContext,
@@ -64,7 +64,7 @@ export class FakeEngine implements Engine {
   readonly residentBytes = { ...RESIDENT_BYTES };
   /** Every operation in order, such as `boot hello`. */
   readonly calls: string[] = [];
-  /** Functions whose images were prepared, and by which request their working set was recorded: in the background, so not among the calls. */
+  /** Functions whose images were prepared, and by which request: in the background, so not among the calls. */
   readonly prepared: string[] = [];
   readonly live = new Set<FakeInstance>();
   /** Most instances that were ever alive at once. */
@@ -76,6 +76,7 @@ export class FakeEngine implements Engine {
   /** What {@link EngineStats.huskBytes} counts for each. */
   huskBytes = 0;
   closed = false;
+  readonly cpuLatency = new CpuLatency("off");
   readonly #dir: string | undefined;
   readonly #failures = new Map<FakeOperation, FakeFailure>();
   #nextInstance = 1;
@@ -127,10 +128,8 @@ export class FakeEngine implements Engine {
     let waitUs = 0;
     if (options.husk === "parked") {
       let taken = this.#takeParked(image.dir);
-      while (taken === undefined && performance.now() < asked + (options.waitMs ?? 0)) {
+      for (; taken === undefined && performance.now() < asked + (options.waitMs ?? 0); taken = this.#takeParked(image.dir))
         await delay(1);
-        taken = this.#takeParked(image.dir);
-      }
       waitUs = Math.round((performance.now() - asked) * 1000);
       if (taken === undefined) {
         throw new ThawError("PREFERENCE_UNAVAILABLE", {

@@ -29,8 +29,8 @@ import { beginStages, type StageStep, type Stamps } from "./stages.js";
 import type { Templates } from "./templates.js";
 import type { Image, Instance, Loader, StartResult, ThawOptions } from "./types.js";
 
-/** An answer that takes so long may be waiting for the disk. */
-const LATE_MS = 2;
+/** An answer that takes so long may be waiting for the disk. Most of those that do not are there before: who asks the disk takes a processor from them. */
+const LATE_MS = 5;
 
 /** What thawing needs of the engine. */
 export interface ThawTools {

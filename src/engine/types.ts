@@ -5,6 +5,7 @@
  */
 
 import type { ImageInspection } from "../image/index.js";
+import type { CpuLatency } from "../linux/cpu-latency.js";
 
 export type { ImageInspection } from "../image/index.js";
 
@@ -370,6 +371,8 @@ export interface EngineStats {
 /** Boots, freezes and thaws. One per server; owns the keeper. */
 export interface Engine {
   readonly runtimes: readonly RuntimeInfo[];
+  /** Whoever starts or invokes for somebody who waits says so here: from the request in hand to the answer in hand. Closed with the engine. */
+  readonly cpuLatency: Pick<CpuLatency, "awaited" | "answered" | "info">;
   /** False under `bootOnly`: freeze and thaw then fail with UNSUPPORTED_PLATFORM. */
   readonly canFreeze: boolean;
   boot(spec: FunctionSpec, options?: BootOptions): Promise<Instance>;

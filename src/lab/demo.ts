@@ -12,7 +12,7 @@ import { Cleanup, cleanUpOnSignals, Deadline, within } from "./bounded.js";
 import { type DemoResult, demoTable } from "./demo-table.js";
 import { PACKAGE_ROOT, scratchDir } from "./environment.js";
 import { HttpConnection } from "./http-connection.js";
-import { fullPools, type HttpWay, hibernate, httpArm, startOverHttp, warmUp } from "./http-start.js";
+import { atRest, type HttpWay, hibernate, httpArm, startOverHttp, warmUp } from "./http-start.js";
 import { interleave } from "./interleave.js";
 import { Progress } from "./progress.js";
 import { type Server, startServer } from "./server-under-test.js";
@@ -115,8 +115,8 @@ async function measure(server: Server, { name, about, event, expect }: DemoFunct
     const verify = (_round: number, payload: Buffer) => {
       if (!expect.test(payload.toString())) throw new Error(`wrong reply: ${payload.toString("utf8", 0, 200)}`);
     };
-    const full = await fullPools(connection);
-    const arms = WAYS.map((way) => httpArm(connection, name, way, { body: () => event, verify, full }));
+    const rest = await atRest(connection);
+    const arms = WAYS.map((way) => httpArm(connection, name, way, { body: () => event, verify, rest }));
     const onRound = (round: number, rounds: number) => progress.detail(`round ${round + 1} of ${rounds}`);
     const timed = await interleave(arms, { rounds: RUNS, deadline, onRound });
     // A run that was abandoned still has the connection.

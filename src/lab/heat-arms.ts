@@ -1,7 +1,16 @@
 /** What `heat-first` measures of each image: one first request after a thaw, with what it cost before, and beside it an instance that stays. */
 import { nowUs, sleep } from "../base/clock.js";
 import type { Engine, Image, Instance, InvokeResult, Phase, StartResult } from "../engine/types.js";
-import { ask, checkAnswer, EMPTY_POOLS, eventOf, POOL_MS_MAX, preparePools, SETTLE_MS } from "./engine-under-test.js";
+import {
+  ask,
+  checkAnswer,
+  EMPTY_POOLS,
+  eventOf,
+  firstAnswer,
+  POOL_MS_MAX,
+  preparePools,
+  SETTLE_MS,
+} from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
 import { assertStart, seedOf, timeRequest } from "./start-arms.js";
 import { specOf, type Workload } from "./workloads.js";
@@ -31,6 +40,7 @@ export function firstRequestArm(engine: Engine, workload: Workload, image: Image
     prepare: () => preparePools(engine, image, { ...EMPTY_POOLS, generic: READY, runtime: READY }),
     async run(round) {
       const sample = await firstRequest(
+        engine,
         workload,
         round,
         (start) => assertThaw(start, image),
@@ -51,6 +61,7 @@ export function bootArm(engine: Engine, workload: Workload, image: Image, every:
     prepare: () => preparePools(engine, image, { ...EMPTY_POOLS, generic: READY, runtime: READY }),
     run: (round) =>
       firstRequest(
+        engine,
         workload,
         round,
         (start) => assertStart(start, { name: "boot", kind: "boot" }),
@@ -60,6 +71,7 @@ export function bootArm(engine: Engine, workload: Workload, image: Image, every:
 }
 
 async function firstRequest(
+  engine: Engine,
   workload: Workload,
   round: number,
   check: (start: StartResult) => void,
@@ -68,10 +80,9 @@ async function firstRequest(
   const seed = seedOf(round);
   const event = eventOf(workload, seed);
   const began = nowUs();
-  const instance = await start();
+  const { instance, result } = await firstAnswer(engine, event, start);
+  const us = nowUs() - began - instance.start.waitUs;
   try {
-    const result = await instance.invoke(event);
-    const us = nowUs() - began - instance.start.waitUs;
     checkAnswer(workload, seed, result);
     check(instance.start);
     const faults = await instance.faults();
@@ -97,9 +108,9 @@ function timesOf({ handlerMs }: InvokeResult, us: number): HeatSample {
  * The steady state, taken twice. Back to back is what a busy instance does, and the quicker: what first requests are held against. After
  * the pause that starts come after, processor caches hold what ran in between.
  */
-export function steadyArms(instance: Instance, workload: Workload): Arm<HeatSample>[] {
+export function steadyArms(engine: Engine, instance: Instance, workload: Workload): Arm<HeatSample>[] {
   const run = async (round: number) => {
-    const { us, result } = await timeRequest(instance, workload, round);
+    const { us, result } = await timeRequest(engine, instance, workload, round);
     return timesOf(result, us);
   };
   const askOften = async (round: number) => {

@@ -65,52 +65,63 @@ export async function startOverHttp(
 
 /** After husks were made; a longer pause lets the processors fall asleep, which would be measured, too. */
 const SETTLE_MS = 1;
-const POOLS_MS_MAX = 15_000;
-/** Counts that stay the same for so long are those of pools that lack nothing. */
-const POOLS_STILL_MS = 300;
+const REST_MS_MAX = 15_000;
+/** Counts that stay the same for so long are those of a server that lacks nothing. */
+const STILL_MS = 300;
 
-/** Husks that wait, by level. */
-type HuskCounts = Readonly<Record<string, number>>;
-
-/** What the pools of a server hold that nobody asks for anything. */
-export async function fullPools(connection: HttpConnection): Promise<HuskCounts> {
-  const until = nowMs() + POOLS_MS_MAX;
-  let counts = await huskCounts(connection);
-  for (let still = nowMs(); nowMs() - still < POOLS_STILL_MS; await sleep(10)) {
-    const now = await huskCounts(connection);
-    if (JSON.stringify(now) !== JSON.stringify(counts)) still = nowMs();
-    counts = now;
-    if (nowMs() > until) throw new Error(`the server's pools did not come to rest: ${JSON.stringify(counts)}`);
-  }
-  return counts;
+/** What a server has while nobody asks for anything. */
+export interface AtRest {
+  /** Husks that wait, by level. */
+  readonly husks: Readonly<Record<string, number>>;
+  /** Instances that live, one whose memory is being taken down included. */
+  readonly instances: number;
 }
 
-/** Waits off the clock until husks that were taken are replaced: making them takes processors from whatever is measured. */
-async function refilled(connection: HttpConnection, full: HuskCounts): Promise<void> {
-  const until = nowMs() + POOLS_MS_MAX;
+/** What the server holds once nothing of it has changed for a while. */
+export async function atRest(connection: HttpConnection): Promise<AtRest> {
+  const until = nowMs() + REST_MS_MAX;
+  let rest = await observe(connection);
+  for (let still = nowMs(); nowMs() - still < STILL_MS; await sleep(10)) {
+    const now = await observe(connection);
+    if (JSON.stringify(now) !== JSON.stringify(rest)) still = nowMs();
+    rest = now;
+    if (nowMs() > until) throw new Error(`the server did not come to rest: ${JSON.stringify(rest)}`);
+  }
+  return rest;
+}
+
+/**
+ * Waits off the clock until husks that were taken are replaced, and the instance of the start before is gone: either takes processors from
+ * whatever is measured. To take down a booted worker's 80 MB lasts 20 ms after its answer, which the start after it would pay for.
+ */
+async function settled(connection: HttpConnection, rest: AtRest): Promise<void> {
+  const until = nowMs() + REST_MS_MAX;
   for (;;) {
-    const counts = await huskCounts(connection);
-    if (Object.entries(full).every(([level, count]) => (counts[level] ?? 0) >= count)) return;
-    if (nowMs() > until) throw new Error(`the server's pools did not fill: ${JSON.stringify(counts)} of ${JSON.stringify(full)}`);
+    const { husks, instances } = await observe(connection);
+    if (instances <= rest.instances && Object.entries(rest.husks).every(([level, count]) => (husks[level] ?? 0) >= count)) return;
+    if (nowMs() > until) {
+      throw new Error(`the server did not come to rest: ${JSON.stringify({ husks, instances })}, before ${JSON.stringify(rest)}`);
+    }
     await sleep(1);
   }
 }
 
-async function huskCounts(connection: HttpConnection): Promise<HuskCounts> {
-  return (await metricsOf(connection)).engine.husks;
+async function observe(connection: HttpConnection): Promise<AtRest> {
+  const { husks, instances } = (await metricsOf(connection)).engine;
+  return { husks, instances };
 }
 
-/** One way of starting `name` as an arm. `body` is the payload of a round; `verify` throws when its reply is wrong; `full`: {@link fullPools}. */
+/** One way of starting `name` as an arm. `body` is the payload of a round; `verify` throws when its reply is wrong; `rest`: {@link atRest}. */
 export function httpArm(
   connection: HttpConnection,
   name: string,
   way: HttpWay,
-  { body, verify, full }: { body: (round: number) => string; verify: (round: number, payload: Buffer) => void; full: HuskCounts },
+  { body, verify, rest }: { body: (round: number) => string; verify: (round: number, payload: Buffer) => void; rest: AtRest },
 ): Arm<StartSample> {
   return {
     name: way.name,
     async prepare(round) {
-      await refilled(connection, full);
+      await settled(connection, rest);
       await sleep(SETTLE_MS);
       // Wakes the connection and the server's way to the function, but not the function: the pause is ours, not the start's.
       await dryRun(connection, name);

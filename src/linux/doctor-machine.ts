@@ -7,6 +7,7 @@ import { randomBytes } from "node:crypto";
 import { constants } from "node:fs";
 import { access, mkdir, open, readdir, readFile, rm, rmdir, stat, statfs } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { CpuLatency, type CpuLatencyInfo } from "./cpu-latency.js";
 import { findInterpreters, type Interpreter } from "./interpreters.js";
 
 /** One question and its answer. */
@@ -47,6 +48,8 @@ export interface Machine {
   trySparseFile(dir: string, bytes: number): Promise<string | undefined>;
   tryMapFiles(): Promise<string | undefined>;
   freeBytes(dir: string): Promise<number>;
+  /** What {@link CpuLatency} can ask for. */
+  cpuLatency(): CpuLatencyInfo;
   /** What functions could run on. Asking each takes 50 ms of a processor, and where version managers put scripts before them, five times as much. */
   interpreters(): Promise<readonly Interpreter[]>;
 }
@@ -140,6 +143,11 @@ export function thisMachine(): Machine {
     tryDirectory: (parent, then) => attempt(() => tryDirectory(parent, then)),
     trySparseFile: (dir, bytes) => attempt(() => trySparseFile(dir, bytes)),
     tryMapFiles: () => attempt(tryMapFiles),
+    cpuLatency() {
+      const latency = new CpuLatency();
+      latency.close();
+      return latency.info;
+    },
     freeBytes: async (dir) => {
       const facts = await statfs(dir);
       return facts.bavail * facts.bsize;

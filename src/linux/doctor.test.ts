@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { probeCgroups } from "./cgroups.js";
+import type { CpuLatencyInfo } from "./cpu-latency.js";
 import { type Check, type MachineReport, probeMachine } from "./doctor.js";
 import { readCgroupLayout } from "./doctor-cgroups.js";
 import { type CommandResult, type Machine, thisMachine } from "./doctor-machine.js";
@@ -71,6 +72,7 @@ function machineWith(changes: Changes = {}): Machine {
     trySparseFile: async () => undefined,
     tryMapFiles: async () => undefined,
     freeBytes: async () => 50e9,
+    cpuLatency: () => ({ driver: "intel_idle", us: 2 }),
     interpreters: async () => [NODE, PYTHON],
     ...rest,
   };
@@ -351,6 +353,21 @@ describe("the doctor", () => {
     const little = await probe({ freeBytes: async () => 1024 ** 3 });
     expect([little.ok, little.check("disk").says]).toEqual([true, "Only 1 GiB are free for code and images."]);
     expect((await probe({ freeBytes: async () => 1e6 })).ok).toBe(false);
+  });
+
+  it("says how deeply idle processors sleep while a request is answered", async () => {
+    const at = async (info: CpuLatencyInfo) => (await probe({ cpuLatency: () => info })).check("idle processors");
+    expect(await at({ driver: "haltpoll", us: 0 })).toMatchObject({ ok: true, says: expect.stringContaining("wait awake") });
+    expect(await at({ driver: "intel_idle", us: 2 })).toMatchObject({
+      ok: true,
+      says: expect.stringContaining("no deeper than 2 us"),
+    });
+    expect(await at({ driver: "none", why: "there is no /dev/cpu_dma_latency here" })).toMatchObject({
+      ok: false,
+      required: false,
+      says: expect.stringContaining("there is no /dev/cpu_dma_latency here"),
+      fix: expect.stringContaining("/dev/cpu_dma_latency"),
+    });
   });
 
   it("advises on low limits without refusing", async () => {

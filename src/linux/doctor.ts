@@ -22,6 +22,7 @@ import {
   checkDataDir,
   checkDisk,
   checkFreeMemory,
+  checkIdleProcessors,
   checkInterpreters,
   checkLimits,
   checkNative,
@@ -86,6 +87,7 @@ export async function probeMachine(options: ProbeOptions = {}): Promise<MachineR
     checkDisk(machine, dataDir),
     checkLimits(machine),
     checkOvercommit(machine),
+    checkIdleProcessors(machine),
     checkPageCache(machine),
     checkFreeMemory(machine),
   ]);

@@ -327,6 +327,27 @@ describe("a deployed function", () => {
     expect(bed.platform.metrics()).toMatchObject({ ...counted, functions: { a: counted } });
   });
 
+  it("keeps processors awake from the request in hand to the answer, or the error, in hand", async () => {
+    const { platform, engine } = bed;
+    await deploy();
+    let waiting = 0;
+    const seen: number[] = [];
+    vi.spyOn(engine.cpuLatency, "awaited").mockImplementation(() => {
+      waiting++;
+    });
+    vi.spyOn(engine.cpuLatency, "answered").mockImplementation(() => {
+      waiting--;
+    });
+    engine.handler = () => {
+      seen.push(waiting);
+      throw new Error("as it does");
+    };
+    await Promise.all([platform.invoke("a", "{}"), platform.invoke("a", "{}")]);
+    await expect(platform.invoke("nobody", "{}")).rejects.toThrow();
+    await expect(platform.invoke("a", "{")).rejects.toThrow();
+    expect([seen.length, Math.min(...seen), waiting]).toEqual([2, 1, 0]);
+  });
+
   it("takes an empty payload for {}", async () => {
     await deploy();
     for (const payload of ["", Buffer.alloc(0)]) {

@@ -272,7 +272,16 @@ class LocalPlatform implements Platform {
   }
 
   async invoke(name: string, payload: Buffer | string, request: InvokeRequest = NO_OPTIONS): Promise<InvokeOutcome> {
-    const beganMs = nowMs();
+    const { cpuLatency } = this.engine;
+    cpuLatency.awaited();
+    try {
+      return await this.#invoke(name, payload, request, nowMs());
+    } finally {
+      cpuLatency.answered();
+    }
+  }
+
+  async #invoke(name: string, payload: Buffer | string, request: InvokeRequest, beganMs: number): Promise<InvokeOutcome> {
     this.#refuseWhenClosing();
     let version = this.#functions.find(name, request.qualifier);
     checkContext(request);

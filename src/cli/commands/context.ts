@@ -1,21 +1,14 @@
 /** What every command gets, and the options that the client commands share. */
 import type { Command } from "commander";
 import { ThawError } from "../../base/errors.js";
-import type { Logger } from "../../base/log.js";
+import type { EngineOptions } from "../../engine/index.js";
 import type { Engine } from "../../engine/types.js";
 import type { MachineReport } from "../../linux/doctor.js";
-import type { Interpreter } from "../../linux/interpreters.js";
 import { Client, DEFAULT_URL } from "../client.js";
 import type { Io } from "../io.js";
 
 /** Opens an engine in a data directory. `onLost` is called when it can start no instance any more. */
-export type OpenEngine = (options: {
-  dataDir: string;
-  bootOnly: boolean;
-  interpreters?: readonly Interpreter[];
-  log: Logger;
-  onLost: (error: Error) => void;
-}) => Promise<Engine>;
+export type OpenEngine = (options: EngineOptions) => Promise<Engine>;
 
 /** Parts loaded only by the commands that need them: `thaw ls` must not pay for an engine. Tests pass others. */
 export interface Parts {

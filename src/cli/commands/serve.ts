@@ -6,16 +6,19 @@ import { errorText, isThawError, ThawError } from "../../base/errors.js";
 import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
 import { PARKED_LOADERS } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
+import type { CpuLatencyWish } from "../../linux/cpu-latency.js";
 import type { MachineReport } from "../../linux/doctor.js";
 import type { HeatPolicy, IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
-import { levelCount, notEmpty, seconds, size, wholeNumber, word } from "../options.js";
+import { levelCount, notEmpty, seconds, size, wholeNumber, word, wordOrNumber } from "../options.js";
 import { tierUpEarly } from "../tier-up.js";
 import type { Context } from "./context.js";
 
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
 /** One is taken while the other is made. */
 const RUNTIME_HUSKS = 2;
+/** The deepest states of a processor take less. */
+const CPU_LATENCY_US_MAX = 10_000;
 const POLICIES = ["fixed", "histogram"] as const;
 const HEAT_POLICIES = ["fixed", "pronghorn"] as const;
 
@@ -35,6 +38,7 @@ interface Options {
   readonly pool?: number;
   readonly park?: Partial<Record<(typeof PARKED_LEVELS)[number], number>>;
   readonly parkLoader?: (typeof PARKED_LOADERS)[number];
+  readonly cpuLatency?: CpuLatencyWish;
   readonly logLevel?: LogLevel;
 }
 
@@ -73,6 +77,11 @@ export function addServe(program: Command, context: Context): void {
       levelCount(PARKED_LEVELS),
     )
     .option("--park-loader <loader>", `how parked husks are filled: ${PARKED_LOADERS.join(", ")}`, word(PARKED_LOADERS))
+    .option(
+      "--cpu-latency <us>",
+      "how long idle processors may take to wake while a request is answered: auto, off, or microseconds (default: auto)",
+      wordOrNumber(["auto", "off"] as const, CPU_LATENCY_US_MAX),
+    )
     .option("--log-level <level>", "default: THAW_LOG, else warn", word(LOG_LEVELS))
     .action((options: Options) => serve(context, options));
 }
@@ -102,6 +111,7 @@ async function serve({ io, parts }: Context, options: Options): Promise<void> {
     bootOnly,
     ...(report === undefined ? {} : { interpreters: report.interpreters }),
     ...(options.sharedRuntime === true ? { sharedRuntime: true } : {}),
+    ...(options.cpuLatency === undefined ? {} : { cpuLatency: options.cpuLatency }),
     log,
     onLost: (error) => lost.abort(error),
   });

@@ -1,7 +1,7 @@
 /** Starts through HTTP: the same comparison with a real server in a process of its own, timed by the client. */
 import { Deadline } from "../bounded.js";
 import { HttpConnection } from "../http-connection.js";
-import { fullPools, type HttpWay, httpArm, warmUp } from "../http-start.js";
+import { atRest, type HttpWay, httpArm, warmUp } from "../http-start.js";
 import { interleave } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
 import { type Check, check, type Measurement } from "../report.js";
@@ -68,10 +68,10 @@ async function measure(lab: Lab, server: Server, workload: Workload, deadline: D
   const connection = await HttpConnection.open(server.url);
   try {
     await warmUp(connection, workload.name, JSON.stringify(workload.event(1)));
-    const full = await fullPools(connection);
+    const rest = await atRest(connection);
     const arms = WAYS.map((way) =>
       httpArm(connection, workload.name, way, {
-        full,
+        rest,
         body: (round) => JSON.stringify(workload.event(seedOf(round))),
         verify: (round, payload) => checkReply(workload, seedOf(round), payload),
       }),
