@@ -1,6 +1,7 @@
 /** What `heat-first` measures of each image: one first request after a thaw, with what it cost before, and beside it an instance that stays. */
 import { nowUs, sleep } from "../base/clock.js";
 import type { Engine, Image, Instance, InvokeResult, Phase, StartResult } from "../engine/types.js";
+import { RECORDINGS_MAX } from "../image/index.js";
 import {
   ask,
   checkAnswer,
@@ -39,12 +40,14 @@ export function firstRequestArm(engine: Engine, workload: Workload, image: Image
     name,
     prepare: () => preparePools(engine, image, { ...EMPTY_POOLS, generic: READY, runtime: READY }),
     async run(round) {
-      const sample = await firstRequest(
-        engine,
-        workload,
-        round,
-        (start) => assertThaw(start, image),
-        () => engine.thaw(image, { early: true }),
+      const sample = await unlessRecorded(engine, () =>
+        firstRequest(
+          engine,
+          workload,
+          round,
+          (start) => assertThaw(start, image),
+          () => engine.thaw(image, { early: true }),
+        ),
       );
       await engine.poolsFull(POOL_MS_MAX);
       return sample;
@@ -125,8 +128,22 @@ export function steadyArms(engine: Engine, instance: Instance, workload: Workloa
 export const STEADY = "steady, back to back";
 export const STEADY_PAUSED = "steady, after a pause";
 
-/** A start that records takes everything by demand. */
+/** A start that records takes everything by demand; see {@link unlessRecorded}. */
 export function assertThaw(start: StartResult, { generation }: Image): void {
+  if (start.recording === true) throw new Recorded("meant to be a thaw that records nothing, but it recorded");
   assertStart(start, { name: `thaw of generation ${generation}`, kind: "thaw", husk: "runtime", generation });
-  if (start.recording === true) throw new Error("meant to be a thaw that records nothing, but it recorded");
+}
+
+class Recorded extends Error {}
+
+/** A working set that fits no more is recorded anew, by up to five starts in a row: these are not what is measured, and made again. */
+export async function unlessRecorded<T>(engine: Engine, run: () => Promise<T>): Promise<T> {
+  for (let recorded = 0; ; recorded++) {
+    try {
+      return await run();
+    } catch (error) {
+      if (!(error instanceof Recorded) || recorded === RECORDINGS_MAX) throw error;
+      await engine.poolsFull(POOL_MS_MAX);
+    }
+  }
 }

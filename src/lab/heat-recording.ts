@@ -5,7 +5,7 @@
 import type { Engine, Image, Instance } from "../engine/types.js";
 import type { Deadline } from "./bounded.js";
 import { ask, EMPTY_POOLS, preparePools } from "./engine-under-test.js";
-import { assertThaw } from "./heat-arms.js";
+import { assertThaw, unlessRecorded } from "./heat-arms.js";
 import type { RecordedLatencies } from "./heat-replay.js";
 import { type ArmResult, interleave } from "./interleave.js";
 import type { Measurement } from "./report.js";
@@ -35,14 +35,15 @@ export async function recordLatencies(
   const arms = images.map(([heat, image]) => ({
     name: `heat ${heat}`,
     prepare: () => preparePools(engine, image, { ...EMPTY_POOLS, generic: READY, runtime: READY }),
-    run: async (round: number) => {
-      const instance = await engine.thaw(image, { early: true });
-      try {
-        return await answers(instance, image, workload, seedOf(round));
-      } finally {
-        await instance.dispose();
-      }
-    },
+    run: (round: number) =>
+      unlessRecorded(engine, async () => {
+        const instance = await engine.thaw(image, { early: true });
+        try {
+          return await answers(instance, image, workload, seedOf(round));
+        } finally {
+          await instance.dispose();
+        }
+      }),
   }));
   const results = await interleave(arms, { ...options, shuffle: seededRandom(workload.name.length + 1) });
   const points = images.map(([heat], index) => ({ heat, starts: results[index]?.samples ?? [] }));
