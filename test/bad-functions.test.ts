@@ -284,7 +284,7 @@ def handler(event, context):
 `;
 
 const QUICK = { timeoutMs: 1500 };
-const NO_EXIT = "the function's process must not exit; return from the handler";
+const NO_EXIT = "the function's process must not exit; return from the handler, and see in its log what it said last";
 const CRASHED = "it crashed: look at native add-ons first, and at what it printed before, in its log";
 const SENT = "it was sent that signal, by its own code or by somebody on the server's machine";
 const images = new Map<string, Image>();

@@ -122,7 +122,7 @@ describe("with a server", () => {
     );
     const listed = await server.cli(["image", "ls", "hot"]);
     expect(listed.out).toMatch(/^GENERATION +HEAT +SIZE +CODE +FROM +MADE +USED FOR\n0 +0 +[\d.]+ MiB .* deploy .* -\n/);
-    expect(listed.out).toMatch(/\n\d+ +1000 +[\d.]+ MiB .* warm-up .* next start\n$/);
+    expect(listed.out).toMatch(/\n\d+ +1000 +[\d.]+ MiB .* warm-up .* most starts\n$/);
 
     const heated = await server.cli(["heat", "hot", "--requests", "5", "--from", "0", "--payload", '{"markdown":"# By *hand*"}']);
     expect(heated.out, heated.err).toMatch(

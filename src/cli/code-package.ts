@@ -175,11 +175,13 @@ const HANDLER_EXTENSIONS = ["", ".js", ".mjs", ".cjs", ".py"];
 /** Refuses a handler whose file is not in the package, before anything is sent. */
 export function checkHandler(code: CodePackage, handler: string, folder: string): void {
   if (code.names.size === 0) return;
-  const slash = handler.lastIndexOf("/");
-  const dot = handler.indexOf(".", slash + 1);
-  const lastDot = handler.lastIndexOf(".");
+  // As Node does, which looks for it from the package's root.
+  const path = handler.replace(/^\.\//, "");
+  const slash = path.lastIndexOf("/");
+  const dot = path.indexOf(".", slash + 1);
+  const lastDot = path.lastIndexOf(".");
   // Node cuts at the first dot of the last part, Python at the last dot and takes "." and "/" alike.
-  const stems = dot <= slash + 1 ? [] : [handler.slice(0, dot), handler.slice(0, lastDot).replaceAll(".", "/")];
+  const stems = dot <= slash + 1 ? [] : [path.slice(0, dot), path.slice(0, lastDot).replaceAll(".", "/")];
   if (stems.length === 0) {
     throw new ThawError("CODE_INVALID", {
       what: `Handler ${JSON.stringify(handler)} cannot be read`,

@@ -185,7 +185,7 @@ describe("images by heat", () => {
     expect(listed[0]).toMatch(/^GENERATION +HEAT +SIZE +CODE +FROM +MADE +USED FOR$/);
     expect(listed[1]).toMatch(/^0 +0 +4 KiB +3 of 3 functions interpreted +deploy +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +-$/);
     expect(listed[2]).toMatch(/^2 +1 +4 KiB +3 of 3 functions interpreted +by-hand +\S+Z +-$/);
-    expect(listed[3]).toMatch(/^1 +20 +4 KiB +3 of 3 functions interpreted +by-hand +\S+Z +next start$/);
+    expect(listed[3]).toMatch(/^1 +20 +4 KiB +3 of 3 functions interpreted +by-hand +\S+Z +most starts$/);
     expect(await images()).toMatchObject([
       { generation: 0, heat: 0, bytes: 4096, chosen: false },
       { generation: 2, heat: 1, chosen: false },

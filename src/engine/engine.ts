@@ -3,19 +3,19 @@
  * for, and when it starts, is decided above.
  */
 import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { monotonicNs } from "../base/clock.js";
 import type { ThawError } from "../base/errors.js";
 import { removeTree } from "../base/fsync.js";
 import { type Logger, silentLogger } from "../base/log.js";
 import { BOOT_FD_BASE, compileBase } from "../image/index.js";
 import { type CgroupParents, makeParents, probeCgroups, removeParents, sweepCgroups } from "../linux/cgroups.js";
-import { CpuLatency, type CpuLatencyWish } from "../linux/cpu-latency.js";
+import { CpuLatency, type CpuLatencyWish, checkCpuLatency } from "../linux/cpu-latency.js";
 import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
 import { bootBegins, bootInstance } from "./boot.js";
-import { checkSpec } from "./check-spec.js";
+import { checkFreeze, checkHusks, checkSpec, checkThaw } from "./check-spec.js";
 import { NO_PIDS } from "./choose-pid.js";
 import { makeDataDir, refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
@@ -166,10 +166,13 @@ export class LocalEngine implements Engine, InstanceOwner {
     });
   }
 
-  static async open(options: EngineOptions): Promise<LocalEngine> {
+  static async open(asked: EngineOptions): Promise<LocalEngine> {
     const paths = nativePaths();
+    // The helpers that write there have another working directory.
+    const options = { ...asked, dataDir: resolve(asked.dataDir) };
     makeDataDir(options.dataDir);
     if (options.bootOnly !== true) refuseNoexec(options.dataDir);
+    checkCpuLatency(options.cpuLatency);
     const layout = probeCgroups();
     await sweepCgroups(layout);
     const interpreters = await (options.interpreters === undefined ? findInterpreters() : interpretersAt(options.interpreters));
@@ -235,6 +238,8 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   thaw(image: Image, options: ThawOptions = {}): Promise<Instance> {
     const asked = monotonicNs();
+    const wrong = checkThaw(options);
+    if (wrong !== undefined) return Promise.reject(wrong);
     return this.using(image, (loaded) => this.thaws.start(loaded, image, options, asked));
   }
 
@@ -263,6 +268,7 @@ export class LocalEngine implements Engine, InstanceOwner {
 
   async freeze(instance: LiveInstance, options: FreezeOptions): Promise<Image> {
     this.assertCanFreeze();
+    checkFreeze(options);
     if (instance.paged) {
       if (options.then === "end") await instance.dispose();
       throw pagesElsewhere(instance.start.loader);
@@ -345,10 +351,12 @@ export class LocalEngine implements Engine, InstanceOwner {
   }
 
   park(image: Image, level: ParkedLevel, count: number, asked?: Loader): void {
+    checkHusks(level, count);
     this.parking.park(image, level, count, asked);
   }
 
   pool(target: PoolTarget): void {
+    for (const [level, count] of Object.entries(target)) if (count !== undefined) checkHusks(level, count);
     this.parking.pool(target);
   }
 

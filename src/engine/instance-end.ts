@@ -87,7 +87,10 @@ export function exitError({ end, exit, spec, heapFull }: Ending): ThawError {
   const signal = exit?.signal;
   return new ThawError("INSTANCE_EXITED", {
     what: `Runtime exited with error: ${signal === undefined ? `exit status ${exit?.code ?? "unknown"}` : signalText(signal)}`,
-    fix: signal === undefined ? "the function's process must not exit; return from the handler" : signalAdvice(signal),
+    fix:
+      signal === undefined
+        ? "the function's process must not exit; return from the handler, and see in its log what it said last"
+        : signalAdvice(signal),
     details: signal === undefined ? {} : { signal },
   });
 }

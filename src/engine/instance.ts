@@ -12,6 +12,7 @@ import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { isEnding } from "../linux/ending.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
+import { checkBody } from "./check-spec.js";
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk.js";
@@ -27,7 +28,7 @@ import {
 import { invokeHeader } from "./invoke-header.js";
 import type { Keeper } from "./keeper.js";
 import type { InstanceExit, InstanceListener, PagedReport } from "./keeper-messages.js";
-import type { Told } from "./parts.js";
+import { callSafely, type Told } from "./parts.js";
 import { Printed } from "./printed.js";
 import { residentMemory } from "./resident.js";
 import { takeSeed } from "./seed.js";
@@ -203,7 +204,8 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   invoke(payload: Buffer | string, options: InvokeOptions = {}, beganMs = options.beganMs ?? nowMs()): Promise<InvokeResult> {
-    assert(this.running === undefined, "an instance serves one request at a time");
+    const wrong = this.running === undefined ? checkBody(payload) : new Error("bug: an instance serves one request at a time");
+    if (wrong !== undefined) return Promise.reject(wrong);
     this.runAfterAnswer();
     const { shut } = this.gate;
     if (shut !== undefined) {
@@ -316,7 +318,7 @@ export class LiveInstance implements Instance, InstanceListener {
   onExit(exitOrListener: InstanceExit | ((reason: string) => void)): void {
     if (typeof exitOrListener === "function") {
       if (this.husk.exit === undefined) this.exitListeners.push(exitOrListener);
-      else exitOrListener(this.reason());
+      else callSafely(() => exitOrListener(this.reason()));
       return;
     }
     this.runAfterAnswer();
@@ -325,7 +327,7 @@ export class LiveInstance implements Instance, InstanceListener {
     this.end ??= { kind: "exited" };
     this.hibernation?.close();
     this.starting.whenOver(() => this.settle());
-    for (const listener of this.exitListeners.splice(0)) listener(this.reason());
+    for (const listener of this.exitListeners.splice(0)) callSafely(() => listener(this.reason()));
     this.owner.ended(this);
   }
 

@@ -63,3 +63,14 @@ export function bootOnly(): ThawError {
     fix: "start it without --boot-only",
   });
 }
+
+/** Calls what somebody else gave. What it throws is theirs, who hear of it as of any uncaught error, and ends nothing of ours. */
+export function callSafely(call: () => void): void {
+  try {
+    call();
+  } catch (error) {
+    setImmediate(() => {
+      throw error;
+    });
+  }
+}

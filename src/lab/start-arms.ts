@@ -136,7 +136,7 @@ export function warmArms(engine: Engine, instance: Instance, workload: Workload)
   const run = async (round: number) => ({ us: (await timeRequest(engine, instance, workload, round)).us, phases: [], poolUs: 0 });
   return [
     { name: "warm, after a pause", prepare: () => sleep(SETTLE_MS), run },
-    { name: "warm", prepare: (round) => ask(instance, workload, seedOf(round)), run },
+    { name: "warm", prepare: (round) => awaited(engine, () => ask(instance, workload, seedOf(round))), run },
   ];
 }
 

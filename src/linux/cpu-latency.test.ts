@@ -1,8 +1,18 @@
-import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  readSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { CpuLatency, type CpuLatencyWish } from "./cpu-latency.js";
+import { CpuLatency, type CpuLatencyWish, checkCpuLatency } from "./cpu-latency.js";
 
 const FREE = 2_000_000_000;
 let dir: string;
@@ -26,6 +36,15 @@ function latencyOf(wish?: CpuLatencyWish, driver: string | null = "haltpoll", pr
   const latency = new CpuLatency(wish, { device: join(dir, "device"), driver: join(dir, "driver") });
   open.push(latency);
   return latency;
+}
+
+/** The descriptor that lists them is gone again. */
+function linkOf(fd: string): string | undefined {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`);
+  } catch {
+    return undefined;
+  }
 }
 
 function wishes(): number[] {
@@ -99,6 +118,35 @@ describe("CpuLatency", () => {
     });
     rmSync(join(dir, "driver"));
     expect(latencyOf("auto", null).info.driver).toBe("none");
+  });
+
+  it("fails nobody's request where the kernel does not take a wish, and wishes nothing more", () => {
+    writeFileSync(join(dir, "driver"), "haltpoll\n");
+    // Whoever writes to it is told that the disk is full.
+    const latency = new CpuLatency("auto", { device: "/dev/full", driver: join(dir, "driver") });
+    open.push(latency);
+    expect(latency.info.us).toBe(0);
+    latency.awaited();
+    latency.answered();
+    vi.advanceTimersByTime(10);
+    latency.awaited();
+    expect(latency.holding).toBe(false);
+    expect(latency.info).toEqual({ driver: "haltpoll", why: expect.stringContaining("ENOSPC") });
+  });
+
+  it("gives the device back at its end, and with it the wish", () => {
+    const opened = () => readdirSync("/proc/self/fd").filter((fd) => linkOf(fd) === join(dir, "device")).length;
+    const latency = latencyOf();
+    latency.awaited();
+    expect(opened()).toBe(1);
+    latency.close();
+    expect(opened()).toBe(0);
+  });
+
+  it("refuses what no kernel could be asked for", () => {
+    for (const wish of [-1, 1.5, 3e9, Number.NaN, "lots" as "auto"])
+      expect(() => checkCpuLatency(wish)).toThrow("cannot be asked for");
+    for (const wish of [undefined, "auto", "off", 0, 10_000] as const) checkCpuLatency(wish);
   });
 
   it("is silent after its end", () => {

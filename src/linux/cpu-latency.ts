@@ -6,7 +6,7 @@
  * its holder ends.
  */
 import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
-import { errorText } from "../base/errors.js";
+import { errorText, ThawError } from "../base/errors.js";
 
 /** `auto`: 0 where idle processors are the host's (driver haltpoll), else 2. A number: microseconds. `off`: nothing is wished. */
 export type CpuLatencyWish = number | "auto" | "off";
@@ -17,10 +17,22 @@ const DRIVER = "/sys/devices/system/cpu/cpuidle/current_driver";
 const NO_WISH_US = 2_000_000_000;
 /** The shallowest state of real hardware, which costs no more to leave than a poll, and far less to be in. */
 const SHALLOW_US = 2;
+/** The deepest states of a processor take less. */
+export const CPU_LATENCY_US_MAX = 10_000;
 /** Who waits for longer than this waits for the function. Idle processors are not kept from sleeping by one that runs for minutes. */
 const HELD_MS_MAX = 5;
 /** After the last answer: it has to reach the client, and the next request often follows. */
 const LINGER_MS = 1;
+
+/** INVALID_ARGUMENT unless the kernel could be asked for it. */
+export function checkCpuLatency(wish: CpuLatencyWish = "auto"): void {
+  if (wish === "auto" || wish === "off") return;
+  if (Number.isInteger(wish) && wish >= 0 && wish <= CPU_LATENCY_US_MAX) return;
+  throw new ThawError("INVALID_ARGUMENT", {
+    what: `a wake-up latency of ${JSON.stringify(wish)} cannot be asked for`,
+    why: `it is auto, off, or a whole number of microseconds up to ${CPU_LATENCY_US_MAX}`,
+  });
+}
 
 /** What is wished of this machine's idle processors while a request is answered. */
 export interface CpuLatencyInfo {
@@ -40,7 +52,7 @@ export interface CpuLatencyPaths {
 
 /** Holds the wish while requests are answered. Costs 15 to 25 us when none was held: processors that sleep are woken to hear of it. */
 export class CpuLatency {
-  readonly info: CpuLatencyInfo;
+  #info: CpuLatencyInfo;
   readonly #held = Buffer.alloc(4);
   readonly #free = Buffer.alloc(4);
   #fd: number | undefined;
@@ -50,24 +62,29 @@ export class CpuLatency {
 
   constructor(wish: CpuLatencyWish = "auto", { device = DEVICE, driver: driverFile = DRIVER }: CpuLatencyPaths = {}) {
     const driver = driverName(driverFile);
-    this.info = { driver };
+    this.#info = { driver };
     if (wish === "off") return;
     // It has one idle state, and asks nobody how deep to sleep.
     if (driver === "none") {
-      this.info = { driver, why: "this kernel has no cpuidle driver" };
+      this.#info = { driver, why: "this kernel has no cpuidle driver" };
       return;
     }
     try {
       this.#fd = openSync(device, "r+");
     } catch (error) {
       const absent = (error as NodeJS.ErrnoException).code === "ENOENT";
-      this.info = { driver, why: absent ? `there is no ${device} here` : errorText(error) };
+      this.#info = { driver, why: absent ? `there is no ${device} here` : errorText(error) };
       return;
     }
     const us = wish === "auto" ? (driver === "haltpoll" ? 0 : SHALLOW_US) : wish;
-    this.info = { driver, us };
+    this.#info = { driver, us };
     this.#held.writeInt32LE(us);
     this.#free.writeInt32LE(NO_WISH_US);
+  }
+
+  /** What is wished now. */
+  get info(): CpuLatencyInfo {
+    return this.#info;
   }
 
   /** Whether processors are kept awake now. */
@@ -84,7 +101,7 @@ export class CpuLatency {
     this.#waiting++;
     if (!this.#holding) {
       this.#holding = true;
-      writeSync(this.#fd, this.#held);
+      this.#tell(this.#held);
     }
     this.#freeIn(HELD_MS_MAX);
   }
@@ -108,8 +125,19 @@ export class CpuLatency {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
       this.#holding = false;
-      if (this.#fd !== undefined) writeSync(this.#fd, this.#free);
+      this.#tell(this.#free);
     }, ms).unref();
+  }
+
+  /** A wish that the kernel does not take fails nobody's request: nothing is wished any more. */
+  #tell(wish: Buffer): void {
+    if (this.#fd === undefined) return;
+    try {
+      writeSync(this.#fd, wish);
+    } catch (error) {
+      this.close();
+      this.#info = { driver: this.#info.driver, why: errorText(error) };
+    }
   }
 }
 

@@ -173,15 +173,15 @@ export function checkIdleProcessors(machine: Machine): Check {
   if (us !== undefined) {
     const says =
       us === 0
-        ? `They wait awake while a request is answered (driver ${driver}, which gives them back to the host otherwise; \`--cpu-latency off\` lets it).`
-        : `They sleep no deeper than ${us} us of waking while a request is answered (driver ${driver}; \`--cpu-latency off\` lets them).`;
+        ? `They can wait awake while a request is answered, all of them, at the host's cost (driver ${driver}, which gives them back to the host otherwise; \`serve --cpu-latency off\` lets it).`
+        : `They can be kept from sleeping deeper than ${us} us of waking while a request is answered (driver ${driver}; \`serve --cpu-latency off\` lets them).`;
     return { ...base, ok: true, says };
   }
   return {
     ...base,
     ok: false,
     says: `They sleep as deeply as they like while a request is answered: ${why}. Each of its steps from process to process may take 0.03 ms longer on a virtual machine, 0.1 ms on others.`,
-    fix: "Nothing, where that is not much beside the function's own time. In a container, give the server /dev/cpu_dma_latency.",
+    fix: `Nothing, where that is not much beside the function's own time.${driver === "none" ? "" : " In a container, give the server /dev/cpu_dma_latency."}`,
   };
 }
 

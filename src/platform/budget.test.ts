@@ -89,7 +89,7 @@ describe("a memory budget", () => {
     expect(isThawError(error, "TOO_MANY_INSTANCES")).toBe(true);
     expect((error as Error).message).toBe(
       'Function "c" was not started. it takes about 80 MiB, and 160 MiB of the memory budget of 170 MiB are in use by instances ' +
-        "that are busy. Try again, or start the server with a larger --memory-budget",
+        "that are busy, or kept for what they may come to. Try again, or start the server with a larger --memory-budget",
     );
     expect(bed.platform.metrics()).toMatchObject({ throttles: 1 });
     open();
@@ -162,7 +162,7 @@ describe("a memory budget", () => {
     await until(() => bed.platform.metrics().instances.running === 2);
     expect(ready()).toBe(1);
     await expect(bed.platform.invoke("c", "")).rejects.toThrow(
-      "it takes about 80 MiB, and 160 MiB of the memory budget of 200 MiB are in use by instances that are busy. Try again, or start the server with a larger --memory-budget",
+      "it takes about 80 MiB, and 160 MiB of the memory budget of 200 MiB are in use by instances that are busy, or kept for what they may come to. Try again, or start the server with a larger --memory-budget",
     );
     expect(ready()).toBe(0);
     for (const go of open) go();

@@ -61,7 +61,7 @@ export async function findEntry(
     why:
       candidates.length === 0
         ? `it has none of the usual files${family === undefined ? "" : ` of ${given.runtime}`} (${USUAL[family ?? "any"]}, …)`
-        : `${candidates.join(", ")} export${candidates.length === 1 ? "s" : ""} no function named handler`,
+        : `${candidates.join(", ")} export${candidates.length === 1 ? "s" : ""} no function named handler, as far as can be seen without running ${candidates.length === 1 ? "it" : "them"}`,
     fix: "Name it with --handler FILE.EXPORT, and the runtime with --runtime",
   });
 }

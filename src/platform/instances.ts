@@ -399,7 +399,7 @@ export class Instances {
     const users = husks ? `by husks that wait in pools (${formatBytes(huskBytes)}) and by instances` : "by instances";
     return new ThawError("TOO_MANY_INSTANCES", {
       what: `Function "${version.name}" was not started`,
-      why: `it takes about ${formatBytes(bytes)}, and ${formatBytes(usedBytes)} of the memory budget of ${formatBytes(limitBytes)} are in use ${users} that are busy`,
+      why: `it takes about ${formatBytes(bytes)}, and ${formatBytes(usedBytes)} of the memory budget of ${formatBytes(limitBytes)} are in use ${users} that are busy, or kept for what they may come to`,
       fix: `Try again, or start the server with a larger --memory-budget${husks ? ", or have fewer husks parked (--park, --provisioned)" : ""}`,
       details: { limitBytes, usedBytes, huskBytes, bytes, scope: "server" },
     });

@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { chmod, mkdir, rm, truncate, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import Database from "libsql";
@@ -348,6 +348,22 @@ describe("a deployed function", () => {
     expect([seen.length, Math.min(...seen), waiting]).toEqual([2, 1, 0]);
   });
 
+  it("is answered, heated and listed on whatever the policies of who runs the server throw", async () => {
+    const throwing = (): never => {
+      throw new Error("as it does");
+    };
+    const decider = { choose: throwing, freezeAt: throwing, answered: throwing, surplus: throwing, save: throwing };
+    await bed.close();
+    bed = await openTestBed({ policy: { name: "mine", decide: throwing }, heatPolicy: { name: "mine", begin: () => decider } });
+    await deploy();
+    await bed.platform.heat("a", { requests: 1 });
+    for (let request = 0; request < 70; request++) {
+      const { result, start } = await bed.platform.invoke("a", "{}", { dispose: true, prefer: { kind: "thaw" } });
+      expect([result.functionError, start.generation]).toEqual([undefined, 1]);
+    }
+    expect(bed.platform.images("a").map(({ generation }) => generation)).toEqual([0, 1]);
+  });
+
   it("takes an empty payload for {}", async () => {
     await deploy();
     for (const payload of ["", Buffer.alloc(0)]) {
@@ -620,6 +636,19 @@ describe("a data directory", () => {
       `The database ${path} could not be opened. it is empty, though functions are there`,
     );
     expect(onDisk("functions")).toEqual(["a"]);
+  });
+
+  it("that is closed is all in thaw.db: who copies that alone has every function", async () => {
+    await deploy();
+    await bed.platform.close();
+    // What remains beside it holds nothing, whoever still has it open.
+    const log = join(bed.dataDir, "thaw.db-wal");
+    expect(existsSync(log) ? statSync(log).size : 0).toBe(0);
+    const copy = join(bed.dataDir, "..", "copy.db");
+    copyFileSync(join(bed.dataDir, "thaw.db"), copy);
+    const database = new Database(copy);
+    expect(database.prepare("SELECT function_name FROM versions").all()).toEqual([{ function_name: "a" }]);
+    database.close();
   });
 
   it("is closed with its requests answered, idempotently", async () => {

@@ -15,6 +15,7 @@ import { hibernateByHand, wakeByHand } from "./by-hand.js";
 import { mendModes } from "./code.js";
 import { fixedPoints } from "./fixed-points.js";
 import { Functions } from "./functions.js";
+import { guardedHeat, guardedIdle } from "./guarded.js";
 import { heatByHand } from "./heat-by-hand.js";
 import { Heating } from "./heating.js";
 import { Images } from "./images.js";
@@ -163,7 +164,7 @@ class LocalPlatform implements Platform {
     this.#learning = new Learning({ ...hotter, engine, pools });
     this.#instances = new Instances(new Starts(engine, this.#images, parked), {
       maxInstances,
-      policy: options.policy ?? fixedPolicy(options),
+      policy: options.policy === undefined ? fixedPolicy(options) : guardedIdle(options.policy, log),
       budget: this.#budget,
       backoffMs: options.hibernateBackoffMs,
       log,
@@ -177,7 +178,7 @@ class LocalPlatform implements Platform {
       images: this.#images,
       heating: this.#heating,
       learning: this.#learning,
-      heatPolicy: options.heatPolicy ?? fixedPoints(),
+      heatPolicy: guardedHeat(options.heatPolicy ?? fixedPoints(), log),
       instances: this.#instances,
       layout,
       uploads: this.#uploads,

@@ -281,6 +281,12 @@ export class Store {
   async close(): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
+    // Statements keep it open until they are collected: whoever copies thaw.db alone in between has all of it.
+    try {
+      this.#database.pragma("wal_checkpoint(TRUNCATE)");
+    } catch {
+      // A full disk, say: what is not in it is in its log, which the next server reads.
+    }
     this.#database.close();
     await this.#log.close();
   }

@@ -163,7 +163,7 @@ export interface ImageEntry {
   readonly createdMs: number;
   /** By what it was made. */
   readonly source: "deploy" | "warm-up" | "traffic" | "by-hand";
-  /** The one that the next start would thaw, as the policy stands. */
+  /** The one that most starts thawed of late, and for which husks are parked; after a new one came, that, until there were some starts. */
   readonly chosen: boolean;
 }
 

@@ -208,6 +208,17 @@ def handler(event, c):
     expect(runtime.output).toMatch(new RegExp(`^${lines.join("\n").replaceAll("@", time)}\n$`));
   });
 
+  it("ends each record that it logs with its line, also one with a traceback", async () => {
+    const runtime = await ready(
+      "import logging\nlog = logging.getLogger()\ndef handler(e, c):\n    try: {}['k']\n    except KeyError: log.exception('lookup failed')\n    log.warning('next', stack_info=True)\n    print('printed')",
+    );
+    await value(runtime);
+    await runtime.dispose();
+    expect(runtime.output).toMatch(
+      /\tlookup failed\nTraceback .*\nKeyError: 'k'\n\[WARNING\]\t[^\n]*\tnext\nStack .*stack_info=True\)\nprinted\n$/s,
+    );
+  });
+
   it("may have a logging.py of its own", async () => {
     const runtime = start("ownlog/app.handler", {
       "ownlog/__init__.py": "",

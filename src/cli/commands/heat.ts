@@ -26,8 +26,8 @@ export function addHeatCommands(program: Command, image: Command, { io }: Contex
     .action((name: string, options: HeatOptions) => heat(io, name, options));
 }
 
-/** Marks the image that the next start would thaw. */
-const NEXT = "next start";
+/** Marks the image that most starts thaw. One may be another one: a policy tries them all before it prefers one, and looks again now and then. */
+const FAVOURITE = "most starts";
 
 async function listImages(io: Io, name: string, options: ClientOptions): Promise<void> {
   const images = await clientOf(io, options).json<ImageEntry[]>("GET", functionPath(name, "/images"), "length");
@@ -40,7 +40,7 @@ async function listImages(io: Io, name: string, options: ClientOptions): Promise
     code === undefined ? "-" : codeHeatText(code),
     source,
     new Date(createdMs).toISOString().replace(/\.\d+Z$/, "Z"),
-    chosen ? NEXT : "-",
+    chosen ? FAVOURITE : "-",
   ]);
   await io.out(formatTable(["GENERATION", "HEAT", "SIZE", "CODE", "FROM", "MADE", "USED FOR"], rows));
 }

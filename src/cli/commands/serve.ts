@@ -6,7 +6,7 @@ import { errorText, isThawError, ThawError } from "../../base/errors.js";
 import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
 import { PARKED_LOADERS } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
-import type { CpuLatencyWish } from "../../linux/cpu-latency.js";
+import { CPU_LATENCY_US_MAX, type CpuLatencyWish } from "../../linux/cpu-latency.js";
 import type { MachineReport } from "../../linux/doctor.js";
 import type { HeatPolicy, IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
@@ -17,8 +17,6 @@ import type { Context } from "./context.js";
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;
 /** One is taken while the other is made. */
 const RUNTIME_HUSKS = 2;
-/** The deepest states of a processor take less. */
-const CPU_LATENCY_US_MAX = 10_000;
 const POLICIES = ["fixed", "histogram"] as const;
 const HEAT_POLICIES = ["fixed", "pronghorn"] as const;
 

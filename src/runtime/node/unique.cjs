@@ -28,6 +28,8 @@ const { MARK, ENTROPY, ENTROPY_WORDS, words, changed } = require("./renewal.cjs"
 const { randomFillSync } = crypto;
 const { nextTick } = process;
 const { getOwnPropertyDescriptor } = Object;
+/** kBatchSize of lib/internal/crypto/random.js. */
+const UUIDS_AHEAD = 128;
 
 /**
  * Also compiled from its source inside other contexts, so it uses nothing from around it but its arguments. `s` is the state, and in its
@@ -129,6 +131,7 @@ function installCrypto() {
   const originalUuid = crypto.randomUUID;
   const originalInt = crypto.randomInt;
   const uncached = { disableEntropyCache: true };
+  installBlobNames(originalUuid);
   const six = Buffer.allocUnsafeSlow(6);
   const draw = (min, range) => {
     const limit = 2 ** 48 - (2 ** 48 % range);
@@ -172,6 +175,27 @@ function installCrypto() {
       return this === webcrypto ? originalUuid(uncached) : originalWeb.call(this); // throws what Node throws
     },
   }.randomUUID;
+}
+
+/**
+ * Node names blobs (`blob:nodedata:…`) by its own randomUUID, with bytes that it keeps ahead; no other use of them is known. What is left of them is
+ * thrown away before the first name after a renewal.
+ */
+function installBlobNames(originalUuid) {
+  const property = getOwnPropertyDescriptor(URL, "createObjectURL");
+  if (property === undefined) return;
+  const original = property.value;
+  let mark = words[MARK];
+  const own = {
+    createObjectURL(object) {
+      if (mark !== words[MARK]) {
+        mark = words[MARK];
+        for (let i = 0; i < UUIDS_AHEAD; i++) originalUuid();
+      }
+      return original.call(this, object);
+    },
+  };
+  Object.defineProperty(URL, "createObjectURL", { ...property, value: own.createObjectURL });
 }
 
 /** A worker loads worker.cjs first because it inherits the flag that says so; one that is given an `execArgv` of its own inherits none. */

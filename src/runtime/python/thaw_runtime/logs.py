@@ -20,7 +20,9 @@ def _set_up(logging):
     class LambdaLoggerHandler(logging.Handler):
         def emit(self, record):
             try:
-                sys.stdout.write(self.format(record))
+                text = self.format(record)
+                # Behind the line's own end comes what a traceback or a stack has to say, without one.
+                sys.stdout.write(text if text.endswith("\n") else text + "\n")
             except Exception:
                 self.handleError(record)
 
