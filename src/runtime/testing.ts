@@ -20,6 +20,9 @@ export interface PlainOptions {
   readonly env?: Readonly<Record<string, string>>;
 }
 
+/** Each reads 64 KiB, which is what a pipe holds. */
+const OUTPUT_TURNS = 3;
+
 /** One running runtime. `dispose` ends it. */
 export class PlainRuntime {
   readonly process: ChildProcess;
@@ -75,8 +78,8 @@ export class PlainRuntime {
     for (const bytes of encodeFrame(header, body)) this.#socket.write(bytes);
   }
 
-  /** Sends one request with sensible defaults and waits for its answer. */
-  invoke(body: Buffer | string, header: Partial<InvokeHeader> = {}): Promise<FunctionFrame> {
+  /** Sends one request with sensible defaults and waits for its answer, and for what was printed before it. */
+  async invoke(body: Buffer | string, header: Partial<InvokeHeader> = {}): Promise<FunctionFrame> {
     this.send(
       {
         type: "invoke",
@@ -90,7 +93,10 @@ export class PlainRuntime {
       },
       body,
     );
-    return this.next();
+    const frame = await this.next();
+    // It was in the pipes when the answer came, and is read in the next turns, whichever of the descriptors was first in this one.
+    for (let turn = 0; turn < OUTPUT_TURNS; turn++) await new Promise((resolve) => setImmediate(resolve));
+    return frame;
   }
 
   /** Ends the process; resolves when it is gone. Idempotent. */
