@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Engine, type FunctionSpec, openEngine } from "../src/engine/index.js";
+import { CpuLatency } from "../src/linux/cpu-latency.js";
 
 const dir = mkdtempSync(join(tmpdir(), "thaw-library-"));
 const code = join(dir, "code");
@@ -24,7 +25,7 @@ const spec: FunctionSpec = {
 beforeAll(async () => {
   mkdirSync(code, { mode: 0o755 });
   writeFileSync(join(code, "index.js"), "exports.handler = async (event) => ({ hello: event.name });\n", { mode: 0o644 });
-  engine = await openEngine({ dataDir: relative(process.cwd(), join(dir, "data")), cpuLatency: "off" });
+  engine = await openEngine({ dataDir: relative(process.cwd(), join(dir, "data")), cpuLatency: 10_000 });
   const [runtime] = engine.runtimes.filter(({ id }) => id.startsWith("nodejs"));
   Object.assign(spec, { runtime: runtime?.id });
 });
@@ -47,7 +48,9 @@ describe("an engine", () => {
   });
 
   it("passes its wish for awake processors on", () => {
-    expect(engine.cpuLatency.info.us).toBeUndefined();
+    const same = new CpuLatency(10_000);
+    same.close();
+    expect(engine.cpuLatency.info).toEqual(same.info);
   });
 
   it("that is opened with a wish no kernel takes is refused before anything is made", async () => {

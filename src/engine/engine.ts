@@ -76,7 +76,7 @@ export interface EngineOptions {
    * second for each gigabyte of small objects. Default 30,000.
    */
   readonly graceMs?: number;
-  /** How deeply idle processors may sleep while somebody waits for an answer. Default `auto`. */
+  /** How deeply idle processors may sleep while somebody waits for an answer. Default `off`. */
   readonly cpuLatency?: CpuLatencyWish;
   /** Called once when the keeper ended by itself: every instance is gone, and this engine cannot make another. */
   readonly onLost?: (error: ThawError) => void;

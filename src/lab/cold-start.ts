@@ -70,9 +70,7 @@ export function coldArm(subject: ColdSubject, way: ColdWay): Arm<ColdSample> {
     async run(round) {
       const event = eventOf(workload, seedOf(round));
       const began = nowUs();
-      const { instance, result } = await firstAnswer(engine, event, () =>
-        engine.thaw(image, { loader: way.loader, early: true }),
-      );
+      const { instance, result } = await firstAnswer(event, () => engine.thaw(image, { loader: way.loader, early: true }));
       const us = nowUs() - began;
       try {
         checkAnswer(workload, seedOf(round), result);

@@ -64,31 +64,18 @@ export async function recordWorkingSet(engine: Engine, workload: Asked, image: I
   }
 }
 
-/** As the platform does while a client waits: processors do not sleep meanwhile, as far as the kernel can be asked for that. */
-export async function awaited<T>({ cpuLatency }: Engine, answer: () => Promise<T>): Promise<T> {
-  cpuLatency.awaited();
-  try {
-    return await answer();
-  } finally {
-    cpuLatency.answered();
-  }
-}
-
-/** Starts an instance and asks it, as the platform does for a client that waits. One that does not answer is disposed of. */
-export function firstAnswer(
-  engine: Engine,
+/** Starts an instance and asks it. One that does not answer is disposed of. */
+export async function firstAnswer(
   event: Buffer,
   start: () => Promise<Instance>,
 ): Promise<{ readonly instance: Instance; readonly result: InvokeResult }> {
-  return awaited(engine, async () => {
-    const instance = await start();
-    try {
-      return { instance, result: await instance.invoke(event) };
-    } catch (error) {
-      await instance.dispose();
-      throw error;
-    }
-  });
+  const instance = await start();
+  try {
+    return { instance, result: await instance.invoke(event) };
+  } catch (error) {
+    await instance.dispose();
+    throw error;
+  }
 }
 
 /** Invokes, checks the answer, and returns it; throws what is wrong with it. */

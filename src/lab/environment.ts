@@ -32,8 +32,6 @@ export interface Environment {
   readonly pageCache: string;
   /** Seconds after which pages that rest are paged out (DAMON), or null: what is measured after a longer pause comes from disk. */
   readonly pagedOutAfterS: number | null;
-  /** How deep idle processors may sleep while a request is answered, microseconds of waking; null: as deep as they like. */
-  readonly cpuLatencyUs: number | null;
   /** Whether free memory goes back to a host (free page reporting): what takes much of it at once is slower then, and slows what runs beside it. */
   readonly freeMemoryGivenBack: boolean;
 }
@@ -63,7 +61,6 @@ export async function readEnvironment(dataDir: string): Promise<Environment> {
     cgroups: cgroupLayout(),
     loadBefore: loadavg()[0] ?? Number.NaN,
     pageCache: "warm: files were read by earlier runs, and one round before the first that counts",
-    cpuLatencyUs: machine.cpuLatency().us ?? null,
     pagedOutAfterS: (await restingSeconds(machine)) ?? null,
     freeMemoryGivenBack: await givesBackFreeMemory(machine),
   };
@@ -73,15 +70,9 @@ export async function readEnvironment(dataDir: string): Promise<Environment> {
 export function describeEnvironment(facts: Environment): string {
   const rest = facts.pagedOutAfterS === null ? "" : `, but what rests for ${facts.pagedOutAfterS} s is paged out (DAMON)`;
   const free = facts.freeMemoryGivenBack ? "; free memory goes back to the host" : "";
-  const asleep =
-    facts.cpuLatencyUs === null
-      ? "asleep as deep as they like"
-      : facts.cpuLatencyUs === 0
-        ? "awake"
-        : `at most ${facts.cpuLatencyUs} us from awake`;
   return [
     `${facts.cpu}, ${facts.cores} cores, ${facts.memoryMb} MiB; Linux ${facts.kernel}`,
-    `Node ${facts.node}, Python ${facts.python}, commit ${facts.commit}; images on ${facts.dataFilesystem}, cgroups ${facts.cgroups}, load ${facts.loadBefore.toFixed(2)}; page cache warm${rest}${free}; idle processors ${asleep} while a request is answered`,
+    `Node ${facts.node}, Python ${facts.python}, commit ${facts.commit}; images on ${facts.dataFilesystem}, cgroups ${facts.cgroups}, load ${facts.loadBefore.toFixed(2)}; page cache warm${rest}${free}`,
   ].join("\n");
 }
 

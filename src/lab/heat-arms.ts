@@ -42,7 +42,6 @@ export function firstRequestArm(engine: Engine, workload: Workload, image: Image
     async run(round) {
       const sample = await unlessRecorded(engine, () =>
         firstRequest(
-          engine,
           workload,
           round,
           (start) => assertThaw(start, image),
@@ -64,7 +63,6 @@ export function bootArm(engine: Engine, workload: Workload, image: Image, every:
     prepare: () => preparePools(engine, image, { ...EMPTY_POOLS, generic: READY, runtime: READY }),
     run: (round) =>
       firstRequest(
-        engine,
         workload,
         round,
         (start) => assertStart(start, { name: "boot", kind: "boot" }),
@@ -74,7 +72,6 @@ export function bootArm(engine: Engine, workload: Workload, image: Image, every:
 }
 
 async function firstRequest(
-  engine: Engine,
   workload: Workload,
   round: number,
   check: (start: StartResult) => void,
@@ -83,7 +80,7 @@ async function firstRequest(
   const seed = seedOf(round);
   const event = eventOf(workload, seed);
   const began = nowUs();
-  const { instance, result } = await firstAnswer(engine, event, start);
+  const { instance, result } = await firstAnswer(event, start);
   const us = nowUs() - began - instance.start.waitUs;
   try {
     checkAnswer(workload, seed, result);
@@ -111,9 +108,9 @@ function timesOf({ handlerMs }: InvokeResult, us: number): HeatSample {
  * The steady state, taken twice. Back to back is what a busy instance does, and the quicker: what first requests are held against. After
  * the pause that starts come after, processor caches hold what ran in between.
  */
-export function steadyArms(engine: Engine, instance: Instance, workload: Workload): Arm<HeatSample>[] {
+export function steadyArms(instance: Instance, workload: Workload): Arm<HeatSample>[] {
   const run = async (round: number) => {
-    const { us, result } = await timeRequest(engine, instance, workload, round);
+    const { us, result } = await timeRequest(instance, workload, round);
     return timesOf(result, us);
   };
   const askOften = async (round: number) => {

@@ -2,7 +2,7 @@
 import { nowUs, sleep } from "../base/clock.js";
 import type { Instance } from "../engine/types.js";
 import { evictPatiently } from "./cold-start.js";
-import { ask, awaited, checkAnswer, EMPTY_POOLS, eventOf, preparePools } from "./engine-under-test.js";
+import { ask, checkAnswer, EMPTY_POOLS, eventOf, preparePools } from "./engine-under-test.js";
 import type { HibernateSubject } from "./hibernate-footprint.js";
 import { type Arm, type ArmResult, interleave } from "./interleave.js";
 import type { Lab } from "./lab.js";
@@ -63,7 +63,7 @@ export async function wakes(lab: Lab, subject: HibernateSubject): Promise<WakeRe
   const timed = async (instance: Instance, seed: number): Promise<WakeSample> => {
     const event = eventOf(workload, seed);
     const began = nowUs();
-    const result = await awaited(engine, () => instance.invoke(event));
+    const result = await instance.invoke(event);
     const us = nowUs() - began;
     checkAnswer(workload, seed, result);
     return { us, prefetchedPages: instance.start.prefetchedPages };

@@ -19,7 +19,6 @@ import type {
 } from "../engine/types.js";
 import {
   ask,
-  awaited,
   checkAnswer,
   EMPTY_POOLS,
   eventOf,
@@ -89,7 +88,7 @@ const WAYS: readonly Way[] = [
 /** All ways of starting `workload` at the engine, and warm requests to `warm`. */
 export function startArms(engine: Engine, workload: Workload, image: Image, warm: Instance): Arm<StartSample>[] {
   const arms = WAYS.map((way) => startArm(engine, workload, image, way));
-  return [...arms, ...warmArms(engine, warm, workload)];
+  return [...arms, ...warmArms(warm, workload)];
 }
 
 /** A thaw with one loader, from a pooled husk with its runtime mapped. */
@@ -108,7 +107,7 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
       const event = eventOf(workload, seed);
       const began = nowUs();
       // Early, as in the platform: the request is queued right behind the stages.
-      const { instance, result } = await firstAnswer(engine, event, () =>
+      const { instance, result } = await firstAnswer(event, () =>
         way.thaw === undefined ? engine.boot(spec, way.boot) : engine.thaw(image, { ...way.thaw, early: true }),
       );
       const ended = nowUs();
@@ -132,17 +131,16 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
  * Requests to an instance that has answered before. What starts are compared with is the quicker of two: the request just
  * after another one, with every cache still filled by it. The other comes after the pause that all starts come after.
  */
-export function warmArms(engine: Engine, instance: Instance, workload: Workload): Arm<StartSample>[] {
-  const run = async (round: number) => ({ us: (await timeRequest(engine, instance, workload, round)).us, phases: [], poolUs: 0 });
+export function warmArms(instance: Instance, workload: Workload): Arm<StartSample>[] {
+  const run = async (round: number) => ({ us: (await timeRequest(instance, workload, round)).us, phases: [], poolUs: 0 });
   return [
     { name: "warm, after a pause", prepare: () => sleep(SETTLE_MS), run },
-    { name: "warm", prepare: (round) => awaited(engine, () => ask(instance, workload, seedOf(round))), run },
+    { name: "warm", prepare: (round) => ask(instance, workload, seedOf(round)), run },
   ];
 }
 
 /** One request to an instance that has answered before: the request in hand to its answer, which is checked. */
 export async function timeRequest(
-  engine: Engine,
   instance: Instance,
   workload: Workload,
   round: number,
@@ -150,7 +148,7 @@ export async function timeRequest(
   const seed = seedOf(round) + 1;
   const event = eventOf(workload, seed);
   const began = nowUs();
-  const result = await awaited(engine, () => instance.invoke(event));
+  const result = await instance.invoke(event);
   const us = nowUs() - began;
   checkAnswer(workload, seed, result);
   return { us, result };

@@ -30,7 +30,7 @@ afterEach(() => {
 });
 
 /** A device that keeps all that was ever wished, and a driver of that name. */
-function latencyOf(wish?: CpuLatencyWish, driver: string | null = "haltpoll", present = true): CpuLatency {
+function latencyOf(wish: CpuLatencyWish = 0, driver: string | null = "haltpoll", present = true): CpuLatency {
   if (present) writeFileSync(join(dir, "device"), "");
   if (driver !== null) writeFileSync(join(dir, "driver"), `${driver}\n`);
   const latency = new CpuLatency(wish, { device: join(dir, "device"), driver: join(dir, "driver") });
@@ -91,19 +91,17 @@ describe("CpuLatency", () => {
     expect(wishes()).toEqual([0, FREE, 0]);
   });
 
-  it("wishes what suits the driver, or what it is told", () => {
-    expect(latencyOf("auto", "haltpoll").info).toEqual({ driver: "haltpoll", us: 0 });
-    const real = latencyOf("auto", "intel_idle");
-    expect(real.info).toEqual({ driver: "intel_idle", us: 2 });
-    real.awaited();
-    expect(wishes()).toEqual([2]);
-    expect(latencyOf(50, "intel_idle").info.us).toBe(50);
+  it("wishes what it is told", () => {
+    const latency = latencyOf(50, "intel_idle");
+    expect(latency.info).toEqual({ driver: "intel_idle", us: 50 });
+    latency.awaited();
+    expect(wishes()).toEqual([50]);
   });
 
   it("wishes nothing where it shall not or cannot, and says why", () => {
     for (const [latency, info] of [
       [latencyOf("off"), { driver: "haltpoll" }],
-      [latencyOf("auto", "none"), { driver: "none", why: "this kernel has no cpuidle driver" }],
+      [latencyOf(0, "none"), { driver: "none", why: "this kernel has no cpuidle driver" }],
     ] as const) {
       expect(latency.info).toEqual(info);
       latency.awaited();
@@ -112,18 +110,18 @@ describe("CpuLatency", () => {
       expect(wishes()).toEqual([]);
     }
     rmSync(join(dir, "device"));
-    expect(latencyOf("auto", "haltpoll", false).info).toEqual({
+    expect(latencyOf(0, "haltpoll", false).info).toEqual({
       driver: "haltpoll",
       why: `there is no ${join(dir, "device")} here`,
     });
     rmSync(join(dir, "driver"));
-    expect(latencyOf("auto", null).info.driver).toBe("none");
+    expect(latencyOf(0, null).info.driver).toBe("none");
   });
 
   it("fails nobody's request where the kernel does not take a wish, and wishes nothing more", () => {
     writeFileSync(join(dir, "driver"), "haltpoll\n");
     // Whoever writes to it is told that the disk is full.
-    const latency = new CpuLatency("auto", { device: "/dev/full", driver: join(dir, "driver") });
+    const latency = new CpuLatency(0, { device: "/dev/full", driver: join(dir, "driver") });
     open.push(latency);
     expect(latency.info.us).toBe(0);
     latency.awaited();
@@ -144,9 +142,9 @@ describe("CpuLatency", () => {
   });
 
   it("refuses what no kernel could be asked for", () => {
-    for (const wish of [-1, 1.5, 3e9, Number.NaN, "lots" as "auto"])
+    for (const wish of [-1, 1.5, 3e9, Number.NaN, "lots" as "off"])
       expect(() => checkCpuLatency(wish)).toThrow("cannot be asked for");
-    for (const wish of [undefined, "auto", "off", 0, 10_000] as const) checkCpuLatency(wish);
+    for (const wish of [undefined, "off", 0, 10_000] as const) checkCpuLatency(wish);
   });
 
   it("is silent after its end", () => {
@@ -162,11 +160,11 @@ describe("CpuLatency", () => {
   });
 });
 
-const here = new CpuLatency();
+const here = new CpuLatency(0);
 here.close();
 
 it.runIf(here.info.us !== undefined)("is heard by this kernel", () => {
-  const latency = new CpuLatency();
+  const latency = new CpuLatency(0);
   const fd = openSync("/dev/cpu_dma_latency", "r");
   try {
     latency.awaited();

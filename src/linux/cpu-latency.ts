@@ -3,20 +3,18 @@
  * and each step wakes a processor: 5 us from its shallowest idle state, 30 and more on a virtual machine whose idle processors are given
  * back to the host, 100 and more from the deep states of real hardware. The kernel takes a wish about it from whoever holds
  * /dev/cpu_dma_latency open (PM QoS, Documentation/power/pm_qos_interface.rst), and forgets it when the descriptor is closed, however
- * its holder ends.
+ * its holder ends. Off by default: processors that poll are their host's, which then gives them less (docs/design/thaw.md).
  */
 import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
 import { errorText, ThawError } from "../base/errors.js";
 
-/** `auto`: 0 where idle processors are the host's (driver haltpoll), else 2. A number: microseconds. `off`: nothing is wished. */
-export type CpuLatencyWish = number | "auto" | "off";
+/** Microseconds; 0: idle processors poll. `off`: nothing is wished. */
+export type CpuLatencyWish = number | "off";
 
 const DEVICE = "/dev/cpu_dma_latency";
 const DRIVER = "/sys/devices/system/cpu/cpuidle/current_driver";
 /** No wish at all (PM_QOS_CPU_LATENCY_DEFAULT_VALUE): what an open device says until something is written. */
 const NO_WISH_US = 2_000_000_000;
-/** The shallowest state of real hardware, which costs no more to leave than a poll, and far less to be in. */
-const SHALLOW_US = 2;
 /** The deepest states of a processor take less. */
 export const CPU_LATENCY_US_MAX = 10_000;
 /** Who waits for longer than this waits for the function. Idle processors are not kept from sleeping by one that runs for minutes. */
@@ -25,12 +23,12 @@ const HELD_MS_MAX = 5;
 const LINGER_MS = 1;
 
 /** INVALID_ARGUMENT unless the kernel could be asked for it. */
-export function checkCpuLatency(wish: CpuLatencyWish = "auto"): void {
-  if (wish === "auto" || wish === "off") return;
+export function checkCpuLatency(wish: CpuLatencyWish = "off"): void {
+  if (wish === "off") return;
   if (Number.isInteger(wish) && wish >= 0 && wish <= CPU_LATENCY_US_MAX) return;
   throw new ThawError("INVALID_ARGUMENT", {
     what: `a wake-up latency of ${JSON.stringify(wish)} cannot be asked for`,
-    why: `it is auto, off, or a whole number of microseconds up to ${CPU_LATENCY_US_MAX}`,
+    why: `it is off, or a whole number of microseconds up to ${CPU_LATENCY_US_MAX}`,
   });
 }
 
@@ -60,7 +58,7 @@ export class CpuLatency {
   #holding = false;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(wish: CpuLatencyWish = "auto", { device = DEVICE, driver: driverFile = DRIVER }: CpuLatencyPaths = {}) {
+  constructor(wish: CpuLatencyWish = "off", { device = DEVICE, driver: driverFile = DRIVER }: CpuLatencyPaths = {}) {
     const driver = driverName(driverFile);
     this.#info = { driver };
     if (wish === "off") return;
@@ -76,9 +74,8 @@ export class CpuLatency {
       this.#info = { driver, why: absent ? `there is no ${device} here` : errorText(error) };
       return;
     }
-    const us = wish === "auto" ? (driver === "haltpoll" ? 0 : SHALLOW_US) : wish;
-    this.#info = { driver, us };
-    this.#held.writeInt32LE(us);
+    this.#info = { driver, us: wish };
+    this.#held.writeInt32LE(wish);
     this.#free.writeInt32LE(NO_WISH_US);
   }
 

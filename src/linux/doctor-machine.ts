@@ -144,7 +144,7 @@ export function thisMachine(): Machine {
     trySparseFile: (dir, bytes) => attempt(() => trySparseFile(dir, bytes)),
     tryMapFiles: () => attempt(tryMapFiles),
     cpuLatency() {
-      const latency = new CpuLatency();
+      const latency = new CpuLatency(0);
       latency.close();
       return latency.info;
     },

@@ -166,23 +166,14 @@ export async function checkOvercommit(machine: Machine): Promise<Check> {
   };
 }
 
-/** Whether idle processors can be kept from deep sleep while a request is answered. */
+/** Whether idle processors could be kept from deep sleep while a request is answered. Nothing is wrong where they cannot. */
 export function checkIdleProcessors(machine: Machine): Check {
-  const base = { name: "idle processors", required: false };
   const { driver, us, why } = machine.cpuLatency();
-  if (us !== undefined) {
-    const says =
-      us === 0
-        ? `They can wait awake while a request is answered, all of them, at the host's cost (driver ${driver}, which gives them back to the host otherwise; \`serve --cpu-latency off\` lets it).`
-        : `They can be kept from sleeping deeper than ${us} us of waking while a request is answered (driver ${driver}; \`serve --cpu-latency off\` lets them).`;
-    return { ...base, ok: true, says };
-  }
-  return {
-    ...base,
-    ok: false,
-    says: `They sleep as deeply as they like while a request is answered: ${why}. Each of its steps from process to process may take 0.03 ms longer on a virtual machine, 0.1 ms on others.`,
-    fix: `Nothing, where that is not much beside the function's own time.${driver === "none" ? "" : " In a container, give the server /dev/cpu_dma_latency."}`,
-  };
+  const says =
+    us === undefined
+      ? `They sleep as deeply as they like, and cannot be kept from it: ${why}.`
+      : `They sleep as deeply as they like (driver ${driver}); \`serve --cpu-latency 0\` keeps all of them awake while a request is answered.`;
+  return { name: "idle processors", ok: true, required: false, says };
 }
 
 /** Whether images stay in the page cache. */

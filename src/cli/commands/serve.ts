@@ -77,8 +77,8 @@ export function addServe(program: Command, context: Context): void {
     .option("--park-loader <loader>", `how parked husks are filled: ${PARKED_LOADERS.join(", ")}`, word(PARKED_LOADERS))
     .option(
       "--cpu-latency <us>",
-      "how long idle processors may take to wake while a request is answered: auto, off, or microseconds (default: auto)",
-      wordOrNumber(["auto", "off"] as const, CPU_LATENCY_US_MAX),
+      "how long idle processors may take to wake while a request is answered: off, or microseconds, 0 keeps them awake (default: off)",
+      wordOrNumber(["off"] as const, CPU_LATENCY_US_MAX),
     )
     .option("--log-level <level>", "default: THAW_LOG, else warn", word(LOG_LEVELS))
     .action((options: Options) => serve(context, options));

@@ -73,7 +73,7 @@ async function measure(lab: Lab, engine: Engine, subject: MemoryWorkload, deadli
       ...images.map(({ way, image }) => firstRequestArm(engine, workload, image, way)),
       firstRequestArm(engine, workload, hot, HOT_AGAIN),
       bootArm(engine, workload, load, BOOT_EVERY),
-      ...steadyArms(engine, steady, workload),
+      ...steadyArms(steady, workload),
     ];
     const onRound = (round: number, rounds: number) => progress(`${workload.name}: round ${round + 1} of ${rounds}`);
     const shuffle = seededRandom(workload.name.length);

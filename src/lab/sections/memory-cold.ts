@@ -130,7 +130,7 @@ async function warmTimes(engine: Engine, made: Image, workload: MemoryWorkload, 
     for (let round = 0; round < rounds; round++) {
       await sleep(1);
       await ask(instance, workload, seedOf(round));
-      times.push((await timeRequest(engine, instance, workload, round)).us);
+      times.push((await timeRequest(instance, workload, round)).us);
     }
     return times;
   } finally {

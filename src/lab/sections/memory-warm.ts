@@ -51,7 +51,7 @@ async function measure(lab: Lab, engine: Engine, workload: MemoryWorkload, deadl
     const arms = [
       ...loaders.map((loader) => thawArm(engine, workload, image, `thaw ${loader}`, loader)),
       thawArm(engine, workload, image, "thaw splice again (A/A)", "splice"),
-      ...warmArms(engine, warm, workload),
+      ...warmArms(warm, workload),
     ];
     const onRound = (round: number, rounds: number) => lab.progress(`${workload.name}: round ${round + 1} of ${rounds}`);
     return {

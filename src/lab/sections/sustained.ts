@@ -79,7 +79,7 @@ async function measure(lab: Lab, engine: Engine, image: Image, workload: Workloa
       const mine = round++;
       try {
         const event = eventOf(workload, mine);
-        const { instance, result } = await firstAnswer(engine, event, () =>
+        const { instance, result } = await firstAnswer(event, () =>
           within(engine.thaw(image, { waitMs: WAIT_MS_MAX }), 10_000, "thaw"),
         );
         const { start } = instance;
