@@ -15,7 +15,7 @@ import { type Fingerprint, readFingerprint } from "../linux/fingerprint.js";
 import { findInterpreters, type Interpreter, interpretersAt } from "../linux/interpreters.js";
 import { Bases } from "./bases.js";
 import { bootBegins, bootInstance } from "./boot.js";
-import { checkFreeze, checkHusks, checkSpec, checkThaw } from "./check-spec.js";
+import { checkFreeze, checkHusks, checkSpec, checkThaw } from "./check-arguments.js";
 import { NO_PIDS } from "./choose-pid.js";
 import { makeDataDir, refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";

@@ -12,7 +12,7 @@ import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { isEnding } from "../linux/ending.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
-import { checkBody } from "./check-spec.js";
+import { checkBody } from "./check-arguments.js";
 import { Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk.js";

@@ -9,7 +9,7 @@
  */
 import { nowUs, sleep } from "../base/clock.js";
 import type { Engine, Image, Loader } from "../engine/types.js";
-import { checkAnswer, EMPTY_POOLS, eventOf, firstAnswer, preparePools } from "./engine-under-test.js";
+import { checkAnswer, EMPTY_POOLS, eventOf, preparePools } from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
 import { blockedUs, evict, fetchAll, filesBelow, residentPages } from "./page-cache.js";
 import { hostPid, majorFaults } from "./process-memory.js";
@@ -70,9 +70,10 @@ export function coldArm(subject: ColdSubject, way: ColdWay): Arm<ColdSample> {
     async run(round) {
       const event = eventOf(workload, seedOf(round));
       const began = nowUs();
-      const { instance, result } = await firstAnswer(event, () => engine.thaw(image, { loader: way.loader, early: true }));
-      const us = nowUs() - began;
+      const instance = await engine.thaw(image, { loader: way.loader, early: true });
       try {
+        const result = await instance.invoke(event);
+        const us = nowUs() - began;
         checkAnswer(workload, seedOf(round), result);
         const pid = hostPid(instance);
         const [imagePages, interpreterPages, waitedUs] = await Promise.all([

@@ -64,20 +64,6 @@ export async function recordWorkingSet(engine: Engine, workload: Asked, image: I
   }
 }
 
-/** Starts an instance and asks it. One that does not answer is disposed of. */
-export async function firstAnswer(
-  event: Buffer,
-  start: () => Promise<Instance>,
-): Promise<{ readonly instance: Instance; readonly result: InvokeResult }> {
-  const instance = await start();
-  try {
-    return { instance, result: await instance.invoke(event) };
-  } catch (error) {
-    await instance.dispose();
-    throw error;
-  }
-}
-
 /** Invokes, checks the answer, and returns it; throws what is wrong with it. */
 export async function ask(instance: Instance, workload: Asked, seed: number): Promise<InvokeResult> {
   const result = await instance.invoke(eventOf(workload, seed));

@@ -2,16 +2,7 @@
 import { nowUs, sleep } from "../base/clock.js";
 import type { Engine, Image, Instance, InvokeResult, Phase, StartResult } from "../engine/types.js";
 import { RECORDINGS_MAX } from "../image/index.js";
-import {
-  ask,
-  checkAnswer,
-  EMPTY_POOLS,
-  eventOf,
-  firstAnswer,
-  POOL_MS_MAX,
-  preparePools,
-  SETTLE_MS,
-} from "./engine-under-test.js";
+import { ask, checkAnswer, EMPTY_POOLS, eventOf, POOL_MS_MAX, preparePools, SETTLE_MS } from "./engine-under-test.js";
 import type { Arm } from "./interleave.js";
 import { assertStart, seedOf, timeRequest } from "./start-arms.js";
 import { specOf, type Workload } from "./workloads.js";
@@ -80,9 +71,10 @@ async function firstRequest(
   const seed = seedOf(round);
   const event = eventOf(workload, seed);
   const began = nowUs();
-  const { instance, result } = await firstAnswer(event, start);
-  const us = nowUs() - began - instance.start.waitUs;
+  const instance = await start();
   try {
+    const result = await instance.invoke(event);
+    const us = nowUs() - began - instance.start.waitUs;
     checkAnswer(workload, seed, result);
     check(instance.start);
     const faults = await instance.faults();

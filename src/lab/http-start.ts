@@ -92,7 +92,7 @@ export async function atRest(connection: HttpConnection): Promise<AtRest> {
 
 /**
  * Waits off the clock until husks that were taken are replaced, and the instance of the start before is gone: either takes processors from
- * whatever is measured. To take down a booted worker's 80 MB lasts 20 ms after its answer, which the start after it would pay for.
+ * whatever is measured. A booted worker's 80 MB are taken down behind its answer: a thaw that began then took 5.0 ms instead of 3.6.
  */
 async function settled(connection: HttpConnection, rest: AtRest): Promise<void> {
   const until = nowMs() + REST_MS_MAX;

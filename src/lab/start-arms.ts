@@ -22,7 +22,6 @@ import {
   checkAnswer,
   EMPTY_POOLS,
   eventOf,
-  firstAnswer,
   POOL_MS_MAX,
   type PoolPlan,
   preparePools,
@@ -106,13 +105,14 @@ function startArm(engine: Engine, workload: Workload, image: Image, way: Way): A
       const husksUs = engine.stats().husksUs;
       const event = eventOf(workload, seed);
       const began = nowUs();
-      // Early, as in the platform: the request is queued right behind the stages.
-      const { instance, result } = await firstAnswer(event, () =>
-        way.thaw === undefined ? engine.boot(spec, way.boot) : engine.thaw(image, { ...way.thaw, early: true }),
-      );
-      const ended = nowUs();
+      // As the platform does: the request is queued right behind the stages.
+      const instance = await (way.thaw === undefined
+        ? engine.boot(spec, way.boot)
+        : engine.thaw(image, { ...way.thaw, early: true }));
       let sample: Omit<StartSample, "poolUs">;
       try {
+        const result = await instance.invoke(event);
+        const ended = nowUs();
         checkAnswer(workload, seed, result);
         const { start } = instance;
         assertStart(start, { ...way, loader: way.thaw?.loader });

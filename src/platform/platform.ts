@@ -164,7 +164,7 @@ class LocalPlatform implements Platform {
     this.#learning = new Learning({ ...hotter, engine, pools });
     this.#instances = new Instances(new Starts(engine, this.#images, parked), {
       maxInstances,
-      policy: options.policy === undefined ? fixedPolicy(options) : guardedIdle(options.policy, log),
+      policy: guardedIdle(options.policy ?? fixedPolicy(options), log),
       budget: this.#budget,
       backoffMs: options.hibernateBackoffMs,
       log,

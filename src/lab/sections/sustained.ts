@@ -2,7 +2,7 @@
 import { errorText } from "../../base/errors.js";
 import type { Engine, Image } from "../../engine/types.js";
 import { within } from "../bounded.js";
-import { checkAnswer, EMPTY_POOLS, eventOf, firstAnswer, makeImage, preparePools, withEngine } from "../engine-under-test.js";
+import { ask, EMPTY_POOLS, makeImage, preparePools, withEngine } from "../engine-under-test.js";
 import type { FailedRun } from "../interleave.js";
 import type { Lab, Section } from "../lab.js";
 import { familyCpuUs, machineCpuUs } from "../machine.js";
@@ -78,13 +78,13 @@ async function measure(lab: Lab, engine: Engine, image: Image, workload: Workloa
     while (performance.now() < endsAt && failures.length < FAILURES_MAX) {
       const mine = round++;
       try {
-        const event = eventOf(workload, mine);
-        const { instance, result } = await firstAnswer(event, () =>
-          within(engine.thaw(image, { waitMs: WAIT_MS_MAX }), 10_000, "thaw"),
-        );
+        const instance = await within(engine.thaw(image, { waitMs: WAIT_MS_MAX }), 10_000, "thaw");
         const { start } = instance;
-        await instance.dispose();
-        checkAnswer(workload, mine, result);
+        try {
+          await ask(instance, workload, mine);
+        } finally {
+          await instance.dispose();
+        }
         assertStart(start, { name: "thaw splice", kind: "thaw", loader: "splice" });
         startUs.push(start.us);
         waitUs.push(start.waitUs);

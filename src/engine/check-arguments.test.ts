@@ -1,6 +1,6 @@
 import { tmpdir } from "node:os";
 import { describe, expect, it } from "vitest";
-import { checkBody, checkFreeze, checkHusks, checkSpec, checkThaw, PAYLOAD_BYTES_MAX } from "./check-spec.js";
+import { checkBody, checkFreeze, checkHusks, checkSpec, checkThaw, PAYLOAD_BYTES_MAX } from "./check-arguments.js";
 import type { FunctionSpec, Loader } from "./types.js";
 
 const spec: FunctionSpec = {
