@@ -2,10 +2,16 @@ import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
 /**
- * Two projects. `unit` stands beside the code (and the tests of documents and architecture): pure, on all processors.
- * `kernel` stands in test/: real processes, mounts and cgroups. Two files at a time, each with an engine, a data directory and cgroups of its own; a
- * test that looks at the whole machine looks only at what is its own. The run fails when anything of ours outlives it (test/setup/leftovers.ts).
+ * Two projects. `unit` stands beside the code (and the tests of documents and architecture): pure, many files in one process, because to load the
+ * modules anew for each took longer than most of its tests. `kernel` stands in test/: real processes, mounts and cgroups, each file with a process, an engine, a data
+ * directory and cgroups of its own; a test that looks at the whole machine looks only at what is its own. The run fails when anything of ours
+ * outlives it (test/setup/leftovers.ts).
  */
+
+/** Files at a time. On two processors one more than those: of a test's time a sixth is waiting. */
+const UNIT_WORKERS = availableParallelism() + 1;
+const KERNEL_WORKERS = 3;
+
 export default defineConfig({
   test: {
     expect: { poll: { timeout: 30_000 } },
@@ -25,7 +31,8 @@ export default defineConfig({
             "test/build.test.ts",
             "test/setup/*.test.ts",
           ],
-          maxWorkers: Math.max(2, availableParallelism()),
+          isolate: false,
+          maxWorkers: UNIT_WORKERS,
           testTimeout: 60_000,
           hookTimeout: 60_000,
           sequence: { groupOrder: 0 },
@@ -38,7 +45,7 @@ export default defineConfig({
           include: ["test/**/*.test.ts"],
           exclude: ["test/architecture.test.ts", "test/docs.test.ts", "test/build.test.ts", "test/setup/**"],
           globalSetup: ["test/setup/leftovers.ts"],
-          maxWorkers: 2,
+          maxWorkers: KERNEL_WORKERS,
           testTimeout: 120_000,
           hookTimeout: 120_000,
           sequence: { groupOrder: 1 },
