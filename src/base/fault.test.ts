@@ -1,33 +1,31 @@
 import { spawnSync } from "node:child_process";
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { FAULT_POINTS, faultPoint } from "./fault.js";
 
-const before = process.env["THAW_FAULT"];
-afterEach(() => {
-  if (before === undefined) delete process.env["THAW_FAULT"];
-  else process.env["THAW_FAULT"] = before;
-});
-
 describe("a fault point", () => {
-  it("does nothing without THAW_FAULT, or when it names another", () => {
-    delete process.env["THAW_FAULT"];
-    faultPoint("freeze-image-synced");
-    process.env["THAW_FAULT"] = "deploy-recorded";
-    faultPoint("freeze-image-synced");
-  });
-
-  it("kills its own process at once when THAW_FAULT names it", () => {
-    // A child that runs the function's own text: killing the test's process would prove little.
-    const script = `const faultPoint = ${faultPoint.toString()};
+  // A child that runs the function's own text: killing the test's process would prove little.
+  const run = (env: { THAW_FAULT?: string }) => {
+    const { THAW_FAULT: _, ...others } = process.env;
+    const script = `const given = process.env.THAW_FAULT !== undefined;
+      const faultPoint = ${faultPoint.toString()};
       process.on("exit", () => console.log("an exit handler ran"));
       faultPoint("freeze-image-synced");
       console.log("still here");`;
-    const child = spawnSync(process.execPath, ["-e", script], {
-      env: { ...process.env, THAW_FAULT: "freeze-image-synced" },
+    const { signal, stdout } = spawnSync(process.execPath, ["-e", script], {
+      env: { ...others, ...env },
       encoding: "utf8",
     });
-    expect(child.signal).toBe("SIGKILL");
-    expect(child.stdout).toBe("");
+    return { signal, stdout };
+  };
+
+  it("does nothing without THAW_FAULT, or when it names another", () => {
+    const goesOn = { signal: null, stdout: "still here\nan exit handler ran\n" };
+    expect(run({})).toEqual(goesOn);
+    expect(run({ THAW_FAULT: "deploy-recorded" })).toEqual(goesOn);
+  });
+
+  it("kills its own process at once when THAW_FAULT names it", () => {
+    expect(run({ THAW_FAULT: "freeze-image-synced" })).toEqual({ signal: "SIGKILL", stdout: "" });
   });
 
   it("has a name that says operation and moment", () => {

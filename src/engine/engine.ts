@@ -246,11 +246,13 @@ export class LocalEngine implements Engine, InstanceOwner {
   /** What fails because the image is removed meanwhile, or the engine closed, is told as that. */
   private async using<T>(image: Image, work: (loaded: LoadedImage) => Promise<T>): Promise<T> {
     this.assertCanFreeze();
-    const loaded = await this.unlessClosed(this.images.use(image));
+    const open = this.images.use(image);
+    const loaded = open instanceof LoadedImage ? open : await this.unlessClosed(open);
     const release = this.images.hold(loaded);
     try {
-      return await this.unlessClosed(work(loaded));
+      return await work(loaded);
     } catch (error) {
+      this.assertOpen(error);
       throw loaded.closed ? notOpen(image) : error;
     } finally {
       release();

@@ -138,7 +138,10 @@ export class HuskPool {
     return this.pools.get(key)?.spec.count ?? 0;
   }
 
-  /** Takes a husk that `fits`, or undefined at once. The pool refills in the background. */
+  /**
+   * Takes a husk that `fits`, or undefined at once. The pool is refilled once its process says something, or {@link HuskPool.refillSoon} was called: not here,
+   * where the request waits for every microsecond.
+   */
   take(key: string, fits: (husk: Husk) => boolean = () => true): Husk | undefined {
     const pool = this.pools.get(key);
     if (pool === undefined) return undefined;
@@ -146,9 +149,16 @@ export class HuskPool {
     if (index < 0) return undefined;
     const [husk] = pool.ready.splice(index, 1);
     this.quiet.began(nowMs());
-    husk?.onSign(() => this.quiet.spoke(nowMs()));
-    this.refillLater(ASK_MS);
+    husk?.onSign(() => {
+      this.quiet.spoke(nowMs());
+      this.refillSoon();
+    });
     return husk;
+  }
+
+  /** For whoever took one, when the start that it was taken for is on its way. */
+  refillSoon(): void {
+    this.refillLater(ASK_MS);
   }
 
   private refillLater(ms: number): void {
@@ -207,6 +217,7 @@ export class HuskPool {
   ): Promise<{ husk: Husk; pooled: boolean }> {
     const fits = (husk: Husk): boolean => !avoid.has(husk.pid);
     const pooled = mayPool && tmpMb === DEFAULT_TMP_MB ? this.take(genericKey(template), fits) : undefined;
+    if (pooled !== undefined) this.refillSoon();
     const husk = pooled ?? (await this.make(template, [], "generic", avoid, tmpMb));
     return { husk, pooled: pooled !== undefined };
   }

@@ -17,7 +17,11 @@ const ENDED = exitOf();
 function followed() {
   const told: string[] = [];
   const killed: number[] = [];
-  const keeper = { send: () => undefined, kill: (id: number) => void killed.push(id) } as unknown as Keeper;
+  const keeper = {
+    send: () => undefined,
+    flush: () => undefined,
+    kill: (id: number) => void killed.push(id),
+  } as unknown as Keeper;
   const owner = {
     firstAnswer: () => void told.push("first answer"),
     abandonRecording: () => void told.push("abandoned"),

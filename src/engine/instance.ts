@@ -7,7 +7,7 @@
  *                                           ▼ │                ▼
  *                                        preparing           ended
  */
-import { randomUUID } from "node:crypto";
+import { takeUuid } from "../base/ahead.js";
 import { nowMs } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { isEnding } from "../linux/ending.js";
@@ -82,7 +82,8 @@ interface Running extends UnansweredRequest {
   readonly payload: Buffer | string;
   readonly resolve: (result: InvokeResult) => void;
   readonly reject: (error: Error) => void;
-  readonly timer: NodeJS.Timeout;
+  /** Set when the request is on its way. */
+  timer: NodeJS.Timeout | undefined;
 }
 
 /** A process that is, or becomes, a function, from its first request to its end. */
@@ -214,22 +215,14 @@ export class LiveInstance implements Instance, InstanceListener {
     }
     const waking = this.hibernation?.requested();
     return new Promise((resolve, reject) => {
-      const requestId = options.requestId ?? randomUUID();
+      const requestId = options.requestId ?? takeUuid();
       const now = Date.now();
       const deadlineMs = options.deadlineMs ?? now + this.spec.timeoutMs;
       const timeoutMs = Math.max(0, deadlineMs - now);
       const header = invokeHeader(this.spec, options, { requestId, deadlineMs, thaw: this.announce, resumed: this.resumed });
       const frame = encodeFrame(header, payload);
-      this.running = {
-        payload,
-        requestId,
-        beganMs,
-        resolve,
-        reject,
-        timeoutMs,
-        sent: this.alive,
-        timer: setTimeout(() => this.expire(timeoutMs), timeoutMs),
-      };
+      const running: Running = { payload, requestId, beganMs, resolve, reject, timeoutMs, sent: this.alive, timer: undefined };
+      this.running = running;
       if (!this.alive) {
         this.settle();
         return;
@@ -240,6 +233,8 @@ export class LiveInstance implements Instance, InstanceListener {
       if (this.husk.resumed && this.served === 0) this.startsWith((told) => deliverFirst(this.keeper, this.husk, frame, told));
       else this.husk.send(this.keeper, frame);
       waking?.sent();
+      this.keeper.flush();
+      running.timer = setTimeout(() => this.expire(timeoutMs), timeoutMs);
       this.onRequestSent?.();
       this.onRequestSent = undefined;
     });

@@ -106,8 +106,14 @@ export class Thaws {
     // In force when the first request is read.
     this.tools.limits.set(husk, image.spec);
     const instance = this.#makeInstance(plan);
-    instance.onRequestSent = () => faultPoint("thaw-request-sent");
+    // Timers, which nobody waits for, are made when what the start waits for is on its way.
+    instance.onRequestSent = () => {
+      faultPoint("thaw-request-sent");
+      this.tools.husks.refillSoon();
+      if (husk.resumed && plan.loader === "splice") this.#askLate(loaded, instance, plan.cached);
+    };
     if (plan.steps.length === 0) return this.#resumed(plan, instance, sent);
+    this.tools.husks.refillSoon();
     this.#follow(plan, instance, sent);
     this.#startsWith(plan, instance, sent);
     // The caller's request is queued behind the stages; what fails is told there, too.
@@ -215,11 +221,10 @@ export class Thaws {
 
   /** A process that waits for its request, which is the next thing to be sent. Where processors are few it waits for whatever else the server does now, too. */
   #resumed(plan: Plan, instance: LiveInstance, sent: Sent): LiveInstance {
-    const { loaded, options, loader, chosen, recording, cached, beganNs } = plan;
+    const { loaded, options, loader, chosen, recording, beganNs } = plan;
     const copied = loaded.copiedPages(loader, chosen.husk, recording);
     const us = usBetween(beganNs, monotonicNs());
     instance.starting.completedBy(() => ({ us, prefetchedPages: copied() }));
-    if (loader === "splice") this.#askLate(loaded, instance, cached);
     const follow = (): void => this.#follow(plan, instance, sent);
     if (options.early === true && recording === undefined) instance.starting.followedBy(follow);
     else follow();

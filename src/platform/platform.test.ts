@@ -324,6 +324,7 @@ describe("a deployed function", () => {
     expect((await bed.platform.invoke("a", "{}", { prefer: { kind: "reuse" }, trace: true })).start.faults).toBeUndefined();
     expect((await bed.platform.invoke("a", "{}", { prefer: { kind: "boot" }, trace: true })).start.faults).toBeUndefined();
     const counted = { faults: 806, faultsOutside: 14, majorFaults: 6 };
+    await until(() => bed.platform.metrics().faults === counted.faults);
     expect(bed.platform.metrics()).toMatchObject({ ...counted, functions: { a: counted } });
   });
 

@@ -2,9 +2,9 @@
  * Joins the parts. Opening: lock ─▶ database ─▶ sweep ─▶ resume. A request: find ─▶ check ─▶ lease an instance ─▶ invoke ─▶
  * log, count ─▶ release. Closing runs the other way around.
  */
-import { randomUUID } from "node:crypto";
 import { chmod } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { takeUuid } from "../base/ahead.js";
 import { nowMs } from "../base/clock.js";
 import { isThawError, ThawError } from "../base/errors.js";
 import { mkdirDurably } from "../base/fsync.js";
@@ -292,7 +292,7 @@ class LocalPlatform implements Platform {
       this.#refuseWhenClosing();
       version = this.#functions.find(name, request.qualifier);
     }
-    const requestId = request.requestId ?? randomUUID();
+    const requestId = request.requestId ?? takeUuid();
     this.#instances.arrived(version);
     let lease = request.prefer === undefined ? this.#instances.takeIdle(version) : undefined;
     const acquire = (fresh = false): Promise<Lease | undefined> => this.#instances.acquire(version, request.prefer, fresh);
@@ -355,11 +355,13 @@ class LocalPlatform implements Platform {
         throw told;
       }
       this.#learning.answered(slot, start, result);
-      // Counted after the answer: nobody waits for it who did not ask.
-      const faults = start.kind === "reuse" ? undefined : this.#countFaults(version, instance);
       if (request.trace === true && result.alive) {
+        const faults = start.kind === "reuse" ? undefined : this.#countFaults(version, instance);
         seen = await this.#look(instance);
         traced = await faults;
+      } else if (start.kind !== "reuse") {
+        // Once the answer is out: nobody waits for it who did not ask.
+        setImmediate(() => void this.#countFaults(version, instance));
       }
       dispose = request.dispose === true || !result.alive;
       return this.#finish(version, request, requestId, result, { ...start, ...traced }, seen);

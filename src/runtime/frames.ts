@@ -229,15 +229,16 @@ function unusedAllocatorsMember(value: unknown): string[] {
   return value;
 }
 
-function parseHeader(bytes: Buffer): FunctionHeader {
+function parseHeader(frame: Buffer, from: number, to: number): FunctionHeader {
+  const shown = (): string => show(frame.subarray(from, to));
   let value: unknown;
   try {
-    value = JSON.parse(bytes.toString("utf8"));
+    value = JSON.parse(frame.toString("utf8", from, to));
   } catch {
-    throw violation(`the header of a frame is not JSON but ${show(bytes)}`);
+    throw violation(`the header of a frame is not JSON but ${shown()}`);
   }
   if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw violation(`the header of a frame is not an object but ${show(bytes)}`);
+    throw violation(`the header of a frame is not an object but ${shown()}`);
   const header = value as Record<string, unknown>;
   switch (header.type) {
     case "ready":
@@ -264,7 +265,7 @@ function parseHeader(bytes: Buffer): FunctionHeader {
         ...(header.platformError === "RESPONSE_TOO_LARGE" ? { platformError: header.platformError } : {}),
       };
     default:
-      throw violation(`it sent a frame of unknown type: ${show(bytes)}`);
+      throw violation(`it sent a frame of unknown type: ${shown()}`);
   }
 }
 
@@ -331,8 +332,9 @@ export class FrameParser {
     let at = 0;
     while (at < chunk.length) {
       if (this.#filled === 0 && chunk.length - at >= FRAME_PREFIX_BYTES) {
-        const rest = chunk.subarray(at);
-        checkMagic(rest);
+        // Nearly always one frame that fills its chunk. It is read while somebody waits for it: with as few steps as can be.
+        const rest = at === 0 ? chunk : chunk.subarray(at);
+        if (rest.readUInt32LE(0) !== FRAME_MAGIC) checkMagic(rest);
         const { headerBytes, totalBytes } = checkPrefix(rest);
         if (rest.length >= totalBytes) {
           frames.push(frameOf(rest, headerBytes, totalBytes));
@@ -369,5 +371,5 @@ export class FrameParser {
 
 function frameOf(bytes: Buffer, headerBytes: number, totalBytes: number): FunctionFrame {
   const bodyAt = FRAME_PREFIX_BYTES + headerBytes;
-  return { header: parseHeader(bytes.subarray(FRAME_PREFIX_BYTES, bodyAt)), body: bytes.subarray(bodyAt, totalBytes) };
+  return { header: parseHeader(bytes, FRAME_PREFIX_BYTES, bodyAt), body: bytes.subarray(bodyAt, totalBytes) };
 }
