@@ -55,6 +55,9 @@ const MIGRATIONS: readonly string[] = [
      state TEXT NOT NULL,
      PRIMARY KEY (function_name, what)
    ) STRICT, WITHOUT ROWID;`,
+  // Its own name, by which a directory knows it again (identity.ts).
+  `CREATE TABLE identity (name TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+   INSERT INTO identity (name) VALUES (lower(hex(randomblob(16))));`,
 ];
 
 /** Opens or creates the file at `path`. */

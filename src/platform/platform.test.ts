@@ -1,4 +1,4 @@
-import { copyFileSync, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync, renameSync, statSync } from "node:fs";
 import { chmod, mkdir, rm, truncate, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import Database from "libsql";
@@ -601,15 +601,46 @@ describe("a data directory", () => {
     },
   );
 
-  it("is emptied when its own database was moved away", async () => {
+  it("keeps its functions when its database was moved away, or another's is in its place, which is told; until it is back, or they are given up", async () => {
     await deploy();
-    await bed.platform.invoke("a", "");
     await bed.platform.close();
-    for (const name of readdirSync(bed.dataDir).filter((name) => name.startsWith("thaw.db"))) await rm(join(bed.dataDir, name));
+    const path = join(bed.dataDir, "thaw.db");
+    const kept = join(bed.dataDir, "kept.db");
+    const id = join(bed.dataDir, "thaw.id");
+    const open = () => openPlatform({ dataDir: bed.dataDir, engine: bed.engine });
+    const fix = `Restore it from a backup, or start with another data directory; who wants none of those functions any more removes ${id}`;
+    renameSync(path, kept);
+    await expect(open()).rejects.toThrow(
+      `The database ${path} could not be opened. it is not there, though functions are. ${fix}`,
+    );
+    expect(existsSync(path)).toBe(false);
+    const other = await openTestBed();
+    await other.platform.close();
+    copyFileSync(join(other.dataDir, "thaw.db"), path);
+    await other.close();
+    await expect(open()).rejects.toThrow(
+      `The database ${path} cannot be used. it is another one than that of the functions beside it, and names none of them. ${fix}`,
+    );
+    expect([onDisk("functions"), onDisk("images").length]).toEqual([["a"], 1]);
+    copyFileSync(kept, path);
+    bed = await bed.restart();
+    expect((await bed.platform.invoke("a", "")).result.functionError).toBeUndefined();
+    await bed.platform.close();
+    for (const name of readdirSync(bed.dataDir).filter((name) => /^thaw\.(?:db|id)/.test(name)))
+      await rm(join(bed.dataDir, name));
     await writeFile(join(bed.dataDir, "logs/a.log.1"), "x");
     bed = await bed.restart();
     expect(bed.platform.list()).toEqual([]);
     expect(["functions", "images", "logs"].flatMap(onDisk)).toEqual([]);
+  });
+
+  it("whose database names nothing yet is taken with the next one, when nothing is lost by that", async () => {
+    await bed.platform.close();
+    for (const name of readdirSync(bed.dataDir).filter((name) => name.startsWith("thaw.db"))) await rm(join(bed.dataDir, name));
+    bed = await bed.restart();
+    await deploy();
+    bed = await bed.restart();
+    expect(bed.platform.list()).toHaveLength(1);
   });
 
   it("keeps what it has when a row of its database makes no sense, which is told", async () => {
@@ -634,7 +665,7 @@ describe("a data directory", () => {
     const path = join(bed.dataDir, "thaw.db");
     await truncate(path);
     await expect(openPlatform({ dataDir: bed.dataDir, engine: bed.engine })).rejects.toThrow(
-      `The database ${path} could not be opened. it is empty, though functions are there`,
+      `The database ${path} could not be opened. it is empty, though functions are. Restore it from a backup`,
     );
     expect(onDisk("functions")).toEqual(["a"]);
   });

@@ -18,6 +18,7 @@ import { Functions } from "./functions.js";
 import { guardedHeat, guardedIdle } from "./guarded.js";
 import { heatByHand } from "./heat-by-hand.js";
 import { Heating } from "./heating.js";
+import { claimDirectory } from "./identity.js";
 import { Images } from "./images.js";
 import { Instances, type Lease } from "./instances.js";
 import { Learned } from "./learned.js";
@@ -33,8 +34,8 @@ import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
 import { serverStops } from "./stopping.js";
-import { Store, type StoredFunction } from "./store.js";
-import { type DataLayout, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
+import { DATABASE_FILE, Store, type StoredFunction } from "./store.js";
+import { type DataLayout, hasFunctions, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
 import type {
   DeployRequest,
   FollowOptions,
@@ -86,6 +87,7 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
     for (const dir of [layout.functions, layout.images, layout.logs]) await chmod(dir, 0o700);
     lock = lockDataDir(dataDir);
     store = Store.open(dataDir);
+    await claimDirectory(dataDir, join(dataDir, DATABASE_FILE), store.identity, await hasFunctions(layout));
     const stored = store.all();
     const removed = await sweep(layout, {
       code: stored.map(({ version }) => version),

@@ -104,7 +104,7 @@ describe("a database is refused", () => {
     database.pragma("user_version = 99");
     database.close();
     expect(() => Store.open(dir)).toThrow(
-      "its schema has version 99, and this thaw knows versions up to 4. Use the newer thaw that wrote it, or another data directory",
+      "its schema has version 99, and this thaw knows versions up to 5. Use the newer thaw that wrote it, or another data directory",
     );
   });
 });
@@ -269,7 +269,7 @@ describe("the database", () => {
   it("takes over the single image of a version that an older thaw recorded: it is generation 0 then", async () => {
     await Store.open(dir).close();
     const old = new Database(join(dir, "thaw.db"));
-    old.exec(`DROP TABLE learned; DROP TABLE images; DROP TABLE versions; DROP TABLE functions; PRAGMA user_version = 0;
+    old.exec(`DROP TABLE identity; DROP TABLE learned; DROP TABLE images; DROP TABLE versions; DROP TABLE functions; PRAGMA user_version = 0;
       CREATE TABLE functions (name TEXT PRIMARY KEY NOT NULL, created_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
       CREATE TABLE versions (
         function_name TEXT NOT NULL REFERENCES functions (name) ON DELETE CASCADE, version TEXT NOT NULL,

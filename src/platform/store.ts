@@ -135,6 +135,14 @@ export class Store {
     );
   }
 
+  /** Random, and its own as long as it lives. */
+  get identity(): string {
+    return guarded("The database could not be read", () => {
+      const [row] = this.#database.prepare("SELECT name FROM identity").all() as { name: string }[];
+      return row?.name ?? "";
+    });
+  }
+
   /** Every version with its images. */
   all(): StoredFunction[] {
     return guarded("The functions could not be read from the database", () => {

@@ -9,6 +9,7 @@ import { readdir, rmdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { removeTree, TEMPORARY_PREFIX } from "../base/fsync.js";
+import { knownIdentity, restored } from "./identity.js";
 import { DATABASE_FILE } from "./store.js";
 
 /** Directories of a platform's data. */
@@ -36,7 +37,7 @@ export interface Owned {
 
 /**
  * Looks at a directory that is about to be used, and changes nothing. INVALID_ARGUMENT when it has no database, and something that
- * {@link sweep} would remove and no thaw wrote. DATABASE_FAILED when its database is empty, though functions are there: the file was cut short.
+ * {@link sweep} would remove and no thaw wrote. DATABASE_FAILED when functions are there, but their database is not, or is empty: the file was cut short.
  */
 export async function refuseOthersFiles(layout: DataLayout): Promise<void> {
   const database = join(layout.root, DATABASE_FILE);
@@ -53,13 +54,19 @@ export async function refuseOthersFiles(layout: DataLayout): Promise<void> {
       fix: "Give the server a directory of its own with --data",
     });
   }
-  if (size === 0 && (await namesIn(layout.functions)).length > 0) {
+  const known = await knownIdentity(layout.root);
+  if ((size === 0 || known !== undefined) && (await hasFunctions(layout))) {
     throw new ThawError("DATABASE_FAILED", {
       what: `The database ${database} could not be opened`,
-      why: "it is empty, though functions are there",
-      fix: "Restore it from a backup, or start with another data directory",
+      why: `it is ${size === 0 ? "empty" : "not there"}, though functions are`,
+      fix: restored(layout.root),
     });
   }
+}
+
+/** Whether there is code in it, of whatever function. */
+export async function hasFunctions({ functions }: DataLayout): Promise<boolean> {
+  return (await namesIn(functions)).some((name) => !IS_TEMPORARY.test(name));
 }
 
 const TEMPORARY = TEMPORARY_PREFIX.replaceAll(".", "\\.");
