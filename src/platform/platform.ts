@@ -12,6 +12,7 @@ import { type Logger, silentLogger } from "../base/log.js";
 import type { Engine, ImageInspection, Instance, InvokeResult, StartResult } from "../engine/types.js";
 import { Budget } from "./budget.js";
 import { hibernateByHand, wakeByHand } from "./by-hand.js";
+import { checkOptions } from "./check-options.js";
 import { mendModes } from "./code.js";
 import { fixedPoints } from "./fixed-points.js";
 import { Functions } from "./functions.js";
@@ -33,7 +34,7 @@ import { Pools } from "./pools.js";
 import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
-import { serverStops } from "./stopping.js";
+import { cutShort, serverStops } from "./stopping.js";
 import { DATABASE_FILE, Store, type StoredFunction } from "./store.js";
 import { type DataLayout, hasFunctions, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
 import type {
@@ -65,17 +66,9 @@ function neverRan({ attempt, slot }: Lease): boolean {
   return attempt !== undefined && !slot.instance.started;
 }
 
-/** Of a request that still ran when the server's time to stop was over: not the function's doing, and worth another try. */
-function cutShort(version: Version, drainMs: number): ThawError {
-  return new ThawError("SHUTTING_DOWN", {
-    what: `Function "${version.name}" was ended in the middle of the request`,
-    why: `the server is stopping, and waits ${drainMs / 1000} s for requests that run`,
-    fix: "Try again when it has been started again",
-  });
-}
-
 /** Opens a data directory, and everything that was deployed to it. INVALID_ARGUMENT when another server holds it; DATABASE_FAILED. */
 export async function openPlatform(options: PlatformOptions): Promise<Platform> {
+  checkOptions(options);
   const dataDir = resolve(options.dataDir);
   const layout = layoutOf(dataDir);
   let lock: DataLock | undefined;
