@@ -112,8 +112,8 @@ export class Thaws {
       this.tools.husks.refillSoon();
       if (husk.resumed && plan.loader === "splice") this.#askLate(loaded, instance, plan.cached);
     };
+    if (plan.steps.length > 0 || options.early !== true) this.tools.husks.refillSoon();
     if (plan.steps.length === 0) return this.#resumed(plan, instance, sent);
-    this.tools.husks.refillSoon();
     this.#follow(plan, instance, sent);
     this.#startsWith(plan, instance, sent);
     // The caller's request is queued behind the stages; what fails is told there, too.

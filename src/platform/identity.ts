@@ -19,11 +19,14 @@ export async function knownIdentity(dataDir: string): Promise<string | undefined
   }
 }
 
-/** Notes whose directory this is. DATABASE_FAILED, with nothing changed, when it is another database's and `inUse`. */
-export async function claimDirectory(dataDir: string, database: string, identity: string, inUse: boolean): Promise<void> {
+/**
+ * Notes whose directory this is. DATABASE_FAILED, with nothing changed, when it is another database's and `strange`: functions lie there, and none that this one
+ * names. (One of an older thaw, from a backup, gets its name when it is opened, and knows some of them.)
+ */
+export async function claimDirectory(dataDir: string, database: string, identity: string, strange: boolean): Promise<void> {
   const known = await knownIdentity(dataDir);
   if (known === identity) return;
-  if (known !== undefined && inUse) {
+  if (known !== undefined && strange) {
     throw new ThawError("DATABASE_FAILED", {
       what: `The database ${database} cannot be used`,
       why: "it is another one than that of the functions beside it, and names none of them",

@@ -634,6 +634,20 @@ describe("a data directory", () => {
     expect(["functions", "images", "logs"].flatMap(onDisk)).toEqual([]);
   });
 
+  it("is taken with a database of an older thaw, which has no name yet, and knows its functions", async () => {
+    await deploy();
+    await bed.platform.close();
+    const database = new Database(join(bed.dataDir, "thaw.db"));
+    database.exec("DROP TABLE identity; PRAGMA user_version = 4");
+    database.close();
+    for (let opened = 0; opened < 2; opened++) {
+      bed = await bed.restart();
+      expect(bed.platform.list()).toHaveLength(1);
+      expect(onDisk("functions")).toEqual(["a"]);
+      await bed.platform.close();
+    }
+  });
+
   it("whose database names nothing yet is taken with the next one, when nothing is lost by that", async () => {
     await bed.platform.close();
     for (const name of readdirSync(bed.dataDir).filter((name) => name.startsWith("thaw.db"))) await rm(join(bed.dataDir, name));

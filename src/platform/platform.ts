@@ -36,7 +36,7 @@ import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
 import { cutShort, serverStops } from "./stopping.js";
 import { DATABASE_FILE, Store, type StoredFunction } from "./store.js";
-import { type DataLayout, hasFunctions, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
+import { type DataLayout, isStrange, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
 import type {
   DeployRequest,
   FollowOptions,
@@ -80,12 +80,13 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
     for (const dir of [layout.functions, layout.images, layout.logs]) await chmod(dir, 0o700);
     lock = lockDataDir(dataDir);
     store = Store.open(dataDir);
-    await claimDirectory(dataDir, join(dataDir, DATABASE_FILE), store.identity, await hasFunctions(layout));
     const stored = store.all();
-    const removed = await sweep(layout, {
+    const owned = {
       code: stored.map(({ version }) => version),
       images: new Set(stored.flatMap(({ images }) => images.map(({ dir }) => dir))),
-    });
+    };
+    await claimDirectory(dataDir, join(dataDir, DATABASE_FILE), store.identity, await isStrange(layout, owned));
+    const removed = await sweep(layout, owned);
     const log = options.log ?? silentLogger();
     if (removed.length > 0) log.info({ removed }, "removed what an earlier server left behind");
     await mendCode(layout, stored, log);

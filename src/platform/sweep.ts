@@ -5,6 +5,7 @@
  * So a directory without a database would lose everything in it. What is there must then look as if a thaw wrote it: a folder of
  * somebody's project may well have `functions`, `images` and `logs` of its own.
  */
+import { existsSync } from "node:fs";
 import { readdir, rmdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { ThawError } from "../base/errors.js";
@@ -64,8 +65,13 @@ export async function refuseOthersFiles(layout: DataLayout): Promise<void> {
   }
 }
 
-/** Whether there is code in it, of whatever function. */
-export async function hasFunctions({ functions }: DataLayout): Promise<boolean> {
+/** Whether code lies there, and none that is owned. */
+export async function isStrange(layout: DataLayout, { code }: Owned): Promise<boolean> {
+  const known = code.some(({ functionName, codeHex }) => existsSync(join(layout.functions, functionName, codeHex)));
+  return !known && (await hasFunctions(layout));
+}
+
+async function hasFunctions({ functions }: DataLayout): Promise<boolean> {
   return (await namesIn(functions)).some((name) => !IS_TEMPORARY.test(name));
 }
 
