@@ -2,8 +2,8 @@ import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
 /**
- * Two projects. `unit` stands beside the code (and the tests of documents and architecture): pure, many files in one process, because to load the
- * modules anew for each took longer than most of its tests. `kernel` stands in test/: real processes, mounts and cgroups, each file with a process, an engine, a data
+ * Three projects. `unit` stands beside the code (and the tests of documents and architecture): pure, many files in one process, because to load the
+ * modules anew for each took longer than most of its tests. `mocked` are those that put something else in a module's place, which needs a process for each file. `kernel` stands in test/: real processes, mounts and cgroups, each file with a process, an engine, a data
  * directory and cgroups of its own; a test that looks at the whole machine looks only at what is its own. The run fails when anything of ours
  * outlives it (test/setup/leftovers.ts).
  */
@@ -24,6 +24,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "unit",
+          exclude: ["src/**/*.mocked.test.ts"],
           include: [
             "src/**/*.test.ts",
             "test/architecture.test.ts",
@@ -35,6 +36,15 @@ export default defineConfig({
           maxWorkers: UNIT_WORKERS,
           testTimeout: 60_000,
           hookTimeout: 60_000,
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "mocked",
+          include: ["src/**/*.mocked.test.ts"],
+          maxWorkers: UNIT_WORKERS,
           sequence: { groupOrder: 0 },
         },
       },

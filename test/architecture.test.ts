@@ -170,6 +170,16 @@ describe("the checks themselves", () => {
   });
 });
 
+describe("tests", () => {
+  it("that put something else in a module's place have a process of their own: in one that has the module already nothing would be mocked", () => {
+    const mocking = [...filesBelow(src, /\.test\.ts$/), ...filesBelow(join(root, "test"), /\.test\.ts$/)].filter((path) =>
+      /\bvi\.(?:do)?[mM]ock\(/.test(readFileSync(path, "utf8")),
+    );
+    expect(mocking.length).toBeGreaterThan(0);
+    expect(mocking.map((path) => relative(root, path)).filter((name) => !name.endsWith(".mocked.test.ts"))).toEqual([]);
+  });
+});
+
 describe("files", () => {
   const sizes = [...filesBelow(src, /(?<!\.test)\.(ts|cjs|mjs|py)$/), ...filesBelow(join(root, "native"), /\.[ch]$/)]
     .map((path) => ({ name: relative(root, path), lines: readFileSync(path, "utf8").split("\n").length - 1 }))

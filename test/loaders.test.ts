@@ -94,7 +94,7 @@ describe.each(LANGUAGES)("a %s function", (language) => {
     await world.engine.poolsFull(20_000);
     await found();
     forgetCached(imageFiles(image.dir).pages);
-    expect(await start(looked, { husk: "parked", early: true })).toBeGreaterThan(0);
+    expect(await start(looked, { husk: "parked" })).toBeGreaterThan(0);
     world.engine.park(image, "image", 0, "splice");
     await found();
     await sleep(1_100);

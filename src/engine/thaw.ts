@@ -106,13 +106,17 @@ export class Thaws {
     // In force when the first request is read.
     this.tools.limits.set(husk, image.spec);
     const instance = this.#makeInstance(plan);
-    // Timers, which nobody waits for, are made when what the start waits for is on its way.
-    instance.onRequestSent = () => {
-      faultPoint("thaw-request-sent");
+    // Timers, which nobody waits for, are made when what the start waits for is on its way: its stages, or the request alone.
+    const onItsWay = (): void => {
       this.tools.husks.refillSoon();
       if (husk.resumed && plan.loader === "splice") this.#askLate(loaded, instance, plan.cached);
     };
-    if (plan.steps.length > 0 || options.early !== true) this.tools.husks.refillSoon();
+    const isRequestAll = husk.resumed && options.early === true;
+    if (!isRequestAll) onItsWay();
+    instance.onRequestSent = () => {
+      faultPoint("thaw-request-sent");
+      if (isRequestAll) onItsWay();
+    };
     if (plan.steps.length === 0) return this.#resumed(plan, instance, sent);
     this.#follow(plan, instance, sent);
     this.#startsWith(plan, instance, sent);

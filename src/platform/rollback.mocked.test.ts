@@ -61,12 +61,15 @@ describe("going back to code of which a request still runs", () => {
     await bed.platform.deploy({ name: "a", zip: GOOD });
     const release = await hanging();
     await bed.platform.deploy({ name: "a", zip: BAD, update: true });
+    let inTheMiddle = false;
     tidied.then = async () => {
       await release();
       await new Promise((resolve) => setTimeout(resolve, 100));
+      inTheMiddle = true;
     };
     await bed.platform.deploy({ name: "a", zip: GOOD, update: true });
     tidied.then = async () => undefined;
+    expect(inTheMiddle).toBe(true);
     await new Promise((resolve) => setTimeout(resolve, 50));
     expect(readdirSync(codeDir())).toEqual(["index.mjs"]);
     await until(() => readdirSync(join(bed.dataDir, "functions", "a")).length === 1);
