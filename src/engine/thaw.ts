@@ -96,8 +96,8 @@ export class Thaws {
     lookFirst = !loaded.foundWhole || !loaded.waits || options.husk === "parked",
   ): Promise<Instance> {
     const plan = await this.#plan(loaded, image, options, asked, lookFirst);
-    const sent = this.#send(plan);
     const { husk } = plan.chosen;
+    const sent = husk.resumed ? undefined : this.#send(plan);
     if (!lookFirst && loaded.verify() !== undefined) {
       if (plan.recording !== undefined) loaded.sets.release();
       this.tools.husks.drop(husk);
@@ -117,8 +117,8 @@ export class Thaws {
       faultPoint("thaw-request-sent");
       if (isRequestAll) onItsWay();
     };
-    if (plan.steps.length === 0) return this.#resumed(plan, instance, sent);
-    this.#follow(plan, instance, sent);
+    if (sent === undefined) return this.#resumed(plan, instance);
+    this.#follow(plan, instance, sent.cold);
     this.#startsWith(plan, instance, sent);
     // The caller's request is queued behind the stages; what fails is told there, too.
     if (options.early === true) return instance;
@@ -210,7 +210,7 @@ export class Thaws {
   }
 
   /** Whoever follows the instance's way from here on. */
-  #follow(plan: Plan, instance: LiveInstance, { cold }: Sent): void {
+  #follow(plan: Plan, instance: LiveInstance, cold: Promise<number> | undefined): void {
     const { loaded, options, loader, chosen, recording, paged, cached } = plan;
     const { parking, recorder, packer, reap, prefetcher } = this.tools;
     if (!chosen.parked && options.husk !== "fresh") parking.started(loaded);
@@ -224,12 +224,12 @@ export class Thaws {
   }
 
   /** A process that waits for its request, which is the next thing to be sent. Where processors are few it waits for whatever else the server does now, too. */
-  #resumed(plan: Plan, instance: LiveInstance, sent: Sent): LiveInstance {
+  #resumed(plan: Plan, instance: LiveInstance): LiveInstance {
     const { loaded, options, loader, chosen, recording, beganNs } = plan;
     const copied = loaded.copiedPages(loader, chosen.husk, recording);
     const us = usBetween(beganNs, monotonicNs());
     instance.starting.completedBy(() => ({ us, prefetchedPages: copied() }));
-    const follow = (): void => this.#follow(plan, instance, sent);
+    const follow = (): void => this.#follow(plan, instance, undefined);
     if (options.early === true && recording === undefined) instance.starting.followedBy(follow);
     else follow();
     return instance;

@@ -269,6 +269,7 @@ function parseHeader(frame: Buffer, from: number, to: number): FunctionHeader {
   }
 }
 
+const NOTHING = Buffer.alloc(0);
 const MAGIC_BYTES = Buffer.from("THAW", "latin1");
 
 /** Checks the first bytes of a frame, as many as are there. */
@@ -299,8 +300,8 @@ function checkPrefix(bytes: Buffer): { headerBytes: number; totalBytes: number }
  * gathered in a buffer of its exact size. After an error the parser is of no more use and repeats the error.
  */
 export class FrameParser {
-  /** The unfinished frame: its prefix while that is incomplete, then the whole frame. */
-  #buffer = Buffer.allocUnsafe(FRAME_PREFIX_BYTES);
+  /** The unfinished frame: its prefix while that is incomplete, then the whole frame. Made when there is one: nearly all come whole. */
+  #buffer: Buffer = NOTHING;
   #filled = 0;
   #headerBytes = 0;
   #failure: unknown;
@@ -343,6 +344,7 @@ export class FrameParser {
         }
         this.#gather(headerBytes, totalBytes);
       }
+      if (this.#buffer === NOTHING) this.#buffer = Buffer.allocUnsafe(FRAME_PREFIX_BYTES);
       const copied = chunk.copy(this.#buffer, this.#filled, at);
       at += copied;
       this.#filled += copied;
@@ -355,7 +357,7 @@ export class FrameParser {
         prefix.copy(this.#buffer);
       } else if (this.#filled === this.#buffer.length) {
         frames.push(frameOf(this.#buffer, this.#headerBytes, this.#buffer.length));
-        this.#buffer = Buffer.allocUnsafe(FRAME_PREFIX_BYTES);
+        this.#buffer = NOTHING;
         this.#headerBytes = 0;
         this.#filled = 0;
       }
