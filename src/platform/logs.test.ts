@@ -73,6 +73,30 @@ describe("a request's log", () => {
 });
 
 describe("a function's log", () => {
+  it("is rendered behind whoever appends, and before whoever reads it", async () => {
+    const rendered: string[] = [];
+    const append = (name: string): void =>
+      log.append(name, () => {
+        rendered.push(name);
+        return `${name}\n`;
+      });
+    append("a");
+    append("b");
+    expect(rendered).toEqual([]);
+    expect(await log.tail()).toBe("a\nb\n");
+    append("c");
+    const seen = log.follow();
+    expect((await seen.next()).value).toMatchObject({ requestId: "a", text: "a\n" });
+    expect(rendered).toEqual(["a", "b", "c"]);
+    append("d");
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(rendered).toEqual(["a", "b", "c", "d"]);
+    append("e");
+    await log.close();
+    expect(readFileSync(join(dir, "hello.log"), "utf8")).toBe("a\nb\nc\nd\ne\n");
+    await seen.return(undefined);
+  });
+
   it("that cannot be written is reported, and followers still get it", async () => {
     await rm(dir, { recursive: true });
     const seen = log.follow();

@@ -84,6 +84,8 @@ export class FunctionLog {
   readonly #path: string;
   readonly #onWriteFailure: (error: unknown, again: boolean) => void;
   #failing = false;
+  /** Of this turn of the event loop. */
+  #fresh: { readonly atMs: number; readonly requestId: string; readonly text: string | (() => string) }[] = [];
   #ring: LogEntry[] = [];
   #ringBytes = 0;
   #fileBytes: number;
@@ -101,10 +103,22 @@ export class FunctionLog {
     this.#fileBytes = statSync(this.#path, { throwIfNoEntry: false })?.size ?? 0;
   }
 
-  /** Appends an entry. Never waits, never fails: what cannot be written is counted. */
-  append(requestId: string, text: string): void {
+  /** Appends an entry. Never waits, never fails: what cannot be written is counted. What has to be rendered is so a moment later: no answer waits for its log. */
+  append(requestId: string, text: string | (() => string)): void {
     if (this.#ended) return;
-    const entry: LogEntry = { atMs: Date.now(), requestId, text };
+    if (this.#fresh.length === 0) setImmediate(() => this.#takeFresh());
+    this.#fresh.push({ atMs: Date.now(), requestId, text });
+  }
+
+  /** Requests that end in one turn of the event loop share one write. */
+  #takeFresh(): void {
+    for (const { text, ...entry } of this.#fresh.splice(0))
+      this.#take({ ...entry, text: typeof text === "string" ? text : text() });
+    if (this.#pending.length > 0) this.#writing ??= this.#write();
+  }
+
+  #take(entry: LogEntry): void {
+    const { text } = entry;
     const kept = text.length <= RING_BYTES ? entry : { ...entry, text: endOf(text) };
     this.#ring.push(kept);
     this.#ringBytes += kept.text.length;
@@ -116,7 +130,6 @@ export class FunctionLog {
     }
     this.#pending.push(text);
     this.#pendingBytes += text.length;
-    this.#writing ??= this.#write();
   }
 
   /** The last lines, at most `bytes`, from the file: also what a former server wrote. */
@@ -130,6 +143,7 @@ export class FunctionLog {
   }
 
   async *follow(options: FollowOptions = {}): AsyncGenerator<LogEntry, void, undefined> {
+    this.#takeFresh();
     const follower = new Follower(options.backlog === false ? [] : this.#ring, options.signal);
     if (this.#ended) follower.end();
     this.#followers.add(follower);
@@ -143,11 +157,13 @@ export class FunctionLog {
 
   /** Resolves when everything appended so far was handed to the file. */
   async flush(): Promise<void> {
+    this.#takeFresh();
     while (this.#writing !== undefined) await this.#writing;
   }
 
   /** Ends all followers and writes what is pending. */
   async close(): Promise<void> {
+    this.#takeFresh();
     this.#ended = true;
     for (const follower of this.#followers) follower.end();
     await this.flush();
@@ -162,8 +178,6 @@ export class FunctionLog {
   }
 
   async #write(): Promise<void> {
-    // Requests that end in this turn of the event loop share one write.
-    await new Promise((resolve) => setImmediate(resolve));
     while (this.#pending.length > 0) {
       if (this.#dropped > 0) {
         this.#pending.push(`thaw: ${this.#dropped} requests were not logged: the disk is too slow\n`);

@@ -459,15 +459,16 @@ class LocalPlatform implements Platform {
     start: StartResult,
     seen?: Pick<InvokeOutcome, "pages" | "memory">,
   ): InvokeOutcome {
-    const text = renderRequest(requestId, version.spec.memoryMb, start, result);
-    version.log.append(requestId, text);
+    const render = (): string => renderRequest(requestId, version.spec.memoryMb, start, result);
+    const text = request.logTail === true ? render() : undefined;
+    version.log.append(requestId, text ?? render);
     version.counters.answered(start, result);
     return {
       requestId,
       executedVersion: version.stored.version,
       result,
       start,
-      ...(request.logTail === true ? { logTail: tailOf(text) } : {}),
+      ...(text === undefined ? {} : { logTail: tailOf(text) }),
       ...seen,
     };
   }
