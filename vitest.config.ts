@@ -19,6 +19,8 @@ export default defineConfig({
     globalSetup: ["test/setup/path.ts", "test/setup/scratch.ts"],
     passWithNoTests: false,
     teardownTimeout: 45_000,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
     projects: [
       {
         extends: true,
@@ -34,8 +36,6 @@ export default defineConfig({
           ],
           isolate: false,
           maxWorkers: UNIT_WORKERS,
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
           sequence: { groupOrder: 0 },
         },
       },

@@ -3,6 +3,9 @@
  * time that leave the process are epoch milliseconds.
  */
 
+/** What setTimeout can wait for; beyond, it waits for nothing. */
+export const TIMER_MS_MAX = 2 ** 31 - 1;
+
 /** Monotonic time in microseconds, with fractions. Its origin means nothing; only differences do. */
 export function nowUs(): number {
   return performance.now() * 1000;

@@ -1,12 +1,11 @@
 /** What whoever uses the engine as a library may get wrong, in plain JavaScript, too: said before anything is done. */
 import { existsSync } from "node:fs";
 import { isAbsolute } from "node:path";
+import { TIMER_MS_MAX } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import { specSchema } from "../image/index.js";
 import { type FreezeOptions, type FunctionSpec, LOADERS, type ThawOptions } from "./types.js";
 
-/** What setTimeout can wait for. */
-const TIMEOUT_MS_MAX = 2 ** 31 - 1;
 /** Well below what one message to the keeper may have; Lambda's own limit is 6 MB. */
 export const PAYLOAD_BYTES_MAX = 128 * 2 ** 20;
 const HUSKS_MAX = 100_000;
@@ -20,7 +19,7 @@ export function checkSpec(spec: FunctionSpec): void {
     ? [
         ...wrongNumber("memoryMb", spec.memoryMb),
         ...wrongNumber("tmpMb", spec.tmpMb),
-        ...wrongNumber("timeoutMs", spec.timeoutMs, TIMEOUT_MS_MAX),
+        ...wrongNumber("timeoutMs", spec.timeoutMs, TIMER_MS_MAX),
         ...(isAbsolute(spec.codeDir) ? [] : [`codeDir: ${JSON.stringify(spec.codeDir)} is no absolute path`]),
       ]
     : error.issues.map(({ path, message }) => `${path.join(".") || "it"}: ${message}`);

@@ -27,20 +27,12 @@ export class Bodies {
    * The body of `request`, which `reply` will answer. Throws what `tooLarge` makes when it has more than `limit` bytes, RESOURCE_EXHAUSTED when
    * others hold too much: what is still sent then is nobody's.
    */
-  read(request: IncomingMessage, reply: ServerResponse, limit: number, tooLarge: () => ThawError): Promise<Buffer> {
+  async read(request: IncomingMessage, reply: ServerResponse, limit: number, tooLarge: () => ThawError): Promise<Buffer> {
     const announced = Number(request.headers["content-length"] ?? 0);
-    if (announced > limit) return Promise.reject(tooLarge());
-    return new Promise((resolve, reject) => {
-      // What came together with its head lies there when that was taken apart, and needs nobody who listens: a third of what reading it took.
-      process.nextTick(() => {
-        if (announced > 0 && announced <= SMALL_BYTES && request.readableLength === announced) resolve(request.read());
-        else this.#gather(request, reply, limit, tooLarge).then(resolve, reject);
-      });
-    });
-  }
-
-  async #gather(request: IncomingMessage, reply: ServerResponse, limit: number, tooLarge: () => ThawError): Promise<Buffer> {
-    const announced = Number(request.headers["content-length"] ?? 0);
+    if (announced > limit) throw tooLarge();
+    await new Promise<void>((resolve) => process.nextTick(resolve));
+    // What came together with its head lies there when that was taken apart, and needs nobody who listens: a third of what reading it took.
+    if (announced > 0 && announced <= SMALL_BYTES && request.readableLength === announced) return request.read();
     let buffer = NOTHING;
     let filled = 0;
     reply.once("close", () => {

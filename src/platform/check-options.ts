@@ -1,10 +1,9 @@
 /** Numbers that whoever uses the platform as a library gives it, looked at before anything is opened; the command line checks its own. */
+import { TIMER_MS_MAX } from "../base/clock.js";
 import { ThawError } from "../base/errors.js";
 import type { ParkedTargets, PlatformOptions } from "./types.js";
 
 const COUNT_MAX = 100_000;
-/** What a timer can wait for. */
-const TIMER_MS_MAX = 2 ** 31 - 1;
 
 interface Range {
   readonly min: number;

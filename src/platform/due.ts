@@ -3,6 +3,8 @@
  * instances are ten thousand places in an array; the machine is woken only for the one that is due next.
  */
 
+import { TIMER_MS_MAX } from "../base/clock.js";
+
 /** What the queue keeps in its things; nobody else writes it. */
 export interface Due {
   /** By `performance.now()`. */
@@ -13,7 +15,6 @@ export interface Due {
 
 /** Things that are due close to each other are handled together. */
 const COARSE_MS = 5;
-const TIMER_MS_MAX = 2 ** 31 - 1;
 
 /** See above. */
 export class DueQueue<T extends Due> {

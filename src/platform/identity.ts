@@ -6,6 +6,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ThawError } from "../base/errors.js";
 import { writeFileDurably } from "../base/fsync.js";
+import { DATABASE_FILE } from "./store.js";
 
 const FILE = "thaw.id";
 
@@ -23,12 +24,12 @@ export async function knownIdentity(dataDir: string): Promise<string | undefined
  * Notes whose directory this is. DATABASE_FAILED, with nothing changed, when it is another database's and `strange`: functions lie there, and none that this one
  * names. (One of an older thaw, from a backup, gets its name when it is opened, and knows some of them.)
  */
-export async function claimDirectory(dataDir: string, database: string, identity: string, strange: boolean): Promise<void> {
+export async function claimDirectory(dataDir: string, identity: string, strange: boolean): Promise<void> {
   const known = await knownIdentity(dataDir);
   if (known === identity) return;
   if (known !== undefined && strange) {
     throw new ThawError("DATABASE_FAILED", {
-      what: `The database ${database} cannot be used`,
+      what: `The database ${join(dataDir, DATABASE_FILE)} cannot be used`,
       why: "it is another one than that of the functions beside it, and names none of them",
       fix: restored(dataDir),
     });

@@ -35,7 +35,7 @@ import { watchPressure } from "./pressure.js";
 import { resourceError } from "./resources.js";
 import { Starts } from "./starts.js";
 import { cutShort, serverStops } from "./stopping.js";
-import { DATABASE_FILE, Store, type StoredFunction } from "./store.js";
+import { Store, type StoredFunction } from "./store.js";
 import { type DataLayout, isStrange, layoutOf, refuseOthersFiles, sweep } from "./sweep.js";
 import type {
   DeployRequest,
@@ -85,7 +85,7 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
       code: stored.map(({ version }) => version),
       images: new Set(stored.flatMap(({ images }) => images.map(({ dir }) => dir))),
     };
-    await claimDirectory(dataDir, join(dataDir, DATABASE_FILE), store.identity, await isStrange(layout, owned));
+    await claimDirectory(dataDir, store.identity, await isStrange(layout, owned));
     const removed = await sweep(layout, owned);
     const log = options.log ?? silentLogger();
     if (removed.length > 0) log.info({ removed }, "removed what an earlier server left behind");

@@ -274,6 +274,7 @@ const MAGIC_BYTES = Buffer.from("THAW", "latin1");
 
 /** Checks the first bytes of a frame, as many as are there. */
 function checkMagic(bytes: Buffer): void {
+  if (bytes.length >= 4 && bytes.readUInt32LE(0) === FRAME_MAGIC) return;
   const count = Math.min(bytes.length, 4);
   if (MAGIC_BYTES.compare(bytes, 0, count, 0, count) !== 0) throw violation(`${show(bytes)} came where a frame must begin`);
 }
@@ -335,7 +336,7 @@ export class FrameParser {
       if (this.#filled === 0 && chunk.length - at >= FRAME_PREFIX_BYTES) {
         // Nearly always one frame that fills its chunk. It is read while somebody waits for it: with as few steps as can be.
         const rest = at === 0 ? chunk : chunk.subarray(at);
-        if (rest.readUInt32LE(0) !== FRAME_MAGIC) checkMagic(rest);
+        checkMagic(rest);
         const { headerBytes, totalBytes } = checkPrefix(rest);
         if (rest.length >= totalBytes) {
           frames.push(frameOf(rest, headerBytes, totalBytes));
