@@ -3,6 +3,7 @@
  * that no section meets the husks of another.
  */
 import { sleep } from "../base/clock.js";
+import { tierUpEarly } from "../base/tier-up.js";
 import { type EngineOptions, openEngine } from "../engine/index.js";
 import type { Engine, HuskLevel, Image, Instance, InvokeResult } from "../engine/types.js";
 import type { Lab } from "./lab.js";
@@ -24,6 +25,8 @@ export async function withEngine<T>(
   use: (engine: Engine) => Promise<T>,
   options: Partial<EngineOptions> = {},
 ): Promise<T> {
+  // As in `thaw serve`, which has done so by its twentieth request.
+  tierUpEarly();
   const engine = await openEngine({ dataDir: lab.makeDir("engine"), ...options });
   const done = lab.cleanup.add("closing the engine", () => engine.close());
   try {

@@ -4,6 +4,7 @@ import { resolve } from "node:path";
 import type { Command } from "commander";
 import { errorText, isThawError, ThawError } from "../../base/errors.js";
 import { createLogger, LOG_LEVELS, type LogLevel } from "../../base/log.js";
+import { tierUpEarly } from "../../base/tier-up.js";
 import { PARKED_LOADERS } from "../../engine/types.js";
 import type { Gateway } from "../../gateway/index.js";
 import { CPU_LATENCY_US_MAX, type CpuLatencyWish } from "../../linux/cpu-latency.js";
@@ -11,7 +12,6 @@ import type { MachineReport } from "../../linux/doctor.js";
 import type { HeatPolicy, IdlePolicy, IdleTimesOptions, Platform, PlatformOptions } from "../../platform/types.js";
 import { DEFAULT_PORT } from "../client.js";
 import { levelCount, notEmpty, seconds, size, wholeNumber, word, wordOrNumber } from "../options.js";
-import { tierUpEarly } from "../tier-up.js";
 import type { Context } from "./context.js";
 
 const PARKED_LEVELS = ["runtime", "image", "prefaulted"] as const;

@@ -1,4 +1,4 @@
-/** How soon V8 compiles the server's own code. */
+/** How soon V8 compiles the code of this process: a server's own, and that of the laboratory, whose engines are measured as they run in a server. */
 import { setFlagsFromString } from "node:v8";
 
 /**
