@@ -308,31 +308,6 @@ def handler(event, context): return 1
     await bench.engine.removeImage(image);
   });
 
-  it("of which a process was resumed ahead fails its first request once its pages are damaged, and no answer gets out", async () => {
-    const dir = copy();
-    const image = await bench.engine.openImage(dir);
-    await withInstance(bench.engine.thaw(image), async (instance) => expect(await ask(instance)).toEqual(ANSWER));
-    bench.engine.park(image, "prefaulted", 1);
-    await bench.engine.poolsFull(20_000);
-    flip(imageFiles(dir).pages, (storedPages(dir).at(-1) ?? 0) * 8);
-    const instance = await bench.engine.thaw(image, { husk: "parked", early: true });
-    expect((await refusal(instance.invoke("{}"))).code).toBe("IMAGE_DAMAGED");
-    expect(instance.alive).toBe(false);
-    await instance.dispose();
-    await bench.engine.removeImage(image);
-  });
-
-  it("of which a process was resumed ahead answers when its file was touched alone", async () => {
-    const image = await bench.image(spec);
-    bench.engine.park(image, "prefaulted", 1);
-    await bench.engine.poolsFull(20_000);
-    chmodSync(imageFiles(image.dir).pages, 0o644);
-    chmodSync(imageFiles(image.dir).pages, 0o600);
-    const touched = bench.engine.thaw(image, { husk: "parked", early: true });
-    await withInstance(touched, async (instance) => expect(await ask(instance)).toEqual(ANSWER));
-    await bench.engine.removeImage(image);
-  });
-
   it("that is parked serves on when its file was touched, and the pages are those that were written", async () => {
     const image = await bench.image(spec);
     bench.engine.park(image, "image", 1);

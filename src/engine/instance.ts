@@ -404,11 +404,7 @@ export class LiveInstance implements Instance, InstanceListener {
         maxMemoryMb: Math.min(header.maxMemoryMb, this.spec.memoryMb),
         alive: !fatal,
       };
-      this.starting.whenOver(() => {
-        const { error } = this.starting;
-        if (error === undefined) running.resolve(result);
-        else running.reject(error);
-      });
+      this.starting.whenOver(() => running.resolve(result));
       if (fatal) void this.dispose();
       return;
     }

@@ -11,7 +11,6 @@ export class Starting {
   #rest: (() => Partial<StartResult>) | undefined;
   /** Undefined once it is over. */
   #waiting: (() => void)[] | undefined;
-  #condition: Promise<void> | undefined;
   #faultsCounted: Promise<StartFaults | undefined> = Promise.resolve(undefined);
   #follow: (() => void) | undefined;
   #coldKnown: Promise<void> | undefined;
@@ -40,24 +39,13 @@ export class Starting {
   /** Not over before `begin` was told. `failed` comes before those who wait. */
   with(begin: (told: Told<void>) => void, failed: (error: ThawError) => void): void {
     this.#waiting = [];
-    const over = (error?: ThawError): void => {
+    begin((error) => {
       const waiting = this.#waiting ?? [];
       this.#waiting = undefined;
       this.error = error;
       if (error !== undefined) failed(error);
       for (const goOn of waiting) goOn();
-    };
-    begin((error) => {
-      const condition = this.#condition;
-      if (error !== undefined || condition === undefined) over(error);
-      else condition.then(() => over(), over);
     });
-  }
-
-  /** Before `begin` was told: it fails, too, with what `condition` rejects with, a ThawError. */
-  onlyIf(condition: Promise<void> | undefined): void {
-    this.#condition = condition;
-    condition?.catch(() => undefined);
   }
 
   /** Whether it is over, and went well. Also where nothing had to be waited for. */

@@ -85,21 +85,20 @@ export class Thaws {
   /**
    * @param asked when the start began
    * @param lookFirst nothing is mapped before the pages are known to be those that were written. Else that is looked at while the husk works: one whose
-   *   image was changed gets no request, and the start begins anew. Not where a thread or a timer of the function would run by itself meanwhile. A process that
-   *   was resumed ahead works once it has its request: until the look is over its answer is kept back, and it never gets out where the image was changed
+   *   image was changed gets no request, and the start begins anew. Not where a thread or a timer of the function would run by itself meanwhile, nor
+   *   with parked husks: they are too few for that, and most have no stage left to send
    */
   async start(
     loaded: LoadedImage,
     image: Image,
     options: ThawOptions,
     asked: bigint,
-    lookFirst = !loaded.foundWhole || !loaded.waits || (options.husk === "parked" && options.early !== true),
+    lookFirst = !loaded.foundWhole || !loaded.waits || options.husk === "parked",
   ): Promise<Instance> {
     const plan = await this.#plan(loaded, image, options, asked, lookFirst);
     const { husk } = plan.chosen;
-    const isRequestAll = husk.resumed && options.early === true;
     const sent = husk.resumed ? undefined : this.#send(plan);
-    if (!lookFirst && !isRequestAll && loaded.verify() !== undefined) {
+    if (!lookFirst && loaded.verify() !== undefined) {
       if (plan.recording !== undefined) loaded.sets.release();
       this.tools.husks.drop(husk);
       return this.start(loaded, image, options, asked, true);
@@ -112,12 +111,11 @@ export class Thaws {
       this.tools.husks.refillSoon();
       if (husk.resumed && plan.loader === "splice") this.#askLate(loaded, instance, plan.cached);
     };
+    const isRequestAll = husk.resumed && options.early === true;
     if (!isRequestAll) onItsWay();
     instance.onRequestSent = () => {
       faultPoint("thaw-request-sent");
-      if (!isRequestAll) return;
-      if (!lookFirst) instance.starting.onlyIf(this.#foundWhole(loaded));
-      onItsWay();
+      if (isRequestAll) onItsWay();
     };
     if (sent === undefined) return this.#resumed(plan, instance);
     this.#follow(plan, instance, sent.cold);
@@ -134,8 +132,8 @@ export class Thaws {
   async #plan(loaded: LoadedImage, image: Image, options: ThawOptions, asked: bigint, lookFirst: boolean): Promise<Plan> {
     const { templates, husks, images, recorder, reap, prefetcher, fingerprint } = this.tools;
     const loader = loaded.loaderFor(options.loader);
-    const verifying = lookFirst ? this.#foundWhole(loaded) : undefined;
-    if (verifying !== undefined) await verifying;
+    const verifying = lookFirst ? loaded.verify() : undefined;
+    if (verifying !== undefined) await verifying.catch((error: unknown) => this.tools.bases.found(error, loaded.baseId));
     const paged = isPaged(loader) ? await reap.prepare(loaded, loader, recorder.userfaultfd) : undefined;
     const cached = loader === "splice" && prefetcher.foundCached(loaded);
     // A parked husk has the memory behind it.
@@ -165,11 +163,6 @@ export class Thaws {
       beganNs,
       verifyUs: verifying === undefined ? undefined : usBetween(asked, beganNs),
     };
-  }
-
-  /** Undefined where nothing changed since it was found whole. */
-  #foundWhole(loaded: LoadedImage): Promise<void> | undefined {
-    return loaded.verify()?.catch((error: unknown) => this.tools.bases.found(error, loaded.baseId));
   }
 
   async #readWhole(loaded: LoadedImage): Promise<Plan["whole"]> {
