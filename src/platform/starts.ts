@@ -4,8 +4,8 @@
  * same request; without any, the function is booted, and its first image is made anew. The result says so. A request that demanded a
  * thaw is told instead.
  *
- * Husks are parked for the favourite only (pools.ts). They are taken when the policy chose that image, except of a function with
- * provisioned husks: there they come before any choice.
+ * Husks are parked for the favourite only (pools.ts). They are taken when the policy chose that image, and of a function with
+ * provisioned husks whatever it chose.
  *
  * A thaw is early: the request is queued right behind its stages, which saves a round trip. So a start may fail in two places: in
  * `thaw`, or in the first `invoke`, before the function ran. Both are judged by {@link Starts.judge}, and tried again alike.
