@@ -44,7 +44,9 @@ describe.each(DOCUMENTED)("docs/commands.md, %s", (command) => {
     const rows = documentedIn(sections.get(command) ?? "");
     const wrong = [...options].flatMap(([option, text]) => {
       const said = /\(default: "?([\w./:]+)/.exec(text)?.[1];
-      return said === undefined || OF_ALL.includes(option) || rows.get(option)?.includes(said) === true ? [] : [`${option}: ${said}`];
+      return said === undefined || OF_ALL.includes(option) || rows.get(option)?.includes(said) === true
+        ? []
+        : [`${option}: ${said}`];
     });
     expect(wrong).toEqual([]);
   });
