@@ -106,7 +106,7 @@ export class Bases {
    * Loads a function into a clone of its runtime's base. Undefined where it must be booted: its environment does not allow it, or
    * there is no base and none can be made (which is logged). INIT_FAILED as a boot.
    */
-  async start(spec: FunctionSpec, template: Template): Promise<LiveInstance | undefined> {
+  async start(spec: FunctionSpec, template: Template, signal?: AbortSignal): Promise<LiveInstance | undefined> {
     if (!this.#tools.enabled || !suitsBase(spec.env)) return undefined;
     const machine = machineKey(template, this.#tools.fingerprint);
     const key = `${machine}-${flagsKey(spec, template)}`;
@@ -114,7 +114,7 @@ export class Bases {
     if (base === undefined) return undefined;
     try {
       await base.verify();
-      return await this.#load(base, spec, template);
+      return await this.#load(base, spec, template, signal);
     } catch (error) {
       if (isThawError(error, "INIT_FAILED") || isThawError(error, "RESOURCE_EXHAUSTED")) throw error;
       this.#tools.log.warn({ err: error, base: base.image.dir }, "the base image cannot be used; it is made anew");
@@ -130,7 +130,7 @@ export class Bases {
     throw error;
   }
 
-  async #load(base: LoadedImage, spec: FunctionSpec, template: Template): Promise<LiveInstance> {
+  async #load(base: LoadedImage, spec: FunctionSpec, template: Template, signal: AbortSignal | undefined): Promise<LiveInstance> {
     const { keeper, fingerprint } = this.#tools;
     const began = monotonicNs();
     const { husk, pooled } = await this.#tools.husk(template, base.avoidPids, spec.tmpMb);
@@ -141,7 +141,7 @@ export class Bases {
       task = await keeper.openTask(spec);
       instance.base = base.asBase();
       instance.lineagePids = [...base.lineagePids, husk.pid];
-      const loaded = ready(instance);
+      const loaded = ready(instance, signal);
       loaded.catch(() => undefined);
       const time = base.timeStep(fingerprint);
       if (time !== undefined) await runStage(keeper, husk, time);

@@ -26,8 +26,13 @@ function bootStep(program: ReturnType<typeof compileBoot>, file: number, task: n
   return { name: "boot", labels: () => program.labels, request: () => ({ program: file, fds, fdBase: BOOT_FD_BASE }) };
 }
 
-/** Boots the function of `instance`, or the bare runtime for a `base`, in its husk. Returns the phases; INIT_FAILED with the function's own error and what it wrote; CODE_INVALID. */
-export async function bootInstance(keeper: Keeper, instance: LiveInstance, template: Template, base = false): Promise<Phase[]> {
+/** Boots the function of `instance`, or the bare runtime for a `base`, in its husk, unless `signal` ends it. Returns the phases; INIT_FAILED with the function's own error and what it wrote; CODE_INVALID. */
+export async function bootInstance(
+  keeper: Keeper,
+  instance: LiveInstance,
+  template: Template,
+  { base = false, signal }: { readonly base?: boolean; readonly signal?: AbortSignal | undefined } = {},
+): Promise<Phase[]> {
   const began = monotonicNs();
   const { spec } = instance;
   const program = compileBoot(launch({ ...spec, ...interpreterOf(template), base }));
@@ -36,7 +41,7 @@ export async function bootInstance(keeper: Keeper, instance: LiveInstance, templ
   try {
     task = await keeper.openTask(spec);
     // Asked for first: where the server was held up, the stage's report and the greeting come in one read.
-    const loaded = ready(instance);
+    const loaded = ready(instance, signal);
     loaded.catch(() => undefined);
     await runStage(keeper, instance.husk, bootStep(program, file, task));
     const executed = monotonicNs();
@@ -84,19 +89,23 @@ function loadError(body: Buffer): LoadError {
   throw notTheReply("an error of its load came that is no object of JSON");
 }
 
-/** Resolves when the function is loaded. INIT_FAILED. */
-export async function ready(instance: LiveInstance): Promise<void> {
+/** Resolves when the function is loaded. INIT_FAILED, also when `signal` ends it. */
+export async function ready(instance: LiveInstance, signal?: AbortSignal): Promise<void> {
   const { graceMs } = instance.owner;
+  const what = `function "${instance.spec.name}" did not finish loading`;
   const timer = setTimeout(() => {
     const late = new ThawError("INIT_FAILED", {
-      what: `function "${instance.spec.name}" did not finish loading`,
+      what,
       why: `it took longer than ${graceMs / 1000} s`,
       fix: "do less at load",
       details: { code: "TIMEOUT", type: PLATFORM_ERRORS.TIMEOUT[1], logs: instance.takeLogs().toString("utf8") },
     });
     instance.fail(late);
   }, graceMs);
+  const giveUp = (): void => instance.fail(new ThawError("INIT_FAILED", { what, why: "nobody wants it any more" }));
+  signal?.addEventListener("abort", giveUp);
   try {
+    if (signal?.aborted === true) giveUp();
     const { header, body } = await instance.expect("ready");
     if (header.type !== "initError") return;
     const error = loadError(body);
@@ -114,5 +123,6 @@ export async function ready(instance: LiveInstance): Promise<void> {
     throw error;
   } finally {
     clearTimeout(timer);
+    signal?.removeEventListener("abort", giveUp);
   }
 }

@@ -207,7 +207,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     this.assertOpen();
     checkSpec(spec);
     if (options.base === true && this.canFreeze) {
-      const instance = await this.bases.start(spec, await this.templates.get(spec.runtime));
+      const instance = await this.bases.start(spec, await this.templates.get(spec.runtime), options.signal);
       if (instance !== undefined) return instance;
     }
     return this.bootFresh(spec, options, false);
@@ -222,7 +222,7 @@ export class LocalEngine implements Engine, InstanceOwner {
     const instance = this.adopt(new LiveInstance(this.keeper, this, husk, spec, start));
     this.limits.set(husk, spec);
     try {
-      const phases = await bootInstance(this.keeper, instance, template, base);
+      const phases = await bootInstance(this.keeper, instance, template, { base, signal: options.signal });
       instance.start = {
         ...start,
         us: usBetween(began, monotonicNs()),

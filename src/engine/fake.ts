@@ -5,6 +5,7 @@
  */
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { sleep } from "../base/clock.js";
 import { assert, ThawError } from "../base/errors.js";
 import { CpuLatency } from "../linux/cpu-latency.js";
 import { FakeHibernation } from "./fake-hibernation.js";
@@ -105,7 +106,7 @@ export class FakeEngine implements Engine {
 
   async boot(spec: FunctionSpec, options: BootOptions = {}): Promise<Instance> {
     this.note("boot", spec.name);
-    await delay(this.delayMs.boot);
+    await delay(this.delayMs.boot, options.signal);
     this.failIfAsked("boot");
     return this.#instance(spec, 0, {
       kind: "boot",
@@ -494,6 +495,4 @@ export class FakeInstance implements Instance {
   }
 }
 
-async function delay(ms: number): Promise<void> {
-  if (ms > 0) await new Promise((resolve) => setTimeout(resolve, ms));
-}
+const delay = async (ms: number, signal?: AbortSignal): Promise<void> => (ms > 0 ? sleep(ms, signal) : undefined);

@@ -72,6 +72,32 @@ it("a pool that somebody waits for is filled before others that were lacking soo
   pool.close();
 });
 
+it("no two living sandboxes have one user id, however many there were; one that ended, or never came to be, has none", async () => {
+  const given: number[] = [];
+  const keeper = fakeKeeper(async () => {});
+  const husk = keeper.husk.bind(keeper);
+  let fails = false;
+  keeper.husk = (request, listener) => {
+    given.push(request.uid);
+    const failed = new ThawError("SANDBOX_FAILED", { what: "no sandbox" });
+    return fails ? { id: 0, ready: Promise.reject(failed) } : husk(request, listener);
+  };
+  const pool = new HuskPool(keeper, step("base"), { warn: () => {} } as unknown as Logger, 3);
+  const make = () => pool.make(1, [], "generic", new Set());
+  const [first, second] = [await make(), await make()];
+  fails = true;
+  await expect(make()).rejects.toMatchObject({ code: "SANDBOX_FAILED" });
+  fails = false;
+  await make();
+  await expect(make()).rejects.toMatchObject({ code: "RESOURCE_EXHAUSTED" });
+  pool.drop(second);
+  await second.gone();
+  await make();
+  expect(first.exit).toBeUndefined();
+  expect(given.map((uid) => uid - (given[0] ?? 0))).toEqual([0, 1, 2, 2, 1]);
+  pool.close();
+});
+
 afterEach(() => vi.useRealTimers());
 
 it.each<[ErrorCode, number[]]>([

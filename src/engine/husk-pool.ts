@@ -69,6 +69,8 @@ export class HuskPool {
   private busy = 0;
   private made = 0;
   private nextUid = 0;
+  /** Of living sandboxes, counted from the first. */
+  private readonly uids = new Set<number>();
   private us = 0;
   private closed = false;
   private refillTimer: NodeJS.Timeout | undefined;
@@ -81,6 +83,7 @@ export class HuskPool {
     private readonly keeper: Keeper,
     private readonly base: StageStep,
     private readonly log: Logger,
+    private readonly uidCount = FUNCTION_UIDS,
   ) {}
 
   get totals(): PoolTotals {
@@ -232,11 +235,11 @@ export class HuskPool {
   ): Promise<Husk> {
     const began = monotonicNs();
     const husk = new Husk(choosePid(avoid));
-    const making = this.keeper.husk(
-      { template, pid: husk.pid, tmpMb, uid: FUNCTION_UID + (this.nextUid++ % FUNCTION_UIDS) },
-      husk,
-    );
+    const uid = this.takeUid();
+    const making = this.keeper.husk({ template, pid: husk.pid, tmpMb, uid: FUNCTION_UID + uid }, husk);
     husk.id = making.id;
+    void husk.gone().then(() => this.uids.delete(uid));
+    making.ready.catch(() => this.uids.delete(uid));
     husk.host = await making.ready;
     try {
       for (const step of [this.base, ...steps]) await runStage(this.keeper, husk, step);
@@ -252,6 +255,21 @@ export class HuskPool {
     this.made++;
     this.us += husk.madeUs;
     return husk;
+  }
+
+  /** In turn, so that one which was used a moment ago rests. RESOURCE_EXHAUSTED when all are taken. */
+  private takeUid(): number {
+    for (let tried = 0; tried < this.uidCount; tried++) {
+      const uid = this.nextUid++ % this.uidCount;
+      if (this.uids.has(uid)) continue;
+      this.uids.add(uid);
+      return uid;
+    }
+    throw new ThawError("RESOURCE_EXHAUSTED", {
+      what: "no sandbox could be made",
+      why: `all ${this.uidCount} user ids of sandboxes are in use`,
+      fix: "let instances end, or park fewer husks",
+    });
   }
 
   drop(husk: Husk | undefined): void {

@@ -257,6 +257,8 @@ export interface BootOptions {
    */
   readonly base?: boolean;
   readonly husk?: "pooled" | "fresh";
+  /** Ends it while the function is being loaded: INIT_FAILED. */
+  readonly signal?: AbortSignal;
 }
 
 /** How an image is thawed. */

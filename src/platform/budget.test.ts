@@ -64,6 +64,18 @@ describe("a memory budget", () => {
     expect(residentBytes()).toBeLessThan(170 * MIB);
   });
 
+  it("is held by ending an instance that has ended by itself, before its exit is told, and holds up nobody for it", async () => {
+    await openBed({ memoryBudgetBytes: 100 * MIB }, ["a", "b"]);
+    await bed.platform.invoke("a", "");
+    await bed.platform.measure("a");
+    const [ended] = bed.engine.live;
+    if (ended === undefined) throw new Error("a has no instance");
+    ended.alive = false;
+    expect((await bed.platform.invoke("b", "")).result.functionError).toBeUndefined();
+    expect(bed.platform.metrics()).toMatchObject({ throttles: 0, hibernations: 0 });
+    expect([...bed.engine.live].map(({ spec }) => spec.name)).toEqual(["b"]);
+  });
+
   it("lets a start wait for the memory of what ends already, be it after its first request or with its version", async () => {
     await openBed({ memoryBudgetBytes: 100 * MIB }, ["a", "b"]);
     bed.engine.delayMs.dispose = 300;

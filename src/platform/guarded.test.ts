@@ -93,6 +93,10 @@ describe("a policy of idle times", () => {
     ["throws", throwing],
     ["answers nothing", () => undefined as never],
     ["answers a list of nothing", () => [null] as never],
+    ["does not know when", () => [{ afterMs: Number.NaN, action: "hibernate" }]],
+    ["forgot when", () => [{ action: "dispose" }] as never],
+    ["wants something before the request ended", () => [{ afterMs: -1, action: "dispose" }]],
+    ["asks for what cannot be done", () => [{ afterMs: 5, action: "freeze" as never }]],
   ])("that %s has instances kept as by default", (_, decide) => {
     expect(idleOf(decide).decide(facts)).toEqual([
       { afterMs: 60_000, action: "hibernate" },

@@ -118,7 +118,12 @@ export function guardedIdle(policy: IdlePolicy, log: Logger): IdlePolicy {
   };
 }
 
+const ACTIONS: readonly IdleStep["action"][] = ["hibernate", "wake", "dispose"];
+
 function notAPlan(plan: readonly IdleStep[]): string | undefined {
   const isPlan = Array.isArray(plan) && plan.every((step) => typeof step === "object" && step !== null);
-  return isPlan ? undefined : `it answers ${String(plan)} and no list of steps`;
+  if (!isPlan) return `it answers ${String(plan)} and no list of steps`;
+  // Not a number would be due neither now nor ever, and so would be all that comes behind it.
+  const wrong = plan.find(({ afterMs, action }) => !(typeof afterMs === "number" && afterMs >= 0) || !ACTIONS.includes(action));
+  return wrong && `it has a step ${String(wrong.action)} after ${String(wrong.afterMs)} ms`;
 }

@@ -45,8 +45,8 @@ export interface HeatingOptions {
 export class Heating {
   readonly #options: HeatingOptions;
   readonly #queue: Waiting[] = [];
-  /** What runs now; `rehearsing` ends the starts of a new image that find out what it touches. */
-  readonly #current: { version?: Version; instance?: Instance; rehearsing?: AbortController } = {};
+  /** What runs now; `rehearsing` ends the starts of a new image that find out what it touches, `waiting` its wait for first images. */
+  readonly #current: { version?: Version; instance?: Instance; rehearsing?: AbortController; waiting?: () => void } = {};
   #working: Promise<void> | undefined;
   #closed = false;
 
@@ -89,7 +89,14 @@ export class Heating {
   /** Throws when the version is gone; waits while a first image is being made. Between any two requests of a job. */
   async check(version: Version): Promise<void> {
     if (!this.wants(version)) throw gone(version);
-    await this.#options.images.quiet();
+    const quiet = this.#options.images.quiet();
+    if (quiet === undefined) return;
+    // Of other functions there may be hundreds, and whoever removes this one does not wait for them.
+    const over = new Promise<void>((resolve) => {
+      this.#current.waiting = resolve;
+    });
+    await Promise.race([quiet, over]);
+    delete this.#current.waiting;
     if (!this.wants(version)) throw gone(version);
   }
 
@@ -164,6 +171,7 @@ export class Heating {
     }
     while (this.#current.version === version) {
       this.#current.rehearsing?.abort();
+      this.#current.waiting?.();
       await this.#current.instance?.dispose().catch(() => undefined);
       await new Promise((resolve) => setTimeout(resolve, 5));
     }

@@ -323,6 +323,12 @@ export class IdleInstances {
   async #freeOne(): Promise<boolean> {
     const { end } = this.#options;
     const victim = longestOf(this.#worthwhile());
+    if (victim?.instance.alive === false) {
+      // Its exit is yet to be told: to put it to sleep would fail at once, and again.
+      this.remove(victim);
+      await end(victim);
+      return true;
+    }
     if (victim !== undefined) {
       // An estimate is no reason to write anything.
       if (!victim.measured) await this.#measure(victim);

@@ -492,6 +492,43 @@ describe("after a restart", () => {
     expect(imagesOnDisk()).toEqual([]);
   });
 
+  it("a function whose image somebody inspects keeps no other from being removed", async () => {
+    bed = await openTestBed();
+    for (const name of ["a", "b"]) {
+      await deploy(name);
+      await bed.platform.waitReady(name);
+    }
+    const { inspect } = bed.engine;
+    let read = (): void => undefined;
+    bed.engine.inspect = async (image) => {
+      await new Promise<void>((resolve) => {
+        read = resolve;
+      });
+      return inspect.call(bed.engine, image);
+    };
+    const inspected = bed.platform.inspect("a");
+    const removed = bed.platform.remove("a");
+    await until(() => bed.platform.list().length === 1);
+    await bed.platform.remove("b");
+    expect(imagesOnDisk()).toHaveLength(1);
+    read();
+    await Promise.all([inspected, removed]);
+  });
+
+  it.each([
+    ["removed", () => bed.platform.remove("a")],
+    ["the server's, which stops", () => bed.platform.close()],
+  ])("a function that never ends loading holds nobody up when it is %s", async (_how, end) => {
+    bed = await openTestBed();
+    bed.engine.delayMs.boot = 1e9;
+    await deploy();
+    await until(() => bed.engine.calls.includes("boot a"));
+    await end();
+    expect(imagesOnDisk()).toEqual([]);
+    expect(bed.engine.live.size).toBe(0);
+    bed.engine.delayMs.boot = 0;
+  });
+
   it("without freezing, images stay for the next server that can", async () => {
     bed = await openTestBed();
     await deploy();

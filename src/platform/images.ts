@@ -73,7 +73,7 @@ export class Images {
   /** Directories of images that a former server made, and this one cannot use: they are the next one's, unless the function goes. */
   readonly #unusable = new Map<Version, readonly string[]>();
   #working: Promise<void> | undefined;
-  #current: { readonly version: Version; instance: Instance | undefined } | undefined;
+  #current: { readonly version: Version; readonly stop: AbortController; instance: Instance | undefined } | undefined;
   #closed = false;
   #opened = 0;
   #preparedBytes = 0;
@@ -139,9 +139,9 @@ export class Images {
     if (state !== "none" && this.#options.engine.canFreeze && !this.#abandoned(version)) this.#record(version, state, reason);
   }
 
-  /** Resolves when no first image is being made or waits to be: those are more urgent than any hotter one. */
-  async quiet(): Promise<void> {
-    while (this.#working !== undefined) await this.#working;
+  /** Resolves when no first image is being made or waits to be: those are more urgent than any hotter one. Undefined when it is so. */
+  quiet(): Promise<void> | undefined {
+    return this.#working?.then(() => this.quiet());
   }
 
   /** Resolves or rejects as {@link Platform.waitReady} says. */
@@ -204,6 +204,7 @@ export class Images {
     for (const waiting of this.#takeWaiting(version)) waiting.reject(gone(version));
     await this.opened(version);
     if (this.#current?.version === version) {
+      this.#current.stop.abort();
       await this.#current.instance?.dispose().catch(() => undefined);
       while (this.#current?.version === version) await new Promise((resolve) => setTimeout(resolve, 5));
     }
@@ -211,15 +212,15 @@ export class Images {
       this.#prepared.stop.abort();
       await this.#prepared.done;
     }
-    for (const dir of this.#unusable.get(version) ?? []) this.#discard(dir);
+    for (const dir of this.#unusable.get(version) ?? []) this.#discard(version, dir);
     this.#unusable.delete(version);
     await this.#options.pools.forgetAll(version);
   }
 
   /** Of an image that nobody has open. */
-  #discard(dir: string): void {
+  #discard(version: Version, dir: string): void {
     const { imagesDir, pools } = this.#options;
-    pools.track(rm(join(imagesDir, dir), { recursive: true, force: true }));
+    pools.track(version, rm(join(imagesDir, dir), { recursive: true, force: true }));
   }
 
   /** Stops making images; those that exist stay. Idempotent. */
@@ -230,6 +231,7 @@ export class Images {
     for (const version of [...this.#waiting.keys()]) {
       for (const waiting of this.#takeWaiting(version)) waiting.reject(gone(version));
     }
+    this.#current?.stop.abort();
     await this.#current?.instance?.dispose().catch(() => undefined);
     await this.#working;
     await this.#opening;
@@ -256,7 +258,7 @@ export class Images {
     // The request that led here goes first.
     await new Promise((resolve) => setImmediate(resolve));
     for (let version = this.#queue.shift(); version !== undefined; version = this.#queue.shift()) {
-      this.#current = { version, instance: undefined };
+      this.#current = { version, stop: new AbortController(), instance: undefined };
       try {
         await this.#make(version, this.#current);
       } catch (error) {
@@ -268,11 +270,11 @@ export class Images {
     this.#working = undefined;
   }
 
-  async #make(version: Version, job: { instance: Instance | undefined }): Promise<void> {
+  async #make(version: Version, job: { readonly stop: AbortController; instance: Instance | undefined }): Promise<void> {
     const { engine, pools } = this.#options;
     version.image.attempts += 1;
     let image: Image;
-    job.instance = await engine.boot(version.spec, { base: true }).catch((error: unknown) => {
+    job.instance = await engine.boot(version.spec, { base: true, signal: job.stop.signal }).catch((error: unknown) => {
       const printed = printedAtLoad(error);
       if (printed !== "" && !this.#abandoned(version)) version.log.append("", printed);
       throw error;
@@ -369,14 +371,14 @@ export class Images {
     };
     try {
       // Removed before it was looked at: nobody else knows of its images.
-      if (version.retired) for (const { dir } of unknown) this.#discard(dir);
+      if (version.retired) for (const { dir } of unknown) this.#discard(version, dir);
       if (this.#abandoned(version)) return;
       for (const { dir, source, createdMs, generation } of unknown) {
         try {
           version.generations.add({ image: await engine.openImage(join(imagesDir, dir)), source, createdMs });
         } catch (error) {
           store.removeImage(dir);
-          this.#discard(dir);
+          this.#discard(version, dir);
           failed({ generation }, error);
         }
       }

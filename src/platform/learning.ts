@@ -104,7 +104,7 @@ export class Learning {
           await heating.privately(version, raw, (privately) => heating.publish(version, privately, "traffic", "end"));
         });
       } finally {
-        pools.track(engine.removeImage(raw));
+        pools.track(version, engine.removeImage(raw));
       }
       this.#backoffs.delete(version);
     } catch (error) {

@@ -53,6 +53,12 @@ describe("a request's log", () => {
     },
   );
 
+  it("of an end that the function claims, with a reply that takes long to read, says nothing", () => {
+    const payload = Buffer.from(JSON.stringify({ errorMessage: "x".repeat(70_000) }));
+    const claimed = { ...result, platformError: "RESPONSE_TOO_LARGE" as const, payload };
+    expect(renderRequest("id", 128, start, claimed)).toContain("second\nEND RequestId: id\n");
+  });
+
   it("says why it was not answered, once", () => {
     const ended = (platformError: InvokeResult["platformError"], errorType: string): string => {
       const payload = Buffer.from(JSON.stringify({ errorType, errorMessage: "why" }));

@@ -14,6 +14,7 @@
 import { statSync } from "node:fs";
 import { appendFile, open, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { KIB } from "../base/units.js";
 import type { InvokeResult, StartResult } from "../engine/types.js";
 import { type FollowOptions, LATEST, LIMITS, type LogEntry } from "./types.js";
 
@@ -57,8 +58,12 @@ function endText({ platformError, payload }: InvokeResult): string {
   return typeof errorMessage === "string" ? `${errorMessage}\n` : "";
 }
 
-/** Of an end that a function claims the reply may be anything. */
+/** What the server or a runtime says of an end is shorter. */
+const END_BYTES_MAX = 64 * KIB;
+
+/** Of an end that a function claims the reply may be anything, and to read a long one holds up everybody. */
 function errorOf(payload: Buffer): Readonly<Record<string, unknown>> {
+  if (payload.length > END_BYTES_MAX) return {};
   try {
     return Object(JSON.parse(payload.toString())) as Readonly<Record<string, unknown>>;
   } catch {

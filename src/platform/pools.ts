@@ -31,7 +31,7 @@ export interface PoolsOptions {
 /** See above. */
 export class Pools {
   readonly #options: PoolsOptions;
-  readonly #removals = new Set<Promise<void>>();
+  readonly #removals = new Map<Promise<void>, Version>();
   /** For which image husks are parked. */
   readonly #parkedFor = new Map<Version, Image>();
   /** Written by a former server, and not opened by this one yet. */
@@ -108,7 +108,10 @@ export class Pools {
       log.error({ err: error, function: version.name }, "an image could not be forgotten");
     }
     const unused = new Promise<void>((resolve) => generations.whenUnused(image, resolve));
-    this.track(unused.then(() => engine.removeImage(image)));
+    this.track(
+      version,
+      unused.then(() => engine.removeImage(image)),
+    );
     return true;
   }
 
@@ -116,22 +119,24 @@ export class Pools {
   async forgetAll(version: Version): Promise<void> {
     for (const { image } of [...version.generations.entries]) this.forget(version, image);
     this.#parkedFor.delete(version);
-    await this.settled();
+    await this.settled(version);
   }
 
-  /** Resolves when nothing is being removed. */
-  async settled(): Promise<void> {
-    while (this.#removals.size > 0) await Promise.all(this.#removals);
+  /** Resolves when nothing is being removed, of `version` or of all. */
+  async settled(version?: Version): Promise<void> {
+    const removals = (): Promise<void>[] =>
+      [...this.#removals].flatMap(([removal, of]) => (version === undefined || of === version ? [removal] : []));
+    for (let some = removals(); some.length > 0; some = removals()) await Promise.all(some);
   }
 
   /** Remembers a removal until it is done. */
-  track(removal: Promise<void>): void {
+  track(version: Version, removal: Promise<void>): void {
     const done = removal
       .catch((error: unknown) =>
         this.#options.log.error({ err: error }, "an image could not be removed; the next start sweeps it"),
       )
       .finally(() => this.#removals.delete(done));
-    this.#removals.add(done);
+    this.#removals.set(done, version);
   }
 
   #park(version: Version): void {

@@ -1,5 +1,6 @@
 /** Requests that nobody waits for, sent to a private instance so that its code gets hot; each answer is checked. */
 import { errorText, ThawError } from "../base/errors.js";
+import { MIB } from "../base/units.js";
 import type { Image, Instance, InvokeResult } from "../engine/types.js";
 import { wholeLines } from "./logs.js";
 import { LIMITS } from "./types.js";
@@ -78,8 +79,12 @@ function complaint({ spec }: Version, { platformError, payload }: InvokeResult):
   return `failed: ${errorOf(payload)}`;
 }
 
+/** To read a longer error holds up everybody. */
+const ERROR_BYTES_MAX = MIB;
+
 /** `TypeError: x is not a function`, as far as the reply tells. */
 function errorOf(payload: Buffer): string {
+  if (payload.length > ERROR_BYTES_MAX) return "with an error of more than 1 MiB";
   try {
     const { errorType, errorMessage } = JSON.parse(payload.toString("utf8")) as Record<string, unknown>;
     return `${String(errorType)}: ${String(errorMessage)}`.slice(0, 500);

@@ -286,6 +286,42 @@ describe("warm-up events", () => {
     expect(imagesOnDisk()).toHaveLength(2);
   });
 
+  it("that wait while first images of other functions are made keep nobody from removing the function", async () => {
+    bed = await openTestBed({ heatPolicy: pointsPolicy(0, 2) });
+    bed.engine.handler = async (_event, { served }) => {
+      if (served > 0) return;
+      bed.engine.delayMs.boot = 1e9;
+      await bed.platform.deploy({ name: "b", zip: zipOf() });
+    };
+    await deploy();
+    await until(() => bed.platform.list().length === 2);
+    await bed.platform.remove("a");
+    expect(bed.platform.list().map(({ name }) => name)).toEqual(["b"]);
+    await bed.platform.remove("b");
+  });
+
+  it("of a function whose only image is dropped before their turn, and cannot be made at once, are replayed when there is another", async () => {
+    bed = await openTestBed({ heatPolicy: pointsPolicy(0, 2) });
+    let over = (): void => undefined;
+    bed.engine.handler = (_event, { served }) =>
+      served === 0 && bed.platform.list().length === 1 ? new Promise<void>((resolve) => (over = resolve)) : undefined;
+    // Its replay keeps the others waiting.
+    await bed.platform.deploy({ name: "first", zip: zipOf(), warmUp: { events: EVENTS, requests: 2 }, timeoutMs: 60_000 });
+    await bed.platform.waitReady("first");
+    await until(() => bed.engine.live.size === 1);
+    await deploy();
+    await bed.platform.waitReady("a");
+    bed.engine.failNext("thaw", new ThawError("IMAGE_DAMAGED", { what: "the image cannot be used" }));
+    bed.engine.failNext("freeze", new ThawError("FREEZE_FAILED", { what: "it was not frozen", why: "of the moment" }));
+    expect((await bed.platform.invoke("a", "", { dispose: true })).start.kind).toBe("boot");
+    await until(() => bed.platform.get("a").image.reason?.includes("not frozen") === true);
+    over();
+    await until(() => bed.platform.get("first").image.heat?.state === "done");
+    await settled();
+    expect(status()?.state).toBe("done");
+    expect(heats()).toEqual(["0: 0 deploy", "1: 2 warm-up"]);
+  });
+
   it("do not begin while the memory budget has no room for one more instance", async () => {
     bed = await openTestBed({ heatPolicy: pointsPolicy(0, 1), heatBackoffMs: 1, memoryBudgetBytes: 2_000_000 });
     await bed.platform.deploy({ name: "busy", zip: zipOf() });

@@ -56,6 +56,8 @@ export class WarmUps {
     const { heating, images, log, backoffMs = 1_000 } = this.#options;
     try {
       await heating.add(version, () => this.#warmUp(version));
+      // Nothing was there to be warmed: its last image was dropped, and the next first one begins anew.
+      if (version.generations.size === 0) return;
       version.warmUp = { state: "done" };
     } catch (error) {
       if (!heating.wants(version)) return;
