@@ -67,7 +67,16 @@ static void closer_end(struct closer it) {
 	if (it.pid > 0) waitpid(it.pid, NULL, 0);
 }
 
-/* Nobody passes descriptors there but code that means harm: its instance ends. */
+/* What was not read may carry descriptors too. */
+static void close_control(struct instance *it) {
+	int unread = 0;
+	if (it->control.fd < 0 || ioctl(it->control.fd, FIONREAD, &unread) != 0 || unread == 0) return watch_close(&it->control);
+	struct closer closer = closer_start();
+	watch_close(&it->control);
+	closer_end(closer);
+}
+
+/* Nobody passes descriptors there but code that means harm: its instance ends, and what else it has sent is not looked at: each message would cost a child. */
 static void refuse_passed(struct instance *it, struct msghdr *message) {
 	struct cmsghdr *head = CMSG_FIRSTHDR(message);
 	if (head == NULL || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) return;
@@ -79,6 +88,7 @@ static void refuse_passed(struct instance *it, struct msghdr *message) {
 		close(fd);
 	}
 	closer_end(closer);
+	close_control(it);
 }
 
 static ssize_t receive_control(struct instance *it, void *data, size_t count) {
@@ -88,15 +98,6 @@ static ssize_t receive_control(struct instance *it, void *data, size_t count) {
 	ssize_t received = recvmsg(it->control.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (received > 0 && message.msg_controllen > 0) refuse_passed(it, &message);
 	return received;
-}
-
-/* What was not read may carry descriptors too. */
-static void close_control(struct instance *it) {
-	int unread = 0;
-	if (it->control.fd < 0 || ioctl(it->control.fd, FIONREAD, &unread) != 0 || unread == 0) return watch_close(&it->control);
-	struct closer closer = closer_start();
-	watch_close(&it->control);
-	closer_end(closer);
 }
 
 static bool read_control(struct instance *it) {

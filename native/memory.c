@@ -153,6 +153,8 @@ static bool is_guard(struct dump *dump, const struct scan_region *range)
 {
 	if (!(range->categories & IS_GUARD))
 		return false;
+	if (dump->guard_count == GUARDS_MAX)
+		refuse("it has more than %d stretches of guard pages", GUARDS_MAX);
 	dump->guards = grow(dump->guards, dump->guard_count, &dump->guard_room, sizeof *dump->guards);
 	dump->guards[dump->guard_count++] = *range;
 	return true;

@@ -469,6 +469,25 @@ describe("the kernel", () => {
     for (const line of lines) expect(line).toMatch(/:\/$/);
   });
 
+  each(
+    "does not let it hold the pipe that the keeper reads its output from, and copies files all the same",
+    async (python, node) => {
+      await expectAll((_name, code) => python.run(`import shutil\nout = ${code}`), {
+        "from a socket that says nothing": ["call(275, socket.socketpair()[0].fileno(), 0, 1, 0, 65536, 0)", "EINVAL"],
+        "from memory": ["call(278, 1, 0, 0, 0)", "EINVAL"],
+        "from a pipe": ["call(276, os.pipe()[0], 1, 1, 0)", "EINVAL"],
+        "from a file": ["call(40, 1, os.open('/proc/self/maps', os.O_RDONLY), 0, 1)", "EINVAL"],
+        "copies a file": [
+          "[write('/tmp/copied', 'x' * 9000), shutil.copyfile('/tmp/copied', '/tmp/copy'), os.path.getsize('/tmp/copy')][2]",
+          9000,
+        ],
+      });
+      const copy =
+        "const fs = require('fs'); fs.writeFileSync('/tmp/from', 'x'.repeat(9000)); fs.copyFileSync('/tmp/from', '/tmp/to'); return fs.statSync('/tmp/to').size";
+      expect(await node.run(copy)).toBe(9000);
+    },
+  );
+
   each("does not let one function use up what the host counts by user", async (python) => {
     const { run } = python;
     expect(

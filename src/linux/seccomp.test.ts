@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { ABSENT, REFUSED, seccompFilter } from "./seccomp.js";
+import { ABSENT, REFUSED, seccompFilter, UNFIT } from "./seccomp.js";
 
 const X86_64 = 0xc000003e;
 const I386 = 0x40000003;
@@ -42,7 +42,7 @@ const SETNS = 308;
 const SOCKET = 41;
 const [OPEN, FCNTL, OPENAT] = [2, 72, 257];
 const special = [CLONE, UNSHARE, SETNS, SOCKET, OPEN, FCNTL, OPENAT, 16, 135];
-const refusedNumbers = new Set([...Object.values(REFUSED), ...Object.values(ABSENT)]);
+const refusedNumbers = new Set([REFUSED, ABSENT, UNFIT].flatMap((calls) => Object.values(calls)));
 
 describe("the seccomp filter", () => {
   it("fits the kernel's limit, and every jump lands inside it", () => {
@@ -81,6 +81,8 @@ describe("the seccomp filter", () => {
   it.each(Object.entries(REFUSED))("answers %s with EPERM", (_name, nr) => expect(answer(nr)).toBe(EPERM));
 
   it.each(Object.entries(ABSENT))("answers %s as a kernel that does not have it", (_name, nr) => expect(answer(nr)).toBe(ENOSYS));
+
+  it.each(Object.entries(UNFIT))("answers %s as where it cannot be done", (_name, nr) => expect(answer(nr)).toBe(EINVAL));
 
   it("lets every other call of this architecture through", () => {
     for (let nr = 0; nr < 1000; nr++) {

@@ -1,7 +1,7 @@
 /**
  * The function's seccomp filter, as classic BPF. It is a second wall: what it refuses a process without capabilities in
  * its own namespaces mostly could not do anyway; it also keeps away kernel surface that functions have no use for. It answers
- * as Linux answers an unprivileged caller (EPERM), or as a kernel without the feature (ENOSYS), so that libraries take
+ * as Linux answers an unprivileged caller (EPERM), or as a kernel without the feature (ENOSYS, EINVAL), so that libraries take
  * their ordinary way around.
  *
  * It is installed when a husk is made, off the path of a request; the few privileged calls of later programs (move_mount, a time
@@ -126,6 +126,18 @@ export const ABSENT: Readonly<Record<string, number>> = {
   memfd_secret: 447,
 };
 
+/**
+ * Answered as where the kernel cannot do it for these files, so that libraries read and write. A pipe is locked while it is filled: by one of these, from
+ * a socket that says nothing, for ever, and whoever reads the pipe, be it with O_NONBLOCK, sleeps until then and cannot even be killed. The keeper reads
+ * what functions print.
+ */
+export const UNFIT: Readonly<Record<string, number>> = {
+  sendfile: 40,
+  splice: 275,
+  tee: 276,
+  vmsplice: 278,
+};
+
 type Instruction = readonly [code: number, ifTrue: number, ifFalse: number, k: number];
 
 const refuse = (errno: number): Instruction => [BPF_RETURN, 0, 0, ERRNO | errno];
@@ -194,10 +206,11 @@ interface Stretch {
 const ALLOWED: Verdict = [allow];
 
 function stretches(): readonly Stretch[] {
-  const [refused, absent]: Verdict[] = [[refuse(EPERM)], [refuse(ENOSYS)]];
+  const [refused, absent, unfit]: Verdict[] = [[refuse(EPERM)], [refuse(ENOSYS)], [refuse(EINVAL)]];
   const verdicts = new Map<number, Verdict>(BY_ARGUMENT);
   for (const nr of Object.values(REFUSED)) verdicts.set(nr, refused ?? ALLOWED);
   for (const nr of Object.values(ABSENT)) verdicts.set(nr, absent ?? ALLOWED);
+  for (const nr of Object.values(UNFIT)) verdicts.set(nr, unfit ?? ALLOWED);
   const list: Stretch[] = [{ first: 0, verdict: ALLOWED }];
   const add = (first: number, verdict: Verdict): void => {
     if (list.at(-1)?.verdict !== verdict) list.push({ first, verdict });
