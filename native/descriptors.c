@@ -495,6 +495,12 @@ static void write_descriptor(const struct target *target, const struct descripto
 	json_close('}');
 }
 
+void close_descriptors(void)
+{
+	for (size_t i = 0; i < (size_t)descriptor_count; i++)
+		close(descriptors[i].mine);
+}
+
 void write_descriptors(const struct target *target)
 {
 	read_descriptors(target);

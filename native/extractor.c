@@ -325,6 +325,7 @@ static int freeze(int argc, char **argv)
 	tmp_begin(dir);
 	write_descriptors(&target);
 	write_tmp(&target);
+	close_descriptors();
 	uint64_t facts_at = clock_ns(CLOCK_MONOTONIC);
 	dump_copy(dump, &target, ahead);
 	release_all(&target);

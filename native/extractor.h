@@ -140,6 +140,8 @@ void write_frame_shape(void);
 /* Makes the image's `tmp` file there, once there is something to store. */
 void tmp_begin(int image_dir);
 void write_descriptors(const struct target *target);
+/* While the target has its own: what it closes when it goes on would stay open here, with its locks, and who reads its end would wait. */
+void close_descriptors(void);
 void write_tmp(const struct target *target);
 /* The process's own directory in /proc has another name after a thaw: that of a path, for as long as the next call; NULL: it will be nowhere. */
 const char *lasting_path(pid_t of, const char *link);

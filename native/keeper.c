@@ -274,6 +274,11 @@ static void job_failed(const struct queued *item, const struct job_answer *answe
 	forget_instance(it);
 }
 
+/* With which an answer of the builder comes, at least. */
+static unsigned fds_due(unsigned kind) {
+	return kind == JOB_HUSK ? 3 : kind == JOB_HELPER ? 2 : 0;
+}
+
 /* One answer of the builder; false when none is there. */
 static bool builder_answer(void) {
 	struct job_answer answer = {0};
@@ -287,6 +292,12 @@ static bool builder_answer(void) {
 	at_builder_count--;
 	memmove(at_builder, at_builder + 1, at_builder_count * sizeof *at_builder);
 	answer.text[TEXT_BYTES - 1] = '\0';
+	if (answer.error == 0 && fd_count < fds_due(item->job.kind)) {
+		/* The kernel has cut them off: nothing can be watched, and nobody would end it. */
+		answer.error = EMFILE;
+		snprintf(answer.text, sizeof answer.text, "the keeper has no descriptors left");
+		kill(answer.pid, SIGKILL);
+	}
 	if (answer.error != 0) job_failed(item, &answer, fds, fd_count);
 	else if (item->job.kind == JOB_HUSK) husk_started(table_get(&instances, item->job.id), &answer, fds, fd_count);
 	else if (item->job.kind == JOB_HELPER) helper_started(item, &answer, fds);

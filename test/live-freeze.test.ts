@@ -82,6 +82,20 @@ def handler(event, context):
     return [count, digest.hexdigest()]
 `;
 
+/** Holds a lock between its requests, each of which lets go of it and takes it again. */
+const LOCKED = `
+import errno, fcntl
+rows = [{"i": i, "text": "row %d" % i} for i in range(100000)]
+held = None
+def handler(event, context):
+    global held
+    if held is not None: held.close()
+    held = open("/tmp/lock", "w")
+    try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error: return errno.errorcode[error.errno]
+    return "locked"
+`;
+
 const step = (instance: Instance, name: string, ...args: unknown[]): Promise<unknown> => ask(instance, { step: name, args });
 /** Half-made images. */
 const halves = (): string[] => readdirSync(join(bench.dataDir, "images")).filter((name) => name.startsWith(".tmp-"));
@@ -195,6 +209,16 @@ describe.each(["node", "python"] as const)("a live %s instance", (language) => {
 });
 
 describe("a live freeze", () => {
+  it("keeps no lock of a file that the function has closed since it went on", async () => {
+    await withInstance(bench.engine.boot(bench.python(LOCKED)), async (instance) => {
+      expect(await ask(instance)).toBe("locked");
+      const freezing = instance.freeze({ live: true });
+      const { answers } = await serveDuring(instance, freezing);
+      expect(new Set(answers)).toEqual(new Set(["locked"]));
+      await bench.engine.removeImage(await freezing);
+    });
+  });
+
   it("waits for a request that takes long, and runs the hooks between two that it holds apart", async () => {
     await withInstance(bench.engine.boot(bench.node(NODE)), async (instance) => {
       const long = step(instance, "wait", 500);
