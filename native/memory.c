@@ -148,13 +148,20 @@ struct collect {
 	size_t *room;
 };
 
+#define GUARDS_MAX 16384
+
+void bound_guards(size_t count)
+{
+	if (count > GUARDS_MAX)
+		refuse("it has more than %d stretches of guard pages", GUARDS_MAX);
+}
+
 /* Such a page counts as swapped out, and nobody can read it. */
 static bool is_guard(struct dump *dump, const struct scan_region *range)
 {
 	if (!(range->categories & IS_GUARD))
 		return false;
-	if (dump->guard_count == GUARDS_MAX)
-		refuse("it has more than %d stretches of guard pages", GUARDS_MAX);
+	bound_guards(dump->guard_count + 1);
 	dump->guards = grow(dump->guards, dump->guard_count, &dump->guard_room, sizeof *dump->guards);
 	dump->guards[dump->guard_count++] = *range;
 	return true;

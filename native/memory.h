@@ -64,8 +64,8 @@ void scan_soft_dirty(void);
 #define ENTRY_SOFT_DIRTY (1ULL << 55)
 /* What /proc/self/pagemap has of one of our own pages. */
 uint64_t own_entry(const void *page);
-/* Each takes a call of a program, and nothing that its owner pays for. */
-#define GUARDS_MAX 16384
+/* Refuses a process with more of them than can be given again: each takes a call of a program, and nothing that its owner pays for. */
+void bound_guards(size_t count);
 /* IS_GUARD, where this kernel tells of guard regions (Linux 6.16), else 0. */
 uint64_t guard_category(int pagemap);
 /* What a page that must be readable and is not (errno) means for the process. */

@@ -88,8 +88,7 @@ static void see(void *context, const struct scan_region *range)
 	const struct vma *vma = d->vma;
 	struct view *view = d->view;
 	if (range->categories & IS_GUARD) {
-		if (view->guard_count == GUARDS_MAX)
-			refuse("it has more than %d stretches of guard pages", GUARDS_MAX);
+		bound_guards(view->guard_count + 1);
 		view->guards = grow(view->guards, view->guard_count, &view->guard_room, sizeof *view->guards);
 		view->guards[view->guard_count++] = (struct range){ range->start, range->end, false };
 		return;

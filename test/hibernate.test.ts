@@ -395,18 +395,30 @@ def handler(event, context): return sweeps`);
 });
 
 describe("guard regions", () => {
-  // Linux has them since 6.13. Until 6.16 it does not tell of them, and hibernation is refused (test/moving-process.test.ts).
-  it.skipIf(olderThan(6, 16))("take no room among what every wake writes: none touches them", async () => {
-    const spec = bench.python(`
+  /** Every second one of so many pages is one. */
+  const guarding = (pages: number): string => `
 import ctypes
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-pages = libc.mmap(None, 1024 * 4096, 3, 0x22, -1, 0)
-ctypes.memset(pages, 7, 1024 * 4096)
-guarded = [libc.madvise(pages + at * 4096, 4096, 102) for at in range(0, 1024, 2)]
-def handler(event, context): return max(map(abs, guarded)) == 0`);
+pages = libc.mmap(None, ${pages} * 4096, 3, 0x22, -1, 0)
+ctypes.memset(pages, 7, ${pages} * 4096)
+guarded = [libc.madvise(pages + at * 4096, 4096, 102) for at in range(0, ${pages}, 2)]
+def handler(event, context): return max(map(abs, guarded)) == 0`;
+
+  it.skipIf(olderThan(6, 16))("are refused where there are more than can be given again, and the function goes on", async () => {
+    await withInstance(bench.engine.boot(bench.python(guarding(2 * 16_400))), async (instance) => {
+      const why = "it has more than 16384 stretches of guard pages";
+      expect(await refusal(instance.freeze())).toMatchObject({ code: "FREEZE_REFUSED", why });
+      expect(await refusal(instance.hibernate())).toMatchObject({ code: "HIBERNATE_REFUSED", why });
+      expect(await ask(instance)).toBe(true);
+    });
+  });
+
+  // Linux has them since 6.13. Until 6.16 it does not tell of them, and hibernation is refused (test/moving-process.test.ts).
+  it.skipIf(olderThan(6, 16))("take no room among what every wake writes: none touches them", async () => {
+    const spec = bench.python(guarding(1024));
     await withInstance(bench.engine.boot(spec), async (instance) => {
       const left: number[] = [];
       for (let cycle = 0; cycle < 4; cycle++) {

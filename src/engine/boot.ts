@@ -92,17 +92,16 @@ function loadError(body: Buffer): LoadError {
 /** Resolves when the function is loaded. INIT_FAILED, also when `signal` ends it. */
 export async function ready(instance: LiveInstance, signal?: AbortSignal): Promise<void> {
   const { graceMs } = instance.owner;
-  const what = `function "${instance.spec.name}" did not finish loading`;
+  const unfinished = (why: string, fix?: string, details = {}): void => {
+    const what = `function "${instance.spec.name}" did not finish loading`;
+    const logs = instance.takeLogs().toString("utf8");
+    instance.fail(new ThawError("INIT_FAILED", { what, why, ...(fix && { fix }), details: { ...details, logs } }));
+  };
   const timer = setTimeout(() => {
-    const late = new ThawError("INIT_FAILED", {
-      what,
-      why: `it took longer than ${graceMs / 1000} s`,
-      fix: "do less at load",
-      details: { code: "TIMEOUT", type: PLATFORM_ERRORS.TIMEOUT[1], logs: instance.takeLogs().toString("utf8") },
-    });
-    instance.fail(late);
+    const details = { code: "TIMEOUT", type: PLATFORM_ERRORS.TIMEOUT[1] };
+    unfinished(`it took longer than ${graceMs / 1000} s`, "do less at load", details);
   }, graceMs);
-  const giveUp = (): void => instance.fail(new ThawError("INIT_FAILED", { what, why: "nobody wants it any more" }));
+  const giveUp = (): void => unfinished("nobody wants it any more");
   signal?.addEventListener("abort", giveUp);
   try {
     if (signal?.aborted === true) giveUp();

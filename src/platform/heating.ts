@@ -170,9 +170,7 @@ export class Heating {
       waiting.giveUp();
     }
     while (this.#current.version === version) {
-      this.#current.rehearsing?.abort();
-      this.#current.waiting?.();
-      await this.#current.instance?.dispose().catch(() => undefined);
+      await this.#interrupt();
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
   }
@@ -181,9 +179,16 @@ export class Heating {
   async close(): Promise<void> {
     this.#closed = true;
     for (const { giveUp } of this.#queue.splice(0)) giveUp();
-    this.#current.rehearsing?.abort();
-    await this.#current.instance?.dispose().catch(() => undefined);
+    await this.#interrupt();
     await this.#working;
+  }
+
+  /** Whatever runs now: its next step finds out why. */
+  async #interrupt(): Promise<void> {
+    const { rehearsing, waiting, instance } = this.#current;
+    rehearsing?.abort();
+    waiting?.();
+    await instance?.dispose().catch(() => undefined);
   }
 
   async #work(): Promise<void> {

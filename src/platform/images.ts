@@ -204,8 +204,7 @@ export class Images {
     for (const waiting of this.#takeWaiting(version)) waiting.reject(gone(version));
     await this.opened(version);
     if (this.#current?.version === version) {
-      this.#current.stop.abort();
-      await this.#current.instance?.dispose().catch(() => undefined);
+      await this.#interrupt();
       while (this.#current?.version === version) await new Promise((resolve) => setTimeout(resolve, 5));
     }
     if (this.#prepared?.version === version) {
@@ -231,12 +230,17 @@ export class Images {
     for (const version of [...this.#waiting.keys()]) {
       for (const waiting of this.#takeWaiting(version)) waiting.reject(gone(version));
     }
-    this.#current?.stop.abort();
-    await this.#current?.instance?.dispose().catch(() => undefined);
+    await this.#interrupt();
     await this.#working;
     await this.#opening;
     await this.#preparing;
     await this.#options.pools.settled();
+  }
+
+  /** Whatever image is being made: its function may be loading, or run already. */
+  async #interrupt(): Promise<void> {
+    this.#current?.stop.abort();
+    await this.#current?.instance?.dispose().catch(() => undefined);
   }
 
   #schedule(version: Version): void {
