@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Of one file, and of all together: a function may map what it likes, and as often. */
+#define FILE_BYTES_MAX (1ULL << 30)
 #define READ_BYTES_MAX (4ULL << 30)
 
 /* A library that was linked with jemalloc has its interface among its dynamic symbols (mallctl, je_mallctl, _rjem_mallctl: whatever its prefix) or,
@@ -18,12 +20,21 @@
 static const char INTERFACE[] = "mallctl";
 static const char MESSAGES[] = "<jemalloc>: ";
 
+static void count_read(uint64_t bytes)
+{
+	static uint64_t read_bytes;
+	read_bytes += bytes < 4096 ? 4096 : bytes;
+	if (read_bytes > READ_BYTES_MAX)
+		refuse("it maps more code than is looked through for its allocators (%llu GiB)", READ_BYTES_MAX >> 30);
+}
+
 /*
  * Files are read and not mapped: a fault in a hole of a function's own file would give it a page that is counted to us, and one behind its end would be our end.
  * So every part of one may be missing, or change; what it says of itself is for the function's own good.
  */
 static bool read_part(int fd, void *to, size_t bytes, uint64_t offset)
 {
+	count_read(bytes);
 	return offset <= INT64_MAX - bytes && pread(fd, to, bytes, (off_t)offset) == (ssize_t)bytes;
 }
 
@@ -48,7 +59,7 @@ static bool is_named(int fd, const Elf64_Shdr *names, const Elf64_Shdr *section,
 	       read_part(fd, begins, length, names->sh_offset + section->sh_name) && memcmp(begins, name, length) == 0;
 }
 
-/* Looks through the data in a section; what is sought is shorter than a page. `left`: as much as may be read yet. */
+/* Looks through the data in a section; what is sought is shorter than a page. `left`: as much as may be read of this file yet. */
 static bool holds(int fd, const Elf64_Shdr *section, const char *sought, size_t bytes, uint64_t *left)
 {
 	static char part[1 << 20];
@@ -58,11 +69,12 @@ static bool holds(int fd, const Elf64_Shdr *section, const char *sought, size_t 
 		ssize_t got = pread(fd, part, wanted, at);
 		if (got <= 0 || (uint64_t)got > *left)
 			return false;
+		*left -= (uint64_t)got;
+		count_read((uint64_t)got);
 		if (memmem(part, (size_t)got, sought, bytes))
 			return true;
 		if ((size_t)got < bytes || (uint64_t)(at + got) >= end)
 			return false;
-		*left -= (uint64_t)got;
 		at += got - (off_t)bytes + 1;
 	}
 	return false;
@@ -84,24 +96,39 @@ static bool sections_hold_jemalloc(int fd, const Elf64_Ehdr *head, const Elf64_S
 	return false;
 }
 
-static bool holds_jemalloc(const char *path, const char *name)
+/* Sections do not overlap; where they are made to, the file is not read again for each. */
+static bool file_holds_jemalloc(int fd, uint64_t bytes)
 {
-	struct stat is;
 	Elf64_Ehdr head;
 	Elf64_Shdr *sections = NULL;
-	bool found = false;
+	bool found = read_part(fd, &head, sizeof head, 0) && memcmp(head.e_ident, ELFMAG, SELFMAG) == 0 && head.e_shentsize == sizeof *sections &&
+		     (sections = malloc((head.e_shnum + 1) * sizeof *sections)) && read_part(fd, sections, head.e_shnum * sizeof *sections, head.e_shoff) &&
+		     sections_hold_jemalloc(fd, &head, sections, bytes < FILE_BYTES_MAX ? bytes : FILE_BYTES_MAX);
+	free(sections);
+	return found;
+}
+
+/* Of a mapping, whose file may be the one before's. */
+static bool holds_jemalloc(const char *path, const char *name)
+{
+	static struct stat last;
+	static bool found;
+	struct stat is;
 	/* Not waiting: 45 s for each such file are the function's to choose. */
 	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0 && errno == EWOULDBLOCK)
 		refuse("there is a lease on %s", name);
-	if (fd >= 0 && fstat(fd, &is) == 0 && S_ISREG(is.st_mode) && read_part(fd, &head, sizeof head, 0) && memcmp(head.e_ident, ELFMAG, SELFMAG) == 0 &&
-	    head.e_shentsize == sizeof *sections && (sections = malloc((head.e_shnum + 1) * sizeof *sections)) &&
-	    read_part(fd, sections, head.e_shnum * sizeof *sections, head.e_shoff))
-		/* Sections do not overlap; where they are made to, the file is not read again for each. */
-		found = sections_hold_jemalloc(fd, &head, sections, (uint64_t)is.st_size < READ_BYTES_MAX ? (uint64_t)is.st_size : READ_BYTES_MAX);
-	free(sections);
-	if (fd >= 0)
+	if (fd < 0)
+		return false;
+	if (fstat(fd, &is) != 0) {
 		close(fd);
+		return false;
+	}
+	if (is.st_ino != last.st_ino || is.st_dev != last.st_dev) {
+		last = is;
+		found = S_ISREG(is.st_mode) && file_holds_jemalloc(fd, (uint64_t)is.st_size);
+	}
+	close(fd);
 	return found;
 }
 

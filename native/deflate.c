@@ -269,11 +269,11 @@ static bool arm(struct deflation *d, const struct view *view)
 /* Unread bytes in its control socket: a request that it could not take because it is stopped. */
 static bool request_waits(struct deflation *d)
 {
-	static int control = -2;
-	int bytes = 0;
-	if (control == -2)
-		control = take_descriptor(d->target->pid, d->target->control_fd);
-	return cancelled || (control >= 0 && ioctl(control, FIONREAD, &bytes) == 0 && bytes > 0);
+	int bytes = 0, control = take_descriptor(d->target->pid, d->target->control_fd);
+	bool waits = control >= 0 && ioctl(control, FIONREAD, &bytes) == 0 && bytes > 0;
+	if (control >= 0)
+		close(control);
+	return cancelled || waits;
 }
 
 /* ---- the whole ---- */

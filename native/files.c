@@ -2,7 +2,7 @@
  * The files that the server has opened here (part of the keeper): ids of its own, for stages, helpers and the pager to name. Directories of code,
  * page spaces, programs, files without a name.
  */
-#include "keeper.h"
+#include "instance.h"
 #include "pager.h"
 
 #include <pthread.h>
@@ -97,7 +97,9 @@ void file_open(const struct message *head, const char *payload) {
 	if (head->bytes < sizeof kind + 2 || payload[head->bytes - 1] != '\0') return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, EINVAL, "the message is cut short");
 	memcpy(&kind, payload, sizeof kind);
 	const char *path = payload + sizeof kind;
+	if (kind == FILE_MAPPED) call_begins(NULL);
 	int fd = open(path, O_CLOEXEC | O_NONBLOCK | (kind == FILE_PATH ? O_PATH | O_DIRECTORY : O_RDONLY));
+	if (kind == FILE_MAPPED) call_ends(NULL);
 	if (fd < 0) return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, errno, "cannot open %s: %s", path, strerror(errno));
 	size_t name_at = sizeof kind + strlen(path) + 1;
 	if (kind == FILE_MAPPED && (name_at >= head->bytes || !is_named(fd, payload + name_at))) {

@@ -27,11 +27,23 @@ enum { PASSED_MAX = 253 };
 
 /* ---- logs and control ---- */
 
+static void close_log(struct instance *it) {
+	int fd = watch_take(&it->log);
+	if (fd < 0) return;
+	call_begins(it);
+	close(fd);
+	call_ends(it);
+}
+
 static ssize_t read_log(struct instance *it) {
-	if (it->log.fd < 0) return 0;
-	ssize_t count = read(it->log.fd, frame_room(LOG_READ_BYTES), LOG_READ_BYTES);
-	if (count > 0) frame_end(MSG_LOG, it->id, 0, 0, (size_t)count);
-	else if (count == 0 || (errno != EAGAIN && errno != EINTR)) watch_close(&it->log);
+	uint8_t bytes[LOG_READ_BYTES];
+	int fd = it->log.fd;
+	if (fd < 0) return 0;
+	call_begins(it);
+	ssize_t count = read(fd, bytes, sizeof bytes);
+	call_ends(it);
+	if (count > 0) memcpy(frame_room((size_t)count), bytes, (size_t)count), frame_end(MSG_LOG, it->id, 0, 0, (size_t)count);
+	else if (count == 0 || (errno != EAGAIN && errno != EINTR)) close_log(it);
 	return count;
 }
 
@@ -39,39 +51,62 @@ static ssize_t read_log(struct instance *it) {
  * A function may pass descriptors with what it writes to descriptor 3, and whoever closes the last one waits as long as it says: a
  * TCP socket with SO_LINGER, its peer not reading, holds up a close for days, and with the keeper everybody. Only a process that exits never
  * waits for that (inet_release looks at PF_EXITING), nor for what lies in the queue of a unix socket that was passed. So such
- * descriptors are held by a child when they are closed here, and it exits.
+ * descriptors are held by a child when they are closed here, and it exits. It may wait all the same, for the lock of a pipe that was passed, and is not waited for.
  */
 struct closer {
 	pid_t pid;
 	int gate;
+	struct closer *next;
 };
+static struct closer *closers;
 
-static struct closer closer_start(void) {
-	struct closer it = {.pid = -1, .gate = -1};
+static struct closer *closer_start(void) {
 	int gate[2];
-	if (pipe2(gate, O_CLOEXEC) != 0) return it;
-	it.pid = fork();
-	if (it.pid == 0) {
+	struct closer *it = malloc(sizeof *it);
+	if (it == NULL || pipe2(gate, O_CLOEXEC) != 0) {
+		free(it);
+		return NULL;
+	}
+	it->pid = fork();
+	if (it->pid == 0) {
 		char none;
 		close(gate[1]);
 		(void)!read(gate[0], &none, 1);
 		_exit(0);
 	}
 	close(gate[0]);
-	it.gate = gate[1];
+	it->gate = gate[1];
 	return it;
 }
 
-static void closer_end(struct closer it) {
-	if (it.gate >= 0) close(it.gate);
-	if (it.pid > 0) waitpid(it.pid, NULL, 0);
+static void closer_end(struct closer *it) {
+	if (it == NULL) return;
+	close(it->gate);
+	it->next = closers;
+	closers = it;
+}
+
+void closers_reap(void) {
+	for (struct closer **link = &closers; *link != NULL;) {
+		struct closer *it = *link;
+		if (it->pid > 0 && waitpid(it->pid, NULL, WNOHANG) == 0) {
+			link = &it->next;
+			continue;
+		}
+		*link = it->next;
+		free(it);
+	}
+}
+
+void closers_end(uint64_t deadline_ns) {
+	for (closers_reap(); closers != NULL && now_ns() < deadline_ns; closers_reap()) usleep(1000);
 }
 
 /* What was not read may carry descriptors too. */
 static void close_control(struct instance *it) {
 	int unread = 0;
 	if (it->control.fd < 0 || ioctl(it->control.fd, FIONREAD, &unread) != 0 || unread == 0) return watch_close(&it->control);
-	struct closer closer = closer_start();
+	struct closer *closer = closer_start();
 	watch_close(&it->control);
 	closer_end(closer);
 }
@@ -79,9 +114,10 @@ static void close_control(struct instance *it) {
 /* Nobody passes descriptors there but code that means harm: its instance ends, and what else it has sent is not looked at: each message would cost a child. */
 static void refuse_passed(struct instance *it, struct msghdr *message) {
 	struct cmsghdr *head = CMSG_FIRSTHDR(message);
+	if ((message->msg_flags & MSG_CTRUNC) != 0) instance_kill(it);
 	if (head == NULL || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) return;
 	instance_kill(it);
-	struct closer closer = closer_start();
+	struct closer *closer = closer_start();
 	for (size_t at = 0; at < (head->cmsg_len - CMSG_LEN(0)) / sizeof(int); at++) {
 		int fd;
 		memcpy(&fd, CMSG_DATA(head) + at * sizeof fd, sizeof fd);
@@ -96,7 +132,7 @@ static ssize_t receive_control(struct instance *it, void *data, size_t count) {
 	union { struct cmsghdr align; char room[CMSG_SPACE(sizeof(int) * PASSED_MAX)]; } control;
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
 	ssize_t received = recvmsg(it->control.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (received > 0 && message.msg_controllen > 0) refuse_passed(it, &message);
+	if (received > 0 && (message.msg_controllen > 0 || (message.msg_flags & MSG_CTRUNC) != 0)) refuse_passed(it, &message);
 	return received;
 }
 
@@ -119,7 +155,9 @@ static bool read_control(struct instance *it) {
 static void drain_log(struct instance *it) {
 	if (read_log(it) < LOG_READ_BYTES) return;
 	int left = 0;
+	call_begins(it);
 	ioctl(it->log.fd, FIONREAD, &left);
+	call_ends(it);
 	for (ssize_t count = 1; left > 0 && count > 0; left -= (int)count) count = read_log(it);
 }
 
@@ -177,6 +215,15 @@ static void stage_done(struct instance *it, const struct husk_report *report) {
 void instance_uffd_close(struct instance *it) {
 	if (it->uffd >= 0) close(it->uffd);
 	it->uffd = -1;
+}
+
+void instance_uffd_let_go(struct instance *it) {
+	int fd = it->uffd;
+	it->uffd = -1;
+	if (fd < 0) return;
+	call_begins(NULL);
+	close(fd);
+	call_ends(NULL);
 }
 
 static void take_gift(struct instance *it, uint32_t kind, int fd) {
@@ -287,7 +334,8 @@ static void passing_close(struct passing *p) {
 	}
 }
 
-static int passing_add(struct passing *p, const struct stage_fd *entry) {
+/* A log pipe is for the life of an instance: to let go of one may take as long as whoever has its other end likes. */
+static int passing_add(struct passing *p, const struct instance *it, const struct stage_fd *entry) {
 	int fd = -1;
 	bool own = entry->kind != PASS_FILE;
 	errno = EINVAL;
@@ -297,7 +345,7 @@ static int passing_add(struct passing *p, const struct stage_fd *entry) {
 		fd = file < 0 || entry->kind == PASS_FILE ? file : clone_tree(file);
 	} else if (entry->kind == PASS_CONTROL && p->control < 0) {
 		fd = take_pair(spare_control, new_control, &p->control);
-	} else if (entry->kind == PASS_LOG && p->log < 0) {
+	} else if (entry->kind == PASS_LOG && p->log < 0 && it->log.fd < 0) {
 		fd = take_pair(spare_log, new_log, &p->log);
 	}
 	if (fd < 0) return -errno;
@@ -317,6 +365,7 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 	if (stage.fd_count >= HUSK_FDS_MAX || count != sizeof stage + stage.fd_count * sizeof(struct stage_fd)) return stage_failed(it, tag, EINVAL, "the count of descriptors is wrong", stage.fd_count);
 	if (it->state != INSTANCE_READY) return stage_failed(it, tag, EBUSY, "its husk is not ready yet", 0);
 	if (it->channel.fd < 0) return stage_failed(it, tag, EPIPE, "its husk runs no programs any more", 0);
+	if (it->still) return stage_failed(it, tag, EBUSY, "it holds its output", 0);
 	if (it->stage_count == STAGES_MAX) return stage_failed(it, tag, EAGAIN, "too many stages wait for this husk", 0);
 	int program = file_descriptor(stage.program_file);
 	if (program < 0) return stage_failed(it, tag, EBADF, "no such program", stage.program_file);
@@ -330,7 +379,7 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 	for (; index < stage.fd_count && result == 0; index++) {
 		struct stage_fd entry;
 		memcpy(&entry, payload + sizeof stage + index * sizeof entry, sizeof entry);
-		result = passing_add(&passing, &entry);
+		result = passing_add(&passing, it, &entry);
 	}
 	const char *what = "a descriptor cannot be made; was its file opened?";
 	if (result == 0) {
@@ -351,11 +400,7 @@ void instance_stage(struct instance *it, uint32_t tag, const uint8_t *payload, s
 		bytes_free(&it->sending);
 		watch_open(&it->control, WATCH_CONTROL, passing.control, it);
 	}
-	if (passing.log >= 0) {
-		drain_log(it);
-		watch_close(&it->log);
-		watch_open(&it->log, WATCH_LOG, passing.log, it);
-	}
+	if (passing.log >= 0) watch_open(&it->log, WATCH_LOG, passing.log, it);
 }
 
 /* ---- limits and figures ---- */
@@ -458,6 +503,7 @@ static void instance_end(struct instance *it) {
 	read_reports(it);
 	struct husk_report broken = {.magic = HUSK_REPORT_MAGIC, .status = -EPIPE};
 	while (it->stage_count > 0) stage_done(it, &broken);
+	it->state = INSTANCE_ENDED;
 	drain_log(it);
 	for (int reads = 0; reads < LAST_READS_MAX && read_control(it); reads++) {}
 	int wait_status = 0;
@@ -473,7 +519,6 @@ static void instance_end(struct instance *it) {
 	};
 	memcpy(frame_room(sizeof end), &end, sizeof end);
 	frame_end(MSG_EXIT, it->id, 0, it->unread || bytes_used(&it->sending) > 0 ? EXIT_UNREAD : 0, sizeof end);
-	it->state = INSTANCE_ENDED;
 	if (it->peak >= 0) close(it->peak);
 	instance_uffd_close(it);
 	paging_gone(it);
@@ -484,6 +529,19 @@ static void instance_end(struct instance *it) {
 	watch_close(&it->log);
 	bytes_free(&it->sending);
 	instance_gone(it);
+}
+
+void instance_stand_still(struct instance *it) {
+	it->still = true;
+	struct watch *watches[] = {&it->pidfd, &it->status, &it->channel, &it->control, &it->log};
+	for (unsigned index = 0; index < sizeof watches / sizeof *watches; index++) watch_pause(watches[index]);
+}
+
+/* Who should have stayed out of the epoll set leaves it again at its first event. */
+void instance_go_on(struct instance *it) {
+	it->still = false;
+	struct watch *watches[] = {&it->pidfd, &it->status, &it->channel, &it->control, &it->log};
+	for (unsigned index = 0; index < sizeof watches / sizeof *watches; index++) watch_resume(watches[index]);
 }
 
 void instance_event(struct instance *it, enum watch_kind kind, uint32_t events) {

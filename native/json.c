@@ -4,6 +4,9 @@
 #include "extractor.h"
 #include <inttypes.h>
 
+/* They describe a process that stands still, are held in memory, and read by the server as a whole. 32,768 mappings take some 4 MiB of it, a gigabyte of which every other page is zeros about as much. */
+#define FACTS_BYTES_MAX (64L << 20)
+
 FILE *facts;
 static bool need_comma;
 
@@ -51,6 +54,8 @@ static void json_key(const char *key)
 
 void json_open(const char *key, char bracket)
 {
+	if (ftell(facts) > FACTS_BYTES_MAX)
+		refuse("what there is to tell of its mappings, descriptors and temporary files takes more than %ld MiB", FACTS_BYTES_MAX >> 20);
 	json_key(key);
 	fputc(bracket, facts);
 	need_comma = false;

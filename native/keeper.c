@@ -2,7 +2,7 @@
  * The keeper: one privileged process beside each server. It makes sandboxes, keeps descriptors, starts programs
  * in husks, relays bytes and reaps. It decides nothing; docs/design/keeper.md has the protocol.
  *
- * One thread and one epoll set. A turn of the loop takes whatever is ready, appends what the server shall hear to
+ * One thread and one epoll set (others stand by: relief.c). A turn of the loop takes whatever is ready, appends what the server shall hear to
  * one buffer, and writes it once. All that may take long is a job for the builder process (builder.c): helpers first, then
  * templates and husks, two at a time in its socket and the rest queued here. `reserved` of a request comes
  * back in its answer, so that the server can match them; FAILED says in `flags` which kind of request failed.
@@ -13,7 +13,11 @@
 #include "instance.h"
 #include "pager.h"
 
+#include <linux/close_range.h>
+#include <malloc.h>
 #include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,11 +25,12 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { SERVER_FD = 3, EVENTS_MAX = 64, QUEUE_MAX = 1 << 16, END_WAIT_MS = 10000, SPARE_PAUSE_MS = 2, SERVER_BUFFER_BYTES = 4 << 20 };
+enum { SERVER_FD = 3, EVENTS_MAX = 64, QUEUE_MAX = 1 << 16, END_WAIT_MS = 10000, SPARE_PAUSE_MS = 2, SERVER_BUFFER_BYTES = 4 << 20, PARENT_STACK_BYTES = 256 << 10 };
 
 struct helper {
 	uint32_t id, tag;
@@ -49,7 +54,7 @@ struct queue { struct queued *first, **last; };
 
 struct cgroups cgroups;
 static int epoll_fd;
-static struct watch server, builder;
+static struct watch server, builder, term;
 static struct bytes inbound;
 struct table instances;
 static struct helper *helpers, *dead_helpers;
@@ -60,8 +65,8 @@ static unsigned queued_count, at_builder_count, helper_count;
 static uint32_t *free_slots, free_slot_count, free_slot_cap, slots_made;
 static int *slot_networks;
 static pid_t builder_pid;
-static bool any_paused, server_gone;
-static volatile sig_atomic_t terminated;
+static bool any_paused, server_gone, terminated;
+static pid_t own_pid;
 
 /* ---- descriptors in the epoll set ---- */
 
@@ -86,18 +91,23 @@ void watch_pause(struct watch *w) {
 	w->paused = any_paused = true;
 }
 
-static void watch_resume(struct watch *w) {
+void watch_resume(struct watch *w) {
 	if (w->fd < 0 || !w->paused) return;
 	w->paused = false;
-	watch_control(w, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
+	watch_control(w, EPOLL_CTL_ADD, w->kind == WATCH_CONTROL ? EPOLLIN | EPOLLOUT : EPOLLIN);
 }
 
 /* Closing alone does not end the watch while the builder still holds its copy of what it has just sent. */
-void watch_close(struct watch *w) {
-	if (w->fd < 0) return;
-	if (!w->paused) watch_control(w, EPOLL_CTL_DEL, 0);
-	close(w->fd);
+int watch_take(struct watch *w) {
+	int fd = w->fd;
+	if (fd >= 0 && !w->paused) watch_control(w, EPOLL_CTL_DEL, 0);
 	w->fd = -1;
+	return fd;
+}
+
+void watch_close(struct watch *w) {
+	int fd = watch_take(w);
+	if (fd >= 0) close(fd);
 }
 
 bool outbound_beyond(size_t bytes) { return bytes_used(&outbound) > bytes; }
@@ -106,7 +116,7 @@ static void resume_all(void) {
 	any_paused = false;
 	for (size_t at = 0; at < instances.cap; at++) {
 		struct instance *it = instances.slots[at].value;
-		if (it == NULL) continue;
+		if (it == NULL || it->still) continue;
 		watch_resume(&it->control);
 		watch_resume(&it->log);
 	}
@@ -404,6 +414,24 @@ static void set_cgroups(const struct message *head, const uint8_t *payload) {
 	queue_job(&urgent, &(struct job){.kind = JOB_CGROUPS, .id = head->id}, head, payload, head->bytes);
 }
 
+/* The kernel walks the page tables for it, under the lock of that memory. */
+static void tell_memory(const struct message *head, const uint8_t *payload) {
+	char path[64], text[4096];
+	uint32_t pid;
+	if (head->bytes != sizeof pid) return frame_failed(MSG_MEMORY, head->id, head->reserved, EINVAL, "a pid has %zu bytes", sizeof pid);
+	memcpy(&pid, payload, sizeof pid);
+	snprintf(path, sizeof path, "/proc/%u/smaps_rollup", pid);
+	call_begins(NULL);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t count = fd < 0 ? -1 : read(fd, text, sizeof text);
+	int error = errno;
+	if (fd >= 0) close(fd);
+	call_ends(NULL);
+	if (count <= 0) return frame_failed(MSG_MEMORY, head->id, head->reserved, count < 0 ? error : ESRCH, "%s: %s", path, strerror(count < 0 ? error : ESRCH));
+	memcpy(frame_room((size_t)count), text, (size_t)count);
+	frame_end(MSG_MEMORY_TOLD, head->id, head->reserved, 0, (size_t)count);
+}
+
 static bool instance_message(uint16_t type) {
 	return (type >= MSG_STAGE && type <= MSG_KILL) || type == MSG_UFFD_CLOSE || type == MSG_PAGED_BY || type == MSG_TRACE;
 }
@@ -437,10 +465,44 @@ static void dispatch(const struct message *head, const uint8_t *payload) {
 	case MSG_LIMITS: if (it != NULL) instance_limits(it, head->reserved, (const char *)payload, head->bytes); return;
 	case MSG_KILL: if (it != NULL) instance_kill(it); return;
 	case MSG_PREFETCH: return paging_prefetch(head, payload);
-	case MSG_UFFD_CLOSE: if (it != NULL) instance_uffd_close(it); return;
+	case MSG_UFFD_CLOSE: if (it != NULL) instance_uffd_let_go(it); return;
+	case MSG_MEMORY: return tell_memory(head, payload);
 	case MSG_PAGED_BY: if (it != NULL) paging_plan(it, head, payload); return;
 	case MSG_TRACE: if (it != NULL) paging_trace(it, head->reserved); return;
 	default: errno = EPROTO; die("message of type %u from the server; do both come from the same build?", head->type);
+	}
+}
+
+/* Those in which a function may have this thread wait (relief.c): what comes behind them may be another's to read then. */
+static bool may_take_long(uint16_t type) { return type == MSG_FILE_OPEN || type == MSG_UFFD_CLOSE || type == MSG_MEMORY; }
+
+/* Whether this thread is to go on. */
+static bool dispatch_taken(const struct message *head) {
+	uint8_t payload[FILE_OPEN_BYTES_MAX];
+	bool fits = head->bytes <= sizeof payload;
+	if (fits) memcpy(payload, inbound.data + inbound.start + sizeof *head, head->bytes);
+	bytes_take(&inbound, sizeof *head + head->bytes);
+	if (fits) dispatch(head, payload);
+	else frame_failed(head->type, head->id, head->reserved, ENAMETOOLONG, "it has %u bytes", head->bytes);
+	return in_charge();
+}
+
+/* What has come of whole messages. Whoever takes charge may find some that another thread has read. */
+static void take_messages(void) {
+	struct message head;
+	while (bytes_used(&inbound) >= sizeof head) {
+		memcpy(&head, inbound.data + inbound.start, sizeof head);
+		if (head.bytes > MESSAGE_BYTES_MAX) {
+			errno = EMSGSIZE;
+			die("message of %u bytes from the server", head.bytes);
+		}
+		if (bytes_used(&inbound) - sizeof head < head.bytes) return;
+		if (may_take_long(head.type)) {
+			if (!dispatch_taken(&head)) return;
+			continue;
+		}
+		dispatch(&head, inbound.data + inbound.start + sizeof head);
+		bytes_take(&inbound, sizeof head + head.bytes);
 	}
 }
 
@@ -456,30 +518,17 @@ static void read_server(void) {
 	if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) server_gone = true;
 	if (count <= 0) return;
 	inbound.end += (size_t)count;
-	while (bytes_used(&inbound) >= sizeof head) {
-		memcpy(&head, inbound.data + inbound.start, sizeof head);
-		if (head.bytes > MESSAGE_BYTES_MAX) {
-			errno = EMSGSIZE;
-			die("message of %u bytes from the server", head.bytes);
-		}
-		if (bytes_used(&inbound) - sizeof head < head.bytes) return;
-		dispatch(&head, inbound.data + inbound.start + sizeof head);
-		bytes_take(&inbound, sizeof head + head.bytes);
-	}
+	take_messages();
 }
 
 /* ---- the loop and the end ---- */
-
-static void on_term(int number) {
-	(void)number;
-	terminated = 1;
-}
 
 static void handle(struct watch *w, uint32_t events) {
 	if (w->fd < 0 || w->paused) return;
 	switch (w->kind) {
 	case WATCH_SERVER: if (events & ~(uint32_t)EPOLLOUT) read_server(); return;
 	case WATCH_BUILDER: builder_answer(); return;
+	case WATCH_TERM: terminated = true; return;
 	case WATCH_HELPER_OUTPUT: read_helper(w->owner); return;
 	case WATCH_HELPER_PIDFD: helper_end(w->owner); return;
 	case WATCH_PAGER: case WATCH_HOLDER: paging_event(w->kind); return;
@@ -488,6 +537,7 @@ static void handle(struct watch *w, uint32_t events) {
 }
 
 static void free_dead(void) {
+	closers_reap();
 	while (dead != NULL) {
 		struct instance *it = dead;
 		dead = it->next_dead;
@@ -522,6 +572,7 @@ static void kill_all(uint64_t deadline_ns) {
 		wait_readable(it->pidfd.fd, deadline_ns);
 		waitpid(it->pid, NULL, WNOHANG);
 	}
+	closers_end(deadline_ns);
 	/* Last: what waits for a page of it is gone. */
 	paging_end();
 }
@@ -543,6 +594,35 @@ static void end_everything(void) {
 	waitpid(builder_pid, NULL, WNOHANG);
 }
 
+/* Of a thread that is not in charge any more: what else there was is seen by the one that is, which may not wake for what this one leaves. */
+static void finish_turn(void) {
+	feed_builder();
+	flush_server();
+}
+
+/* The loop of the thread in charge. What the one before has left is done first. */
+static void turns(void) {
+	struct epoll_event events[EVENTS_MAX];
+	take_messages();
+	while (!server_gone && !terminated) {
+		if (!in_charge()) return finish_turn();
+		feed_builder();
+		free_dead();
+		if (!outbound_waits) flush_server();
+		int wait_ms = paging_late();
+		if (spares_lack() || outbound_waits) wait_ms = SPARE_PAUSE_MS;
+		house_leave();
+		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, wait_ms);
+		house_enter();
+		if (count < 0 && errno != EINTR) die("epoll_wait");
+		if (count == 0) spares_make(), outbound_waits = false;
+		for (int index = 0; index < count && in_charge(); index++) handle(events[index].data.ptr, events[index].events);
+	}
+	if (!in_charge()) return finish_turn();
+	end_everything();
+	exit(0);
+}
+
 static void start_builder(void) {
 	int pair[2], self = sys_pidfd_open(getpid());
 	if (self < 0) die("pidfd_open; thaw needs Linux 5.12 or newer");
@@ -558,6 +638,44 @@ static void start_builder(void) {
 	close(pair[1]);
 	close(self);
 	watch_open(&builder, WATCH_BUILDER, pair[0], NULL);
+}
+
+/*
+ * The thread that made builder and pager, whose parent it is, and the builder's children's: the kernel ends all of them with it (PR_SET_PDEATHSIG), and one that
+ * waits for a function (relief.c) cannot be ended. Nor does it have descriptors, which are closed before a thread has ended: the last close of a pipe waits, too.
+ */
+static void *be_parent(void *made) {
+	sigset_t all;
+	start_builder();
+	/* After the fork: functions keep the ordinary limit. */
+	struct rlimit limit;
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+	paging_start();
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	if (syscall(SYS_close_range, 0, ~0U, CLOSE_RANGE_UNSHARE) != 0) die("close_range");
+	sem_post(made);
+	for (;;) pause();
+}
+
+static void make_parent(void) {
+	sem_t made;
+	pthread_attr_t attributes;
+	pthread_t thread;
+	sem_init(&made, 0, 0);
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, PARENT_STACK_BYTES);
+	if ((errno = pthread_create(&thread, &attributes, be_parent, &made)) != 0) die("pthread_create");
+	pthread_attr_destroy(&attributes);
+	while (sem_wait(&made) != 0) {}
+}
+
+/* The process is gone only when its last thread is, and one may be waiting for a function. Children that end are not meant. */
+static void tell_end(void) {
+	if (getpid() == own_pid) shutdown(SERVER_FD, SHUT_RDWR);
 }
 
 int main(int argc, char **argv) {
@@ -577,31 +695,18 @@ int main(int argc, char **argv) {
 	setsockopt(SERVER_FD, SOL_SOCKET, SO_SNDBUFFORCE, &buffer_bytes, sizeof buffer_bytes);
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (epoll_fd < 0) die("epoll_create1");
-	start_builder();
-	sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_term}, NULL);
-	/* After the fork: functions keep the ordinary limit. */
-	struct rlimit limit;
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-		limit.rlim_cur = limit.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &limit);
-	}
+	mallopt(M_ARENA_MAX, 1);
+	make_parent();
+	sigset_t mask;
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGTERM);
+	sigprocmask(SIG_BLOCK, &mask, NULL);
+	watch_open(&term, WATCH_TERM, signalfd(-1, &mask, SFD_CLOEXEC), NULL);
 	watch_open(&server, WATCH_SERVER, SERVER_FD, NULL);
-	paging_start();
 	files_start();
 	uint32_t hello[2] = {(uint32_t)getpid(), HUSK_VERSION};
 	frame_put(MSG_HELLO, 0, 0, hello, sizeof hello);
-	struct epoll_event events[EVENTS_MAX];
-	while (!server_gone && !terminated) {
-		if (!outbound_waits) flush_server();
-		int wait_ms = paging_late();
-		if (spares_lack() || outbound_waits) wait_ms = SPARE_PAUSE_MS;
-		int count = epoll_wait(epoll_fd, events, EVENTS_MAX, wait_ms);
-		if (count < 0 && errno != EINTR) die("epoll_wait");
-		if (count == 0) spares_make(), outbound_waits = false;
-		for (int index = 0; index < count; index++) handle(events[index].data.ptr, events[index].events);
-		feed_builder();
-		free_dead();
-	}
-	end_everything();
-	return 0;
+	own_pid = getpid();
+	atexit(tell_end);
+	relief_run(turns);
 }

@@ -45,6 +45,7 @@ enum {
 	OUT_PAUSE_BYTES = 16 << 20,	/* above this, functions are made to wait */
 	LOG_PAUSE_BYTES = 1 << 20,	/* above this, those that print: replies of others are behind it */
 	READ_BYTES = 256 << 10,
+	FILE_OPEN_BYTES_MAX = 8 << 10,	/* of a message: a path, and the name of a file */
 };
 
 /* ---- wire.c ---- */

@@ -465,8 +465,10 @@ void space_turn(int epoll, int timeout_ms) {
 	struct uffd_msg messages[MESSAGES_A_READ];
 	ssize_t count = read(space->uffd, messages, sizeof messages);
 	for (ssize_t at = 0; at < count / (ssize_t)sizeof *messages; at++) handle(space, &messages[at]);
-	/* Its process is gone. Nothing comes from it any more. */
-	if (count < 0 && errno != EAGAIN && errno != EINTR) epoll_ctl(epoll, EPOLL_CTL_DEL, space->uffd, NULL);
+	if (count >= 0 || errno == EAGAIN || errno == EINTR) return;
+	/* Most likely there is no descriptor for the memory of a child. Whoever forked it waits until this is read: for ever. */
+	failed(space->owner, errno, "what happens to its memory cannot be read");
+	epoll_ctl(epoll, EPOLL_CTL_DEL, space->uffd, NULL);
 }
 
 void space_start(int epoll) { epoll_fd = epoll; }

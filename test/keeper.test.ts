@@ -1,7 +1,8 @@
 /**
  * The keeper on the real kernel, with a husk of the tests' own (keeper-husk.c), so that nothing above the keeper is needed.
  */
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
 import {
   existsSync,
   mkdirSync,
@@ -40,6 +41,8 @@ let plan: RootOperation[];
 
 beforeAll(async () => {
   execFileSync("gcc", ["-static", "-O1", "-Wall", `-I${ROOT}/native/build`, "-o", husk, join(ROOT, "test/keeper-husk.c")]);
+  for (const name of ["pipe-holder", "silent-mount"])
+    execFileSync("gcc", ["-O1", "-Wall", "-pthread", "-o", join(dir, name), join(ROOT, `test/${name}.c`)]);
   mkdirSync(join(dir, "runtime"));
   mkdirSync(join(dir, "code"));
   writeFileSync(join(dir, "code/index.js"), "the code\n");
@@ -162,6 +165,28 @@ class One {
   }
 }
 
+/** Has another process keep something waiting until it is released; `says` when it does. */
+async function start(program: string, argument: string, says: string): Promise<{ release(): Promise<void> }> {
+  const child = spawn(join(dir, program), [argument], { stdio: ["pipe", "pipe", "inherit"] });
+  const ended = once(child, "exit");
+  const [said] = (await Promise.race([once(child.stdout, "data"), ended])) as [unknown];
+  expect(String(said)).toBe(`${says}\n`);
+  return {
+    release: async () => {
+      child.stdin.end();
+      expect(await ended).toEqual([0, null]);
+    },
+  };
+}
+
+/** Has the lock of an instance's output pipe held. */
+async function holdOutput(one: One): Promise<{ release(): Promise<void> }> {
+  return await start("pipe-holder", `/proc/${(await one.ready).pid}/fd/1`, "held");
+}
+
+/** As a zombie it has ended, whoever reaps it. */
+const runs = (pid: number): boolean => alive(pid) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+
 const alive = (pid: number): boolean => processStart(pid) !== undefined;
 
 /** The keeper makes a few descriptors ahead once it had nothing to do for 2 ms, and closes files on a thread of its own. */
@@ -190,7 +215,10 @@ function isLeftOpen(fd: number): boolean {
 const CLOEXEC = 0o2000000;
 const descriptors = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 const childrenOf = (pid: number): number[] =>
-  readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter(Boolean).map(Number);
+  readdirSync(`/proc/${pid}/task`)
+    .flatMap((thread) => readFileSync(`/proc/${pid}/task/${thread}/children`, "utf8").trim().split(" "))
+    .filter(Boolean)
+    .map(Number);
 /** But for those of tests in other files, which come and go meanwhile. */
 const hostMounts = (): number =>
   readFileSync("/proc/self/mountinfo", "utf8")
@@ -271,6 +299,85 @@ describe("a husk", () => {
     expect(loud.logBytes - before).toBeLessThan(12 * 1024 * 1024);
     await Promise.all([loud.kill(), quiet.kill()]);
   });
+
+  it("that holds its output pipe lets nobody wait but itself: others answer, and it goes on when it lets go", async () => {
+    const [held, second, other] = [await world.make().serve(), await world.make().serve(), await world.make().serve()];
+    const othersAnswer = async (what: string): Promise<void> => {
+      for (let turn = 0; turn < 20; turn++) expect(await other.shell(`echo ${what} ${turn}`)).toBe(`${what} ${turn}\n0`);
+    };
+    // More than once: it is remembered, which is another way.
+    for (let round = 0; round < 3; round++) {
+      const holder = await holdOutput(held);
+      let answered = false;
+      const answer = held.shell("true").finally(() => (answered = true));
+      await othersAnswer("one is held");
+      const another = await holdOutput(second);
+      const late = second.shell("true");
+      await othersAnswer("two are held");
+      expect(answered).toBe(false);
+      await holder.release();
+      expect(await answer).toBe("\u00000");
+      expect(await held.shell("echo goes on")).toBe("goes on\n0");
+      await another.release();
+      expect(await late).toBe("\u00000");
+    }
+    const threads = /Threads:\s+(\d+)/.exec(readFileSync(`/proc/${world.keeper.pid}/status`, "utf8"))?.[1];
+    expect(Number(threads)).toBeLessThanOrEqual(6);
+
+    // Killed while it is held: its end is told once somebody can look at what it printed.
+    const holder = await holdOutput(held);
+    const lost = held.shell("true");
+    await othersAnswer("one is held again");
+    const killed = held.kill();
+    await othersAnswer("one is killed");
+    await holder.release();
+    expect((await killed).signal).toBe(9);
+    await lost;
+    await Promise.all([second.kill(), other.kill()]);
+  });
+
+  it("that holds its output pipe does not hold up what came just before it looked", async () => {
+    const held = await world.make().serve();
+    const late = held.shell("sleep 0.1");
+    const holder = await holdOutput(held);
+    // Both are there when the keeper looks again, in this order.
+    process.kill(world.keeper.pid, "SIGSTOP");
+    const made = world.make();
+    world.keeper.flush();
+    await sleep(300);
+    process.kill(world.keeper.pid, "SIGCONT");
+    await made.ready;
+    await holder.release();
+    expect(await late).toBe("\u00000");
+    await Promise.all([held.kill(), made.kill()]);
+  });
+
+  it.skipIf(!existsSync("/dev/fuse"))(
+    "whose memory or files cannot be looked at for long holds up nobody: others answer, and who asked is told",
+    async () => {
+      const other = await world.make().serve();
+      const mount = join(dir, "silent");
+      mkdirSync(mount);
+      const silent = await start("silent-mount", mount, "mounted");
+      try {
+        let told = false;
+        const asked = world.keeper
+          .openMapped(process.pid, `../../..${mount}/file`, "0:0:0")
+          .catch((error: unknown) => error)
+          .finally(() => (told = true));
+        for (let turn = 0; turn < 20; turn++) expect(await other.shell(`echo ${turn}`)).toBe(`${turn}\n0`);
+        expect(told).toBe(false);
+        expect(await asked).toMatchObject({ code: "KEEPER_FAILED", why: "the function did not let go of it for 1000 ms" });
+      } finally {
+        // Whoever looks at the directory waits for it, too.
+        await silent.release();
+      }
+      expect(await other.shell("echo still")).toBe("still\n0");
+      expect(await world.keeper.memory((await other.ready).pid)).toMatch(/^Private_Dirty: +\d+ kB$/m);
+      await expect(world.keeper.memory(0x7fff_ffff)).rejects.toMatchObject({ details: { errno: 2 } });
+      await other.kill();
+    },
+  );
 
   it("keeps what is sent beyond the socket's buffer until the function reads", async () => {
     const one = await world.make().serve();
@@ -593,6 +700,25 @@ describe("the end", () => {
     expect(await sweepCgroups(world.parents.layout)).toBeGreaterThanOrEqual(Object.keys(world.parents.dirs).length);
     expect(pooled(world.parents)).toBeGreaterThan(0);
     await removeParents(world.parents);
+  });
+
+  it("of a keeper by SIGKILL, or SIGTERM, while one of its threads waits for a function ends all others at once", async () => {
+    for (const signal of ["SIGKILL", "SIGTERM"] as const) {
+      const world = await World.open(`held-${signal.toLowerCase()}`);
+      const [held, other] = [await world.make().serve(), await world.make().serve()];
+      const holder = await holdOutput(held);
+      const late = held.shell("true");
+      expect(await other.shell("echo here")).toBe("here\n0");
+      const { pid, initPid } = await other.ready;
+      process.kill(world.keeper.pid, signal);
+      // Not the one that is held: it has that pipe open, and to close it takes the same lock.
+      await until("the other is gone", () => [pid, initPid].filter(runs).length === 0);
+      await holder.release();
+      expect((await other.exit).signal).toBe(9);
+      await late;
+      expect(world.lost).toMatch(signal === "SIGKILL" ? /it was killed by SIGKILL/ : /it exited with code 0/);
+      await removeParents(world.parents);
+    }
   });
 
   it("before it began is told with the reason", async () => {

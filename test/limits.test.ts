@@ -136,6 +136,15 @@ def library(event):
             file.truncate(size)
         with open("/tmp/library.so", "rb") as file: kept.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC))
     return os.stat("/tmp/library.so").st_blocks >> 11
+def libraries(event):
+    """Maps two files that say to be libraries with a table of names of two megabytes, in turn."""
+    head = b"\\x7fELF\\x02\\x01\\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, 64, 0, 64, 56, 0, 64, 1, 0)
+    table = struct.pack("<IIQQQQIIQQ", 0, 3, 2, 0, 4096, 2 << 20, 0, 0, 1, 0)
+    for name in ("/tmp/one.so", "/tmp/other.so"):
+        with open(name, "wb") as file: file.write((head + table).ljust(4096, b"x") + b"x" * (2 << 20))
+    with open("/tmp/one.so", "rb") as one, open("/tmp/other.so", "rb") as other:
+        for file in (one, other) * event["times"]: kept.append(libc.mmap(0, 4096, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, file.fileno(), 0))
+    return len(kept)
 def handler(event, context):
     return globals()[event["do"]](event) if "do" in event else "ready"
 `;
@@ -322,6 +331,19 @@ describe("limits", () => {
         .catch((error: unknown) => expect(error).toMatchObject({ code: "FREEZE_REFUSED" }));
       expect((await instance.hibernate()).cancelled).toBe(false);
       expect(await ask(instance, event)).toBe(there);
+    });
+  });
+
+  it("hold for what is looked through of its code: whoever maps two libraries in turn, a thousand times, is refused", async () => {
+    await withInstance(bench.engine.boot(bench.python(SOURCE, { memoryMb: 128 })), async (instance) => {
+      expect(await ask(instance, { do: "libraries", times: 400 })).toBe(800);
+      await instance.hibernate();
+      expect(await ask(instance, { do: "libraries", times: 1000 })).toBe(2800);
+      await expect(instance.hibernate()).rejects.toMatchObject({
+        code: "HIBERNATE_REFUSED",
+        message: expect.stringContaining("it maps more code than is looked through for its allocators (4 GiB)"),
+      });
+      expect(await ask(instance, { do: "libraries", times: 1 })).toBe(2802);
     });
   });
 

@@ -1,4 +1,5 @@
 /** How pages arrive: every loader gives the same function, REAP records and installs, and a splice start asks the disk ahead. */
+import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, describe, expect, it } from "vitest";
@@ -251,6 +252,23 @@ describe.each(["reap-lazy", "reap"] as const)("memory that the pager brings (%s)
       expect(kib() - before).toBeLessThan(1024);
       expect(await call(clone, "paged.ends_children")).toBe(0);
     });
+  });
+
+  it("does not wait for ever where the pager has no descriptor left for that of a child: the function is ended, and told why", async () => {
+    await use(async (clone) => {
+      const { pager } = pagerOf(clone);
+      const limit = (soft: string) => execFileSync("prlimit", ["--pid", String(pager), `--nofile=${soft}:`]);
+      const [, usual = ""] = /open files +(\d+)/.exec(readFileSync(`/proc/${pager}/limits`, "utf8")) ?? [];
+      limit("3");
+      try {
+        await expect(call(clone, "paged.many_forks", 1)).rejects.toMatchObject({
+          message: expect.stringContaining("what happens to its memory cannot be read: Too many open files"),
+        });
+      } finally {
+        limit(usual);
+      }
+    });
+    await use(async (next) => expect(await call(next, "paged.many_forks", 2)).toBe(0));
   });
 
   it("comes though its image is removed before it has come", async () => {

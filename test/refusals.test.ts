@@ -68,6 +68,7 @@ const REFUSED: readonly (readonly [Language, string, RegExp])[] = [
   ["python", "out_of_band", /^bytes out of band lie unread in a unix socket \(descriptor \d+\)$/],
   ["python", "looks_ahead", /^it looks ahead in a unix socket by an offset \(SO_PEEK_OFF, descriptor \d+\)$/],
   ["python", "every_descriptor", /^writes to its memory cannot be noted \(userfaultfd: Too many open files\)$/],
+  ["python", "attributes", /^what there is to tell of its mappings, descriptors and temporary files takes more than 64 MiB$/],
   ["python", "threads", /^it has more than 256 threads$/],
 ];
 

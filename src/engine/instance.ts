@@ -281,7 +281,7 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   async memory(): Promise<InstanceMemory> {
-    const resident = await residentMemory(this.husk, () => this.exitError());
+    const resident = await residentMemory(this.keeper, this.husk, () => this.exitError());
     return { ...resident, hibernatedBytes: this.hibernation?.hibernatedBytes ?? 0 };
   }
 

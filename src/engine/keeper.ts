@@ -6,6 +6,8 @@
  * the socket read, without copying, unless a message spans chunks. Answers find their request by a tag that the keeper
  * returns in `reserved`.
  */
+import { constants } from "node:os";
+import { sleep } from "../base/clock.js";
 import { isThawError, ThawError } from "../base/errors.js";
 import { ABI_CONSTANTS as ABI, structBytes } from "../linux/abi.js";
 import type { CgroupParents, LimitWrite } from "../linux/cgroups.js";
@@ -55,6 +57,8 @@ const ENDS_WITH_INSTANCE: readonly number[] = [ABI.MSG_HUSK, ABI.MSG_STAGE, ABI.
 const HEAD_BYTES = structBytes("message");
 const JOIN_BYTES_MAX = 16 * 1024;
 const START_MS_MAX = 10_000;
+/** Usual are 20 microseconds, some milliseconds for gigabytes of it. */
+const LOCKED_MS_MAX = 1_000;
 
 /** One keeper process. */
 export class Keeper {
@@ -133,7 +137,15 @@ export class Keeper {
 
   /** Opens what a process has mapped at `addresses` (of /proc/PID/maps), if that is still the file with these numbers (device and inode, from there). */
   async openMapped(pid: number, addresses: string, file: string): Promise<number> {
-    return await this.#open(ABI.FILE_MAPPED, [`/proc/${pid}/map_files/${addresses}`, file]);
+    const opened = this.#open(ABI.FILE_MAPPED, [`/proc/${pid}/map_files/${addresses}`, file]);
+    return await inTime(opened, (id) => this.closeFile(id));
+  }
+
+  /** What `/proc/PID/smaps_rollup` says of a process. */
+  async memory(pid: number): Promise<string> {
+    const payload = Buffer.alloc(4);
+    payload.writeUInt32LE(pid);
+    return (await inTime(this.#ask("memory", ABI.MSG_MEMORY, 0, [payload]))).payload.toString("latin1");
   }
 
   /** Opens the folder with a function's code, so that it can be mounted. CODE_INVALID names one that is not there. */
@@ -418,6 +430,23 @@ export class Keeper {
     this.#process.socket.destroy();
     if (!this.#closing) this.#options.onLost?.(this.#lost);
   }
+}
+
+/** What needs the kernel's lock of a process's memory: who has many threads, and leaves the one that has it no processor, keeps that. `late` gets what comes when nobody waits. */
+async function inTime<T>(asked: Promise<T>, late?: (value: T) => void): Promise<T> {
+  const waiting = new AbortController();
+  const tooLate = sleep(LOCKED_MS_MAX, waiting.signal).then(
+    () => {
+      asked.then(late, () => undefined);
+      throw new ThawError("KEEPER_FAILED", {
+        what: "The keeper could not look at a function's memory",
+        why: `the function did not let go of it for ${LOCKED_MS_MAX} ms`,
+        details: { errno: constants.errno.ETIMEDOUT },
+      });
+    },
+    () => asked,
+  );
+  return Promise.race([asked, tooLate]).finally(() => waiting.abort());
 }
 
 function sandboxEnded(what: string): ThawError {

@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 12;
+export const HUSK_VERSION = 13;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {
@@ -88,6 +88,7 @@ export const ABI_CONSTANTS = {
   MSG_HELPER_TERM: 21,
   MSG_PAGED_BY: 14,
   MSG_TRACE: 15,
+  MSG_MEMORY: 16,
   // Messages, keeper to server.
   MSG_HELLO: 64,
   MSG_OK: 65,
@@ -101,6 +102,7 @@ export const ABI_CONSTANTS = {
   MSG_PREFETCHED: 73,
   MSG_PAGED: 74,
   MSG_TRACED: 75,
+  MSG_MEMORY_TOLD: 76,
 
   /** Descriptors that a helper gets, from 3 on; `flags` of MSG_HELPER says how many file ids precede its arguments. */
   HELPER_FDS_MAX: 4,

@@ -64,6 +64,16 @@ describe("a memory budget", () => {
     expect(residentBytes()).toBeLessThan(170 * MIB);
   });
 
+  it("counts an instance that lets nobody look at its memory as all that it may have", async () => {
+    await openBed({ memoryBudgetBytes: 250 * MIB }, ["a"]);
+    await bed.platform.invoke("a", "");
+    const [instance] = bed.engine.live;
+    if (instance === undefined) throw new Error("a has no instance");
+    instance.memory = () => Promise.reject(new ThawError("KEEPER_FAILED", { what: "its memory cannot be looked at" }));
+    await bed.platform.measure("a");
+    expect(bed.platform.get("a").instances).toMatchObject([{ state: "warm", residentBytes: 128 * MIB }]);
+  });
+
   it("is held by ending an instance that has ended by itself, before its exit is told, and holds up nobody for it", async () => {
     await openBed({ memoryBudgetBytes: 100 * MIB }, ["a", "b"]);
     await bed.platform.invoke("a", "");

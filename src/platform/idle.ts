@@ -447,7 +447,8 @@ export class IdleInstances {
       slot.measured = state === "idle";
       if (slot.measured) budget.learn(slot.version, privateBytes);
     } catch {
-      // It ended meanwhile, and its memory with it.
+      // It ended meanwhile, and its memory with it; or it keeps everybody from looking: then it counts as all that it may have.
+      if (slot.instance.alive && slot.state !== "ending") budget.assign(slot, slot.version.spec.memoryMb * MIB);
       slot.measured = true;
       slot.dirtyBytes = 0;
     }
