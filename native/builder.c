@@ -132,7 +132,10 @@ static int cgroup_file(const struct cgroups *in, const char *controller, unsigne
 int cgroup_write(const struct cgroups *in, const char *controller, unsigned slot, const char *file, const char *value) {
 	int opened = cgroup_file(in, controller, slot, file, O_WRONLY);
 	if (opened < 0) return opened;
-	int result = write(opened, value, strlen(value)) < 0 ? -errno : 0;
+	int result;
+	/* A lower limit of memory is given up at the first signal. */
+	do result = write(opened, value, strlen(value)) < 0 ? -errno : 0;
+	while (result == -EINTR);
 	close(opened);
 	return result;
 }

@@ -645,7 +645,7 @@ static void start_builder(void) {
  * waits for a function (relief.c) cannot be ended. Nor does it have descriptors, which are closed before a thread has ended: the last close of a pipe waits, too.
  */
 static void *be_parent(void *made) {
-	sigset_t all;
+	sigset_t term_alone;
 	start_builder();
 	/* After the fork: functions keep the ordinary limit. */
 	struct rlimit limit;
@@ -654,8 +654,10 @@ static void *be_parent(void *made) {
 		setrlimit(RLIMIT_NOFILE, &limit);
 	}
 	paging_start();
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	/* No other: that a child has ended is told to this thread, and what it has blocked is not ignored, but interrupts another. */
+	sigemptyset(&term_alone);
+	sigaddset(&term_alone, SIGTERM);
+	pthread_sigmask(SIG_BLOCK, &term_alone, NULL);
 	if (syscall(SYS_close_range, 0, ~0U, CLOSE_RANGE_UNSHARE) != 0) die("close_range");
 	sem_post(made);
 	for (;;) pause();

@@ -17,7 +17,6 @@
 #include "instance.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -100,20 +99,16 @@ void call_ends(struct instance *it) {
 
 static void *stand_by_first(void *unused);
 
-/* Of its own only the stack that it touches. Signals are for nobody here. */
+/* Of its own only the stack that it touches. */
 static void add_standby(void) {
-	sigset_t all, before;
 	pthread_attr_t attributes;
 	pthread_t thread;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, STACK_BYTES);
 	int error = pthread_create(&thread, &attributes, stand_by_first, NULL);
 	if (error == 0) standing_by++;
 	else fprintf(stderr, "keeper: nobody stands by for a function that holds its output (%s); are processes (pids.max) used up?\n", strerror(error));
 	pthread_attr_destroy(&attributes);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* Until a call of the thread in charge lasts too long: then this one is. It is counted. */

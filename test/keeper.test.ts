@@ -721,6 +721,21 @@ describe("the end", () => {
     }
   });
 
+  it("of a child interrupts no thread: what a parent has blocked, the kernel tells another", async () => {
+    const world = await World.open("signals");
+    await world.make().serve();
+    const SIGCHLD = 1n << 16n;
+    const threads = readdirSync(`/proc/${world.keeper.pid}/task`).map((thread) => `/proc/${world.keeper.pid}/task/${thread}`);
+    const parents = threads.filter((thread) => readFileSync(`${thread}/children`, "utf8") !== "");
+    expect(parents).toHaveLength(1);
+    for (const thread of parents) {
+      const blocked = /^SigBlk:\s+(\w+)$/m.exec(readFileSync(`${thread}/status`, "utf8"))?.[1];
+      expect(BigInt(`0x${blocked}`) & SIGCHLD).toBe(0n);
+    }
+    await world.keeper.close();
+    await removeParents(world.parents);
+  });
+
   it("before it began is told with the reason", async () => {
     await expect(Keeper.start({ binary: "/nonexistent/keeper" })).rejects.toThrow(
       /The keeper \(\/nonexistent\/keeper\) failed.*ENOENT.*npm run build/s,
