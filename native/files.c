@@ -103,7 +103,7 @@ void file_open(const struct message *head, const char *payload) {
 	if (fd < 0) return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, errno, "cannot open %s: %s", path, strerror(errno));
 	size_t name_at = sizeof kind + strlen(path) + 1;
 	if (kind == FILE_MAPPED && (name_at >= head->bytes || !is_named(fd, payload + name_at))) {
-		close(fd);
+		close_aside(fd);
 		return frame_failed(MSG_FILE_OPEN, head->id, head->reserved, ESTALE, "%s is another file by now", path);
 	}
 	file_set(head->id, fd);

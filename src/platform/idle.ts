@@ -448,7 +448,9 @@ export class IdleInstances {
       if (slot.measured) budget.learn(slot.version, privateBytes);
     } catch {
       // It ended meanwhile, and its memory with it; or it keeps everybody from looking: then it counts as all that it may have.
-      if (slot.instance.alive && slot.state !== "ending") budget.assign(slot, slot.version.spec.memoryMb * MIB);
+      const { state } = slot;
+      if (state === "ending" || state === "hibernated") return;
+      if (slot.instance.alive) budget.assign(slot, slot.version.spec.memoryMb * MIB);
       slot.measured = true;
       slot.dirtyBytes = 0;
     }
