@@ -174,7 +174,7 @@ void refuse_unfit(const struct deflation *d, const struct view *view)
 		refuse("its memory may hold code, and the directory for it is mounted noexec");
 	for (size_t i = 0; i < view->vma_count; i++)
 		if (view->vmas[i].watched)
-			refuse("its memory is watched by a userfaultfd");
+			refuse_instance("its memory is watched by a userfaultfd");
 	for (size_t i = 0; (i = next_allocator_that_trusts_zeros(d->target->pid, view->vmas, view->vma_count, i)) < view->vma_count; i++)
 		if (!is_unused(d, view->vmas[i].path))
 			refuse("its allocator (jemalloc, in %s) relies on zeros where memory was given back, and memory that is a file gives its bytes back",
