@@ -120,6 +120,32 @@ it.each<[ErrorCode, number[]]>([
   pool.close();
 });
 
+it("husks that are outdated serve until others have taken their places, one by one, and are taken last", async () => {
+  let held: Promise<void> | undefined;
+  const pool = new HuskPool(
+    fakeKeeper(async () => held),
+    step("base"),
+    {} as Logger,
+  );
+  pool.target("parked", { ...spec("parked"), level: "prefaulted", count: 3 });
+  await pool.full(20_000);
+  const former = new Set<unknown>();
+  let release = (): void => {};
+  held = new Promise((resolve) => {
+    release = resolve;
+  });
+  pool.renew("parked", (husk) => former.add(husk) && true);
+  expect([former.size, pool.readyCount("parked")]).toEqual([3, 3]);
+  const served = pool.take("parked");
+  expect([former.has(served), served?.exit, pool.readyCount("parked")]).toEqual([true, undefined, 2]);
+  release();
+  await pool.full(20_000);
+  expect(pool.readyCount("parked")).toBe(3);
+  for (let taken = 0; taken < 3; taken++) expect(former.has(pool.take("parked"))).toBe(false);
+  expect([...former].filter((husk) => (husk as Husk).exit === undefined)).toEqual([served]);
+  pool.close();
+});
+
 it("husks that are parked for one image are made within an allowance, and can be given up", async () => {
   const pool = new HuskPool(
     fakeKeeper(async () => undefined),

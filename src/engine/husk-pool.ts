@@ -48,6 +48,7 @@ interface PoolSpec {
 
 interface Pool {
   spec: PoolSpec;
+  /** In the order in which they are taken; those that are outdated come last. */
   readonly ready: Husk[];
   /** What its last husk took. */
   bytes: number;
@@ -65,6 +66,8 @@ export interface PoolTotals {
 /** Husks that wait, by the programs that they have behind them; refilled while nobody waits for a start. */
 export class HuskPool {
   private readonly pools = new Map<string, Pool>();
+  /** Of those that wait. */
+  private readonly outdated = new WeakSet<Husk>();
   private readonly waiters: { key: string; resolve: () => void }[] = [];
   private busy = 0;
   private made = 0;
@@ -178,7 +181,7 @@ export class HuskPool {
     for (const pool of this.pools.values()) {
       if (!isParked(pool)) continue;
       left -= pool.making * pool.bytes;
-      for (const { privateBytes } of pool.ready) left -= privateBytes;
+      for (const husk of pool.ready) if (!this.outdated.has(husk)) left -= husk.privateBytes;
     }
     return (pool) => !isParked(pool) || pool.bytes < left;
   }
@@ -200,14 +203,12 @@ export class HuskPool {
     clearTimeout(timer);
   }
 
-  /** Others take the place of those that are `outdated`. */
+  /** Others take the place of those that are `outdated`, one by one: until then these serve. */
   renew(key: string, outdated: (husk: Husk) => boolean): void {
     const pool = this.pools.get(key);
     if (pool === undefined) return;
-    for (const husk of pool.ready.filter(outdated)) {
-      pool.ready.splice(pool.ready.indexOf(husk), 1);
-      this.drop(husk);
-    }
+    for (const husk of pool.ready.filter(outdated)) this.outdated.add(husk);
+    pool.ready.sort((a, b) => Number(this.outdated.has(a)) - Number(this.outdated.has(b)));
     this.refill();
   }
 
@@ -281,7 +282,7 @@ export class HuskPool {
     const end = Date.now() + timeoutMs;
     for (;;) {
       const hasRoom = this.room();
-      const lacking = [...this.pools].filter(([, pool]) => pool.ready.length < pool.spec.count && hasRoom(pool));
+      const lacking = [...this.pools].filter(([, pool]) => this.upToDate(pool) < pool.spec.count && hasRoom(pool));
       if (lacking.length === 0) return;
       if (Date.now() >= end) {
         throw new ThawError("RESOURCE_EXHAUSTED", {
@@ -303,6 +304,11 @@ export class HuskPool {
     for (const waiter of this.waiters.splice(0)) waiter.resolve();
   }
 
+  /** How many of its husks need not be made anew. */
+  private upToDate({ ready }: Pool): number {
+    return ready.filter((husk) => !this.outdated.has(husk)).length;
+  }
+
   private refill(): void {
     if (this.closed) return;
     const now = Date.now();
@@ -310,7 +316,7 @@ export class HuskPool {
     const awaited = new Set(this.waiters.map(({ key }) => key));
     const rank = ([key, pool]: [string, Pool]): number => (awaited.has(key) ? -1 : pool.ready.length + pool.making);
     const due = [...this.pools].filter(
-      ([, pool]) => pool.ready.length + pool.making < pool.spec.count && pool.failedUntil <= now,
+      ([, pool]) => this.upToDate(pool) + pool.making < pool.spec.count && pool.failedUntil <= now,
     );
     const hasRoom = this.room();
     const lacking = due.filter(([, pool]) => hasRoom(pool)).sort((a, b) => rank(a) - rank(b));
@@ -330,11 +336,12 @@ export class HuskPool {
     const { spec } = pool;
     try {
       const husk = await this.make(spec.template, spec.steps(), spec.level, spec.avoid);
-      if (this.closed || this.pools.get(key) !== pool || pool.spec !== spec || pool.ready.length >= spec.count) this.drop(husk);
+      if (this.closed || this.pools.get(key) !== pool || pool.spec !== spec || this.upToDate(pool) >= spec.count) this.drop(husk);
       else {
         pool.lastingFailures = 0;
         pool.bytes = husk.privateBytes;
-        pool.ready.push(husk);
+        pool.ready.splice(this.upToDate(pool), 0, husk);
+        if (pool.ready.length > spec.count) this.drop(pool.ready.pop());
         void husk.gone().then(() => this.buried(pool, husk));
         const index = this.waiters.findIndex((waiter) => waiter.key === key);
         if (index >= 0) this.waiters.splice(index, 1)[0]?.resolve();
