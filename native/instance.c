@@ -228,7 +228,7 @@ void instance_uffd_let_go(struct instance *it) {
 
 static void take_gift(struct instance *it, uint32_t kind, int fd) {
 	int *place = kind == GIFT_GATE ? &it->gate : kind == GIFT_PAGED ? &it->paged_uffd : &it->uffd;
-	if (*place >= 0) close(*place);
+	if (*place >= 0) close_aside(*place);
 	*place = fd;
 	if (kind == GIFT_PAGED) paging_adopt(it);
 }

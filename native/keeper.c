@@ -448,6 +448,12 @@ static void send_bytes(const struct message *head, struct instance *it, const ui
 	else frame_failed(MSG_SEND, head->id, head->reserved, -result, "nobody is left to read it");
 }
 
+/* Answered when the memory is watched no more: a helper that comes behind may be started sooner. */
+static void let_go(const struct message *head, struct instance *it) {
+	if (it != NULL) instance_uffd_let_go(it);
+	frame_put(MSG_OK, head->id, head->reserved, NULL, 0);
+}
+
 static void dispatch(const struct message *head, const uint8_t *payload) {
 	struct instance *it = instance_message(head->type) ? table_get(&instances, head->id) : NULL;
 	switch (head->type) {
@@ -465,7 +471,7 @@ static void dispatch(const struct message *head, const uint8_t *payload) {
 	case MSG_LIMITS: if (it != NULL) instance_limits(it, head->reserved, (const char *)payload, head->bytes); return;
 	case MSG_KILL: if (it != NULL) instance_kill(it); return;
 	case MSG_PREFETCH: return paging_prefetch(head, payload);
-	case MSG_UFFD_CLOSE: if (it != NULL) instance_uffd_let_go(it); return;
+	case MSG_UFFD_CLOSE: return let_go(head, it);
 	case MSG_MEMORY: return tell_memory(head, payload);
 	case MSG_PAGED_BY: if (it != NULL) paging_plan(it, head, payload); return;
 	case MSG_TRACE: if (it != NULL) paging_trace(it, head->reserved); return;

@@ -213,6 +213,7 @@ function isLeftOpen(fd: number): boolean {
 }
 
 const CLOEXEC = 0o2000000;
+const threadsOf = (pid: number): number => readdirSync(`/proc/${pid}/task`).length;
 const descriptors = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 const childrenOf = (pid: number): number[] =>
   readdirSync(`/proc/${pid}/task`)
@@ -367,13 +368,22 @@ describe("a husk", () => {
           .finally(() => (told = true));
         for (let turn = 0; turn < 20; turn++) expect(await other.shell(`echo ${turn}`)).toBe(`${turn}\n0`);
         expect(told).toBe(false);
-        expect(await asked).toMatchObject({ code: "KEEPER_FAILED", why: "the function did not let go of it for 1000 ms" });
+        const kept = { code: "KEEPER_FAILED", why: "the function did not let go of it for 1000 ms" };
+        expect(await asked).toMatchObject(kept);
+        // No further thread waits for the same.
+        const before = threadsOf(world.keeper.pid);
+        const asking = [world.keeper.memory(process.pid), world.keeper.openMapped(process.pid, "0-0", "0:0:0")];
+        for (const refused of asking) await expect(refused).rejects.toMatchObject(kept);
+        expect(threadsOf(world.keeper.pid)).toBe(before);
       } finally {
         // Whoever looks at the directory waits for it, too.
         await silent.release();
       }
       expect(await other.shell("echo still")).toBe("still\n0");
-      expect(await world.keeper.memory((await other.ready).pid)).toMatch(/^Private_Dirty: +\d+ kB$/m);
+      await until("the process to be looked at again", () => world.keeper.memory(process.pid).catch(() => undefined));
+      const { pid } = await other.ready;
+      expect(await world.keeper.memory(pid)).toMatch(/^Private_Dirty: +\d+ kB$/m);
+      await world.keeper.closeUffd(other.id, pid);
       await expect(world.keeper.memory(0x7fff_ffff)).rejects.toMatchObject({ details: { errno: 2 } });
       await other.kill();
     },

@@ -20,6 +20,7 @@ import { NO_PIDS } from "./choose-pid.js";
 import { makeDataDir, refuseNoexec } from "./data-dir.js";
 import { measureFloor } from "./floor.js";
 import { type FreezeTools, freezeInstance, generationOf } from "./freeze.js";
+import { both } from "./gate.js";
 import { Hibernation } from "./hibernate.js";
 import { HuskPool } from "./husk-pool.js";
 import { LoadedImage } from "./images.js";
@@ -33,7 +34,7 @@ import { Packer } from "./packing.js";
 import { Parking } from "./parking.js";
 import { bootOnly, engineClosed, nextLabel, notOpen, usBetween } from "./parts.js";
 import { Prefetcher } from "./prefetcher.js";
-import { both, pagesElsewhere, ReapStarts } from "./reap.js";
+import { pagesElsewhere, ReapStarts } from "./reap.js";
 import { Recorder } from "./recorder.js";
 import { rehearse } from "./rehearsal.js";
 import { Templates } from "./templates.js";
@@ -392,8 +393,8 @@ export class LocalEngine implements Engine, InstanceOwner {
     );
   }
 
-  abandonRecording(instance: LiveInstance): void {
-    this.recorder.abandon(instance);
+  abandonRecording(instance: LiveInstance): Promise<void> | undefined {
+    return this.recorder.abandon(instance);
   }
 
   ended(instance: LiveInstance): void {

@@ -49,8 +49,7 @@ export class Gate {
 
   /** Resolves when neither a request has to wait nor anything is done by {@link Gate.alone}; undefined when that is so. */
   get quiet(): Promise<void> | undefined {
-    if (this.#shut === undefined || this.#working === undefined) return this.#shut ?? this.#working;
-    return Promise.all([this.#shut, this.#working]).then(() => undefined);
+    return both(this.#shut, this.#working);
   }
 
   /** Does one thing after the other; requests may pass meanwhile. */
@@ -67,4 +66,9 @@ export class Gate {
     });
     return done;
   }
+}
+
+/** Waits for what there is. */
+export function both(first: Promise<void> | undefined, second: Promise<void> | undefined): Promise<void> | undefined {
+  return first === undefined || second === undefined ? (first ?? second) : Promise.all([first, second]).then(() => undefined);
 }

@@ -183,7 +183,7 @@ export class Hibernation {
         totalMs: nowMs() - began,
         writtenPages: number("writtenPages"),
         hibernatedBytes: this.hibernatedBytes,
-        residentBytes: cancelled ? (await instance.memory()).privateBytes : number("residentBytes"),
+        residentBytes: cancelled ? await this.#residentBytes() : number("residentBytes"),
         mappings: number("mappings"),
         cancelled,
       };
@@ -228,6 +228,16 @@ export class Hibernation {
     this.instance.announceResumed();
     const collect = before === "warm" ? {} : { collect: false as const };
     return prepare(this.instance, { code: "HIBERNATE_REFUSED", done: "hibernated", ...collect });
+  }
+
+  /** Of one that stays awake: not worth a failure. */
+  async #residentBytes(): Promise<number> {
+    try {
+      return (await this.instance.memory()).privateBytes;
+    } catch (error) {
+      if (!isThawError(error, "KEEPER_FAILED")) throw error;
+      return 0;
+    }
   }
 
   get #cancelled(): boolean {

@@ -14,7 +14,7 @@ const START: StartResult = { kind: "parked", us: 1, phases: [], waitUs: 0, prefe
 const ENDED = exitOf();
 
 /** An instance that is followed behind its first answer, and what its owner is told, in order. */
-function followed() {
+function followed(unwatched?: Promise<void>) {
   const told: string[] = [];
   const killed: number[] = [];
   const keeper = {
@@ -24,9 +24,17 @@ function followed() {
   } as unknown as Keeper;
   const owner = {
     firstAnswer: () => void told.push("first answer"),
-    abandonRecording: () => void told.push("abandoned"),
+    abandonRecording: () => {
+      told.push("abandoned");
+      return unwatched;
+    },
     ended: () => void told.push("ended"),
-    hibernation: () => ({ hibernate: async () => told.push("hibernated") }),
+    hibernation: () => ({
+      hibernate: async (after?: Promise<void>) => {
+        await after;
+        told.push("hibernated");
+      },
+    }),
     freeze: async () => told.push("frozen"),
   } as unknown as InstanceOwner;
   const husk = new Husk(7);
@@ -102,6 +110,23 @@ describe("an instance that is followed behind its first answer", () => {
     await answered;
     await turn();
     expect(told).toEqual(["followed", "abandoned", done, "first answer"]);
+  });
+
+  it.each(["hibernate", "freeze"] as const)("is not touched by a %s while its memory is watched", async (work) => {
+    let letGo = (): void => {};
+    let refuse = (_: Error): void => {};
+    const { told, instance } = followed(new Promise((resolve) => (letGo = resolve)));
+    const working = instance[work]();
+    await turn();
+    expect(told).toEqual(["followed", "abandoned"]);
+    letGo();
+    await working;
+    expect(told).toHaveLength(3);
+    const kept = followed(new Promise((_, reject) => (refuse = reject)));
+    const refused = kept.instance[work]();
+    refuse(new Error("kept"));
+    await expect(refused).rejects.toThrow("kept");
+    expect(kept.told).toEqual(["followed", "abandoned"]);
   });
 
   it("is when it is frozen live, in the middle of its first request", async () => {

@@ -13,7 +13,7 @@ import { assert, ThawError } from "../base/errors.js";
 import { isEnding } from "../linux/ending.js";
 import { encodeFrame, FrameParser, type FunctionFrame, type PrepareHeader, type ThawHeader } from "../runtime/frames.js";
 import { checkBody } from "./check-arguments.js";
-import { Gate } from "./gate.js";
+import { both, Gate } from "./gate.js";
 import type { Hibernation } from "./hibernate.js";
 import type { Husk } from "./husk.js";
 import {
@@ -65,8 +65,8 @@ export interface InstanceOwner {
   hibernation(instance: LiveInstance): Hibernation;
   /** Called once after the first answer, which was to `event`; a second request waits for the promise. */
   firstAnswer(instance: LiveInstance, event: Buffer | string): Promise<void> | undefined;
-  /** Called before a freeze or a hibernation: what has not been recorded by then is not recorded. */
-  abandonRecording(instance: LiveInstance): void;
+  /** Called before a freeze or a hibernation, which waits for the promise: what has not been recorded by then is not recorded. */
+  abandonRecording(instance: LiveInstance): Promise<void> | undefined;
   ended(instance: LiveInstance): void;
 }
 
@@ -247,7 +247,7 @@ export class LiveInstance implements Instance, InstanceListener {
       await this.hibernation?.settled();
       // Hooks and hygiene bring its memory back.
       await this.hibernation?.wake();
-      this.unwatch();
+      await this.unwatch();
       return this.owner.freeze(this, options);
     });
   }
@@ -291,9 +291,9 @@ export class LiveInstance implements Instance, InstanceListener {
 
   hibernate(): Promise<HibernateReport> {
     assert(this.running === undefined, "an instance is hibernated between two requests");
-    this.unwatch();
+    const unwatched = this.unwatch();
     this.hibernation ??= this.owner.hibernation(this);
-    return this.hibernation.hibernate(this.gate.quiet);
+    return this.hibernation.hibernate(both(this.gate.quiet, unwatched));
   }
 
   async wake(): Promise<StartResult> {
@@ -423,10 +423,10 @@ export class LiveInstance implements Instance, InstanceListener {
   }
 
   /** Neither a freeze nor a hibernation can have a process whose memory is watched. */
-  private unwatch(): void {
+  private unwatch(): Promise<void> | undefined {
     this.runAfterAnswer();
     this.starting.takeFollow()?.();
-    this.owner.abandonRecording(this);
+    return this.owner.abandonRecording(this);
   }
 
   private recordFirst(event: Buffer | string): void {

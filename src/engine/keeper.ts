@@ -66,6 +66,9 @@ export class Keeper {
   readonly #options: KeeperOptions;
   readonly #pending = new Map<number, Pending>();
   readonly #listeners = new Map<number, InstanceListener>();
+  readonly #memories = new Map<number, Promise<string>>();
+  /** Processes whose memory the keeper waits for longer than that. */
+  readonly #late = new Set<number>();
   #outgoing: Buffer[] = [];
   #nextTag = 1;
   #nextInstance = 1;
@@ -137,15 +140,21 @@ export class Keeper {
 
   /** Opens what a process has mapped at `addresses` (of /proc/PID/maps), if that is still the file with these numbers (device and inode, from there). */
   async openMapped(pid: number, addresses: string, file: string): Promise<number> {
-    const opened = this.#open(ABI.FILE_MAPPED, [`/proc/${pid}/map_files/${addresses}`, file]);
-    return await inTime(opened, (id) => this.closeFile(id));
+    const open = (): Promise<number> => this.#open(ABI.FILE_MAPPED, [`/proc/${pid}/map_files/${addresses}`, file]);
+    return await this.#locked(pid, open, (id) => this.closeFile(id));
   }
 
-  /** What `/proc/PID/smaps_rollup` says of a process. */
-  async memory(pid: number): Promise<string> {
+  /** What `/proc/PID/smaps_rollup` says of a process; who asks while another does gets the same answer. */
+  memory(pid: number): Promise<string> {
+    const asked = this.#memories.get(pid);
+    if (asked !== undefined) return asked;
     const payload = Buffer.alloc(4);
     payload.writeUInt32LE(pid);
-    return (await inTime(this.#ask("memory", ABI.MSG_MEMORY, 0, [payload]))).payload.toString("latin1");
+    const told = this.#locked(pid, () => this.#ask("memory", ABI.MSG_MEMORY, 0, [payload]))
+      .then((message) => message.payload.toString("latin1"))
+      .finally(() => this.#memories.delete(pid));
+    this.#memories.set(pid, told);
+    return told;
   }
 
   /** Opens the folder with a function's code, so that it can be mounted. CODE_INVALID names one that is not there. */
@@ -222,9 +231,11 @@ export class Keeper {
     if (this.#listeners.has(instance)) this.#send(ABI.MSG_KILL, instance, 0, []);
   }
 
-  /** Lets go of the userfaultfd that an instance's husk made and gave, if there is one: nothing of its memory is registered then. */
-  closeUffd(instance: number): void {
-    if (this.#listeners.has(instance)) this.#send(ABI.MSG_UFFD_CLOSE, instance, 0, []);
+  /** Lets go of the userfaultfd that an instance's husk made and gave, if there is one. Resolves when nothing of the memory of `pid`, which is its process, is registered. */
+  async closeUffd(instance: number, pid: number): Promise<void> {
+    const closed = this.#ask("userfaultfd", ABI.MSG_UFFD_CLOSE, instance, []);
+    closed.catch(() => undefined);
+    await this.#locked(pid, () => closed);
   }
 
   /** The pager will fill the memory that this instance's husk gives to it. Before the stage that gives it; `onPaged` follows. */
@@ -295,6 +306,25 @@ export class Keeper {
     head.writeUInt32LE(kind);
     await this.#ask(path, ABI.MSG_FILE_OPEN, id, [head, encodeStrings([path, ...more])]);
     return id;
+  }
+
+  /**
+   * For what needs the kernel's lock of a process's memory: who has many threads, and leaves the one that has it no processor, keeps that. A thread of the keeper
+   * waits then, so no more is asked about that process until it came. `late` gets what comes when nobody waits.
+   */
+  async #locked<T>(pid: number, ask: () => Promise<T>, late?: (value: T) => void): Promise<T> {
+    if (this.#late.has(pid)) throw memoryLocked();
+    const asked = ask();
+    const waiting = new AbortController();
+    const tooLate = sleep(LOCKED_MS_MAX, waiting.signal).then(
+      () => {
+        this.#late.add(pid);
+        asked.then(late, () => undefined).finally(() => this.#late.delete(pid));
+        throw memoryLocked();
+      },
+      () => asked,
+    );
+    return Promise.race([asked, tooLate]).finally(() => waiting.abort());
   }
 
   #ask(what: string, type: number, id: number, parts: readonly Buffer[], flags = 0): Promise<KeeperMessage> {
@@ -432,21 +462,12 @@ export class Keeper {
   }
 }
 
-/** What needs the kernel's lock of a process's memory: who has many threads, and leaves the one that has it no processor, keeps that. `late` gets what comes when nobody waits. */
-async function inTime<T>(asked: Promise<T>, late?: (value: T) => void): Promise<T> {
-  const waiting = new AbortController();
-  const tooLate = sleep(LOCKED_MS_MAX, waiting.signal).then(
-    () => {
-      asked.then(late, () => undefined);
-      throw new ThawError("KEEPER_FAILED", {
-        what: "The keeper could not look at a function's memory",
-        why: `the function did not let go of it for ${LOCKED_MS_MAX} ms`,
-        details: { errno: constants.errno.ETIMEDOUT },
-      });
-    },
-    () => asked,
-  );
-  return Promise.race([asked, tooLate]).finally(() => waiting.abort());
+function memoryLocked(): ThawError {
+  return new ThawError("KEEPER_FAILED", {
+    what: "The keeper could not look at a function's memory",
+    why: `the function did not let go of it for ${LOCKED_MS_MAX} ms`,
+    details: { errno: constants.errno.ETIMEDOUT },
+  });
 }
 
 function sandboxEnded(what: string): ThawError {

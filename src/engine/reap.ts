@@ -247,11 +247,6 @@ export function pagesElsewhere(loader: Loader | undefined): ThawError {
   });
 }
 
-/** Waits for what there is. */
-export function both(first: Promise<void> | undefined, second: Promise<void> | undefined): Promise<void> | undefined {
-  return first === undefined || second === undefined ? (first ?? second) : Promise.all([first, second]).then(() => undefined);
-}
-
 function installed(instance: LiveInstance, start: PagedStart, report: PagedReport): void {
   const { readUs, installUs, pages, regions } = report;
   const direct = start.mode === "direct" && !report.direct;

@@ -53,6 +53,8 @@ function runsOf(value: unknown): PageRun[] {
 /** See above. */
 export class Recorder {
   readonly #followed = new Map<LiveInstance, Followed>();
+  /** Whose memory is yet to be let go of. */
+  readonly #unwatching = new WeakMap<LiveInstance, Promise<void>>();
   /** It was told that sets cannot be recorded, and none was since. */
   #failing = false;
 
@@ -121,18 +123,29 @@ export class Recorder {
     this.#followed.delete(instance);
     const { loaded, recording } = followed;
     if (recording !== undefined) return this.#record(instance, loaded, recording, event);
-    if (instance.husk.tracked) this.keeper.closeUffd(instance.id);
+    if (instance.husk.tracked) this.#unwatch(instance);
     // The answer goes out first. Whoever ends the instance at once waits for the count, which takes 20 us.
     instance.beforeNext(() => this.#count(instance, loaded, event));
     return undefined;
   }
 
-  /** Before a freeze or a hibernation: neither can have a process whose memory is watched, and no answer has come to record. */
-  abandon(instance: LiveInstance): void {
+  /**
+   * Before a freeze or a hibernation: neither can have a process whose memory is watched, and no answer has come to record. A promise while it is; rejects with
+   * KEEPER_FAILED where the process keeps the kernel from letting go.
+   */
+  abandon(instance: LiveInstance): Promise<void> | undefined {
     const followed = this.#followed.get(instance);
-    if (followed === undefined) return;
-    if (followed.recording !== undefined || instance.husk.tracked) this.keeper.closeUffd(instance.id);
-    this.ended(instance);
+    if (followed !== undefined) {
+      if (followed.recording !== undefined || instance.husk.tracked) this.#unwatch(instance);
+      this.ended(instance);
+    }
+    return this.#unwatching.get(instance);
+  }
+
+  #unwatch(instance: LiveInstance): void {
+    const unwatched = this.keeper.closeUffd(instance.id, instance.hostPid).finally(() => this.#unwatching.delete(instance));
+    unwatched.catch(() => undefined);
+    this.#unwatching.set(instance, unwatched);
   }
 
   /** Ended without an answer. */
@@ -179,7 +192,7 @@ export class Recorder {
     try {
       const { written, read } = await this.scan(instance).finally(() => {
         // From here on it runs at full speed, and can be frozen.
-        if (how.device !== undefined) this.keeper.closeUffd(instance.id);
+        if (how.device !== undefined) this.#unwatch(instance);
       });
       if (loaded.closed || faults === undefined) loaded.sets.release();
       else {

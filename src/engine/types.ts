@@ -228,7 +228,7 @@ export interface HibernateReport {
   readonly writtenPages: number;
   /** On disk, all hibernations of this instance together. */
   readonly hibernatedBytes: number;
-  /** Resident and private afterwards: stacks, page tables. What the kernel keeps for the sandbox comes on top. */
+  /** Resident and private afterwards: stacks, page tables. What the kernel keeps for the sandbox comes on top. 0 where it was cancelled and the function keeps everybody from looking. */
   readonly residentBytes: number;
   readonly mappings: number;
   /** A request came first: the instance is as warm as before, and nothing was given back. */

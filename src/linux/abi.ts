@@ -6,7 +6,7 @@
  */
 
 /** Bumped when a program compiled for an older husk would not run: programs are then compiled anew. */
-export const HUSK_VERSION = 13;
+export const HUSK_VERSION = 14;
 
 /** Integer constants visible to C under the same names. */
 export const ABI_CONSTANTS = {

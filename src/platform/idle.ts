@@ -228,7 +228,11 @@ export class IdleInstances {
 
   /** Measures those of `versions` whose memory is not known. */
   async measure(versions: readonly Version[]): Promise<void> {
-    const slots = versions.flatMap(({ slots }) => [...slots.all].filter((slot) => !slot.measured));
+    await this.#measureAll(versions.flatMap(({ slots }) => [...slots.all].filter((slot) => !slot.measured)));
+  }
+
+  /** A few at a time: one that keeps everybody from looking takes a second. */
+  async #measureAll(slots: readonly Slot[]): Promise<void> {
     const next = slots.values();
     const work = async (): Promise<void> => {
       for (const slot of next) await this.#measure(slot);
@@ -421,14 +425,10 @@ export class IdleInstances {
 
   /** After a moment: who is used again at once is not worth the millisecond. */
   async #measureSome(): Promise<void> {
-    let left = MEASURES_AT_ONCE;
     const settledMs = performance.now() - MEASURE_AFTER_MS / 2;
-    for (const slot of this.#unmeasured) {
-      if (slot.idleSinceMs > settledMs) continue;
-      if (left-- === 0) break;
-      this.#unmeasured.delete(slot);
-      if (slot.state === "idle") await this.#measure(slot);
-    }
+    const settled = [...this.#unmeasured].filter(({ idleSinceMs }) => idleSinceMs <= settledMs).slice(0, MEASURES_AT_ONCE);
+    for (const slot of settled) this.#unmeasured.delete(slot);
+    await this.#measureAll(settled.filter(({ state }) => state === "idle"));
     this.#measuring = undefined;
     const [next] = this.#unmeasured;
     if (next !== undefined && !this.#closed) this.#measureSoon(next);
